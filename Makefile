@@ -1,0 +1,40 @@
+# Moorline: `make demo` shows it working, `make test` runs every test, `make check` the quick part.
+SHELL := /bin/bash
+CARGO ?= cargo
+export CARGO_TERM_COLOR ?= auto
+
+.PHONY: help build check test test-long demo bench fmt clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s '	'
+
+build: ## the moorline binary, ./target/release/moorline
+	@tests/deps.sh build
+	$(CARGO) build --release --locked -p moorline-cli
+
+check: ## formatting, lints, unit and simulation tests: a few minutes
+	@tests/deps.sh build
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) test --locked --workspace --exclude moorline-e2e
+
+test: check ## everything: installs what is missing, then unit tests and a real Kubernetes control plane end to end
+	@tests/deps.sh test
+	$(CARGO) build --locked -p moorline-cli
+	$(CARGO) test --locked -p moorline-e2e
+
+test-long: test ## the long ones too: fuzzing, the wire crate without an operating system
+	tests/long.sh
+
+demo: ## installs what is missing, builds, shows kubectl through the hub on a real cluster, cleans up
+	@demo/demo.sh
+
+bench: ## speed and memory, as ratios against direct and nginx in one run
+	@tests/deps.sh test
+	bench/run.sh
+
+fmt: ## formats the code
+	$(CARGO) fmt --all
+
+clean: ## removes what was built in this tree
+	$(CARGO) clean

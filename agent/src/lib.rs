@@ -1,0 +1,1 @@
+//! The cluster agent: dials the hub and serves streams.

