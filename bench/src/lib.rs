@@ -1,1 +1,0 @@
-//! Speed and memory, as ratios against references in the same run.

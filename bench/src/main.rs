@@ -1,0 +1,67 @@
+//! Speed and memory of Moorline against references in the same run: direct, and nginx as a reverse proxy.
+//!
+//! `bench/run.sh` starts the real parts and calls this with a plan; rounds are interleaved and medians shown,
+//! because on a shared machine only ratios within one run mean something.
+
+mod client;
+mod measure;
+mod origin;
+mod process;
+mod table;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Parser)]
+#[command(about = "Speed and memory, as ratios against references in the same run")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serves `GET /bulk/BYTES` and takes any upload: the other end of the bulk measurements.
+    Origin {
+        /// Where to listen.
+        #[arg(long)]
+        listen: std::net::SocketAddr,
+        /// Certificate, PEM.
+        #[arg(long)]
+        cert: PathBuf,
+        /// Key, PEM.
+        #[arg(long)]
+        key: PathBuf,
+    },
+    /// Fills a namespace with pods and waits until they are there.
+    Fill {
+        /// The plan, as `run` takes it; the first target is used.
+        plan: PathBuf,
+        /// How many pods.
+        #[arg(long, default_value_t = 5000)]
+        pods: usize,
+    },
+    /// Measures every target of a plan and prints one table.
+    Run {
+        /// A JSON file: targets, processes, rounds.
+        plan: PathBuf,
+        /// Only measurements whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+    },
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let read = |path: PathBuf| -> Result<measure::Plan> {
+        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        Ok(serde_json::from_slice(&text)?)
+    };
+    match cli.command {
+        Command::Origin { listen, cert, key } => runtime.block_on(origin::serve(listen, &cert, &key)),
+        Command::Fill { plan, pods } => runtime.block_on(measure::fill(&read(plan)?, pods)),
+        Command::Run { plan, only } => runtime.block_on(measure::run(&read(plan)?, only.as_deref())),
+    }
+}

@@ -1,0 +1,58 @@
+//! The main job on real parts: real control planes that nothing can dial into, a hub, agents, users, plain kubectl.
+//!
+//! Run with `cargo test -p moorline-e2e`; `-- NAME` picks scenes. Needs root and what `tests/deps.sh` installs.
+
+mod commands;
+mod failures;
+mod hub_api;
+mod identity;
+mod streams;
+mod world;
+
+use libtest_mimic::{Arguments, Trial};
+use std::sync::{Arc, Mutex};
+use world::World;
+
+type Scene = fn(&mut World) -> anyhow::Result<()>;
+
+const SCENES: &[(&str, Scene)] = &[
+    ("commands_equal_direct", commands::equal_direct),
+    ("objects_live_and_die_through_the_hub", commands::lifecycle),
+    ("watch_shows_each_change", commands::watch),
+    ("logs_exec_attach_cp_forward_proxy", streams::all),
+    ("u09_kubectl_1_32_speaks_too", streams::older_kubectl),
+    ("s02_act_as_needs_the_clusters_own_right", identity::act_as),
+    ("s03_nobody_becomes_system_masters", identity::masters),
+    ("s01_s06_smuggled_identity_never_arrives", identity::smuggled),
+    ("errors_are_a_status_that_kubectl_prints", identity::errors),
+    ("hub_api_speaks_kubectl", hub_api::kubectl),
+    ("agent_runs_in_a_pod_with_its_service_account", hub_api::pod),
+    ("a_copied_identity_is_refused", failures::copied_identity),
+    ("a_clock_an_hour_off_is_named", failures::clock),
+    ("f40_api_server_down_is_a_502", failures::api_server_down),
+    ("f04_agent_killed_is_an_error_and_it_comes_back", failures::agent_killed),
+    ("f03_hub_drains_on_sigterm", failures::hub_drains),
+    ("f01_hub_killed_and_agents_return_without_a_token", failures::hub_killed),
+];
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // One world, one scene at a time: scenes break and mend the same hub and agents.
+    arguments.test_threads = Some(1);
+    let world: Arc<Mutex<Option<World>>> = Arc::default();
+    let trials = SCENES.iter().map(|&(name, scene)| {
+        let world = Arc::clone(&world);
+        Trial::test(name, move || {
+            let mut guard = world.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if guard.is_none() {
+                *guard = Some(World::start().map_err(|e| format!("{e:#}"))?);
+            }
+            let Some(world) = guard.as_mut() else { return Err("no world".into()) };
+            scene(world).map_err(|e| format!("{e:#}").into())
+        })
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    // The world ends its processes, namespaces and mounts before the exit code is given.
+    drop(world.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+    conclusion.exit();
+}

@@ -1,0 +1,225 @@
+//! The commands that live on long streams: logs, exec, attach, cp, port-forward, proxy.
+
+use crate::world::{ALICE, World};
+use anyhow::{Context, Result, ensure};
+use moorline_e2e::process::{eventually, read_until, run, text};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+const POD: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: box, namespace: team}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: box
+    image: docker.io/local/busybox:1
+    imagePullPolicy: Never
+    stdin: true
+    command: ["/bin/sh", "-c"]
+    args:
+    - |
+      mkdir -p /www; echo served > /www/index.html
+      httpd -p 8080 -h /www
+      i=0; while true; do i=$((i+1)); echo "tick $i"; sleep 0.2; done & cat
+"#;
+
+/// A child that is killed when a scene ends early.
+struct Ended(Child);
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// How kubectl is asked to carry its streams.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    WebSocketFirst,
+    SpdyOnly,
+}
+
+struct Kubectl<'a> {
+    world: &'a World,
+    way: Way,
+    binary: Option<&'static str>,
+}
+
+impl Kubectl<'_> {
+    fn command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = match self.binary {
+            None => self.world.through(ALICE, "edge1")?,
+            Some(binary) => {
+                let mut command = Command::new(binary);
+                command.arg("--kubeconfig").arg(self.world.hub.kubeconfig(ALICE, "edge1")?);
+                command
+            }
+        };
+        let on = if matches!(self.way, Way::WebSocketFirst) { "true" } else { "false" };
+        command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", on).env("KUBECTL_PORT_FORWARD_WEBSOCKETS", on);
+        command.args(["-n", "team"]).args(args);
+        Ok(command)
+    }
+
+    fn exec(&self, dir: &Path) -> Result<()> {
+        let echo = run(self.command(&["exec", "-i", "box", "--", "cat"])?.env("X", ""), b"through and back\n")?;
+        ensure!(echo.stdout == b"through and back\n", "{:?}: exec -i gave {echo:?}", self.way);
+        let code = run(&mut self.command(&["exec", "box", "--", "sh", "-c", "echo out; echo err >&2; exit 7"])?, b"")?;
+        ensure!(
+            code.status.code() == Some(7)
+                && code.stdout == b"out\n"
+                && String::from_utf8_lossy(&code.stderr).starts_with("err\n"),
+            "{:?}: exit code, out and err: {code:?}",
+            self.way
+        );
+        // A terminal of a given size, by util-linux' script.
+        let inner = self.command(&["exec", "-it", "box", "--", "sh", "-c", "stty size; tty"])?;
+        let words: Vec<String> =
+            std::iter::once(inner.get_program()).chain(inner.get_args()).map(|a| shell(&a.to_string_lossy())).collect();
+        let mut tty = Command::new("script");
+        tty.args(["-qec", &format!("stty rows 31 cols 97; {}", words.join(" ")), "/dev/null"]);
+        for (key, value) in inner.get_envs() {
+            if let Some(value) = value {
+                tty.env(key, value);
+            }
+        }
+        let seen = text(&mut tty)?;
+        ensure!(seen.contains("31 97") && seen.contains("/dev/pts/"), "{:?}: a terminal gave {seen:?}", self.way);
+        // 5 MB there and back, the same bytes.
+        let (up, down) = (dir.join("up"), dir.join("down"));
+        let data: Vec<u8> = (0u32..5_000_000).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        std::fs::write(&up, &data)?;
+        text(&mut self.command(&["cp", &up.to_string_lossy(), "team/box:/tmp/copy"])?)?;
+        text(&mut self.command(&["cp", "team/box:/tmp/copy", &down.to_string_lossy()])?)?;
+        ensure!(std::fs::read(&down)? == data, "{:?}: cp changed the bytes", self.way);
+        Ok(())
+    }
+
+    fn attach(&self) -> Result<()> {
+        let mut child = Ended(
+            self.command(&["attach", "-i", "box"])?
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()?,
+        );
+        let mut stdin = child.0.stdin.take().context("stdin")?;
+        stdin.write_all(b"typed into attach\n")?;
+        stdin.flush()?;
+        let out = child.0.stdout.take().context("stdout")?;
+        read_until(out, Duration::from_secs(20), |seen| seen.contains("typed into attach") && seen.contains("tick"))
+            .with_context(|| format!("{:?}: attach", self.way))?;
+        Ok(())
+    }
+
+    fn forward(&self) -> Result<()> {
+        let mut child = Ended(
+            self.command(&["port-forward", "pod/box", ":8080"])?
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()?,
+        );
+        let out = child.0.stdout.take().context("stdout")?;
+        let seen = read_until(out, Duration::from_secs(20), |seen| seen.contains("->") && seen.contains('\n'))?;
+        let port: u16 = seen
+            .split("127.0.0.1:")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next())
+            .and_then(|port| port.parse().ok())
+            .with_context(|| seen.clone())?;
+        for round in 0..5 {
+            let mut socket = TcpStream::connect(("127.0.0.1", port))?;
+            socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+            socket.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer)?;
+            ensure!(answer.ends_with("served\n"), "{:?}: port-forward, round {round}: {answer:?}", self.way);
+        }
+        Ok(())
+    }
+
+    fn logs(&self) -> Result<()> {
+        let mut child = Ended(
+            self.command(&["logs", "-f", "--tail=1", "box"])?.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?,
+        );
+        let out = child.0.stdout.take().context("stdout")?;
+        let seen = read_until(out, Duration::from_secs(20), |seen| seen.matches("tick").count() >= 8)?;
+        // Followed lines come one by one, none lost, none doubled.
+        let ticks: Vec<u64> = seen.lines().filter_map(|l| l.strip_prefix("tick ")?.parse().ok()).collect();
+        ensure!(ticks.windows(2).all(|w| w[1] == w[0] + 1), "{ticks:?}");
+        ensure!(text(&mut self.command(&["logs", "box", "--tail=3"])?)?.lines().count() == 3);
+        Ok(())
+    }
+
+    fn proxy(&self) -> Result<()> {
+        let mut child =
+            Ended(self.command(&["proxy", "--port=0"])?.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?);
+        let out = child.0.stdout.take().context("stdout")?;
+        let seen = read_until(out, Duration::from_secs(20), |seen| seen.contains('\n'))?;
+        let address = seen.trim().rsplit(' ').next().context("address")?.to_owned();
+        let page = text(
+            Command::new("curl")
+                .args(["-sf", &format!("http://{address}/api/v1/namespaces/team/pods/box:8080/proxy/")]),
+        )?;
+        ensure!(page == "served\n", "kubectl proxy to a pod: {page:?}");
+        let version = text(Command::new("curl").args(["-sf", &format!("http://{address}/version")]))?;
+        ensure!(version.contains("gitVersion"), "{version}");
+        Ok(())
+    }
+}
+
+fn shell(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+fn pod(world: &World) -> Result<()> {
+    let made = run(world.through(ALICE, "edge1")?.args(["apply", "-f", "-"]), POD.as_bytes())?;
+    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    world.kubectl(ALICE, &["-n", "team", "wait", "pod/box", "--for=condition=Ready", "--timeout=60s"])?;
+    eventually("page served in the pod", Duration::from_secs(20), || {
+        world.kubectl(ALICE, &["get", "--raw", "/api/v1/namespaces/team/pods/box:8080/proxy/"])
+    })?;
+    Ok(())
+}
+
+pub fn all(world: &mut World) -> Result<()> {
+    pod(world)?;
+    for way in [Way::WebSocketFirst, Way::SpdyOnly] {
+        let kubectl = Kubectl { world, way, binary: None };
+        kubectl.exec(&world.dir)?;
+        kubectl.attach()?;
+        kubectl.forward()?;
+    }
+    let kubectl = Kubectl { world, way: Way::WebSocketFirst, binary: None };
+    kubectl.logs()?;
+    kubectl.proxy()?;
+    // Nothing stays behind: the streams of all these commands are gone from the hub.
+    eventually("idle hub", Duration::from_secs(15), || {
+        let open = world.hub.metric("moorline_proxy_requests_in_flight", &[])?;
+        ensure!(open == 0.0, "{open} requests in flight");
+        Ok(())
+    })
+}
+
+/// U09: the machine's other kubectl, two minors or more behind, where there is one.
+pub fn older_kubectl(world: &mut World) -> Result<()> {
+    let binary = "/usr/bin/kubectl";
+    if !Path::new(binary).exists() {
+        println!("no second kubectl on this machine: nothing compared");
+        return Ok(());
+    }
+    pod(world)?;
+    for way in [Way::WebSocketFirst, Way::SpdyOnly] {
+        let kubectl = Kubectl { world, way, binary: Some(binary) };
+        kubectl.exec(&world.dir)?;
+        kubectl.forward()?;
+    }
+    Kubectl { world, way: Way::SpdyOnly, binary: Some(binary) }.logs()
+}
