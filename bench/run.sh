@@ -64,14 +64,14 @@ export XDG_CONFIG_HOME=$work/config
 moorline login https://127.0.0.1:$hub --user admin --ca-file "$work/hub/ca.crt" --password-stdin <"$work/hub/admin.password"
 sed "s|server: .*|server: \"https://$origin\", certificate-authority-data: $(base64 -w0 "$pki/ca.crt")}}]|" "$work/kube/kubeconfig" >"$work/origin.kubeconfig"
 agents=()
-for c in "bench $work/kube/kubeconfig" "origin $work/origin.kubeconfig" "tls $work/origin.kubeconfig --carrier=tls"; do
+for c in "bench $work/kube/kubeconfig --carrier=quic" "benchtls $work/kube/kubeconfig --carrier=tls" "origin $work/origin.kubeconfig --carrier=quic" "tls $work/origin.kubeconfig --carrier=tls"; do
   read -r name config more <<<"$c"
   read -r -a join <<<"$(moorline token create --cluster "$name" 2>/dev/null)"
   # shellcheck disable=SC2086
   up "agent-$name" "${join[@]}" --state-dir "$work/agent-$name" --kubeconfig "$config" $more
   agents+=($!)
 done
-for c in bench origin tls; do wait_for sh -c "moorline clusters $c -o json | grep -q '\"status\": *\"True\"'"; done
+for c in bench benchtls origin tls; do wait_for sh -c "moorline clusters $c -o json | grep -q '\"status\": *\"True\"'"; done
 echo "a-password-for-bench-123" | moorline user create bench --password-stdin >/dev/null
 moorline grant create bench --user bench --cluster '*' >/dev/null
 kubectl --kubeconfig "$work/kube/kubeconfig" create clusterrolebinding bench --clusterrole cluster-admin --user bench >/dev/null
@@ -87,12 +87,13 @@ cat >"$work/plan.json" <<JSON
  "targets": [$(target direct $api "" "$pki/ca.crt" "$admin" '[]'),
              $(target nginx 127.0.0.1:$nginx "" "$pki/ca.crt" null '[]'),
              $(target nginx+impersonation 127.0.0.1:17448 "" "$pki/ca.crt" null '[]'),
-             $(target moorline 127.0.0.1:$hub /k8s/clusters/bench "$work/hub/ca.crt" null "$bearer")],
+             $(target moorline-tls 127.0.0.1:$hub /k8s/clusters/benchtls "$work/hub/ca.crt" null "$bearer"),
+             $(target moorline-quic 127.0.0.1:$hub /k8s/clusters/bench "$work/hub/ca.crt" null "$bearer")],
  "bulk": [$(target direct $origin "" "$pki/ca.crt" null '[]'),
           $(target nginx 127.0.0.1:$nginx_origin "" "$pki/ca.crt" null '[]'),
           $(target moorline-quic 127.0.0.1:$hub /k8s/clusters/origin "$work/hub/ca.crt" null "$bearer"),
           $(target moorline-tls 127.0.0.1:$hub /k8s/clusters/tls "$work/hub/ca.crt" null "$bearer")],
- "processes": [["hub", $hub_pid], ["agent", ${agents[0]}], ["agent-quic", ${agents[1]}], ["agent-tls", ${agents[2]}]]}
+ "processes": [["hub", $hub_pid], ["agent-quic", ${agents[0]}], ["agent-tls", ${agents[1]}], ["agent-quic-bulk", ${agents[2]}], ["agent-tls-bulk", ${agents[3]}]]}
 JSON
 moorline-bench fill "$work/plan.json" --pods "${PODS:-5000}"
 moorline-bench run "$work/plan.json" "$@"

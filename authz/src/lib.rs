@@ -1,1 +1,11 @@
-//! Who is asking, and may they: pure decisions.
+//! Who is asking, and may they: pure decisions. Facts come in as arguments, a decision goes out; no sockets, no
+//! clock, no HTTP and no Kubernetes client.
+#![forbid(unsafe_code)]
+
+pub mod access;
+pub mod edge;
+pub mod identity;
+pub mod impersonation;
+pub mod password;
+pub mod token;
+pub mod verb;

@@ -1,1 +1,18 @@
 //! The HTTP data plane: one request over one stream.
+//!
+//! The hub takes a request ([`guard`], [`path`], [`headers`]), asks for a stream ([`kube::Dial`]) and writes the request
+//! into it ([`wire`]); the agent reads it there, decides ([`edge`]) and sends it on. Every call is [`audit`]ed.
+#![forbid(unsafe_code)]
+
+pub mod audit;
+pub mod body;
+pub mod edge;
+pub mod guard;
+pub mod headers;
+pub mod kube;
+pub mod path;
+pub mod status;
+pub mod upgrade;
+pub mod wire;
+
+pub use body::{Body, BodyError};

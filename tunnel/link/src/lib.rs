@@ -1,1 +1,47 @@
 //! Sessions and streams over real carriers.
+//!
+//! An agent [`dial`]s its hub over QUIC or TLS; the hub takes the connection with [`accept_tls`] or a
+//! [`QuicListener`], hears who it is ([`Greeting`]) and welcomes or refuses it. What both sides then hold is a
+//! [`Session`]: named streams both ways, a control stream, an end with a cause. `tunnel/SPEC.md` is the wire.
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod limits;
+pub mod mux;
+pub mod splice;
+pub mod tls;
+
+mod dial;
+mod greeting;
+mod quic;
+mod session;
+mod stream;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+pub use address::HubAddress;
+pub use dial::{DialError, dial};
+pub use greeting::{AcceptError, Greeting, accept_tls};
+pub use limits::Limits;
+pub use quic::{QuicIncoming, QuicListener};
+pub use session::{CloseReason, Closed, OpenError, Session};
+pub use stream::{IncomingStream, Stream, StreamError};
+pub use tls::{Identity, Trust};
+
+/// What carries a session's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Carrier {
+    /// QUIC over UDP: streams do not wait for each other's losses.
+    Quic,
+    /// TLS 1.3 over TCP with the mux of [`mux`] inside: where UDP is blocked.
+    Tls,
+}
+impl std::fmt::Display for Carrier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Quic => "quic",
+            Self::Tls => "tls",
+        })
+    }
+}

@@ -6,6 +6,7 @@
 extern crate alloc;
 
 pub mod code;
+pub mod codec;
 pub mod control;
 pub mod header;
 pub mod id;
