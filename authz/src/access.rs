@@ -1,0 +1,312 @@
+//! Which caller reaches which cluster and which object of the hub's API.
+
+use crate::identity::{ActAs, Identity, MASTERS};
+use std::collections::HashMap;
+
+/// What one `ClusterGrant` says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Grant {
+    /// User names.
+    pub users: Vec<String>,
+    /// Group names.
+    pub groups: Vec<String>,
+    /// Cluster names; `*` is every cluster.
+    pub clusters: Vec<String>,
+    /// Groups that its holders have in these clusters, besides their own.
+    pub as_groups: Vec<String>,
+}
+
+/// All grants, indexed by user and by group. Build it anew when a grant changes.
+#[derive(Debug, Clone, Default)]
+pub struct Grants {
+    all: Vec<Grant>,
+    by_user: HashMap<String, Vec<usize>>,
+    by_group: HashMap<String, Vec<usize>>,
+}
+
+impl Grants {
+    /// Builds the index.
+    pub fn new(grants: impl IntoIterator<Item = Grant>) -> Self {
+        let mut index = Self::default();
+        for (at, grant) in grants.into_iter().enumerate() {
+            for user in &grant.users {
+                index.by_user.entry(user.clone()).or_default().push(at);
+            }
+            for group in &grant.groups {
+                index.by_group.entry(group.clone()).or_default().push(at);
+            }
+            index.all.push(grant);
+        }
+        index
+    }
+
+    /// The grants that `identity` holds. One may come twice.
+    fn held_by<'a>(&'a self, identity: &'a Identity) -> impl Iterator<Item = &'a Grant> {
+        let groups = identity.groups.iter().filter_map(|group| self.by_group.get(group));
+        self.by_user.get(&identity.user).into_iter().chain(groups).flatten().filter_map(|&at| self.all.get(at))
+    }
+}
+
+impl Grant {
+    fn covers(&self, cluster: &str) -> bool {
+        self.clusters.iter().any(|c| c == "*" || c == cluster)
+    }
+}
+
+/// What a decision is taken from.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// Who asks.
+    pub identity: &'a Identity,
+    /// The clusters that the presented token is restricted to; `None`: no restriction.
+    pub token_clusters: Option<&'a [String]>,
+    /// All grants.
+    pub grants: &'a Grants,
+}
+
+impl Facts<'_> {
+    /// Whether the caller may see this cluster.
+    pub fn reaches(&self, cluster: &str) -> bool {
+        self.token_covers(cluster)
+            && (self.identity.is_admin() || self.grants.held_by(self.identity).any(|grant| grant.covers(cluster)))
+    }
+
+    /// Whether the caller may know which clusters exist: only to such a caller is an unknown cluster "not found".
+    pub fn reaches_all(&self) -> bool {
+        let by_grant = || self.grants.held_by(self.identity).any(|grant| grant.clusters.iter().any(|c| c == "*"));
+        self.token_clusters.is_none() && (self.identity.is_admin() || by_grant())
+    }
+
+    fn token_covers(&self, cluster: &str) -> bool {
+        self.token_clusters.is_none_or(|only| only.iter().any(|c| c == cluster))
+    }
+}
+
+/// A decision that this caller reaches this cluster. Only [`authorize`] makes one, and no stream is dialled without.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permit {
+    cluster: String,
+    principal: Identity,
+    act_as: Option<ActAs>,
+}
+
+impl Permit {
+    /// The cluster.
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+    /// The caller as the cluster shall know them: with the groups that grants add.
+    pub fn principal(&self) -> &Identity {
+        &self.principal
+    }
+    /// Whom the caller asks to act as. Not yet allowed: the edge asks the cluster.
+    pub fn act_as(&self) -> Option<&ActAs> {
+        self.act_as.as_ref()
+    }
+}
+
+/// A refusal. The text is for the caller.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denial {
+    /// No grant of the caller names the cluster, or there is no such cluster.
+    #[error("user {user:?} has no access to cluster {cluster:?}")]
+    NoGrant {
+        /// Who asked.
+        user: String,
+        /// For what.
+        cluster: String,
+    },
+    /// The token is for other clusters.
+    #[error("this token is not valid for cluster {cluster:?}")]
+    TokenScope {
+        /// For what.
+        cluster: String,
+    },
+    /// Nobody acts as this group through the hub.
+    #[error("nobody may act as group {group:?} through this hub")]
+    ForbiddenGroup {
+        /// The group.
+        group: String,
+    },
+    /// The hub's own API.
+    #[error("user {user:?} cannot {verb} resource {resource:?} in API group \"moorline.dev\"")]
+    HubApi {
+        /// Who asked.
+        user: String,
+        /// To do what.
+        verb: String,
+        /// With what.
+        resource: String,
+    },
+}
+
+/// May this caller reach this cluster? Whether they may do there what they ask is the cluster's own decision.
+///
+/// # Errors
+/// The reason. For an unknown cluster the caller gets the same answer as for one without a grant.
+pub fn authorize(facts: &Facts<'_>, cluster: &str, act_as: Option<ActAs>) -> Result<Permit, Denial> {
+    if !facts.token_covers(cluster) {
+        return Err(Denial::TokenScope { cluster: cluster.to_owned() });
+    }
+    if !facts.reaches(cluster) {
+        return Err(Denial::NoGrant { user: facts.identity.user.clone(), cluster: cluster.to_owned() });
+    }
+    if act_as.as_ref().is_some_and(|ActAs(who)| who.in_group(MASTERS)) {
+        return Err(Denial::ForbiddenGroup { group: MASTERS.to_owned() });
+    }
+    let mut principal = facts.identity.clone();
+    for grant in facts.grants.held_by(facts.identity).filter(|grant| grant.covers(cluster)) {
+        for group in &grant.as_groups {
+            if !principal.in_group(group) {
+                principal.groups.push(group.clone());
+            }
+        }
+    }
+    Ok(Permit { cluster: cluster.to_owned(), principal, act_as })
+}
+
+/// A request to the hub's own API.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HubRequest<'a> {
+    /// Kubernetes verb: get, list, watch, create, update, patch, delete, deletecollection.
+    pub verb: &'a str,
+    /// Plural: `clusters`, `tokens`, …
+    pub resource: &'a str,
+    /// `status`, `password`, …; empty: the object itself.
+    pub subresource: &'a str,
+    /// Name of the object; empty for list, watch of many and create.
+    pub name: &'a str,
+    /// `spec.user` of the token that is read, made or deleted, where it is known.
+    pub owner: Option<&'a str>,
+}
+
+/// Which objects of a list or watch a caller sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All.
+    All,
+    /// Clusters that a grant names: ask [`Facts::reaches`] with each name.
+    GrantedClusters,
+    /// The `User` with the caller's name.
+    OwnUser,
+    /// Tokens whose `spec.user` is the caller's name.
+    OwnTokens,
+}
+
+impl Scope {
+    /// Whether an object is within. `owner`: `spec.user` of a token.
+    pub fn shows(self, facts: &Facts<'_>, name: &str, owner: Option<&str>) -> bool {
+        match self {
+            Self::All => true,
+            Self::GrantedClusters => facts.reaches(name),
+            Self::OwnUser => name == facts.identity.user,
+            Self::OwnTokens => owner == Some(facts.identity.user.as_str()),
+        }
+    }
+}
+
+/// May this caller do this in the hub's API, and which objects do they see?
+///
+/// A token that is restricted to clusters is for those clusters: with it nobody administers the hub, and nobody makes
+/// or deletes tokens, for such a token could make one that is not restricted.
+///
+/// # Errors
+/// The reason.
+pub fn hub_api(facts: &Facts<'_>, request: &HubRequest<'_>) -> Result<Scope, Denial> {
+    let HubRequest { verb, resource, subresource, name, owner } = *request;
+    let user = facts.identity.user.as_str();
+    let restricted = facts.token_clusters.is_some();
+    if facts.identity.is_admin() && !restricted {
+        return Ok(Scope::All);
+    }
+    let one = verb == "get" || (verb == "watch" && !name.is_empty());
+    let many = matches!(verb, "list" | "watch") && name.is_empty();
+    let scope = match (resource, subresource) {
+        ("clusters", "") if many || (one && facts.reaches(name)) => Some(Scope::GrantedClusters),
+        ("users", "") if many || (one && name == user) => Some(Scope::OwnUser),
+        ("tokens", "") if !restricted => {
+            let own = owner == Some(user);
+            let write = matches!(verb, "create" | "delete") && own;
+            (many || write || (one && own)).then_some(Scope::OwnTokens)
+        }
+        _ => None,
+    };
+    scope.ok_or_else(|| {
+        let resource = if subresource.is_empty() { resource.to_owned() } else { format!("{resource}/{subresource}") };
+        Denial::HubApi { user: user.to_owned(), verb: verb.to_owned(), resource }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grants() -> Grants {
+        let list = |names: &[&str]| names.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        Grants::new([
+            Grant { users: list(&["ann"]), groups: vec![], clusters: list(&["a"]), as_groups: list(&["ops"]) },
+            Grant { users: vec![], groups: list(&["all"]), clusters: list(&["*"]), as_groups: list(&["viewers"]) },
+        ])
+    }
+
+    #[test]
+    fn a_grant_opens_its_clusters_and_adds_its_groups() {
+        let (grants, ann) = (grants(), Identity::new("ann", ["dev"]));
+        let facts = Facts { identity: &ann, token_clusters: None, grants: &grants };
+        let permit = authorize(&facts, "a", None).unwrap();
+        assert_eq!(permit.principal().groups, ["dev", "ops"]);
+        assert!(matches!(authorize(&facts, "b", None), Err(Denial::NoGrant { .. })));
+        assert!(!facts.reaches_all());
+    }
+
+    #[test]
+    fn s53_a_grant_of_a_group_is_not_one_of_a_user_with_that_name() {
+        let (grants, all) = (grants(), Identity::new("all", ["ann"]));
+        let facts = Facts { identity: &all, token_clusters: None, grants: &grants };
+        assert!(authorize(&facts, "a", None).is_err());
+    }
+
+    #[test]
+    fn s10_a_restricted_token_opens_nothing_else() {
+        let (grants, admin) = (grants(), Identity::new("admin", ["moorline:admins"]));
+        let only = ["a".to_owned()];
+        let facts = Facts { identity: &admin, token_clusters: Some(&only), grants: &grants };
+        assert!(authorize(&facts, "a", None).is_ok());
+        assert!(matches!(authorize(&facts, "b", None), Err(Denial::TokenScope { .. })));
+        assert!(!facts.reaches_all());
+        let make = HubRequest { verb: "create", resource: "tokens", owner: Some("admin"), ..HubRequest::default() };
+        assert!(hub_api(&facts, &make).is_err());
+    }
+
+    #[test]
+    fn s03_nobody_acts_as_masters() {
+        let (grants, admin) = (grants(), Identity::new("admin", ["moorline:admins"]));
+        let facts = Facts { identity: &admin, token_clusters: None, grants: &grants };
+        let asked = Some(ActAs(Identity::new("bob", ["x", "system:masters"])));
+        assert!(matches!(authorize(&facts, "a", asked), Err(Denial::ForbiddenGroup { .. })));
+    }
+
+    #[test]
+    fn users_see_what_is_theirs() {
+        let (grants, ann) = (grants(), Identity::new("ann", ["dev"]));
+        let facts = Facts { identity: &ann, token_clusters: None, grants: &grants };
+        let ask = |verb, resource, subresource, name, owner| {
+            hub_api(&facts, &HubRequest { verb, resource, subresource, name, owner })
+        };
+        assert_eq!(ask("list", "clusters", "", "", None), Ok(Scope::GrantedClusters));
+        assert!(ask("get", "clusters", "", "a", None).is_ok());
+        assert!(ask("get", "clusters", "", "b", None).is_err());
+        assert!(ask("delete", "clusters", "", "a", None).is_err());
+        assert!(ask("update", "clusters", "status", "a", None).is_err());
+        assert!(ask("get", "users", "", "ann", None).is_ok());
+        assert!(ask("get", "users", "", "bob", None).is_err());
+        assert!(ask("update", "users", "password", "ann", None).is_err());
+        assert!(ask("create", "tokens", "", "", Some("ann")).is_ok());
+        assert!(ask("create", "tokens", "", "", Some("bob")).is_err());
+        assert!(ask("delete", "tokens", "", "t", None).is_err());
+        assert!(ask("deletecollection", "tokens", "", "", Some("ann")).is_err());
+        assert!(ask("list", "jointokens", "", "", None).is_err());
+        assert!(!Scope::OwnTokens.shows(&facts, "t", Some("bob")));
+        assert!(!Scope::OwnTokens.shows(&facts, "t", None));
+    }
+}
