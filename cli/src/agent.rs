@@ -1,0 +1,166 @@
+//! `moorline agent`: runs a cluster's agent.
+
+use crate::{
+    daemon::{self, Process},
+    failure::usage,
+    files,
+    logging::LogFormat,
+};
+use moorline_agent::{Config, Preference, UpstreamConfig};
+use moorline_link::HubAddress;
+use moorline_proto::id::{AgentName, ClusterId};
+use serde::Deserialize;
+use std::{env, net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode};
+
+/// Where Kubernetes puts a pod's service account.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// Threads of an agent: it serves one cluster.
+const THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3);
+
+/// `moorline agent`
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  moorline agent --hub https://hub.example:8443 --token mlj_…            inside a cluster
+  moorline agent --hub https://hub.example:8443 --token mlj_… --kubeconfig ~/.kube/config
+  moorline agent --config /etc/moorline/agent.yaml
+
+The token is needed once: the agent keeps its key and certificate in the state folder and renews them.
+Flags go before environment, environment before the file. The file has the flags' names in camelCase
+(stateDir: /var/lib/moorline-agent); a key that is not known is an error. MOORLINE_LOG filters the log.")]
+pub struct Args {
+    /// YAML file with these settings
+    #[arg(long, value_name = "FILE", env = "MOORLINE_CONFIG")]
+    config: Option<PathBuf>,
+    /// The hub to dial, https://HOST:PORT
+    #[arg(long, value_name = "URL", env = "MOORLINE_HUB")]
+    hub: Option<HubAddress>,
+    /// The token that `moorline token create` printed; only for the first start
+    #[arg(long, value_name = "TOKEN", env = "MOORLINE_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// File that holds the token
+    #[arg(long, value_name = "FILE", env = "MOORLINE_TOKEN_FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// This agent's name within its cluster [default: the host's name]
+    #[arg(long, value_name = "NAME", env = "MOORLINE_NAME")]
+    name: Option<AgentName>,
+    /// The cluster to join; must be the token's [default: the token's]
+    #[arg(long, value_name = "NAME", env = "MOORLINE_CLUSTER")]
+    cluster: Option<ClusterId>,
+    /// Where key and certificate are kept [default: /var/lib/moorline-agent for root]
+    #[arg(long, value_name = "DIR", env = "MOORLINE_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+    /// Reach the API server as this kubeconfig says [default: as a pod's service account]
+    #[arg(long, value_name = "FILE", env = "MOORLINE_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+    /// Its context [default: the current one]
+    #[arg(long, value_name = "NAME", env = "MOORLINE_CONTEXT")]
+    context: Option<String>,
+    /// Folder of the service account [default: where Kubernetes puts it]
+    #[arg(long, value_name = "DIR", env = "MOORLINE_SERVICE_ACCOUNT_DIR", conflicts_with = "kubeconfig")]
+    service_account_dir: Option<PathBuf>,
+    /// What the cluster's owner allows through the tunnel, YAML [default: nobody becomes system:*]
+    #[arg(long, value_name = "FILE", env = "MOORLINE_POLICY_FILE")]
+    policy_file: Option<PathBuf>,
+    /// How to reach the hub [default: auto]
+    #[arg(long, value_enum, env = "MOORLINE_CARRIER")]
+    carrier: Option<Carrier>,
+    /// Address for /livez, /readyz and /metrics, plain HTTP [default: none]
+    #[arg(long, value_name = "ADDRESS", env = "MOORLINE_HTTP_LISTEN")]
+    http_listen: Option<SocketAddr>,
+    /// Form of the log [default: text]
+    #[arg(long, value_enum, env = "MOORLINE_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+    /// Worker threads, at most one for each processor [default: 4]
+    #[arg(long, value_name = "N", env = "MOORLINE_THREADS")]
+    threads: Option<NonZeroUsize>,
+}
+
+/// What carries the tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    /// QUIC, and TLS where UDP does not get through
+    Auto,
+    /// QUIC only
+    Quic,
+    /// TLS over TCP only
+    Tls,
+}
+
+/// The file's keys.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct FileConfig {
+    hub: Option<String>,
+    token_file: Option<PathBuf>,
+    name: Option<String>,
+    cluster: Option<String>,
+    state_dir: Option<PathBuf>,
+    kubeconfig: Option<PathBuf>,
+    context: Option<String>,
+    service_account_dir: Option<PathBuf>,
+    policy_file: Option<PathBuf>,
+    carrier: Option<Carrier>,
+    http_listen: Option<SocketAddr>,
+    log_format: Option<LogFormat>,
+    threads: Option<NonZeroUsize>,
+}
+
+/// `moorline agent`: returns when a signal has ended it.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let (config, process) = resolve(args)?;
+    daemon::run(process, |stop, registry| async move { moorline_agent::run(config, stop, &registry).await })
+}
+
+fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
+    let file: FileConfig = daemon::config(args.config.as_deref())?;
+    let hub = daemon::either(args.hub, file.hub, "hub")?;
+    let hub = hub.ok_or_else(|| usage("no hub to dial", "name it: moorline agent --hub https://HUB:8443"))?;
+    // The flag and the variable are one to clap, and go before the file.
+    let token_file = args.token_file.or(file.token_file.filter(|_| args.token.is_none()));
+    let token = match (args.token, token_file) {
+        (Some(token), _) => Some(token),
+        (None, Some(path)) => {
+            let text = files::read_text(&path)?;
+            let text = text.ok_or_else(|| usage(format!("{} does not exist", path.display()), "check --token-file"))?;
+            Some(text.trim().to_owned())
+        }
+        (None, None) => None,
+    };
+    let service_account = args.service_account_dir;
+    let kubeconfig = args.kubeconfig.or(file.kubeconfig.filter(|_| service_account.is_none()));
+    let service_account = service_account.or(file.service_account_dir);
+    let in_pod = env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+    let upstream = match (kubeconfig, service_account) {
+        (Some(path), _) => UpstreamConfig::Kubeconfig { path, context: args.context.or(file.context) },
+        (None, Some(dir)) => UpstreamConfig::InCluster { dir },
+        (None, None) if in_pod => UpstreamConfig::InCluster { dir: SERVICE_ACCOUNT.into() },
+        (None, None) => {
+            let advice = "run it in the cluster with a service account, or name a kubeconfig: --kubeconfig FILE";
+            return Err(usage("nothing says how to reach the cluster's API server", advice));
+        }
+    };
+    let state_dir = match args.state_dir.or(file.state_dir) {
+        Some(dir) => dir,
+        None => daemon::state_dir("moorline-agent")?,
+    };
+    let carrier = match args.carrier.or(file.carrier).unwrap_or(Carrier::Auto) {
+        Carrier::Auto => Preference::Auto,
+        Carrier::Quic => Preference::Quic,
+        Carrier::Tls => Preference::Tls,
+    };
+    let config = Config {
+        hub,
+        token,
+        name: daemon::either(args.name, file.name, "name")?,
+        cluster: daemon::either(args.cluster, file.cluster, "cluster")?,
+        state_dir,
+        upstream,
+        policy_file: args.policy_file.or(file.policy_file),
+        carrier,
+        http_addr: args.http_listen.or(file.http_listen),
+    };
+    let log_format = args.log_format.or(file.log_format).unwrap_or(LogFormat::Text);
+    Ok((config, Process { log_format, threads: args.threads.or(file.threads).unwrap_or(THREADS) }))
+}

@@ -1,0 +1,159 @@
+//! `moorline hub`: runs a hub.
+
+use crate::{
+    daemon::{self, Process},
+    logging::LogFormat,
+    target::HubUrl,
+};
+use moorline_hub::Config;
+use moorline_proto::id::TrustDomain;
+use serde::Deserialize;
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    process::ExitCode,
+};
+
+/// The one port of agents, kubectl and people, TCP and UDP.
+const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8443);
+/// Health and metrics, without TLS and so on loopback.
+const OPS_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9443);
+/// Threads of a hub where there are that many processors.
+const THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
+
+/// `moorline hub`
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  moorline hub --data-dir ./hub --name 127.0.0.1                         try it on one machine
+  moorline hub --name hub.example --name 192.0.2.7                       as root: state in /var/lib/moorline-hub
+  moorline hub --config /etc/moorline/hub.yaml
+
+The first start makes the authority, the store and the user admin, and prints how to log in.
+Flags go before environment, environment before the file. The file has the flags' names in camelCase
+(dataDir: /var/lib/moorline-hub, names: [hub.example]); a key that is not known is an error.
+MOORLINE_LOG filters the log, such as info,moorline_link=debug.")]
+pub struct Args {
+    /// YAML file with these settings
+    #[arg(long, value_name = "FILE", env = "MOORLINE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where authority and store are kept [default: /var/lib/moorline-hub for root]
+    #[arg(long, value_name = "DIR", env = "MOORLINE_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Address for agents, kubectl and people, TCP and UDP [default: 0.0.0.0:8443]
+    #[arg(long, value_name = "ADDRESS", env = "MOORLINE_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Address for /livez, /readyz and /metrics, plain HTTP [default: 127.0.0.1:9443]
+    #[arg(long, value_name = "ADDRESS", env = "MOORLINE_OPS_LISTEN")]
+    ops_listen: Option<SocketAddr>,
+    /// A DNS name or IP address that the hub is reached by; can be repeated. The first is the public one
+    #[arg(long = "name", value_name = "NAME", env = "MOORLINE_NAMES", value_delimiter = ',')]
+    names: Vec<String>,
+    /// The address that join commands and kubeconfigs name [default: https://FIRST-NAME:PORT]
+    #[arg(long, value_name = "URL", env = "MOORLINE_PUBLIC_URL")]
+    public_url: Option<HubUrl>,
+    /// Domain of the identities that this hub issues; cannot be changed later
+    #[arg(long, value_name = "DOMAIN", env = "MOORLINE_TRUST_DOMAIN")]
+    trust_domain: Option<TrustDomain>,
+    /// Form of the log [default: text]
+    #[arg(long, value_enum, env = "MOORLINE_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+    /// Worker threads, at most one for each processor [default: 8]
+    #[arg(long, value_name = "N", env = "MOORLINE_THREADS")]
+    threads: Option<NonZeroUsize>,
+}
+
+/// The file's keys.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct FileConfig {
+    data_dir: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    ops_listen: Option<SocketAddr>,
+    names: Vec<String>,
+    public_url: Option<String>,
+    trust_domain: Option<String>,
+    log_format: Option<LogFormat>,
+    threads: Option<NonZeroUsize>,
+}
+
+/// `moorline hub`: returns when a signal has ended it.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let (config, process) = resolve(args)?;
+    daemon::run(process, |stop, registry| async move { moorline_hub::run(config, stop, &registry).await })
+}
+
+fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
+    let file: FileConfig = daemon::config(args.config.as_deref())?;
+    let listen = args.listen.or(file.listen).unwrap_or(LISTEN);
+    let mut names = if args.names.is_empty() { file.names } else { args.names };
+    let public_url = daemon::either(args.public_url, file.public_url, "publicUrl")?;
+    if names.is_empty() {
+        // With nothing said it is a hub for this machine; a public URL says more.
+        names = vec![public_url.as_ref().map_or("localhost", |url| url.host()).to_owned()];
+    }
+    let first = names.first().map_or("localhost", String::as_str);
+    let host = if first.contains(':') { format!("[{first}]") } else { first.to_owned() };
+    let public_url = match public_url {
+        Some(url) => url.to_string(),
+        None => daemon::read::<HubUrl>(&format!("https://{host}:{}", listen.port()), "name")?.to_string(),
+    };
+    let data_dir = match args.data_dir.or(file.data_dir) {
+        Some(dir) => dir,
+        None => daemon::state_dir("moorline-hub")?,
+    };
+    let mut config = Config::new(data_dir);
+    config.listen = listen;
+    config.ops_listen = args.ops_listen.or(file.ops_listen).unwrap_or(OPS_LISTEN);
+    config.names = names;
+    config.public_url = public_url;
+    if let Some(domain) = daemon::either(args.trust_domain, file.trust_domain, "trustDomain")? {
+        config.trust_domain = domain;
+    }
+    let log_format = args.log_format.or(file.log_format).unwrap_or(LogFormat::Text);
+    Ok((config, Process { log_format, threads: args.threads.or(file.threads).unwrap_or(THREADS) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn config(words: &[&str]) -> anyhow::Result<Config> {
+        let words = std::iter::once("hub").chain(words.iter().copied());
+        resolve(Line::try_parse_from(words)?.args).map(|(config, _)| config)
+    }
+
+    #[test]
+    fn the_public_address_follows_from_name_and_port() {
+        let made = config(&["--data-dir", "x", "--name", "hub.example,192.0.2.7", "--listen", "[::]:9000"]).unwrap();
+        assert_eq!(made.public_url.to_string(), "https://hub.example:9000");
+        assert_eq!(made.names, ["hub.example", "192.0.2.7"]);
+        let made = config(&["--data-dir", "x", "--name", "2001:db8::1"]).unwrap();
+        assert_eq!(made.public_url.to_string(), "https://[2001:db8::1]:8443");
+        let made = config(&["--data-dir", "x", "--public-url", "https://a.example"]).unwrap();
+        assert_eq!(
+            (made.public_url.to_string().as_str(), &made.names[..]),
+            ("https://a.example", &["a.example".to_owned()][..])
+        );
+        assert!(config(&["--data-dir", "x", "--name", "not a name"]).is_err());
+    }
+
+    #[test]
+    fn flags_go_before_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hub.yaml");
+        std::fs::write(&path, "dataDir: from-file\nlisten: 127.0.0.1:1\nnames: [file.example]\n").unwrap();
+        let file = path.to_str().unwrap();
+        let made = config(&["--config", file, "--listen", "127.0.0.1:2"]).unwrap();
+        assert_eq!((made.listen.port(), made.data_dir.to_str()), (2, Some("from-file")));
+        assert_eq!(made.names, ["file.example"]);
+    }
+}

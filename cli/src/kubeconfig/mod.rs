@@ -1,0 +1,309 @@
+//! `moorline kubeconfig`: what kubectl needs to reach clusters through the hub.
+
+mod document;
+mod files;
+
+use self::{
+    document::{Document, Section},
+    files::Files,
+};
+use crate::{
+    client::Client,
+    failure::{advise, usage},
+    resource::Resource,
+    settings::KnownHub,
+    target::HubArgs,
+    text,
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use moorline_proto::id::ClusterId;
+use serde_json::{Map, Value, json};
+use std::{env, path::PathBuf};
+
+/// The context for the hub's own API.
+const HUB_CONTEXT: &str = "moorline";
+
+/// `moorline kubeconfig`
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  moorline kubeconfig edge1 > edge1.kubeconfig
+  moorline kubeconfig edge1 --merge --use
+  moorline kubeconfig --merge --exec
+  moorline kubeconfig edge1 edge2 --output clusters.kubeconfig
+
+Each cluster becomes a context of its name. Without names: every cluster that you may use, and the
+context `moorline` for the hub's own API (kubectl --context moorline get clusters).
+--merge keeps to kubectl's rules: the files of $KUBECONFIG or ~/.kube/config, entries written where they
+came from, what is unknown kept, current-context kept unless --use.")]
+pub struct Args {
+    /// Clusters [default: all that you may use]
+    #[arg(value_name = "CLUSTER")]
+    clusters: Vec<ClusterId>,
+    /// Put the contexts into your kubeconfig instead of printing a new one
+    #[arg(short, long)]
+    merge: bool,
+    /// Write to this file; with --merge, merge into it
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Let kubectl ask moorline for the token each time, instead of writing it into the file
+    #[arg(long)]
+    exec: bool,
+    /// Make the first cluster the current context
+    #[arg(long = "use")]
+    use_context: bool,
+    /// Put this in front of each context's name
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    prefix: String,
+    /// Also a context `moorline` for the hub's own API
+    #[arg(long)]
+    with_hub: bool,
+    /// Take over contexts of the same name that lead elsewhere
+    #[arg(long, requires = "merge")]
+    force: bool,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+/// One context to write.
+struct Target {
+    context: String,
+    /// Name of its `clusters` entry.
+    cluster: String,
+    server: String,
+}
+
+/// Everything that goes into a kubeconfig.
+struct Plan {
+    targets: Vec<Target>,
+    user: String,
+    credential: Map<String, Value>,
+    ca: String,
+}
+
+/// `moorline kubeconfig`
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let hub = args.hub.known()?;
+    let client = args.hub.client()?;
+    let clusters = clusters(&client, &args.clusters).await?;
+    let plan = plan(&args, &hub, &client, &clusters)?;
+    let Some(first) = plan.targets.first().map(|target| target.context.clone()) else {
+        return Err(advise(
+            "there is no cluster that you may use",
+            "ask an administrator for a grant, or see: moorline clusters",
+        ));
+    };
+    if args.merge {
+        let paths = match &args.output {
+            Some(path) => vec![path.clone()],
+            None => files::paths()?,
+        };
+        let written = merge(paths, &plan, args.use_context.then_some(first.as_str()), args.force)?;
+        let names: Vec<_> = plan.targets.iter().map(|target| target.context.as_str()).collect();
+        for path in written {
+            text::say(&format!("{} written.", path.display()));
+        }
+        text::say(&format!("next: kubectl --context {first} get pods   (contexts: {})", names.join(", ")));
+        return Ok(());
+    }
+    let yaml = fresh(&plan, &first).write()?;
+    match &args.output {
+        Some(path) => {
+            crate::files::write_private(path, yaml.as_bytes())?;
+            text::say(&format!("{} written. next: kubectl --kubeconfig {0} get pods", path.display()));
+        }
+        None => text::print(&yaml)?,
+    }
+    if let (false, Some(expires)) = (args.exec, &hub.expires) {
+        text::say(&format!("It holds your login, good until {}.", text::clean(expires)));
+    }
+    Ok(())
+}
+
+/// The named clusters, all of which must exist for this user; or all that there are.
+async fn clusters(client: &Client, named: &[ClusterId]) -> anyhow::Result<Vec<String>> {
+    if !named.is_empty() {
+        for cluster in named {
+            client.get(&Resource::Cluster.path(cluster.as_str())).await?;
+        }
+        return Ok(named.iter().map(ToString::to_string).collect());
+    }
+    let list = client.get(&Resource::Cluster.collection()).await?;
+    let items = list.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
+    let name = |item: &Value| item.pointer("/metadata/name").and_then(Value::as_str)?.parse().ok();
+    Ok(items.iter().filter_map(name).map(|name: ClusterId| name.to_string()).collect())
+}
+
+fn plan(args: &Args, hub: &KnownHub, client: &Client, clusters: &[String]) -> anyhow::Result<Plan> {
+    let place = client.url().authority();
+    let target = |name: &str, server: String| Target {
+        context: format!("{}{name}", args.prefix),
+        cluster: format!("{name}@{place}"),
+        server,
+    };
+    let mut targets: Vec<_> =
+        clusters.iter().map(|name| target(name, format!("{}/k8s/clusters/{name}", hub.url))).collect();
+    if args.with_hub || args.clusters.is_empty() {
+        targets.push(target(HUB_CONTEXT, hub.url.clone()));
+    }
+    let user = format!("{}@{place}", hub.user.as_deref().unwrap_or("apikey"));
+    let token = hub.token.as_ref().map_or("", |token| token.reveal());
+    let credential = if args.exec {
+        if env::var_os("MOORLINE_API_KEY").is_some() {
+            return Err(usage("--exec works with a login, not with MOORLINE_API_KEY", "log in, or leave out --exec"));
+        }
+        json!({ "exec": plugin(&hub.url) })
+    } else {
+        json!({ "token": token })
+    };
+    let credential = credential.as_object().cloned().unwrap_or_default();
+    Ok(Plan { targets, user, credential, ca: STANDARD.encode(&hub.ca) })
+}
+
+/// The `exec` block of `client.authentication.k8s.io/v1`.
+fn plugin(hub: &str) -> Value {
+    json!({
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": command_name(),
+        "args": ["kube", "credential", "--hub", hub],
+        "env": null,
+        "installHint": "moorline is not on your PATH; install it, or write a kubeconfig without --exec",
+        "interactiveMode": "Never",
+        "provideClusterInfo": false,
+    })
+}
+
+/// `moorline` if that finds this program, or else where this program is.
+fn command_name() -> String {
+    let Ok(me) = env::current_exe().and_then(std::fs::canonicalize) else { return "moorline".into() };
+    let found = env::var_os("PATH")
+        .and_then(|path| env::split_paths(&path).map(|dir| dir.join("moorline")).find(|candidate| candidate.is_file()));
+    match found.and_then(|found| std::fs::canonicalize(found).ok()) {
+        Some(found) if found == me => "moorline".into(),
+        _ => me.to_string_lossy().into_owned(),
+    }
+}
+
+fn fields(value: Value) -> Map<String, Value> {
+    if let Value::Object(map) = value { map } else { Map::new() }
+}
+
+fn cluster_fields(plan: &Plan, target: &Target) -> Map<String, Value> {
+    fields(json!({ "server": target.server, "certificate-authority-data": plan.ca }))
+}
+
+fn context_fields(plan: &Plan, target: &Target) -> Map<String, Value> {
+    fields(json!({ "cluster": target.cluster, "user": plan.user }))
+}
+
+fn fresh(plan: &Plan, current: &str) -> Document {
+    let mut document = Document::empty();
+    for target in &plan.targets {
+        document.put(Section::Clusters, &target.cluster, &cluster_fields(plan, target));
+        document.put(Section::Contexts, &target.context, &context_fields(plan, target));
+    }
+    document.put(Section::Users, &plan.user, &plan.credential);
+    document.set_current_context(current);
+    document
+}
+
+fn merge(paths: Vec<PathBuf>, plan: &Plan, current: Option<&str>, force: bool) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Files::open(paths)?;
+    for target in &plan.targets {
+        if !force && leads_elsewhere(&files, target) {
+            return Err(advise(
+                format!("your kubeconfig has a context {} that leads elsewhere", target.context),
+                "use --prefix to give ours another name, or --force to take that one over",
+            ));
+        }
+    }
+    for target in &plan.targets {
+        let mut put = |section, name: &str, fields: &Map<String, Value>| {
+            files.home_of(section, name).put(section, name, fields);
+        };
+        put(Section::Clusters, &target.cluster, &cluster_fields(plan, target));
+        put(Section::Contexts, &target.context, &context_fields(plan, target));
+    }
+    files.home_of(Section::Users, &plan.user).put(Section::Users, &plan.user, &plan.credential);
+    match current {
+        Some(name) => files.use_context(name),
+        // A kubeconfig without one is of little use, and nothing is taken from anybody.
+        None if files.current_context().is_none() => {
+            if let Some(target) = plan.targets.first() {
+                files.use_context(&target.context);
+            }
+        }
+        None => {}
+    }
+    files.save()
+}
+
+/// The name is taken by a context that does not lead to where ours would.
+fn leads_elsewhere(files: &Files, target: &Target) -> bool {
+    let Some(context) = files.entry(Section::Contexts, &target.context) else { return false };
+    let cluster = context.get("cluster").and_then(Value::as_str).unwrap_or_default();
+    let entry = files.entry(Section::Clusters, cluster);
+    let server = entry.and_then(|entry| entry.get("server")).and_then(Value::as_str);
+    server != Some(target.server.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn plan_for(token: &str) -> Plan {
+        let target = Target {
+            context: "edge1".into(),
+            cluster: "edge1@hub:8443".into(),
+            server: "https://hub:8443/k8s/clusters/edge1".into(),
+        };
+        let credential = fields(json!({ "token": token }));
+        Plan { targets: vec![target], user: "anna@hub:8443".into(), credential, ca: "Q0E=".into() }
+    }
+
+    #[test]
+    fn a_fresh_one_is_complete() {
+        let doc = fresh(&plan_for("t"), "edge1");
+        assert_eq!(doc.current_context(), Some("edge1"));
+        assert_eq!(doc.entry(Section::Users, "anna@hub:8443"), Some(&json!({"token": "t"})));
+        let cluster = json!({"server": "https://hub:8443/k8s/clusters/edge1", "certificate-authority-data": "Q0E="});
+        assert_eq!(doc.entry(Section::Clusters, "edge1@hub:8443"), Some(&cluster));
+        let line = doc.write().unwrap().lines().any(|line| line.trim() == "token: t");
+        assert!(line, "scripts read that line");
+    }
+
+    #[test]
+    fn merging_twice_renews_the_token_and_keeps_namespace_and_current_context() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        fs::write(&path, "current-context: home\ncontexts: [{name: home, context: {cluster: h, user: u}}]\n").unwrap();
+        merge(vec![path.clone()], &plan_for("old"), None, false).unwrap();
+        let namespaced = fs::read_to_string(&path)
+            .unwrap()
+            .replace("cluster: edge1@hub:8443", "cluster: edge1@hub:8443\n    namespace: team");
+        fs::write(&path, namespaced).unwrap();
+        merge(vec![path.clone()], &plan_for("new"), None, false).unwrap();
+        let doc = Document::read(&fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(doc.entry(Section::Users, "anna@hub:8443"), Some(&json!({"token": "new"})));
+        assert_eq!(doc.entry(Section::Contexts, "edge1").unwrap()["namespace"], "team");
+        assert_eq!(doc.current_context(), Some("home"));
+        merge(vec![path.clone()], &plan_for("new"), Some("edge1"), false).unwrap();
+        let doc = Document::read(&fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(doc.current_context(), Some("edge1"));
+    }
+
+    #[test]
+    fn somebody_elses_context_is_not_taken_without_force() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        let theirs = "clusters: [{name: edge1, cluster: {server: https://10.0.0.1}}]\ncontexts: [{name: edge1, context: {cluster: edge1, user: u}}]\n";
+        fs::write(&path, theirs).unwrap();
+        assert!(merge(vec![path.clone()], &plan_for("t"), None, false).is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), theirs);
+        merge(vec![path.clone()], &plan_for("t"), None, true).unwrap();
+        let doc = Document::read(&fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(doc.entry(Section::Contexts, "edge1").unwrap()["cluster"], "edge1@hub:8443");
+        assert!(doc.entry(Section::Clusters, "edge1").is_some(), "their cluster stays");
+    }
+}

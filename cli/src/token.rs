@@ -1,0 +1,162 @@
+//! `moorline token`: what lets an agent join.
+
+use crate::{
+    client::{ApiError, Client, field},
+    get::{self, ListArgs},
+    output::{DataArgs, data},
+    resource::Resource,
+    target::{HubArgs, HubUrl},
+    text,
+};
+use http::{Method, StatusCode};
+use moorline_proto::id::ClusterId;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// `moorline token`
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Make a token and print the command that joins a cluster with it
+    #[command(after_help = "\
+Examples:
+  moorline token create --cluster edge1
+  moorline token create --cluster edge1 --ttl 24h --uses 3
+
+The token carries the pin of the hub's authority, so the agent needs nothing else to trust the hub.
+It is shown once; the hub keeps only its hash.")]
+    Create(CreateArgs),
+    /// List the tokens that are still good for something
+    List(ListCommand),
+    /// Make tokens worthless. Agents that have joined stay
+    Revoke(RevokeArgs),
+}
+
+/// `moorline token create`
+#[derive(Debug, clap::Args)]
+pub struct CreateArgs {
+    /// The cluster to join; it is created at the hub if it is new
+    #[arg(short, long, value_name = "NAME")]
+    cluster: ClusterId,
+    /// How long the token can be used
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = text::duration)]
+    ttl: Duration,
+    /// How many agents can join with it
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    uses: u32,
+    /// The hub's address as the agent reaches it [default: the hub's public URL]
+    #[arg(long, value_name = "URL")]
+    agent_hub: Option<HubUrl>,
+    #[command(flatten)]
+    form: DataArgs,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+/// A list of one kind.
+#[derive(Debug, clap::Args)]
+pub struct ListCommand {
+    #[command(flatten)]
+    list: ListArgs,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+impl ListCommand {
+    /// Prints it.
+    pub async fn run(&self, resource: Resource) -> anyhow::Result<()> {
+        get::list(&self.hub.client()?, resource, &self.list).await
+    }
+}
+
+/// Names of what is to go.
+#[derive(Debug, clap::Args)]
+pub struct RevokeArgs {
+    /// Names, as the list shows them
+    #[arg(required = true)]
+    names: Vec<String>,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+impl RevokeArgs {
+    /// Deletes each; the first failure ends it.
+    pub async fn run(&self, resource: Resource, done: &str) -> anyhow::Result<()> {
+        let client = self.hub.client()?;
+        for name in &self.names {
+            // The secret itself is often what is at hand: its middle part is the name, and is no secret.
+            let name = object_name(name);
+            client.call(Method::DELETE, &resource.path(name), None).await?;
+            text::say(&format!("{} {name} {done}.", resource.singular()));
+        }
+        Ok(())
+    }
+}
+
+/// `mlj_<id>.<secret>…` and `mlt_<id>.<secret>` have the object's name as their id.
+fn object_name(text: &str) -> &str {
+    let id = text.strip_prefix("mlj_").or_else(|| text.strip_prefix("mlt_"));
+    id.and_then(|rest| rest.split('.').next()).unwrap_or(text)
+}
+
+/// `moorline token …`
+pub async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Create(args) => create(args).await,
+        Command::List(list) => list.run(Resource::JoinToken).await,
+        Command::Revoke(args) => args.run(Resource::JoinToken, "revoked").await,
+    }
+}
+
+async fn create(args: CreateArgs) -> anyhow::Result<()> {
+    let client = args.hub.client()?;
+    let cluster = args.cluster.as_str();
+    ensure_cluster(&client, cluster).await?;
+    let spec = json!({ "cluster": cluster, "expires": text::expires(args.ttl)?, "maxUses": args.uses });
+    let made = client.create(Resource::JoinToken, &Resource::JoinToken.object(None, spec)).await?;
+    if let Some(form) = args.form.form {
+        return Ok(text::print(&data(&made, form)?)?);
+    }
+    let token = field(&made, "/status/token")?;
+    let offered = made.pointer("/status/joinCommand").and_then(Value::as_str);
+    let command = match (&args.agent_hub, offered) {
+        (None, Some(command)) => text::clean(command),
+        (None, None) => join_command(client.url(), token),
+        (Some(url), _) => join_command(url, token),
+    };
+    text::print(&format!("{command}\n"))?;
+    let uses = if args.uses == 1 { "once".to_owned() } else { format!("{} times", args.uses) };
+    let until = text::short(i64::try_from(args.ttl.as_secs())?);
+    text::say(&format!("Good for {until}, {uses}. Run it where the cluster's API server can be reached."));
+    Ok(())
+}
+
+fn join_command(hub: &HubUrl, token: &str) -> String {
+    format!("moorline agent --hub {hub} --token {}", text::clean(token))
+}
+
+async fn ensure_cluster(client: &Client, name: &str) -> anyhow::Result<()> {
+    match client.get(&Resource::Cluster.path(name)).await {
+        Ok(_) => return Ok(()),
+        Err(e) if e.is_not_found() => {}
+        Err(e) => return Err(e.into()),
+    }
+    match client.create(Resource::Cluster, &Resource::Cluster.object(Some(name), json!({}))).await {
+        Ok(_) => text::say(&format!("cluster {name} created.")),
+        // Somebody else was faster.
+        Err(ApiError::Refused { code: StatusCode::CONFLICT, .. }) => {}
+        Err(e) => return Err(e.into()),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_revoked_by_its_name_or_by_itself() {
+        assert_eq!(object_name("abcdefghijkl"), "abcdefghijkl");
+        assert_eq!(object_name("mlj_abcdefghijkl.c2VjcmV0.cGlu"), "abcdefghijkl");
+        assert_eq!(object_name("mlt_abcdefghijkl.c2VjcmV0"), "abcdefghijkl");
+    }
+}

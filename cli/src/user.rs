@@ -1,0 +1,207 @@
+//! `moorline user`: the hub's local users.
+
+use crate::{
+    client::Client,
+    failure::usage,
+    resource::Resource,
+    target::HubArgs,
+    text,
+    token::{ListCommand, RevokeArgs},
+};
+use anyhow::Context;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use http::Method;
+use serde_json::{Value, json};
+
+/// `moorline user`
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Make a user
+    #[command(after_help = "\
+Examples:
+  moorline user create anna --group ops
+  moorline user create ci --generate-password
+  moorline user create bob --password-stdin < password.txt
+
+A new user may use no cluster yet; next: moorline grant create --user NAME --cluster CLUSTER")]
+    Create(CreateArgs),
+    /// List users
+    List(ListCommand),
+    /// Delete users, with their tokens
+    Delete(RevokeArgs),
+    /// Lock a user out, without deleting
+    Disable(NameArgs),
+    /// Let a disabled user in again
+    Enable(NameArgs),
+    /// Set a user's password
+    SetPassword(SetPasswordArgs),
+    /// Show or change a user's groups
+    #[command(after_help = "\
+Examples:
+  moorline user groups anna
+  moorline user groups anna --add ops --remove dev")]
+    Groups(GroupsArgs),
+}
+
+/// Where a password comes from.
+#[derive(Debug, clap::Args)]
+#[group(multiple = false)]
+struct PasswordArgs {
+    /// Read the password from standard input
+    #[arg(long)]
+    password_stdin: bool,
+    /// Make a random password and print it
+    #[arg(long)]
+    generate_password: bool,
+}
+
+/// `moorline user create`
+#[derive(Debug, clap::Args)]
+pub struct CreateArgs {
+    /// User name
+    name: String,
+    /// Name to show
+    #[arg(long, value_name = "TEXT")]
+    display_name: Option<String>,
+    /// A group of the user; can be repeated
+    #[arg(short, long = "group", value_name = "GROUP")]
+    groups: Vec<String>,
+    #[command(flatten)]
+    password: PasswordArgs,
+    /// No password: the user works with API keys alone
+    #[arg(long, conflicts_with_all = ["password_stdin", "generate_password"])]
+    no_password: bool,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+/// One user.
+#[derive(Debug, clap::Args)]
+pub struct NameArgs {
+    /// User name
+    name: String,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+/// `moorline user set-password`
+#[derive(Debug, clap::Args)]
+pub struct SetPasswordArgs {
+    /// User name
+    name: String,
+    #[command(flatten)]
+    password: PasswordArgs,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+/// `moorline user groups`
+#[derive(Debug, clap::Args)]
+pub struct GroupsArgs {
+    /// User name
+    name: String,
+    /// Put the user into this group; can be repeated
+    #[arg(long, value_name = "GROUP")]
+    add: Vec<String>,
+    /// Take the user out of this group; can be repeated
+    #[arg(long, value_name = "GROUP")]
+    remove: Vec<String>,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+/// `moorline user …`
+pub async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Create(args) => create(args).await,
+        Command::List(list) => list.run(Resource::User).await,
+        Command::Delete(args) => args.run(Resource::User, "deleted").await,
+        Command::Disable(args) => disable(args, true).await,
+        Command::Enable(args) => disable(args, false).await,
+        Command::SetPassword(args) => {
+            let client = args.hub.client()?;
+            let (password, show) = password(&args.password, &args.name)?;
+            set_password(&client, &args.name, &password, show).await
+        }
+        Command::Groups(args) => groups(args).await,
+    }
+}
+
+async fn create(args: CreateArgs) -> anyhow::Result<()> {
+    let client = args.hub.client()?;
+    // Asked for first: a user without the password that was wanted is worse than none.
+    let password = if args.no_password { None } else { Some(password(&args.password, &args.name)?) };
+    let mut spec = json!({ "groups": args.groups });
+    if let Some(display) = args.display_name {
+        spec["displayName"] = display.into();
+    }
+    client.create(Resource::User, &Resource::User.object(Some(&args.name), spec)).await?;
+    text::say(&format!("user {} created.", args.name));
+    if let Some((password, show)) = password {
+        let set = set_password(&client, &args.name, &password, show).await;
+        set.with_context(|| format!("{} has no password yet", args.name))?;
+    }
+    text::say(&format!("next: moorline grant create --user {} --cluster CLUSTER", args.name));
+    Ok(())
+}
+
+/// The password, and whether to print it.
+fn password(args: &PasswordArgs, user: &str) -> anyhow::Result<(String, bool)> {
+    if args.generate_password {
+        let mut bytes = [0; 18];
+        let random = rustls::crypto::aws_lc_rs::default_provider().secure_random;
+        random.fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gave no random bytes"))?;
+        return Ok((URL_SAFE_NO_PAD.encode(bytes), true));
+    }
+    if args.password_stdin {
+        return Ok((text::secret_from_stdin()?, false));
+    }
+    if !text::can_ask() {
+        return Err(usage("no terminal to ask for a password", "use --password-stdin or --generate-password"));
+    }
+    let ask = |question: String| rpassword::prompt_password(question).context("cannot read the password");
+    let first = ask(format!("New password of {user}: "))?;
+    if first.is_empty() || first != ask("Again: ".into())? {
+        return Err(usage("the two are empty or differ", "run it again"));
+    }
+    Ok((first, false))
+}
+
+async fn set_password(client: &Client, user: &str, password: &str, show: bool) -> anyhow::Result<()> {
+    let path = format!("{}/password", Resource::User.path(user));
+    client.call(Method::PUT, &path, Some(&json!({ "password": password }))).await?;
+    if show {
+        text::print(&format!("{password}\n"))?;
+    }
+    text::say(&format!("password of {user} set."));
+    Ok(())
+}
+
+async fn disable(args: NameArgs, disabled: bool) -> anyhow::Result<()> {
+    let client = args.hub.client()?;
+    client.merge(Resource::User, &args.name, &json!({ "spec": { "disabled": disabled } })).await?;
+    text::say(&format!("user {} {}.", args.name, if disabled { "disabled" } else { "enabled" }));
+    Ok(())
+}
+
+async fn groups(args: GroupsArgs) -> anyhow::Result<()> {
+    let client = args.hub.client()?;
+    let user = client.get(&Resource::User.path(&args.name)).await?;
+    let now = user.pointer("/spec/groups").and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut groups: Vec<String> = now.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    if !args.add.is_empty() || !args.remove.is_empty() {
+        groups.retain(|group| !args.remove.contains(group));
+        for group in &args.add {
+            if !groups.contains(group) {
+                groups.push(group.clone());
+            }
+        }
+        // The revision makes a change by somebody else in between a conflict instead of a loss.
+        let version = user.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
+        let patch = json!({ "metadata": { "resourceVersion": version }, "spec": { "groups": groups } });
+        client.merge(Resource::User, &args.name, &patch).await?;
+        text::say(&format!("groups of {} changed.", args.name));
+    }
+    let lines: String = groups.iter().map(|group| text::clean(group) + "\n").collect();
+    Ok(text::print(&lines)?)
+}
