@@ -110,6 +110,7 @@ struct FileConfig {
 /// `moorline agent`: returns when a signal has ended it.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (config, process) = resolve(args)?;
+    config.validate().map_err(|e| usage(e.to_string(), "the rules are in --help"))?;
     daemon::run(process, |stop, registry| async move { moorline_agent::run(config, stop, &registry).await })
 }
 

@@ -168,6 +168,11 @@ where
     text.parse().map_err(|e: T::Err| usage(format!("{key}: {e}"), "check the configuration; the rules are in --help"))
 }
 
+/// A time span from the file.
+pub fn span(text: &str, key: &str) -> anyhow::Result<Duration> {
+    text::duration(text).map_err(|rule| usage(format!("{key}: {rule}"), "check the configuration file"))
+}
+
 /// Where a service keeps its state unless told: the system's place for root, the user's own otherwise.
 pub fn state_dir(name: &str) -> anyhow::Result<PathBuf> {
     #[cfg(unix)]

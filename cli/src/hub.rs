@@ -2,23 +2,16 @@
 
 use crate::{
     daemon::{self, Process},
+    failure::usage,
     logging::LogFormat,
     target::HubUrl,
+    text,
 };
 use moorline_hub::Config;
-use moorline_proto::id::TrustDomain;
+use moorline_proto::id::{HubName, TrustDomain};
 use serde::Deserialize;
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    num::NonZeroUsize,
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode, time::Duration};
 
-/// The one port of agents, kubectl and people, TCP and UDP.
-const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8443);
-/// Health and metrics, without TLS and so on loopback.
-const OPS_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9443);
 /// Threads of a hub where there are that many processors.
 const THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 
@@ -56,6 +49,15 @@ pub struct Args {
     /// Domain of the identities that this hub issues; cannot be changed later
     #[arg(long, value_name = "DOMAIN", env = "MOORLINE_TRUST_DOMAIN")]
     trust_domain: Option<TrustDomain>,
+    /// This hub's own name within that domain [default: hub]
+    #[arg(long, value_name = "NAME", env = "MOORLINE_HUB_NAME")]
+    hub_name: Option<HubName>,
+    /// Life of an agent's certificate; agents renew at two thirds [default: 24h]
+    #[arg(long, value_name = "TIME", env = "MOORLINE_AGENT_CERTIFICATE_LIFE", value_parser = text::duration)]
+    agent_certificate_life: Option<Duration>,
+    /// How long a login lasts that names no time [default: 12h]
+    #[arg(long, value_name = "TIME", env = "MOORLINE_LOGIN_LIFE", value_parser = text::duration)]
+    login_life: Option<Duration>,
     /// Form of the log [default: text]
     #[arg(long, value_enum, env = "MOORLINE_LOG_FORMAT")]
     log_format: Option<LogFormat>,
@@ -74,6 +76,9 @@ struct FileConfig {
     names: Vec<String>,
     public_url: Option<String>,
     trust_domain: Option<String>,
+    hub_name: Option<String>,
+    agent_certificate_life: Option<String>,
+    login_life: Option<String>,
     log_format: Option<LogFormat>,
     threads: Option<NonZeroUsize>,
 }
@@ -81,12 +86,19 @@ struct FileConfig {
 /// `moorline hub`: returns when a signal has ended it.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (config, process) = resolve(args)?;
+    config.validate().map_err(|e| usage(e.to_string(), "the rules are in --help"))?;
     daemon::run(process, |stop, registry| async move { moorline_hub::run(config, stop, &registry).await })
 }
 
 fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
     let file: FileConfig = daemon::config(args.config.as_deref())?;
-    let listen = args.listen.or(file.listen).unwrap_or(LISTEN);
+    let data_dir = match args.data_dir.or(file.data_dir) {
+        Some(dir) => dir,
+        None => daemon::state_dir("moorline-hub")?,
+    };
+    let mut config = Config::new(data_dir);
+    config.listen = args.listen.or(file.listen).unwrap_or(config.listen);
+    config.ops_listen = args.ops_listen.or(file.ops_listen).unwrap_or(config.ops_listen);
     let mut names = if args.names.is_empty() { file.names } else { args.names };
     let public_url = daemon::either(args.public_url, file.public_url, "publicUrl")?;
     if names.is_empty() {
@@ -97,19 +109,27 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
     let host = if first.contains(':') { format!("[{first}]") } else { first.to_owned() };
     let public_url = match public_url {
         Some(url) => url.to_string(),
-        None => daemon::read::<HubUrl>(&format!("https://{host}:{}", listen.port()), "name")?.to_string(),
+        None => daemon::read::<HubUrl>(&format!("https://{host}:{}", config.listen.port()), "name")?.to_string(),
     };
-    let data_dir = match args.data_dir.or(file.data_dir) {
-        Some(dir) => dir,
-        None => daemon::state_dir("moorline-hub")?,
-    };
-    let mut config = Config::new(data_dir);
-    config.listen = listen;
-    config.ops_listen = args.ops_listen.or(file.ops_listen).unwrap_or(OPS_LISTEN);
     config.names = names;
     config.public_url = public_url;
     if let Some(domain) = daemon::either(args.trust_domain, file.trust_domain, "trustDomain")? {
         config.trust_domain = domain;
+    }
+    if let Some(name) = daemon::either(args.hub_name, file.hub_name, "hubName")? {
+        config.hub_name = name;
+    }
+    let span = |flag, file: Option<String>, key| match (flag, file) {
+        (Some(span), _) => Ok(Some(span)),
+        (None, Some(text)) => daemon::span(&text, key).map(Some),
+        (None, None) => Ok(None),
+    };
+    if let Some(life) = span(args.agent_certificate_life, file.agent_certificate_life, "agentCertificateLife")? {
+        config.agent_certificate_life = life;
+    }
+    if let Some(life) = span(args.login_life, file.login_life, "loginLife")? {
+        config.login_life = life;
+        config.login_life_max = config.login_life_max.max(life);
     }
     let log_format = args.log_format.or(file.log_format).unwrap_or(LogFormat::Text);
     Ok((config, Process { log_format, threads: args.threads.or(file.threads).unwrap_or(THREADS) }))

@@ -12,17 +12,16 @@ use crate::{
 };
 use jiff::Timestamp;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use serde::Deserialize;
 use serde_json::Value;
 use std::{env, path::Path, sync::Arc, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// The agent's certificate chain in its state folder, PEM.
-const CERTIFICATE: &str = "agent.crt";
+/// Who the agent is, in its state folder: certificate chain, authorities, hub.
+const FACTS: &str = "agent.json";
 /// The agent's key, PEM.
 const KEY: &str = "agent.key";
-/// The authorities that the agent trusts, PEM.
-const BUNDLE: &str = "ca.crt";
 /// Where Kubernetes puts a pod's service account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// The agent renews in the last third of its certificate's life; below this share it is late.
@@ -71,9 +70,28 @@ pub async fn login(hub: Option<&KnownHub>, limit: Duration) -> Check {
     }
 }
 
-/// The authorities that an agent's state trusts.
-pub fn agent_bundle(dir: &Path) -> Option<String> {
-    files::read_text(&dir.join(BUNDLE)).ok().flatten()
+/// What an agent keeps about itself, as far as it concerns us.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct AgentFacts {
+    /// The hub that it joined.
+    pub hub: String,
+    /// Its certificate, PEM, leaf first.
+    chain: Vec<String>,
+    /// The authorities that it trusts, PEM.
+    bundle: Vec<String>,
+}
+
+impl AgentFacts {
+    /// Reads them; `None` if they cannot be read, which the check of the state tells.
+    pub fn read(dir: &Path) -> Option<Self> {
+        serde_json::from_str(&files::read_text(&dir.join(FACTS)).ok()??).ok()
+    }
+
+    /// The authorities as one PEM text.
+    pub fn bundle(&self) -> Option<String> {
+        (!self.bundle.is_empty()).then(|| self.bundle.join("\n"))
+    }
 }
 
 /// The agent's certificate and the permissions of its folder.
@@ -105,8 +123,9 @@ fn permissions(dir: &Path) -> Check {
 
 fn certificate(dir: &Path) -> Check {
     let join = "join again: moorline token create --cluster CLUSTER, then moorline agent --token …";
-    let read = |name: &str| files::read_text(&dir.join(name)).ok().flatten();
-    let (Some(chain), Some(key)) = (read(CERTIFICATE), read(KEY)) else {
+    let key = files::read_text(&dir.join(KEY)).ok().flatten();
+    let chain = AgentFacts::read(dir).map(|facts| facts.chain.join("\n"));
+    let (Some(chain), Some(key)) = (chain, key) else {
         return Check::fail("cert", format!("{} holds no certificate and key that can be read", dir.display()), join);
     };
     let (Ok(chain), Ok(key)) = (tls::certificates(&chain), PrivateKeyDer::from_pem_slice(key.as_bytes())) else {
@@ -240,5 +259,42 @@ mod tests {
         let [state, cert] = <[Check; 2]>::try_from(agent_state(dir.path())).unwrap();
         assert_eq!((state.verdict, cert.verdict), (Verdict::Ok, Verdict::Fail));
         assert!(cert.advice.unwrap().contains("moorline token create"));
+    }
+
+    #[test]
+    fn a_certificate_of_another_key_and_a_readable_key_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (rcgen::KeyPair::generate().unwrap(), rcgen::KeyPair::generate().unwrap());
+        let certificate = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&theirs).unwrap();
+        let facts = serde_json::json!({ "version": 1, "hub": "hub:8443", "chain": [certificate.pem()], "bundle": [] });
+        std::fs::write(dir.path().join(FACTS), facts.to_string()).unwrap();
+        files::write_private(&dir.path().join(KEY), ours.serialize_pem().as_bytes()).unwrap();
+        let [state, cert] = <[Check; 2]>::try_from(agent_state(dir.path())).unwrap();
+        assert_eq!((state.verdict, cert.verdict), (Verdict::Ok, Verdict::Fail));
+        assert!(cert.detail.contains("do not belong together"), "{}", cert.detail);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let open = std::fs::Permissions::from_mode(0o644);
+            std::fs::set_permissions(dir.path().join(KEY), open).unwrap();
+            assert!(permissions(dir.path()).advice.unwrap().contains("chmod 600"));
+        }
+    }
+
+    /// A certificate as the hub issues them, judged at three times of its life.
+    #[test]
+    fn a_certificate_is_judged_by_what_is_left_of_it() {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        let id = "spiffe://moorline.test/cluster/edge1/agent/a".try_into().unwrap();
+        params.subject_alt_names = vec![rcgen::SanType::URI(id)];
+        (params.not_before, params.not_after) = (rcgen::date_time_ymd(2026, 1, 1), rcgen::date_time_ymd(2026, 1, 11));
+        let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+        let at = |time: &str| judge(certificate.der(), time.parse::<Timestamp>().unwrap().as_second(), "join");
+        assert_eq!(at("2025-12-31T23:00:00Z").verdict, Verdict::Fail);
+        assert_eq!(at("2026-01-02T00:00:00Z").verdict, Verdict::Ok);
+        assert_eq!(at("2026-01-10T00:00:00Z").verdict, Verdict::Warn);
+        let expired = at("2026-01-11T03:00:00Z");
+        assert_eq!(expired.verdict, Verdict::Fail);
+        assert!(expired.detail.contains("expired 3h ago"), "{}", expired.detail);
     }
 }

@@ -22,7 +22,7 @@ Examples:
 
 Nothing is changed, and a running agent is not disturbed. Exit code 1 if a check fails.")]
 pub struct Args {
-    /// The hub [default: the one of the last `moorline login`]
+    /// The hub [default: the agent's, or the one of the last `moorline login`]
     #[arg(long, value_name = "URL", env = "MOORLINE_HUB")]
     hub: Option<HubUrl>,
     /// PEM file of the hub's authority [default: the one kept at login or by the agent]
@@ -94,8 +94,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some(url) => settings.hub(&url.to_string()).cloned(),
         None => settings.current().cloned(),
     };
-    let url = args.hub.clone().or_else(|| known.as_ref().and_then(|hub| hub.url.parse().ok()));
-    let roots = roots(&args, known.as_ref())?;
+    let agent = args.state_dir.as_deref().and_then(local::AgentFacts::read);
+    // Somebody who points at an agent's state wants to know about that agent's hub.
+    let of_agent = || agent.as_ref().and_then(|agent| agent.hub.parse().ok());
+    let of_login = || known.as_ref().and_then(|hub| hub.url.parse().ok());
+    let url = args.hub.clone().or_else(of_agent).or_else(of_login);
+    let roots = roots(&args, agent.as_ref(), known.as_ref())?;
     let mut checks = vec![local::proxy(url.as_ref())];
     match &url {
         Some(url) => checks.extend(network::checks(url, roots.as_deref(), args.timeout).await),
@@ -112,11 +116,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The authorities that this machine knows for the hub, PEM.
-fn roots(args: &Args, known: Option<&KnownHub>) -> anyhow::Result<Option<String>> {
+fn roots(args: &Args, agent: Option<&local::AgentFacts>, known: Option<&KnownHub>) -> anyhow::Result<Option<String>> {
     if let Some(file) = &args.ca_file {
         return tls::ca_from_file(file).map(Some);
     }
-    let of_agent = args.state_dir.as_deref().and_then(local::agent_bundle);
+    let of_agent = agent.and_then(local::AgentFacts::bundle);
     Ok(of_agent.or_else(|| known.map(|hub| hub.ca.clone())))
 }
 
