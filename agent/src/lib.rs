@@ -1,1 +1,228 @@
 //! The cluster agent: dials the hub and serves streams.
+//!
+//! [`run`] joins once ([`join`]), keeps what it got ([`state`]), keeps one session to the hub ([`uplink`]) and serves the
+//! streams that the hub opens on it ([`serve`]) from the cluster's API server ([`upstream`]), as far as the owner's policy
+//! ([`policy`]) allows. Nothing dials into it.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod facts;
+pub mod identity;
+pub mod join;
+pub mod limits;
+pub mod metrics;
+pub mod ops;
+pub mod policy;
+pub mod renew;
+pub mod review;
+pub mod serve;
+pub mod state;
+pub mod uplink;
+pub mod upstream;
+
+pub use config::{Config, ConfigError, Preference, UpstreamConfig};
+
+use identity::Holder;
+use join::JoinError;
+use metrics::Metrics;
+use moorline_authz::token::TokenText;
+use moorline_proto::id::AgentName;
+use policy::{PolicyFile, PolicyFileError};
+use prometheus::Registry;
+use rand::Rng;
+use rcgen::KeyPair;
+use review::ClusterRules;
+use serve::Service;
+use state::{Membership, StateDir, StateError};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, sync::watch, time::sleep};
+use tokio_util::sync::CancellationToken;
+use upstream::{ApiServer, EndpointError};
+
+/// Why the agent ended, or did not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A setting cannot be obeyed.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// There is no state, and no token to get one.
+    #[error(
+        "this agent has not joined a hub: {dir} holds no state and no token was given. Make one at the hub (moorline token \
+         create --cluster <cluster>) and start the agent with it"
+    )]
+    NotJoined {
+        /// The state folder.
+        dir: String,
+    },
+    /// The state is for another cluster than the one named.
+    #[error(
+        "the state folder belongs to cluster {found}, not to {wanted}; name another folder, or delete it and join anew"
+    )]
+    OtherCluster {
+        /// What the state says.
+        found: String,
+        /// What the configuration says.
+        wanted: String,
+    },
+    /// The hub did not take the agent.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The owner's policy cannot be used.
+    #[error(transparent)]
+    Policy(#[from] PolicyFileError),
+    /// Nothing says how to reach the API server.
+    #[error(transparent)]
+    Upstream(#[from] EndpointError),
+    /// The address for metrics cannot be used.
+    #[error("cannot listen on {addr}")]
+    Listen {
+        /// Where.
+        addr: SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The metrics cannot be registered.
+    #[error("cannot register the metrics")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Runs an agent until `stop`. Then it says goodbye, lets open streams end for at most [`limits::GRACE`] and returns.
+///
+/// # Errors
+/// It could not begin, see [`AgentError`]. Once it runs, trouble with hub and API server is retried for ever.
+///
+/// # Cancel safety
+/// Dropping the future ends everything at once.
+pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -> Result<(), AgentError> {
+    config.validate()?;
+    let metrics = Metrics::new(registry)?;
+    let policy = Arc::new(PolicyFile::open(config.policy_file.as_deref())?);
+    let upstream = Arc::new(ApiServer::new(config.upstream.clone(), metrics.clone()).await?);
+    let listener = match config.http_addr {
+        None => None,
+        Some(addr) => Some(TcpListener::bind(addr).await.map_err(|source| AgentError::Listen { addr, source })?),
+    };
+    let ops = async {
+        match listener {
+            Some(listener) => ops::serve(listener, registry.clone(), metrics.clone()).await,
+            None => std::future::pending().await,
+        }
+    };
+    let work = async {
+        let state = StateDir::open(&config.state_dir)?;
+        let key = state.key()?;
+        let Some(membership) = membership(&config, &state, &key, &stop).await? else { return Ok(()) };
+        tracing::info!(cluster = %membership.cluster, name = %membership.name, hub = %config.hub, "agent starts");
+        let holder = Holder::new(key, state, config.hub.to_string(), membership, metrics.clone());
+        let (tell, facts) = watch::channel(facts::look(&upstream).await);
+        let service = Service::new(
+            upstream.clone(),
+            Arc::new(ClusterRules::new(upstream.clone())),
+            policy.clone(),
+            metrics.clone(),
+        );
+        let dialler = uplink::Dialler {
+            hub: config.hub.clone(),
+            carrier: config.carrier,
+            holder: Arc::new(holder),
+            facts,
+            limits: moorline_link::Limits::default(),
+        };
+        let driver = uplink::Driver::new(dialler, service, metrics.clone());
+        tokio::select! {
+            () = driver.run(stop.clone()) => {}
+            () = facts::watch(&upstream, &tell) => {}
+        }
+        Ok(())
+    };
+    tokio::select! {
+        done = work => done,
+        () = ops => Ok(()),
+        () = upstream.maintain() => Ok(()),
+        () = policy.watch(&metrics) => Ok(()),
+    }
+}
+
+/// Who this agent is: by its state, or by joining. `None`: stopped before that.
+async fn membership(
+    config: &Config,
+    state: &StateDir,
+    key: &KeyPair,
+    stop: &CancellationToken,
+) -> Result<Option<Membership>, AgentError> {
+    let pin = config.token.as_deref().and_then(|token| TokenText::parse(token).ok()?.pin);
+    match (state.membership(key), &config.token) {
+        (Ok(Some(kept)), token) => {
+            // A token for another hub is an order to go there; one for the same hub has done its work.
+            if token.is_none() || pin.is_some_and(|pin| kept.trusts_pin(&pin)) {
+                return match &config.cluster {
+                    Some(wanted) if *wanted != kept.cluster => {
+                        Err(AgentError::OtherCluster { found: kept.cluster.to_string(), wanted: wanted.to_string() })
+                    }
+                    _ => Ok(Some(kept)),
+                };
+            }
+            tracing::warn!(cluster = %kept.cluster, "the token is from another hub than the state; joining there");
+        }
+        (Ok(None), None) => return Err(AgentError::NotJoined { dir: config.state_dir.display().to_string() }),
+        (Ok(None), Some(_)) => {}
+        (Err(e @ StateError::Corrupt { .. }), Some(_)) => {
+            tracing::warn!(cause = %e, "the state is replaced by joining anew")
+        }
+        (Err(e), _) => return Err(e.into()),
+    }
+    let Some(token) = &config.token else {
+        return Err(AgentError::NotJoined { dir: config.state_dir.display().to_string() });
+    };
+    let name = config.name.clone().unwrap_or_else(host_name);
+    let mut pause = Duration::from_secs(1);
+    loop {
+        let joined = tokio::select! {
+            joined = join::join(&config.hub, token, key, &name, config.cluster.as_ref()) => joined,
+            () = stop.cancelled() => return Ok(None),
+        };
+        match joined {
+            Ok(membership) => {
+                state.keep(&config.hub.to_string(), &membership)?;
+                tracing::info!(cluster = %membership.cluster, name = %membership.name, "joined");
+                return Ok(Some(membership));
+            }
+            Err(e) if e.is_retryable() => {
+                let least = if matches!(e, JoinError::NotTheHub { .. }) {
+                    limits::REFUSED_PAUSE
+                } else {
+                    Duration::from_millis(100)
+                };
+                tracing::warn!(cause = %upstream::chain(&e), "not joined yet; trying again");
+                let rest = least + pause.mul_f64(rand::rng().random());
+                tokio::select! {
+                    () = sleep(rest) => {}
+                    () = stop.cancelled() => return Ok(None),
+                }
+                pause = (pause * 2).min(limits::JOIN_PAUSE);
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// The host's name as far as it makes an agent's name.
+fn host_name() -> AgentName {
+    let host = state::read_text("/proc/sys/kernel/hostname".as_ref())
+        .or_else(|_| std::env::var("HOSTNAME").map_err(io::Error::other));
+    let host = host.unwrap_or_default().trim().to_ascii_lowercase();
+    let first = host.split('.').next().unwrap_or_default();
+    let plain: String = first.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    plain.trim_matches('-').parse().unwrap_or_else(|_| fallback_name())
+}
+
+fn fallback_name() -> AgentName {
+    match "agent".parse() {
+        Ok(name) => name,
+        Err(_) => unreachable!("a constant name that is valid"),
+    }
+}

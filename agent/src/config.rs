@@ -1,0 +1,154 @@
+//! What an agent is told at its start.
+
+use moorline_link::HubAddress;
+use moorline_proto::id::{AgentName, ClusterId};
+use std::{fmt, net::SocketAddr, path::PathBuf};
+
+/// How an agent runs. `Debug` does not show the token.
+#[derive(Clone)]
+pub struct Config {
+    /// The hub to dial.
+    pub hub: HubAddress,
+    /// The join token. Needed only while there is no state; ignored once the state belongs to the token's hub.
+    pub token: Option<String>,
+    /// This agent's name within its cluster. Default: the state's, or the host's name.
+    pub name: Option<AgentName>,
+    /// The cluster that the token must be for. Default: the token's.
+    pub cluster: Option<ClusterId>,
+    /// Where key, certificate and trust bundle are kept. Made if missing, readable by its owner alone.
+    pub state_dir: PathBuf,
+    /// How the cluster's API server is reached.
+    pub upstream: UpstreamConfig,
+    /// The edge policy of the cluster's owner. `None`: the built-in one.
+    pub policy_file: Option<PathBuf>,
+    /// What carries the tunnel.
+    pub carrier: Preference,
+    /// Address for `/livez`, `/readyz` and `/metrics`, plain HTTP. `None`: nowhere.
+    pub http_addr: Option<SocketAddr>,
+}
+
+/// How the cluster's API server is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UpstreamConfig {
+    /// As a pod: `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT`, with the service account in `dir`
+    /// (`token`, `ca.crt`), both read again as they are rotated.
+    InCluster {
+        /// Folder of the service account.
+        dir: PathBuf,
+    },
+    /// As a kubeconfig says. Its files are read again as they change; plugins are not run.
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// The context. Default: its current one.
+        context: Option<String>,
+    },
+}
+
+/// What may carry the tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Preference {
+    /// QUIC with a head start, TLS where UDP does not get through.
+    #[default]
+    Auto,
+    /// QUIC only.
+    Quic,
+    /// TLS over TCP only.
+    Tls,
+}
+
+/// A setting that cannot be obeyed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The token is not what the hub prints.
+    #[error(
+        "the join token is malformed: it starts with mlj_ and has three parts; copy it whole, as `moorline token create` printed it"
+    )]
+    Token,
+    /// A path that is empty.
+    #[error("{0} must not be empty")]
+    EmptyPath(&'static str),
+}
+
+impl Config {
+    /// Checks what can be checked without touching anything.
+    ///
+    /// # Errors
+    /// The first setting that cannot be obeyed.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        use moorline_authz::token::{Kind, TokenText};
+        if let Some(token) = &self.token {
+            match TokenText::parse(token) {
+                Ok(TokenText { kind: Kind::Join, pin: Some(_), .. }) => {}
+                _ => return Err(ConfigError::Token),
+            }
+        }
+        let upstream = match &self.upstream {
+            UpstreamConfig::InCluster { dir } => dir,
+            UpstreamConfig::Kubeconfig { path, .. } => path,
+        };
+        for (path, what) in [
+            (Some(&self.state_dir), "state folder"),
+            (Some(upstream), "path to the API server's credential"),
+            (self.policy_file.as_ref(), "policy file"),
+        ] {
+            if path.is_some_and(|path| path.as_os_str().is_empty()) {
+                return Err(ConfigError::EmptyPath(what));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("hub", &self.hub)
+            .field("token", &self.token.as_ref().map(|_| "***"))
+            .field("name", &self.name)
+            .field("cluster", &self.cluster)
+            .field("state_dir", &self.state_dir)
+            .field("upstream", &self.upstream)
+            .field("policy_file", &self.policy_file)
+            .field("carrier", &self.carrier)
+            .field("http_addr", &self.http_addr)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use moorline_authz::token::TokenText;
+
+    fn config(token: Option<String>) -> Config {
+        Config {
+            hub: "hub:8443".parse().unwrap(),
+            token,
+            name: None,
+            cluster: None,
+            state_dir: "/tmp/x".into(),
+            upstream: UpstreamConfig::InCluster { dir: "/tmp/y".into() },
+            policy_file: None,
+            carrier: Preference::Auto,
+            http_addr: None,
+        }
+    }
+
+    #[test]
+    fn only_join_tokens_are_taken() {
+        let join = TokenText::generate_join([1; 32]).reveal().to_string();
+        assert_eq!(config(Some(join)).validate(), Ok(()));
+        assert_eq!(config(None).validate(), Ok(()));
+        let api = TokenText::generate_api().reveal().to_string();
+        for bad in [api, "mlj_x".to_owned(), String::new()] {
+            assert_eq!(config(Some(bad)).validate(), Err(ConfigError::Token));
+        }
+    }
+
+    #[test]
+    fn s69_the_token_does_not_print() {
+        let token = TokenText::generate_join([1; 32]).reveal().to_string();
+        assert!(!format!("{:?}", config(Some(token.clone()))).contains(&token));
+    }
+}

@@ -1,0 +1,221 @@
+//! The first contact: a token and a signing request for a certificate. Nothing is sent before the hub proved the pin.
+
+use crate::{
+    limits,
+    state::{BadChain, Membership, certificates},
+    upstream::chain,
+};
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use moorline_authz::token::TokenText;
+use moorline_link::{HubAddress, tls};
+use moorline_proto::id::{AgentName, ClusterId};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use rustls_pki_types::ServerName;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Why the agent did not join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The hub could not be reached. Nothing was sent.
+    #[error("cannot reach the hub at {hub}: {cause}")]
+    Unreachable {
+        /// Who.
+        hub: String,
+        /// Why not.
+        cause: String,
+    },
+    /// Whoever answered is not the hub that made the token, or the clocks differ. The token was not sent.
+    #[error(
+        "{hub} did not prove to be the hub that the token is from; the token was not sent. Check the address, whether \
+         something in between opens TLS, and both clocks: {cause}"
+    )]
+    NotTheHub {
+        /// Who.
+        hub: String,
+        /// What the handshake said.
+        cause: String,
+    },
+    /// 401.
+    #[error(
+        "the hub refused the token: it is unknown, expired or used up. Make a new one: moorline token create --cluster <cluster> ({0})"
+    )]
+    Token(String),
+    /// 403.
+    #[error("the hub refused to let this agent join: {0}")]
+    Forbidden(String),
+    /// 400, 409, 422: the same again would be refused again.
+    #[error("the hub refused the request ({0}): {1}")]
+    Refused(StatusCode, String),
+    /// 429, 5xx.
+    #[error("the hub cannot take the agent now ({0}): {1}")]
+    Later(StatusCode, String),
+    /// The call broke off or took too long. The hub may have counted the token as used.
+    #[error("the call to the hub broke off: {0}")]
+    Broken(String),
+    /// The answer does not hold what it must.
+    #[error("the hub's answer cannot be used: {0}")]
+    Answer(String),
+    /// The answer's certificate is not this agent's.
+    #[error("the hub's answer cannot be used")]
+    Certificate(#[from] BadChain),
+    /// The token is none, or no request could be made.
+    #[error("cannot make the request: {0}")]
+    Request(String),
+}
+
+impl JoinError {
+    /// Whether time alone may help.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::NotTheHub { .. } | Self::Later(..) | Self::Broken(_) => true,
+            Self::Token(_)
+            | Self::Forbidden(_)
+            | Self::Refused(..)
+            | Self::Answer(_)
+            | Self::Certificate(_)
+            | Self::Request(_) => false,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Question<'a> {
+    token: &'a str,
+    csr: String,
+    name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<&'a str>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    cluster: String,
+    name: String,
+    trust_domain: String,
+    chain: Vec<String>,
+    bundle: Vec<String>,
+}
+
+/// A signing request for `key`. It names nobody: the hub decides.
+///
+/// # Errors
+/// In words.
+pub(crate) fn signing_request(key: &KeyPair) -> Result<rcgen::CertificateSigningRequest, String> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.serialize_request(key).map_err(|e| e.to_string())
+}
+
+/// Joins: sends `token` and a signing request for `key`, checks what comes back against the token's pin.
+///
+/// # Errors
+/// See [`JoinError`].
+///
+/// # Cancel safety
+/// Dropping the future may have used the token up.
+pub async fn join(
+    hub: &HubAddress,
+    token: &str,
+    key: &KeyPair,
+    name: &AgentName,
+    cluster: Option<&ClusterId>,
+) -> Result<Membership, JoinError> {
+    let pin = TokenText::parse(token).ok().and_then(|token| token.pin);
+    let pin = pin.ok_or_else(|| JoinError::Request("the token is not a join token".to_owned()))?;
+    let csr = signing_request(key).and_then(|csr| csr.pem().map_err(|e| e.to_string())).map_err(JoinError::Request)?;
+    let question = Question { token, csr, name: name.as_str(), cluster: cluster.map(ClusterId::as_str) };
+    let question = serde_json::to_vec(&question).map_err(|e| JoinError::Request(e.to_string()))?;
+    let answer = tokio::time::timeout(limits::JOIN, call(hub, pin, question))
+        .await
+        .map_err(|_| JoinError::Broken("no answer in time".to_owned()))??;
+    accept(&answer, pin, key, name, cluster)
+}
+
+async fn call(hub: &HubAddress, pin: [u8; 32], question: Vec<u8>) -> Result<Bytes, JoinError> {
+    let unreachable = |cause: String| JoinError::Unreachable { hub: hub.to_string(), cause };
+    let config = tls::pinned_client_config(pin, &[b"http/1.1"]).map_err(|e| JoinError::Request(e.to_string()))?;
+    let name = ServerName::try_from(hub.host.clone()).map_err(|e| JoinError::Request(e.to_string()))?;
+    let tcp = tokio::time::timeout(limits::UPSTREAM_CONNECT, TcpStream::connect((hub.host.as_str(), hub.port)))
+        .await
+        .map_err(|_| unreachable("no answer in time".to_owned()))?
+        .map_err(|e| unreachable(e.to_string()))?;
+    let tls = TlsConnector::from(config)
+        .connect(name, tcp)
+        .await
+        .map_err(|e| JoinError::NotTheHub { hub: hub.to_string(), cause: chain(&e) })?;
+    let broken = |e: &dyn std::error::Error| JoinError::Broken(chain(e));
+    let (mut send, connection) = http1::handshake(TokioIo::new(tls)).await.map_err(|e| broken(&e))?;
+    let _task = AbortOnDropHandle::new(tokio::spawn(connection));
+    let request = Request::post("/agent/join")
+        .header(header::HOST, hub.to_string())
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::ACCEPT, "application/json")
+        .header(header::CONNECTION, "close")
+        .body(Full::new(Bytes::from(question)))
+        .map_err(|e| JoinError::Request(e.to_string()))?;
+    let (head, body) = send.send_request(request).await.map_err(|e| broken(&e))?.into_parts();
+    let body = Limited::new(body, limits::JOIN_ANSWER)
+        .collect()
+        .await
+        .map_err(|e| JoinError::Broken(e.to_string()))?
+        .to_bytes();
+    match head.status {
+        status if status.is_success() => Ok(body),
+        StatusCode::UNAUTHORIZED => Err(JoinError::Token(said(&body))),
+        StatusCode::FORBIDDEN => Err(JoinError::Forbidden(said(&body))),
+        status if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
+            Err(JoinError::Later(status, said(&body)))
+        }
+        status => Err(JoinError::Refused(status, said(&body))),
+    }
+}
+
+/// What a `Status`, or plain text, says: one line of bounded length.
+fn said(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Status {
+        message: String,
+    }
+    let text = match serde_json::from_slice::<Status>(body) {
+        Ok(status) => status.message,
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
+    };
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
+}
+
+fn accept(
+    answer: &[u8],
+    pin: [u8; 32],
+    key: &KeyPair,
+    name: &AgentName,
+    cluster: Option<&ClusterId>,
+) -> Result<Membership, JoinError> {
+    let wrong = |cause: String| JoinError::Answer(cause);
+    let answer: Answer = serde_json::from_slice(answer).map_err(|e| wrong(e.to_string()))?;
+    let membership = Membership {
+        cluster: answer.cluster.parse().map_err(|e: moorline_proto::id::InvalidName| wrong(e.to_string()))?,
+        name: answer.name.parse().map_err(|e: moorline_proto::id::InvalidName| wrong(e.to_string()))?,
+        trust_domain: answer.trust_domain.parse().map_err(|e: moorline_proto::id::InvalidName| wrong(e.to_string()))?,
+        chain: certificates(&answer.chain).map_err(wrong)?,
+        bundle: certificates(&answer.bundle).map_err(wrong)?,
+    };
+    if !membership.trusts_pin(&pin) {
+        return Err(wrong("its trust bundle does not hold the authority that the token pins".to_owned()));
+    }
+    if let Some(asked) = cluster.filter(|asked| **asked != membership.cluster) {
+        return Err(wrong(format!("it is for cluster {}, not for {asked}", membership.cluster)));
+    }
+    if *name != membership.name {
+        tracing::info!(asked = %name, given = %membership.name, "the hub gave this agent another name");
+    }
+    membership.check(key)?;
+    Ok(membership)
+}

@@ -1,0 +1,74 @@
+//! Every bound of the agent, by name.
+
+use std::time::Duration;
+
+/// Streams served at once, over all sessions of this agent. One more is refused as busy; the session lives on.
+pub const MAX_STREAMS: usize = 4096;
+/// Refusals under way at once; beyond, a stream is reset without a word.
+pub const MAX_REFUSALS: usize = 64;
+
+/// Connections to the API server.
+pub const UPSTREAM_CONNECTIONS: usize = 32;
+/// Requests in flight on one of them. Kubernetes itself permits 100 on a connection.
+pub const UPSTREAM_IN_FLIGHT: usize = 100;
+/// Bytes that one answer may have waiting in the agent while its reader is slow.
+pub const UPSTREAM_STREAM_WINDOW: u32 = 512 << 10;
+/// Window of a connection: every stream's window fits, so a stalled reader takes nothing from its siblings.
+pub const UPSTREAM_CONNECTION_WINDOW: u32 = UPSTREAM_STREAM_WINDOW * UPSTREAM_IN_FLIGHT as u32;
+/// Bytes of one request's body that may wait to be sent.
+pub const UPSTREAM_SEND_BUFFER: usize = 256 << 10;
+/// Largest head of an answer, in bytes: Kubernetes' answers are far below.
+pub const UPSTREAM_HEAD: usize = 64 << 10;
+/// Longest wait for the API server to take a connection, TLS included.
+pub const UPSTREAM_CONNECT: Duration = Duration::from_secs(5);
+/// Longest wait for a free place on a connection.
+pub const UPSTREAM_WAIT: Duration = Duration::from_secs(5);
+/// A connection beyond the first that served nothing for this long is closed.
+pub const UPSTREAM_IDLE: Duration = Duration::from_secs(60);
+/// How often a connection to the API server is probed.
+pub const UPSTREAM_PING: Duration = Duration::from_secs(15);
+/// A connection whose probe is not answered in this time is dead.
+pub const UPSTREAM_PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often credential, authority and address of the API server are read again. Kubernetes asks for once a minute.
+pub const CREDENTIAL_REFRESH: Duration = Duration::from_secs(30);
+/// Largest file that is read: token, certificate, kubeconfig, policy, state.
+pub const MAX_FILE: u64 = 4 << 20;
+
+/// Longest SubjectAccessReview or other own call to the API server.
+pub const OWN_CALL: Duration = Duration::from_secs(10);
+/// Largest answer to an own call.
+pub const OWN_ANSWER: usize = 1 << 20;
+
+/// Longest join call, from the dial to the end of the answer.
+pub const JOIN: Duration = Duration::from_secs(30);
+/// Largest answer to a join.
+pub const JOIN_ANSWER: usize = 256 << 10;
+/// Longest pause between two attempts to join.
+pub const JOIN_PAUSE: Duration = Duration::from_secs(30);
+/// Shortest pause after a failure that time alone seldom heals.
+pub const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long QUIC may try alone before TLS is tried as well.
+pub const QUIC_HEAD_START: Duration = Duration::from_millis(300);
+/// How often a session is probed.
+pub const PROBE: Duration = Duration::from_secs(10);
+/// How long open streams may take to end when the agent goes away or a session is replaced by a newer one.
+pub const GRACE: Duration = Duration::from_secs(30);
+/// Sessions that may be ending while a newer one serves.
+pub const RETIRING: usize = 4;
+/// A clock further from the hub's than this is told.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
+
+/// How often the facts about the cluster are looked up.
+pub const FACTS: Duration = Duration::from_secs(300);
+/// How often the policy file is looked at.
+pub const POLICY: Duration = Duration::from_secs(5);
+/// Shortest pause between two requests for a new certificate; doubles up to [`RENEW_PAUSE_MAX`].
+pub const RENEW_PAUSE: Duration = Duration::from_secs(15);
+/// Longest pause between two requests for a new certificate.
+pub const RENEW_PAUSE_MAX: Duration = Duration::from_secs(600);
+
+/// Connections to `/livez`, `/readyz` and `/metrics` at once.
+pub const OPS_CONNECTIONS: usize = 16;
+/// Longest wait for the head of a request there.
+pub const OPS_HEADER: Duration = Duration::from_secs(5);

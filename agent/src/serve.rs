@@ -1,0 +1,131 @@
+//! Serves the streams of one session: each in a task of its own, so that none can harm another.
+
+use crate::{limits, metrics::Metrics, policy::PolicyFile};
+use moorline_link::{IncomingStream, Session, Stream};
+use moorline_proto::{
+    code::{RefuseCode, ResetCode},
+    header::{Refusal, StreamHeader, Target},
+};
+use moorline_proxy::edge::{Reviewer, Upstream, serve_kube};
+use std::sync::Arc;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::Semaphore,
+    task::JoinSet,
+};
+use tracing::Instrument;
+
+/// What the streams of all sessions share.
+pub struct Service<U, R> {
+    upstream: Arc<U>,
+    reviewer: Arc<R>,
+    policy: Arc<PolicyFile>,
+    places: Arc<Semaphore>,
+    metrics: Metrics,
+}
+
+impl<U: Upstream, R: Reviewer> Service<U, R> {
+    /// Serves Kubernetes from `upstream` as far as `policy` and `reviewer` allow.
+    pub fn new(upstream: Arc<U>, reviewer: Arc<R>, policy: Arc<PolicyFile>, metrics: Metrics) -> Arc<Self> {
+        Arc::new(Self { upstream, reviewer, policy, places: Arc::new(Semaphore::new(limits::MAX_STREAMS)), metrics })
+    }
+
+    /// Serves until the session is over. Its end cancels everything that its streams had under way.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends every stream.
+    pub async fn session(self: Arc<Self>, session: Session) {
+        let (mut tasks, mut refusals) = (JoinSet::new(), JoinSet::new());
+        loop {
+            tokio::select! {
+                Some(done) = tasks.join_next() => self.ended(done),
+                Some(_) = refusals.join_next() => {}
+                incoming = session.accept() => {
+                    let Some(incoming) = incoming else { return };
+                    self.begin(incoming, &mut tasks, &mut refusals);
+                }
+            }
+        }
+    }
+
+    fn begin(self: &Arc<Self>, incoming: IncomingStream, tasks: &mut JoinSet<()>, refusals: &mut JoinSet<()>) {
+        let place = match (&incoming.header.target, self.places.clone().try_acquire_owned()) {
+            (Target::Kube | Target::Echo, Ok(place)) => place,
+            (Target::Kube | Target::Echo, Err(_)) => {
+                return self.refuse(incoming, RefuseCode::Busy, "the agent serves as many streams as it may", refusals);
+            }
+            (Target::Tcp { .. }, _) => {
+                return self.refuse(incoming, RefuseCode::Policy, "this agent dials no TCP addresses", refusals);
+            }
+        };
+        let span = tracing::info_span!("stream", trace = trace_id(&incoming.header), class = ?incoming.header.class);
+        let service = self.clone();
+        self.metrics.streams.inc();
+        let counted = Counted(self.metrics.clone());
+        let task = async move {
+            let _held = (place, counted);
+            service.stream(incoming).await;
+        };
+        tasks.spawn(task.instrument(span));
+    }
+
+    async fn stream(&self, incoming: IncomingStream) {
+        if incoming.header.target == Target::Echo {
+            return echo(incoming.accept()).await;
+        }
+        let policy = self.policy.current();
+        if let Err(e) = serve_kube(incoming, &policy, &*self.upstream, &*self.reviewer).await {
+            tracing::debug!(cause = %crate::upstream::chain(&e), "stream ended early");
+        }
+    }
+
+    fn refuse(&self, incoming: IncomingStream, code: RefuseCode, message: &str, refusals: &mut JoinSet<()>) {
+        self.metrics.refusals.with_label_values(&[code.name()]).inc();
+        if refusals.len() < limits::MAX_REFUSALS {
+            let refusal = Refusal { code, message: message.to_owned(), retry_elsewhere: code == RefuseCode::Busy };
+            refusals.spawn(async move { incoming.refuse(refusal).await });
+        }
+    }
+
+    /// A bug in one stream's task ends that stream; its panic dropped, and so reset, what it held.
+    fn ended(&self, done: Result<(), tokio::task::JoinError>) {
+        if done.is_err_and(|e| e.is_panic()) {
+            self.metrics.panics.inc();
+            tracing::error!("a stream's task failed by a bug; the stream was reset, the session goes on");
+        }
+    }
+}
+
+/// One stream less, however it ended.
+struct Counted(Metrics);
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.streams.dec();
+    }
+}
+
+async fn echo(mut stream: Stream) {
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        match stream.read(&mut buffer).await {
+            Ok(0) => break,
+            Ok(n) => {
+                let sent = async {
+                    stream.write_all(buffer.get(..n).unwrap_or_default()).await?;
+                    stream.flush().await
+                };
+                if sent.await.is_err() {
+                    return stream.reset(ResetCode::Broken);
+                }
+            }
+            Err(_) => return stream.reset(ResetCode::Broken),
+        }
+    }
+    let _ = stream.shutdown().await; // the peer no longer listens: nothing is lost
+}
+
+/// The trace id within a W3C `traceparent`, or nothing.
+fn trace_id(header: &StreamHeader) -> &str {
+    let id = header.traceparent.as_deref().and_then(|parent| parent.split('-').nth(1)).unwrap_or_default();
+    if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) { id } else { "" }
+}

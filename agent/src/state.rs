@@ -1,0 +1,313 @@
+//! What an agent keeps on disk: its key, and who it is.
+//!
+//! Two files in a folder of its owner's alone: `agent.key` (PKCS #8, PEM) and `agent.json` (everything else). Each is
+//! replaced as a whole, so that a crash leaves the old one or the new one.
+
+use crate::limits::MAX_FILE;
+use moorline_link::{Identity, Trust, tls};
+use moorline_proto::id::{AgentName, ClusterId, Role, SpiffeId, TrustDomain};
+use rcgen::{KeyPair, PublicKeyData};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime, pem::PemObject};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs, io,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+const KEY: &str = "agent.key";
+const FACTS: &str = "agent.json";
+/// Of the layout of `agent.json`.
+const VERSION: u32 = 1;
+
+/// Why the state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The folder or a file in it cannot be used.
+    #[error("state folder: cannot {what} {path}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A file is there and is not what this agent wrote.
+    #[error(
+        "state folder: {path} is corrupt: {cause}. To join anew, delete the folder and start the agent with a new token: \
+         moorline token create --cluster <cluster>"
+    )]
+    Corrupt {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        cause: String,
+    },
+}
+
+/// Why a certificate chain is not this agent's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadChain {
+    /// No certificate, or one that cannot be read.
+    #[error("not a certificate chain: {0}")]
+    Unreadable(String),
+    /// It does not lead to an authority of the trust bundle.
+    #[error("the certificate does not lead to the trust bundle: {0}")]
+    Untrusted(String),
+    /// It is for another key.
+    #[error("the certificate is for another key")]
+    OtherKey,
+    /// It names somebody else.
+    #[error("the certificate is for {found}, not for {expected}")]
+    OtherName {
+        /// What it says.
+        found: String,
+        /// What it should say.
+        expected: String,
+    },
+}
+
+/// Who this agent is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    /// Which cluster it belongs to.
+    pub cluster: ClusterId,
+    /// Its name there.
+    pub name: AgentName,
+    /// Which hub authority vouches for it.
+    pub trust_domain: TrustDomain,
+    /// Its certificate, leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The authorities that it believes.
+    pub bundle: Vec<CertificateDer<'static>>,
+}
+
+/// `agent.json`
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct File {
+    version: u32,
+    hub: String,
+    cluster: String,
+    name: String,
+    trust_domain: String,
+    chain: Vec<String>,
+    bundle: Vec<String>,
+}
+
+/// The folder.
+#[derive(Debug, Clone)]
+pub struct StateDir {
+    dir: PathBuf,
+}
+
+impl StateDir {
+    /// Makes the folder if it is missing and proves that it can be written, before a token is spent on it.
+    ///
+    /// # Errors
+    /// It cannot be made, or not be written.
+    pub fn open(dir: &Path) -> Result<Self, StateError> {
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true);
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(dir).map_err(|source| StateError::Io { what: "make", path: dir.to_owned(), source })?;
+        let state = Self { dir: dir.to_owned() };
+        state.replace("probe", b"")?;
+        let probe = dir.join("probe");
+        fs::remove_file(&probe).map_err(|source| StateError::Io { what: "write", path: probe, source })?;
+        Ok(state)
+    }
+
+    /// The key; a new one (ECDSA P-256) the first time.
+    ///
+    /// # Errors
+    /// It cannot be read or written, or is not a key.
+    pub fn key(&self) -> Result<KeyPair, StateError> {
+        let path = self.dir.join(KEY);
+        let corrupt = |e: rcgen::Error| StateError::Corrupt { path: path.clone(), cause: e.to_string() };
+        if let Some(text) = self.read(KEY)? {
+            return KeyPair::from_pem(&text).map_err(corrupt);
+        }
+        let key = KeyPair::generate().map_err(corrupt)?;
+        self.replace(KEY, key.serialize_pem().as_bytes())?;
+        Ok(key)
+    }
+
+    /// Who this agent is; `None` before it joined.
+    ///
+    /// # Errors
+    /// What is there cannot be read, or does not fit `key`.
+    pub fn membership(&self, key: &KeyPair) -> Result<Option<Membership>, StateError> {
+        let Some(text) = self.read(FACTS)? else { return Ok(None) };
+        let corrupt = |cause: String| StateError::Corrupt { path: self.dir.join(FACTS), cause };
+        let file: File = serde_json::from_str(&text).map_err(|e| corrupt(e.to_string()))?;
+        if file.version != VERSION {
+            return Err(corrupt(format!("layout {} is not known to this version", file.version)));
+        }
+        let name = |e: moorline_proto::id::InvalidName| corrupt(e.to_string());
+        let membership = Membership {
+            cluster: file.cluster.parse().map_err(name)?,
+            name: file.name.parse().map_err(name)?,
+            trust_domain: file.trust_domain.parse().map_err(name)?,
+            chain: certificates(&file.chain).map_err(corrupt)?,
+            bundle: certificates(&file.bundle).map_err(corrupt)?,
+        };
+        // An expired certificate is no corruption: the hub says what is to be done about it.
+        membership.check_names(key).map_err(|e| corrupt(e.to_string()))?;
+        Ok(Some(membership))
+    }
+
+    /// Keeps who this agent is. `hub` is for people who look into the file.
+    ///
+    /// # Errors
+    /// It cannot be written; what was there before is still there.
+    pub fn keep(&self, hub: &str, membership: &Membership) -> Result<(), StateError> {
+        let file = File {
+            version: VERSION,
+            hub: hub.to_owned(),
+            cluster: membership.cluster.to_string(),
+            name: membership.name.to_string(),
+            trust_domain: membership.trust_domain.to_string(),
+            chain: membership.chain.iter().map(to_pem).collect(),
+            bundle: membership.bundle.iter().map(to_pem).collect(),
+        };
+        let text = serde_json::to_vec_pretty(&file)
+            .map_err(|e| StateError::Corrupt { path: self.dir.join(FACTS), cause: e.to_string() })?;
+        self.replace(FACTS, &text)
+    }
+
+    fn read(&self, name: &str) -> Result<Option<String>, StateError> {
+        let path = self.dir.join(name);
+        match read_text(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(StateError::Corrupt { path, cause: e.to_string() }),
+            Err(source) => Err(StateError::Io { what: "read", path, source }),
+        }
+    }
+
+    /// Writes beside, syncs, renames over.
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        let path = self.dir.join(name);
+        let beside = self.dir.join(format!("{name}.new"));
+        let write = || -> io::Result<()> {
+            let mut options = fs::OpenOptions::new();
+            options.write(true).create(true).truncate(true);
+            #[cfg(unix)]
+            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+            let mut file = options.open(&beside)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&beside, &path)?;
+            #[cfg(unix)]
+            fs::File::open(&self.dir)?.sync_all()?;
+            Ok(())
+        };
+        write().map_err(|source| StateError::Io { what: "write", path: path.clone(), source })
+    }
+}
+
+impl Membership {
+    /// The identity in this agent's certificate.
+    pub fn spiffe_id(&self) -> SpiffeId {
+        SpiffeId {
+            trust_domain: self.trust_domain.clone(),
+            role: Role::ClusterAgent(self.cluster.clone(), self.name.clone()),
+        }
+    }
+
+    /// For the TLS of the tunnel.
+    pub fn identity(&self, key: &KeyPair) -> Identity {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        Identity { chain: self.chain.clone(), key }
+    }
+
+    /// For the TLS of the tunnel.
+    pub fn trust(&self) -> Trust {
+        Trust { roots: self.bundle.clone(), domain: self.trust_domain.clone() }
+    }
+
+    /// Whether the chain is for `key` and for this agent, and leads to the bundle, now.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self, key: &KeyPair) -> Result<(), BadChain> {
+        self.check_names(key)?;
+        let (leaf, rest) = self.chain.split_first().ok_or_else(|| BadChain::Unreadable("empty".to_owned()))?;
+        let untrusted = |e: &dyn std::fmt::Display| BadChain::Untrusted(e.to_string());
+        let mut roots = rustls::RootCertStore::empty();
+        for root in &self.bundle {
+            roots.add(root.clone()).map_err(|e| untrusted(&e))?;
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .map_err(|e| untrusted(&e))?;
+        verifier.verify_client_cert(leaf, rest, UnixTime::now()).map_err(|e| untrusted(&e))?;
+        Ok(())
+    }
+
+    fn check_names(&self, key: &KeyPair) -> Result<(), BadChain> {
+        let leaf = self.chain.first().ok_or_else(|| BadChain::Unreadable("empty".to_owned()))?;
+        let parsed = X509Certificate::from_der(leaf).map_err(|e| BadChain::Unreadable(e.to_string()))?.1;
+        if parsed.public_key().raw != key.subject_public_key_info() {
+            return Err(BadChain::OtherKey);
+        }
+        let expected = self.spiffe_id();
+        match tls::peer_id(leaf) {
+            Ok(found) if found == expected => Ok(()),
+            Ok(found) => Err(BadChain::OtherName { found: found.to_string(), expected: expected.to_string() }),
+            Err(e) => Err(BadChain::Unreadable(e.to_string())),
+        }
+    }
+
+    /// From when to when the certificate is valid.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn validity(&self) -> Result<(SystemTime, SystemTime), BadChain> {
+        let leaf = self.chain.first().ok_or_else(|| BadChain::Unreadable("empty".to_owned()))?;
+        let parsed = X509Certificate::from_der(leaf).map_err(|e| BadChain::Unreadable(e.to_string()))?.1;
+        let at = |time: x509_parser::time::ASN1Time| {
+            UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or_default())
+        };
+        Ok((at(parsed.validity().not_before), at(parsed.validity().not_after)))
+    }
+
+    /// Whether an authority of the bundle has the key with this SHA-256.
+    pub fn trusts_pin(&self, pin: &[u8; 32]) -> bool {
+        self.bundle.iter().any(|cert| tls::spki_sha256(cert).is_ok_and(|found| found == *pin))
+    }
+}
+
+/// Reads a text file of bounded size.
+pub(crate) fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE { Err(io::Error::new(io::ErrorKind::InvalidData, "too large")) } else { Ok(text) }
+}
+
+/// One certificate of each PEM text.
+pub(crate) fn certificates(pems: &[String]) -> Result<Vec<CertificateDer<'static>>, String> {
+    if pems.is_empty() {
+        return Err("no certificate".to_owned());
+    }
+    pems.iter().map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| e.to_string())).collect()
+}
+
+fn to_pem(cert: &CertificateDer<'static>) -> String {
+    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+    let encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, cert.as_ref());
+    for line in encoded.as_bytes().chunks(64) {
+        out.push_str(&String::from_utf8_lossy(line));
+        out.push('\n');
+    }
+    out.push_str("-----END CERTIFICATE-----\n");
+    out
+}
