@@ -40,6 +40,8 @@ pub(super) struct Driver<IO> {
     busy: bool,
     out: Outgoing,
     gather: Vec<u8>,
+    /// Bytes that the carrier took and the statistics do not know of.
+    written: usize,
     unflushed: bool,
     may_read: bool,
     read_ended: bool,
@@ -69,6 +71,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
             busy: false,
             out: Outgoing::new(),
             gather: Vec::new(),
+            written: 0,
             unflushed: false,
             may_read: true,
             read_ended: false,
@@ -108,15 +111,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         Poll::Ready(Ok(self.input.len() - before))
     }
 
-    /// Writes until everything is out or the carrier takes no more; how much went out is added to `written`.
-    fn write(&mut self, cx: &mut Context<'_>, written: &mut usize) -> Poll<io::Result<()>> {
+    /// Writes until everything is out or the carrier takes no more.
+    fn write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_empty() {
             let n = ready!(self.write_some(cx))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.out.advance(n);
-            *written += n;
+            self.written += n;
             self.unflushed = true;
         }
         Poll::Ready(Ok(()))
@@ -185,7 +188,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        let mut written = 0;
         for _ in 0..TURNS {
             let mut lost = None;
             let mut read = 0;
@@ -215,7 +217,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
                 input: &mut this.input,
                 out: &mut this.out,
                 read,
-                written: std::mem::take(&mut written),
+                written: std::mem::take(&mut this.written),
                 lost,
                 timer,
                 trim,
@@ -228,7 +230,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
                 again |= timer;
             }
 
-            match this.write(cx, &mut written) {
+            match this.write(cx) {
                 Poll::Ready(Ok(())) => {
                     again |= turn.more;
                     // Flushing waits until nothing more is queued. An error comes again with the next write or read.
@@ -241,7 +243,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
                     while matches!(this.read(cx), Poll::Ready(Ok(1..))) && this.input.len() < READ_BUSY {}
                     this.read_ended = true;
                     let lost = Some(error.to_string());
-                    let (read, written) = (0, std::mem::take(&mut written));
+                    let (read, written) = (0, std::mem::take(&mut this.written));
                     let (input, out) = (&mut this.input, &mut this.out);
                     this.shared.turn(Visit { input, out, read, written, lost, timer: false, trim: false }, cx);
                     return Poll::Ready(());

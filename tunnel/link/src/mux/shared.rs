@@ -317,6 +317,14 @@ fn ring(mut state: MutexGuard<'_, State>) {
     bells.drain(..).for_each(Waker::wake);
 }
 
+/// What a stream's task may wait for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum News {
+    Readable,
+    Writable,
+    Cut,
+}
+
 /// The machine while it is locked.
 pub(super) struct Access<'a> {
     state: &'a mut State,
@@ -332,26 +340,22 @@ impl Access<'_> {
         self.state.reason.clone().unwrap_or_else(unknown)
     }
 
-    fn waiters(&mut self, key: StreamKey) -> Option<&mut Waiters> {
+    /// Wakes the task of `cx` once the machine has such news of the stream.
+    pub(super) fn wait<T>(&mut self, key: StreamKey, news: News, cx: &Context<'_>) -> Poll<T> {
         let slot = key.slot();
         if self.state.streams.len() <= slot {
             self.state.streams.resize_with(slot + 1, Waiters::default);
         }
-        self.state.streams.get_mut(slot)
-    }
-
-    pub(super) fn wait_readable<T>(&mut self, key: StreamKey, cx: &Context<'_>) -> Poll<T> {
-        self.waiters(key).map(|waiters| register(&mut waiters.reader, cx));
-        Poll::Pending
-    }
-
-    pub(super) fn wait_writable<T>(&mut self, key: StreamKey, cx: &Context<'_>) -> Poll<T> {
-        self.waiters(key).map(|waiters| register(&mut waiters.writer, cx));
-        Poll::Pending
-    }
-
-    pub(super) fn wait_cut<T>(&mut self, key: StreamKey, cx: &Context<'_>) -> Poll<T> {
-        self.waiters(key).map(|waiters| register(&mut waiters.watcher, cx));
+        if let Some(waiters) = self.state.streams.get_mut(slot) {
+            let place = match news {
+                News::Readable => &mut waiters.reader,
+                News::Writable => &mut waiters.writer,
+                News::Cut => &mut waiters.watcher,
+            };
+            if place.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+                *place = Some(cx.waker().clone());
+            }
+        }
         Poll::Pending
     }
 
@@ -365,11 +369,5 @@ impl Access<'_> {
         if self.state.mux.open_streams() == 0 {
             self.state.streams = Vec::new();
         }
-    }
-}
-
-fn register(place: &mut Option<Waker>, cx: &Context<'_>) {
-    if place.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
-        *place = Some(cx.waker().clone());
     }
 }

@@ -1,6 +1,6 @@
 //! One stream, for the application.
 
-use super::shared::Shared;
+use super::shared::{News, Shared};
 use bytes::{Bytes, BytesMut};
 use moorline_proto::{
     code::ResetCode,
@@ -77,7 +77,7 @@ impl MuxStream {
     pub fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<StreamReset> {
         self.shared.with(|access| match access.mux().watch(self.key) {
             Some(reset) => Poll::Ready(StreamReset(reset.code)),
-            None => access.wait_cut(self.key, cx),
+            None => access.wait(self.key, News::Cut, cx),
         })
     }
 
@@ -89,7 +89,7 @@ impl MuxStream {
         self.shared.with(|access| match access.mux().read(self.key, max) {
             Ok(Read::Data(bytes)) => Poll::Ready(Ok(bytes)),
             Ok(Read::End) => Poll::Ready(Ok(Bytes::new())),
-            Ok(Read::Pending) => access.wait_readable(self.key, cx),
+            Ok(Read::Pending) => access.wait(self.key, News::Readable, cx),
             Err(reset) => Poll::Ready(Err(StreamReset(reset.code).into())),
         })
     }
@@ -106,7 +106,7 @@ impl MuxStream {
             return Poll::Ready(Ok(0));
         }
         self.shared.with(|access| match access.mux().write_bytes(self.key, bytes) {
-            Ok(0) => access.wait_writable(self.key, cx),
+            Ok(0) => access.wait(self.key, News::Writable, cx),
             Ok(n) => Poll::Ready(Ok(n)),
             Err(reset) => Poll::Ready(Err(refused(reset))),
         })
@@ -115,7 +115,7 @@ impl MuxStream {
     /// How many of `want` bytes may be written now.
     fn poll_room(&self, cx: &Context<'_>, want: usize) -> Poll<io::Result<usize>> {
         self.shared.with(|access| match access.mux().writable(self.key, want) {
-            Ok(0) => access.wait_writable(self.key, cx),
+            Ok(0) => access.wait(self.key, News::Writable, cx),
             Ok(n) => Poll::Ready(Ok(n)),
             Err(reset) => Poll::Ready(Err(refused(reset))),
         })
@@ -147,7 +147,7 @@ impl AsyncWrite for MuxStream {
         }
         if buf.len() <= SHORT {
             return self.shared.with(|access| match access.mux().write(self.key, buf) {
-                Ok(0) => access.wait_writable(self.key, cx),
+                Ok(0) => access.wait(self.key, News::Writable, cx),
                 Ok(n) => Poll::Ready(Ok(n)),
                 Err(reset) => Poll::Ready(Err(refused(reset))),
             });

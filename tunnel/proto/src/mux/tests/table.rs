@@ -164,7 +164,7 @@ fn every_frame_in_every_state_has_one_outcome() {
         for (version, kind) in (0..=5).chain([255]).map(|kind| (0, kind)).chain([(1, 0), (255, 2)]) {
             for flags in flags.clone() {
                 for stream in [0, 1, 2, 3, 4, u32::MAX - 1, u32::MAX] {
-                    for length in lengths {
+                    for length in lengths.into_iter().take(if version == 0 && kind < 4 { lengths.len() } else { 2 }) {
                         let mut mux = past.live();
                         let ([f0, f1], [s0, s1, s2, s3]) = (flags.to_be_bytes(), stream.to_be_bytes());
                         let mut bytes = [&[version, kind, f0, f1, s0, s1, s2, s3][..], &length.to_be_bytes()].concat();
