@@ -3,7 +3,7 @@
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, body::Bytes, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use rustls_pki_types::PrivateKeyDer;
 use std::{
     convert::Infallible,
@@ -40,7 +40,8 @@ impl FakeHub {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (tls, ca) = certificates(names);
         let ca_file = dir.join("fake-ca.crt");
-        std::fs::write(&ca_file, ca).unwrap();
+        std::fs::write(&ca_file, &ca).unwrap();
+        let script = move |asked: &Asked| if asked.path == "/auth/ca" { (200, ca.clone()) } else { script(asked) };
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let asked = Arc::default();
@@ -62,7 +63,9 @@ fn certificates(names: &[&str]) -> (Arc<rustls::ServerConfig>, String) {
     let issuer = Issuer::new(params, ca_key);
     let key = KeyPair::generate().unwrap();
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-    let leaf = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+    let mut leaf = CertificateParams::new(names).unwrap();
+    leaf.subject_alt_names.push(SanType::URI("spiffe://moorline.test/hub/hub".try_into().unwrap()));
+    let leaf = leaf.signed_by(&key, &issuer).unwrap();
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)

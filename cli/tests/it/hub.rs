@@ -130,6 +130,39 @@ fn a_server_that_cannot_prove_itself_gets_no_password() {
 }
 
 #[test]
+fn a_pin_is_trust_enough() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = FakeHub::start(home.path(), &["127.0.0.1"], script);
+    let first = ["login", &hub.url, "--user", "anna", "--password-stdin"];
+    let words = stderr(&feed(moorline(home.path()).args(first), "right\n"));
+    let pin = words.split_whitespace().find(|word| word.starts_with("sha256:")).unwrap().to_owned();
+    let mut wrong = moorline(home.path());
+    wrong.args(first).args(["--ca-pin", &format!("sha256:{}", "0".repeat(64))]);
+    let output = feed(&mut wrong, "right\n");
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_eq!(hub.asked(), [], "nobody unproven is asked anything");
+    let output = feed(moorline(home.path()).args(first).args(["--ca-pin", &pin]), "right\n");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(run(home.path(), &["whoami"]).status.success(), "the authority was kept");
+}
+
+#[test]
+fn doctor_finds_a_hub_well_but_for_udp() {
+    let (home, _hub) = logged_in();
+    let output = run(home.path(), &["doctor", "-o", "json", "--timeout", "1s"]);
+    let answer: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let verdict = |name: &str| {
+        answer["checks"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap()["verdict"].clone()
+    };
+    for (name, want) in
+        [("dns", "ok"), ("tcp", "ok"), ("tls", "ok"), ("quic", "warn"), ("clock", "ok"), ("login", "ok")]
+    {
+        assert_eq!(verdict(name), want, "{name}: {answer:#}");
+    }
+    assert!(output.status.success(), "a warning is no failure: {answer:#}");
+}
+
+#[test]
 fn clusters_come_as_table_json_or_names() {
     let (home, _hub) = logged_in();
     assert_eq!(stdout(&run(home.path(), &["clusters"])), "NAME    STATUS\nedge1   Connected\n");
