@@ -137,6 +137,11 @@ impl ApiError {
         })
     }
 
+    /// The hub does not let this user.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if *code == StatusCode::FORBIDDEN)
+    }
+
     /// The hub has no such thing.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { code, .. } if *code == StatusCode::NOT_FOUND)
@@ -348,7 +353,11 @@ impl Client {
         let seconds = |v: &http::HeaderValue| v.to_str().ok().and_then(|s| s.parse().ok());
         let status: Option<Status> = serde_json::from_slice(body).ok();
         let Status { reason, message } = status.unwrap_or(Status { reason: String::new(), message: String::new() });
-        let message = if message.is_empty() { format!("the hub answered {code}") } else { message };
+        let message = match (message.as_str(), reason.as_str()) {
+            ("", _) => format!("the hub answered {code}"),
+            (_, reason) if message.to_lowercase().contains(&reason.to_lowercase()) => message,
+            (_, reason) => format!("{message} ({reason})"),
+        };
         let retry_after = headers.get(header::RETRY_AFTER).and_then(seconds);
         ApiError::Refused { url: self.url.to_string(), code, reason, message, retry_after }
     }

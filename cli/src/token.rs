@@ -41,7 +41,7 @@ pub struct CreateArgs {
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = text::duration)]
     ttl: Duration,
     /// How many agents can join with it
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     uses: u32,
     /// The hub's address as the agent reaches it [default: the hub's public URL]
     #[arg(long, value_name = "URL")]

@@ -120,11 +120,17 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The named clusters, all of which must exist for this user; or all that there are.
+/// The named clusters, none of which may be known not to exist; or all that there are. What the hub does not tell is
+/// no error: a grant may come later, and a key for one cluster may not look at the hub's objects.
 async fn clusters(client: &Client, named: &[ClusterId]) -> anyhow::Result<Vec<String>> {
     if !named.is_empty() {
         for cluster in named {
-            client.get(&Resource::Cluster.path(cluster.as_str())).await?;
+            match client.get(&Resource::Cluster.path(cluster.as_str())).await {
+                Err(e) if e.is_forbidden() => {
+                    text::say(&format!("warning: the hub does not let you see {cluster}; it may refuse you there too"));
+                }
+                other => drop(other?),
+            }
         }
         return Ok(named.iter().map(ToString::to_string).collect());
     }

@@ -49,6 +49,7 @@ fn script(asked: &Asked) -> Answer {
             // Then an end that makes the client stop: its table is no table.
             (200, format!("{event}\n{{\"type\":\"ADDED\",\"object\":{{}}}}\n"))
         }
+        ("GET", "/clusters/hidden") => status(403, "Forbidden", "anna may not"),
         ("GET", "/clusters/new") => status(404, "NotFound", "clusters \"new\" not found"),
         ("POST", "/clusters") => (201, cluster.to_string()),
         ("POST", "/jointokens") => {
@@ -197,6 +198,9 @@ fn a_kubeconfig_holds_the_way_and_the_token() {
     let text = stdout(&output);
     assert!(text.contains(&format!("{}/k8s/clusters/edge1", hub.url)), "{text}");
     assert!(text.lines().any(|line| line.trim() == format!("token: {TOKEN}")), "{text}");
+    let output = run(home.path(), &["kubeconfig", "hidden"]);
+    assert!(output.status.success() && stdout(&output).contains("/k8s/clusters/hidden"), "a grant may come later");
+    assert!(stderr(&output).contains("warning"), "{}", stderr(&output));
     let output = run(home.path(), &["kubeconfig", "nowhere"]);
     assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(1), ""));
 
@@ -248,6 +252,8 @@ fn a_user_and_a_grant_are_what_was_said() {
 #[test]
 fn refusals_say_what_to_do_and_control_no_terminal() {
     let (home, hub) = logged_in();
+    let output = run(home.path(), &["clusters", "hidden", "-o", "json"]);
+    assert!(stderr(&output).contains("anna may not (Forbidden)"), "{}", stderr(&output));
     let output = run(home.path(), &["clusters", "away", "-o", "json"]);
     assert_eq!(output.status.code(), Some(1));
     let words = stderr(&output);
