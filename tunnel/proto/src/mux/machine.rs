@@ -414,17 +414,20 @@ impl Mux {
         }
     }
 
-    /// Cuts a stream short from this side.
+    /// Cuts a stream short from this side. Afterwards nothing of it is held, whoever cut it first.
     pub(super) fn cut(&mut self, key: StreamKey, code: ResetCode) {
         let Some(stream) = self.slots.get_mut(key) else { return };
-        if stream.cut.is_some() || (stream.is_complete() && stream.recv.unread == 0) {
+        if stream.is_complete() && stream.recv.unread == 0 {
             return;
         }
-        stream.cut = Some(super::Reset { code, by_peer: false });
         self.unread -= stream.recv.clear();
         self.queued -= stream.send.clear();
-        // A stream of which the peer has never heard ends without a word, one that has ended both ways as well.
-        if !stream.syn && !stream.is_complete() && self.end.is_none() {
+        // A stream of which the peer has never heard ends without a word, and so does one that needs no more.
+        let peer_must_hear = stream.cut.is_none() && !stream.syn && !stream.is_complete() && self.end.is_none();
+        if stream.cut.is_none_or(|cut| cut.by_peer && stream.recv.fin) {
+            stream.cut = Some(super::Reset { code, by_peer: false });
+        }
+        if peer_must_hear {
             stream.rst = Some(code);
             self.control_due(key);
         }

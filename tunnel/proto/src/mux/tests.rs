@@ -318,3 +318,33 @@ fn a_stream_nobody_heard_of_ends_without_a_word() {
     }
     assert_eq!(client.open_streams(), 0);
 }
+
+#[test]
+fn complete_input_that_nobody_reads_is_dropped_too() {
+    let limits = MuxLimits { session_buffer_budget: 100_000, ..MuxLimits::default() };
+    let mut server = Mux::new(Role::Server, limits, START);
+    sent(&mut server);
+    hear(&mut server, &data(SYN | FIN, 1, &[1; 200_000]));
+    let key = server.accept().unwrap();
+    hear(&mut server, &data(RST, 1, b""));
+    assert!(!server.can_receive());
+    server.on_timer(START + Duration::from_secs(5));
+    assert!(server.can_receive());
+    assert_eq!(server.read(key, 10), Err(Reset { code: ResetCode::Idle, by_peer: false }));
+    assert!(sent(&mut server).is_empty(), "the peer has already left");
+    server.release(key);
+    assert_eq!(server.open_streams(), 0);
+    check(&server);
+}
+
+#[test]
+fn a_writer_hears_of_room_once_half_of_its_buffer_is_free() {
+    let (mut client, ours, ..) = pair();
+    assert_eq!(client.write(ours, &[0; 200_000]), Ok(128 << 10));
+    assert_eq!(client.write(ours, b"x"), Ok(0));
+    assert!(!events(&mut client).contains(&Event::Writable(ours)));
+    let mut out = Outgoing::new();
+    client.transmit(&mut out, START);
+    assert_eq!(events(&mut client), [Event::Writable(ours)]);
+    assert_eq!(client.write(ours, &[0; 200_000]), Ok(64 << 10));
+}
