@@ -11,6 +11,8 @@ pub mod mux;
 pub mod splice;
 pub mod tls;
 
+mod carrier;
+mod control;
 mod dial;
 mod greeting;
 mod quic;
@@ -20,7 +22,7 @@ mod stream;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-pub use address::HubAddress;
+pub use address::{HubAddress, InvalidAddress};
 pub use dial::{DialError, dial};
 pub use greeting::{AcceptError, Greeting, accept_tls};
 pub use limits::Limits;

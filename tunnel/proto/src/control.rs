@@ -3,6 +3,9 @@
 use crate::{code::CloseCode, id::InstanceId};
 use alloc::{string::String, vec::Vec};
 
+/// The version of the protocol that this crate speaks.
+pub const VERSION: u16 = 1;
+
 /// The first message, from the side that dialled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {

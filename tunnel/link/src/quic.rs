@@ -1,0 +1,192 @@
+//! The QUIC carrier's settings and the hub's endpoint. Every limit is set by name: a library's default is not ours.
+
+use crate::{
+    AcceptError, Carrier, Greeting, Limits,
+    carrier::{Conn, Quic},
+    greeting::{self, Peer},
+    tls::ALPN,
+};
+use moorline_proto::code::CloseCode;
+use quinn::{EndpointConfig, TokioRuntime, TransportConfig, VarInt, congestion::CubicConfig};
+use rustls_pki_types::CertificateDer;
+use std::{
+    io,
+    net::{SocketAddr, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::timeout;
+
+/// Bytes that a socket may hold for us, if the system permits: a burst of one window.
+const SOCKET_BUFFER: usize = 4 << 20;
+/// Longest wait for closed connections to tell their peers.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// `permitted`: streams that the peer may open.
+pub(crate) fn transport(limits: &Limits, permitted: u32) -> Result<TransportConfig, io::Error> {
+    let idle = limits.silence.try_into().map_err(|_| io::Error::other("`silence` is too long for QUIC"))?;
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(permitted))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(limits.stream_window))
+        .receive_window(VarInt::from_u32(limits.session_window))
+        .send_window(limits.send_window.into())
+        .send_fairness(true)
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(Some(limits.keep_alive))
+        .crypto_buffer_size(limits.quic_crypto_bytes)
+        .datagram_receive_buffer_size(None)
+        .datagram_send_buffer_size(0)
+        .congestion_controller_factory(Arc::new(CubicConfig::default()))
+        .enable_segmentation_offload(true)
+        .allow_spin(false);
+    Ok(config)
+}
+
+fn server(tls: Arc<rustls::ServerConfig>, limits: &Limits) -> io::Result<quinn::ServerConfig> {
+    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config
+        .transport_config(Arc::new(transport(limits, limits.streams_to_hub)?))
+        .max_incoming(limits.quic_incoming)
+        .incoming_buffer_size(limits.quic_incoming_bytes)
+        .incoming_buffer_size_total(limits.quic_incoming_bytes_total)
+        .migration(true);
+    Ok(config)
+}
+
+/// An endpoint on a bound socket, with buffers as large as the system permits.
+pub(crate) fn endpoint(socket: UdpSocket, server: Option<quinn::ServerConfig>) -> io::Result<quinn::Endpoint> {
+    let sock = socket2::SockRef::from(&socket);
+    let _ = sock.set_recv_buffer_size(SOCKET_BUFFER); // the system's own bound is as good as ours
+    let _ = sock.set_send_buffer_size(SOCKET_BUFFER);
+    quinn::Endpoint::new(EndpointConfig::default(), server, socket, Arc::new(TokioRuntime))
+}
+
+/// The hub's QUIC endpoint.
+#[derive(Debug)]
+pub struct QuicListener {
+    endpoint: quinn::Endpoint,
+    limits: Limits,
+    handshakes: Arc<AtomicUsize>,
+}
+
+impl QuicListener {
+    /// Takes over a bound UDP socket.
+    ///
+    /// # Errors
+    /// The socket cannot be used, or `tls` is no configuration for QUIC.
+    pub fn bind(socket: UdpSocket, tls: Arc<rustls::ServerConfig>, limits: &Limits) -> io::Result<Self> {
+        let endpoint = endpoint(socket, Some(server(tls, limits)?))?;
+        Ok(Self { endpoint, limits: limits.clone(), handshakes: Arc::default() })
+    }
+
+    /// The next connection attempt; `None` once closed. Attempts over the limits are refused here, or have to prove
+    /// their address first.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn accept(&self) -> Option<QuicIncoming> {
+        loop {
+            let incoming = self.endpoint.accept().await?;
+            let busy = self.handshakes.load(Ordering::Relaxed);
+            if self.endpoint.open_connections() >= self.limits.quic_connections || busy >= self.limits.quic_incoming {
+                incoming.refuse();
+            } else if busy >= self.limits.quic_retry_from
+                && incoming.may_retry()
+                && !incoming.remote_address_validated()
+            {
+                let _ = incoming.retry(); // fails only where `may_retry` says no
+            } else {
+                self.handshakes.fetch_add(1, Ordering::Relaxed);
+                let handshake = Handshake(Arc::clone(&self.handshakes));
+                return Some(QuicIncoming { incoming, limits: self.limits.clone(), handshake });
+            }
+        }
+    }
+
+    /// Uses another configuration for connections from here on.
+    ///
+    /// # Errors
+    /// `tls` is no configuration for QUIC.
+    pub fn set_server_config(&self, tls: Arc<rustls::ServerConfig>) -> io::Result<()> {
+        self.endpoint.set_server_config(Some(server(tls, &self.limits)?));
+        Ok(())
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The socket's own.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    /// Closes every connection with `Shutdown` and waits, for a bounded time, until the peers were told.
+    pub async fn close(&self) {
+        self.endpoint.close(VarInt::from_u32(CloseCode::Shutdown.number()), b"the hub goes away");
+        let _ = timeout(CLOSING, self.endpoint.wait_idle()).await;
+    }
+}
+
+/// One handshake under way, counted.
+#[derive(Debug)]
+struct Handshake(Arc<AtomicUsize>);
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection attempt. Dropping it refuses it.
+#[derive(Debug)]
+pub struct QuicIncoming {
+    incoming: quinn::Incoming,
+    limits: Limits,
+    handshake: Handshake,
+}
+
+impl QuicIncoming {
+    /// Finishes the handshake and runs the hello.
+    ///
+    /// # Errors
+    /// See [`AcceptError`].
+    pub async fn greet(self) -> Result<Greeting, AcceptError> {
+        let Self { incoming, limits, handshake } = self;
+        let remote = incoming.remote_address();
+        let failed = |error: quinn::ConnectionError| AcceptError::Handshake(error.to_string());
+        let connecting = incoming.accept().map_err(failed)?;
+        let conn = timeout(limits.handshake, connecting).await.map_err(|_| AcceptError::Timeout)?.map_err(failed)?;
+        drop(handshake);
+        let certs = peer_certs(&conn);
+        let alpn_fits = speaks_our_protocol(&conn);
+        let conn = Conn::Quic(Quic::new(conn, limits.streams_to_hub, limits.streams_to_hub, &limits));
+        if !alpn_fits {
+            return Err(AcceptError::Protocol("no common application protocol".into()));
+        }
+        greeting::listen(conn, Peer { carrier: Carrier::Quic, remote, certs }, &limits).await
+    }
+
+    /// Where it says it comes from.
+    pub fn remote(&self) -> SocketAddr {
+        self.incoming.remote_address()
+    }
+}
+
+/// The peer's chain, leaf first.
+pub(crate) fn peer_certs(conn: &quinn::Connection) -> Vec<CertificateDer<'static>> {
+    conn.peer_identity()
+        .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .map(|certs| *certs)
+        .unwrap_or_default()
+}
+
+pub(crate) fn speaks_our_protocol(conn: &quinn::Connection) -> bool {
+    conn.handshake_data()
+        .and_then(|any| any.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
+        .is_some_and(|data| data.protocol.as_deref() == Some(ALPN))
+}

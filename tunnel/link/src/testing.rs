@@ -1,0 +1,73 @@
+//! Sessions in memory, for tests.
+
+use crate::{
+    Carrier, Limits, Session,
+    carrier::{Conn, Raw},
+    mux::{self, MuxHandle, MuxRole},
+    session::{Parts, Side},
+};
+use moorline_proto::{
+    control::{Hello, VERSION},
+    header::Class,
+    id::{InstanceId, SessionId},
+};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
+    task::{Context, Poll, Waker},
+};
+use tokio::io::AsyncWrite;
+
+/// The agent's identity in [`session_pair`].
+pub const AGENT: &str = "spiffe://test/cluster/test/agent/a1";
+/// The hub's identity in [`session_pair`].
+pub const HUB: &str = "spiffe://test/hub/h1";
+
+/// A control message of a kind that nobody knows and everybody may ignore: it makes the control stream exist.
+const NOTHING: [u8; 6] = [0, 0, 0, 2, 0x7f, 0xfe];
+
+/// A hub's session and an agent's, joined in memory without TLS and with the greeting skipped. For tests.
+///
+/// # Panics
+/// Outside of a tokio runtime.
+#[must_use]
+pub fn session_pair() -> (Session, Session) {
+    session_pair_with(&Limits::default())
+}
+
+/// [`session_pair`] with limits.
+///
+/// # Panics
+/// Outside of a tokio runtime.
+#[must_use]
+#[expect(clippy::expect_used, reason = "for tests")]
+pub fn session_pair_with(limits: &Limits) -> (Session, Session) {
+    let (at_hub, at_agent) = tokio::io::duplex(256 * 1024);
+    let hub = mux::spawn(at_hub, MuxRole::Server, limits);
+    let agent = mux::spawn(at_agent, MuxRole::Client, limits);
+    let mut control = agent.open(Class::Interactive).expect("a new mux opens a stream");
+    let sent = Pin::new(&mut control).poll_write(&mut Context::from_waker(Waker::noop()), &NOTHING);
+    assert!(matches!(sent, Poll::Ready(Ok(6))), "a new stream takes 6 bytes");
+    let hello = Hello {
+        min_version: VERSION,
+        max_version: VERSION,
+        instance: InstanceId(1),
+        software: "test".into(),
+        capabilities: Vec::new(),
+        facts: Vec::new(),
+        now_ms: 0,
+    };
+    let parts = |id, side, peer: &str, hello: Option<Hello>, mux: MuxHandle| Parts {
+        id: SessionId(id),
+        side,
+        peer: peer.parse().expect("a valid identity"),
+        carrier: Carrier::Tls,
+        remote: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+        hello,
+        conn: Conn::Mux(mux),
+        limits: limits.clone(),
+    };
+    let hub = Session::start(parts(1, Side::Hub, AGENT, Some(hello), hub), None);
+    let agent = Session::start(parts(2, Side::Agent, HUB, None, agent), Some(Raw::Mux(control)));
+    (hub, agent)
+}
