@@ -1,7 +1,7 @@
 //! The `moorline` command: the hub, the agent, and everything that a person or a script asks of a hub.
 //!
-//! One module per command. What they share: [`client`] speaks to a hub, [`settings`] remembers the hubs that were
-//! logged in to, [`output`] prints as kubectl does, [`failure`] gives each error an advice and an exit code.
+//! One module per command. What they share: `client` speaks to a hub, `settings` remembers the hubs that were
+//! logged in to, `output` prints as kubectl does, `failure` gives each error an advice and an exit code.
 #![forbid(unsafe_code)]
 
 mod agent;
