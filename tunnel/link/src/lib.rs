@@ -47,3 +47,6 @@ impl std::fmt::Display for Carrier {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+//! Sessions over real sockets, each scene on both carriers.
+
+use crate::{
+    Carrier, Limits, OpenError, Session, Stream, StreamError,
+    splice::{SpliceError, splice},
+    testing::session_pair,
+    tls::tests::{Listener, connected},
+};
+use moorline_proto::{
+    code::{CloseCode, RefuseCode, ResetCode},
+    control::Control,
+    header::{Class, Refusal, StreamHeader, Target},
+};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const BOTH: [Carrier; 2] = [Carrier::Tls, Carrier::Quic];
+
+fn echo() -> StreamHeader {
+    StreamHeader { target: Target::Echo, class: Class::Interactive, deadline_ms: 0, traceparent: None, principal: None }
+}
+
+async fn pair(carrier: Carrier) -> (Session, Session, Listener) {
+    connected(carrier, &Limits::default()).await
+}
+
+/// A stream from the hub, accepted by the agent.
+async fn stream(hub: &Session, agent: &Session) -> (Stream, Stream) {
+    let opened = hub.open(&echo()).await.unwrap();
+    let incoming = agent.accept().await.unwrap();
+    assert_eq!(incoming.header, echo());
+    (opened, incoming.accept())
+}
+
+fn cause(error: std::io::Error) -> StreamError {
+    StreamError::of(&error).cloned().unwrap()
+}
+
+#[tokio::test]
+async fn bytes_go_both_ways_and_end_one_way_at_a_time() {
+    for carrier in BOTH {
+        let (hub, agent, _listener) = pair(carrier).await;
+        assert_eq!((hub.carrier(), hub.hello().unwrap().facts.len()), (carrier, 1));
+        let (mut a, mut b) = stream(&hub, &agent).await;
+        a.write_all(b"question").await.unwrap();
+        a.shutdown().await.unwrap();
+        let mut seen = Vec::new();
+        b.read_to_end(&mut seen).await.unwrap();
+        assert_eq!(seen, b"question");
+        b.write_all(b"answer").await.unwrap();
+        b.shutdown().await.unwrap();
+        seen.clear();
+        a.read_to_end(&mut seen).await.unwrap();
+        assert_eq!(seen, b"answer");
+        let (mut a, mut b) = stream(&hub, &agent).await;
+        let big = vec![7; 5 << 20];
+        let (written, ()) = tokio::join!(
+            async {
+                b.write_all(&big).await.unwrap();
+                b.shutdown().await.unwrap();
+                big.len()
+            },
+            async {
+                let mut seen = Vec::new();
+                a.read_to_end(&mut seen).await.unwrap();
+                assert!(seen.len() == 5 << 20 && seen.iter().all(|&b| b == 7));
+            },
+        );
+        assert_eq!(written, 5 << 20);
+        assert!(hub.ping().await.unwrap() < Duration::from_secs(5));
+        assert!(agent.ping().await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn a_reset_is_never_an_end_of_input() {
+    for carrier in BOTH {
+        let (hub, agent, _listener) = pair(carrier).await;
+        let (mut a, mut b) = stream(&hub, &agent).await;
+        b.write_all(b"x").await.unwrap();
+        a.accepted().await.unwrap();
+        b.reset(ResetCode::Broken);
+        assert_eq!(cause(a.read_to_end(&mut Vec::new()).await.unwrap_err()), StreamError::Reset(ResetCode::Broken));
+        let (a, mut b) = stream(&hub, &agent).await;
+        drop(a);
+        assert_eq!(cause(b.read_to_end(&mut Vec::new()).await.unwrap_err()), StreamError::Reset(ResetCode::Cancelled));
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_ends_one_stream_and_says_why() {
+    for carrier in BOTH {
+        let (hub, agent, _listener) = pair(carrier).await;
+        let refusal = Refusal { code: RefuseCode::Policy, message: "no".into(), retry_elsewhere: true };
+        for _ in 0..3 {
+            let mut opened = hub.open(&echo()).await.unwrap();
+            let incoming = agent.accept().await.unwrap();
+            let (seen, ()) = tokio::join!(
+                async {
+                    opened.write_all(b"early").await.unwrap_or(());
+                    opened.accepted().await.unwrap_err()
+                },
+                incoming.refuse(refusal.clone()),
+            );
+            assert_eq!(seen, StreamError::Refused(refusal.clone()));
+            assert_eq!(cause(opened.read(&mut [0]).await.unwrap_err()), StreamError::Refused(refusal.clone()));
+        }
+        let (mut a, mut b) = stream(&hub, &agent).await;
+        b.write_all(b"still here").await.unwrap();
+        b.shutdown().await.unwrap();
+        let mut seen = String::new();
+        a.read_to_string(&mut seen).await.unwrap();
+        assert_eq!(seen, "still here");
+    }
+}
+
+#[tokio::test]
+async fn an_acceptor_that_only_reads_has_said_yes() {
+    for carrier in BOTH {
+        let (hub, agent, _listener) = pair(carrier).await;
+        let (mut a, mut b) = stream(&hub, &agent).await;
+        let mut seen = String::new();
+        let (accepted, read) = tokio::join!(
+            async {
+                a.accepted().await.unwrap();
+                a.write_all(b"after the verdict").await.unwrap();
+                a.shutdown().await
+            },
+            b.read_to_string(&mut seen),
+        );
+        accepted.unwrap();
+        assert_eq!((read.unwrap(), seen.as_str()), (17, "after the verdict"));
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_streams_and_nothing_left() {
+    for carrier in BOTH {
+        let (hub, agent, _listener) = pair(carrier).await;
+        let serve = async {
+            for _ in 0..1000 {
+                let mut stream = agent.accept().await.unwrap().accept();
+                let mut byte = [0];
+                stream.read_exact(&mut byte).await.unwrap();
+                stream.write_all(&byte).await.unwrap();
+                stream.shutdown().await.unwrap();
+                assert_eq!(stream.read(&mut byte).await.unwrap(), 0);
+            }
+        };
+        let ask = async {
+            for n in 0..1000 {
+                let mut stream = hub.open(&echo()).await.unwrap();
+                stream.write_all(&[n as u8]).await.unwrap();
+                stream.shutdown().await.unwrap();
+                let mut seen = Vec::new();
+                stream.read_to_end(&mut seen).await.unwrap();
+                assert_eq!(seen, [n as u8]);
+            }
+        };
+        tokio::join!(serve, ask);
+        assert_eq!((hub.open_streams(), agent.open_streams()), (0, 0));
+    }
+}
+
+#[tokio::test]
+async fn more_streams_than_were_permitted_at_first() {
+    for carrier in BOTH {
+        let (hub, agent, _listener) = pair(carrier).await;
+        let mut held = Vec::new();
+        for _ in 0..1000 {
+            held.push(stream(&hub, &agent).await);
+        }
+        assert_eq!((hub.open_streams(), agent.open_streams()), (1000, 1000));
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_opens_a_stream_is_cut() {
+    for carrier in BOTH {
+        let (hub, agent, _listener) = pair(carrier).await;
+        let _stream = agent.open(&echo()).await.unwrap();
+        let (at_hub, at_agent) = (hub.closed().await, agent.closed().await);
+        assert_eq!((at_hub.code, at_hub.by_peer), (CloseCode::ForbiddenStream, false), "{carrier}");
+        assert_eq!((at_agent.code, at_agent.by_peer), (CloseCode::ForbiddenStream, true), "{carrier}");
+        assert!(hub.accept().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_drain_lets_streams_end_and_then_closes() {
+    for carrier in BOTH {
+        for by_hub in [true, false] {
+            let (hub, agent, _listener) = pair(carrier).await;
+            let (mut a, mut b) = stream(&hub, &agent).await;
+            let (one, other) = if by_hub { (&hub, &agent) } else { (&agent, &hub) };
+            one.drain(Duration::from_secs(30));
+            assert!(other.peer_draining().await <= Duration::from_secs(30));
+            assert_eq!(hub.open(&echo()).await.unwrap_err(), OpenError::Draining);
+            a.write_all(b"late").await.unwrap();
+            a.shutdown().await.unwrap();
+            let mut seen = Vec::new();
+            b.read_to_end(&mut seen).await.unwrap();
+            b.shutdown().await.unwrap();
+            a.read_to_end(&mut seen).await.unwrap();
+            drop((a, b));
+            let (here, there) = (one.closed().await, other.closed().await);
+            assert_eq!((here.code, here.by_peer), (CloseCode::Shutdown, false), "{carrier}");
+            assert_eq!((there.code, there.by_peer), (CloseCode::Shutdown, true), "{carrier}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn closing_tells_code_and_streams() {
+    for carrier in BOTH {
+        let (hub, agent, _listener) = pair(carrier).await;
+        let (_a, mut b) = stream(&hub, &agent).await;
+        hub.close(CloseCode::Replaced, "a newer one");
+        let reason = agent.closed().await;
+        assert_eq!((reason.code, reason.by_peer), (CloseCode::Replaced, true));
+        assert_eq!(cause(b.read_to_end(&mut Vec::new()).await.unwrap_err()), StreamError::Lost);
+        assert!(matches!(agent.open(&echo()).await, Err(OpenError::Closed(_))));
+        assert!(agent.recv().await.is_none());
+        let (hub, agent, _listener) = pair(carrier).await;
+        drop(agent);
+        assert_eq!(hub.closed().await.code, CloseCode::Normal);
+    }
+}
+
+#[tokio::test]
+async fn messages_reach_the_other_side_only_in_their_direction() {
+    for carrier in BOTH {
+        let (hub, agent, _listener) = pair(carrier).await;
+        let facts = Control::Facts(vec![("kubernetesVersion".into(), "v1.36".into())]);
+        agent.send(facts.clone()).await.unwrap();
+        assert_eq!(hub.recv().await, Some(facts.clone()));
+        assert!(hub.send(facts).await.is_err());
+        assert_eq!(agent.closed().await.code, CloseCode::Internal);
+    }
+}
+
+#[tokio::test]
+async fn pairs_in_memory_work_the_same() {
+    let (hub, agent) = session_pair();
+    let (mut a, b) = stream(&hub, &agent).await;
+    let (near, mut far) = tokio::io::duplex(64);
+    let spliced = splice(b, near, Duration::from_secs(5));
+    let talk = async {
+        a.write_all(b"through").await.unwrap();
+        a.shutdown().await.unwrap();
+        let mut seen = Vec::new();
+        far.read_to_end(&mut seen).await.unwrap();
+        far.write_all(&seen).await.unwrap();
+        far.shutdown().await.unwrap();
+        let mut back = Vec::new();
+        a.read_to_end(&mut back).await.unwrap();
+        assert_eq!((seen.as_slice(), back.as_slice()), (&b"through"[..], &b"through"[..]));
+    };
+    let (moved, ()) = tokio::join!(spliced, talk);
+    let moved = moved.unwrap();
+    assert_eq!((moved.a_to_b, moved.b_to_a), (7, 7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_splice_ends() {
+    let ((a, _x), (b, _y)) = (tokio::io::duplex(64), tokio::io::duplex(64));
+    assert!(matches!(splice(a, b, Duration::from_secs(60)).await, Err(SpliceError::Idle)));
+}
