@@ -270,10 +270,9 @@ impl Session {
     /// # Errors
     /// The session is over. A message that the peer would have to refuse closes the session with `Internal`.
     pub async fn send(&self, message: Control) -> Result<(), Closed> {
-        let fits = match (&message, self.shared.side) {
-            (Control::Renew { .. } | Control::Facts(_), Side::Agent) => true,
-            (Control::Renewed { .. } | Control::RenewRefused { .. }, Side::Hub) => true,
-            _ => false,
+        let fits = match self.shared.side {
+            Side::Agent => matches!(message, Control::Renew { .. } | Control::Facts(_)),
+            Side::Hub => matches!(message, Control::Renewed { .. } | Control::RenewRefused { .. }),
         };
         if !fits || message.encode(&mut Vec::new()).is_err() {
             self.shared.conn.close(CloseCode::Internal, "a control message that cannot be sent");

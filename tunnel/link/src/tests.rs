@@ -1,14 +1,16 @@
 //! Sessions over real sockets, each scene on both carriers.
 
+use crate::{AcceptError, DialError, dial, tls};
 use crate::{
     Carrier, Limits, OpenError, Session, Stream, StreamError,
+    mux::{self, MuxHandle, MuxRole},
     splice::{SpliceError, splice},
     testing::session_pair,
-    tls::tests::{Listener, connected},
+    tls::tests::{AGENT, Authority, HUB, Listener, connected, hello},
 };
 use moorline_proto::{
     code::{CloseCode, RefuseCode, ResetCode},
-    control::Control,
+    control::{Control, Goodbye},
     header::{Class, Refusal, StreamHeader, Target},
 };
 use std::time::Duration;
@@ -265,4 +267,80 @@ async fn pairs_in_memory_work_the_same() {
 async fn a_silent_splice_ends() {
     let ((a, _x), (b, _y)) = (tokio::io::duplex(64), tokio::io::duplex(64));
     assert!(matches!(splice(a, b, Duration::from_secs(60)).await, Err(SpliceError::Idle)));
+}
+
+/// A hub on TLS that greets one connection, and a mux that an agent's certificate opened to it.
+async fn raw_agent() -> (Result<crate::Greeting, AcceptError>, MuxHandle, Vec<u8>, CloseCode) {
+    raw_agent_saying(&[0, 1, 0, 1]).await
+}
+async fn raw_agent_saying(bytes: &[u8]) -> (Result<crate::Greeting, AcceptError>, MuxHandle, Vec<u8>, CloseCode) {
+    let ca = Authority::new();
+    let limits = Limits::default();
+    let server = tls::server_config(&ca.identity(HUB), &ca.trust()).unwrap();
+    let client = tls::client_config(&ca.identity(AGENT), &ca.trust()).unwrap();
+    let (listener, at) = Listener::bind(Carrier::Tls, server, &limits).await;
+    let agent = async {
+        let socket = tokio::net::TcpStream::connect((at.host.as_str(), at.port)).await.unwrap();
+        let name = "hub".try_into().unwrap();
+        let conn = tokio_rustls::TlsConnector::from(client).connect(name, socket).await.unwrap();
+        let mux = mux::spawn(conn, MuxRole::Client, &limits);
+        let mut control = mux.open(Class::Interactive).unwrap();
+        control.write_all(bytes).await.unwrap();
+        let mut seen = Vec::new();
+        let _ = control.read_to_end(&mut seen).await;
+        let code = mux.closed().await.code;
+        (mux, seen, code)
+    };
+    let (greeted, (mux, seen, code)) = tokio::join!(listener.greet(), agent);
+    (greeted, mux, seen, code)
+}
+
+#[tokio::test]
+async fn a_hello_that_is_none_is_told_so() {
+    let (greeted, _, _, code) = raw_agent().await;
+    assert!(greeted.is_err());
+    assert_eq!(code, CloseCode::TooLarge);
+    for garbage in [&[0, 0, 0, 1, 0xff][..], &[0, 0, 0, 2, 9, 9], b"GET / HTTP/1.1"] {
+        let (greeted, _, _, code) = raw_agent_saying(garbage).await;
+        assert!(greeted.is_err());
+        assert!(matches!(code, CloseCode::Protocol | CloseCode::TooLarge), "{code}");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_hears_why_and_for_how_long_it_is_refused() {
+    let (ca, limits) = (Authority::new(), Limits::default());
+    for carrier in BOTH {
+        let server = tls::server_config(&ca.identity(HUB), &ca.trust()).unwrap();
+        let client = tls::client_config(&ca.identity(AGENT), &ca.trust()).unwrap();
+        let (listener, at) = Listener::bind(carrier, server, &limits).await;
+        let goodbye = Goodbye { code: CloseCode::Busy, message: "later".into(), retry_after_ms: 1500 };
+        let refuse = async { listener.greet().await.unwrap().refuse(goodbye.clone()).await };
+        let ((), dialled) = tokio::join!(refuse, dial(&at, carrier, client.clone(), hello(), &limits));
+        let error = dialled.unwrap_err();
+        assert_eq!(error.retry_after(), Some(Duration::from_millis(1500)));
+        assert!(matches!(error, DialError::Refused(heard) if heard == goodbye));
+
+        let mut future = hello();
+        (future.min_version, future.max_version) = (2, 3);
+        let (greeted, dialled) = tokio::join!(listener.greet(), dial(&at, carrier, client, future, &limits));
+        assert!(matches!(greeted, Err(AcceptError::Version { min: 2, max: 3, ours: 1 })));
+        assert!(matches!(dialled, Err(DialError::Refused(Goodbye { code: CloseCode::Version, .. }))));
+    }
+}
+
+#[test]
+fn quic_runs_on_our_limits() {
+    let config = format!("{:?}", crate::quic::transport(&Limits::default(), 256).unwrap());
+    for setting in [
+        "max_concurrent_bidi_streams: 256",
+        "max_concurrent_uni_streams: 0",
+        "stream_receive_window: 2097152",
+        "receive_window: 33554432",
+        "send_window: 8388608",
+        "crypto_buffer_size: 16384",
+        "datagram_receive_buffer_size: None",
+    ] {
+        assert!(config.contains(setting), "{setting} is not in {config}");
+    }
 }

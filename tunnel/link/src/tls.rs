@@ -141,7 +141,7 @@ pub fn pinned_client_config(pin: [u8; 32], alpn: &[&[u8]]) -> Result<Arc<rustls:
 
 fn parse<'a>(cert: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, TlsError> {
     match X509Certificate::from_der(cert) {
-        Ok((rest, cert)) if rest.is_empty() => Ok(cert),
+        Ok(([], cert)) => Ok(cert),
         Ok(_) => Err(TlsError::BadCertificate("bytes after its end")),
         Err(_) => Err(TlsError::BadCertificate("not X.509")),
     }
