@@ -1,0 +1,51 @@
+//! Every bound of this crate.
+
+use std::time::Duration;
+
+/// Bounds of the API server and its store.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Largest request body, in bytes. A larger one is answered 413 after reading at most this much.
+    pub body: usize,
+    /// Longest time a request body may take to arrive.
+    pub body_time: Duration,
+    /// Events the store keeps for watchers. A watcher that falls further behind gets 410 and lists again.
+    pub history: usize,
+    /// Writes waiting for the writer thread; further writers wait for a place.
+    pub queued_writes: usize,
+    /// Longest a write waits for a place in that queue, or its answer, before it is refused with 503.
+    pub write_time: Duration,
+    /// Writes that share one commit to disk.
+    pub group: usize,
+    /// Open watches; a further one is answered 429.
+    pub watches: usize,
+    /// Longest life of a watch whose client names no limit. Clients come back with their last revision.
+    pub watch_time: Duration,
+    /// How often a silent watch that asked for bookmarks is told the revision (kube-apiserver: about a minute).
+    pub bookmark_every: Duration,
+    /// Tries of a read-change-write on behalf of a client (patch without a revision, `modify_status`).
+    pub conflict_retries: usize,
+    /// Bytes of all annotations of one object (Kubernetes: 256 KiB).
+    pub annotations: usize,
+    /// Objects that one deletion may take with it through owner references.
+    pub cascade: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body: 1024 * 1024,
+            body_time: Duration::from_secs(30),
+            history: 10_000,
+            queued_writes: 1024,
+            write_time: Duration::from_secs(10),
+            group: 256,
+            watches: 10_000,
+            watch_time: Duration::from_secs(45 * 60),
+            bookmark_every: Duration::from_secs(60),
+            conflict_retries: 8,
+            annotations: 256 * 1024,
+            cascade: 10_000,
+        }
+    }
+}
