@@ -1,1 +1,44 @@
 //! The hub: sessions, router, certificate authority, front door.
+//!
+//! [`Hub::start`] brings everything up and returns once it serves; [`run`] does that and ends when it is told to.
+#![forbid(unsafe_code)]
+
+mod audit;
+mod bootstrap;
+pub mod config;
+mod directory;
+mod files;
+mod follow;
+mod front;
+mod hubapi;
+mod join;
+pub mod kinds;
+mod lease;
+mod listener;
+mod login;
+mod metrics;
+mod ops;
+pub mod pki;
+mod rate;
+mod records;
+mod route;
+mod sessions;
+mod specs;
+mod start;
+mod status;
+
+pub use config::{Config, ConfigError, Limits};
+pub use start::{Hub, HubError};
+
+use tokio_util::sync::CancellationToken;
+
+/// Runs a hub until `stop` fires, then lets open work end for at most [`Limits::grace`].
+///
+/// # Errors
+/// The hub could not start; the text says what to do. Once it serves, it ends without an error.
+pub async fn run(config: Config, stop: CancellationToken, registry: &prometheus::Registry) -> Result<(), HubError> {
+    let hub = Hub::start(config, registry).await?;
+    stop.cancelled().await;
+    hub.shutdown().await;
+    Ok(())
+}

@@ -1,0 +1,232 @@
+//! What a hub is told at its start.
+
+use moorline_proto::id::{HubName, TrustDomain};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+/// Settings of a hub. [`Config::new`] has defaults for all but the data folder.
+#[derive(Clone)]
+pub struct Config {
+    /// Folder of authority, store, first password and audit log. Made if missing, readable by its owner alone.
+    pub data_dir: PathBuf,
+    /// Address of agents, kubectl and people: TCP, and UDP of the same number.
+    pub listen: SocketAddr,
+    /// Address of `/metrics`, `/livez`, `/readyz`: plain HTTP.
+    pub ops_listen: SocketAddr,
+    /// DNS names and IP addresses that the hub is reached by. They go into its certificate.
+    pub names: Vec<String>,
+    /// Address that join commands and kubeconfigs name: `https://host:port`.
+    pub public_url: String,
+    /// Domain of the identities that the hub issues.
+    pub trust_domain: TrustDomain,
+    /// The hub's own name within the trust domain.
+    pub hub_name: HubName,
+    /// Life of an agent's certificate. Agents renew at two thirds.
+    pub agent_certificate_life: Duration,
+    /// Life of a token made at a login that names none.
+    pub login_life: Duration,
+    /// Longest life that a login may ask for.
+    pub login_life_max: Duration,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// Defaults: `0.0.0.0:8443`, ops on `127.0.0.1:9443`, name `localhost`, trust domain `moorline.local`.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8443),
+            ops_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9443),
+            names: vec!["localhost".to_owned()],
+            public_url: "https://localhost:8443".to_owned(),
+            trust_domain: known("moorline.local"),
+            hub_name: known("hub"),
+            agent_certificate_life: Duration::from_secs(24 * 3600),
+            login_life: Duration::from_secs(12 * 3600),
+            login_life_max: Duration::from_secs(30 * 24 * 3600),
+            limits: Limits::default(),
+        }
+    }
+
+    /// # Errors
+    /// The first setting that cannot work, in words.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let wrong = |what: &'static str, why: &str| Err(ConfigError { what, why: why.to_owned() });
+        if self.names.is_empty() {
+            return wrong("names", "at least one name or address is needed, for the hub's certificate");
+        }
+        for name in &self.names {
+            if name.parse::<IpAddr>().is_err() && !is_dns_name(name) {
+                return wrong("names", &format!("{name:?} is neither a DNS name nor an IP address"));
+            }
+        }
+        let Some(rest) = self.public_url.strip_prefix("https://") else {
+            return wrong("publicUrl", "it must begin with https://");
+        };
+        if rest.parse::<http::uri::Authority>().is_err() || rest.contains('@') {
+            return wrong("publicUrl", "it must be https://HOST:PORT without a path");
+        }
+        if self.agent_certificate_life < Duration::from_secs(2) {
+            return wrong("agentCertificateLife", "at least 2 s, so that an agent can renew in time");
+        }
+        if self.login_life.is_zero() || self.login_life > self.login_life_max {
+            return wrong("loginLife", "more than nothing, and at most loginLifeMax");
+        }
+        Ok(())
+    }
+
+    /// Host of the public URL, without brackets and port.
+    pub(crate) fn public_host(&self) -> Option<String> {
+        let authority: http::uri::Authority = self.public_url.strip_prefix("https://")?.parse().ok()?;
+        Some(authority.host().trim_matches(['[', ']']).to_owned())
+    }
+}
+
+/// Names that are constants of this file.
+fn known<T: std::str::FromStr>(text: &'static str) -> T {
+    match text.parse() {
+        Ok(name) => name,
+        Err(_) => unreachable!("{text} is a valid name"),
+    }
+}
+
+fn is_dns_name(name: &str) -> bool {
+    let label = |l: &str| {
+        (1..=63).contains(&l.len())
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+    };
+    let body = name.strip_prefix("*.").unwrap_or(name);
+    name.len() <= 253 && body.split('.').all(label)
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("data_dir", &self.data_dir)
+            .field("listen", &self.listen)
+            .field("ops_listen", &self.ops_listen)
+            .field("names", &self.names)
+            .field("public_url", &self.public_url)
+            .field("trust_domain", &self.trust_domain)
+            .field("hub_name", &self.hub_name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A setting that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct ConfigError {
+    /// The setting, as it is called in a file.
+    pub what: &'static str,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// Bounds of a hub. Each protects the hub from one kind of peer; none is a tuning knob of throughput.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// TCP connections, all kinds together.
+    pub connections: usize,
+    /// TLS handshakes under way, TCP.
+    pub handshakes: usize,
+    /// Longest TLS handshake.
+    pub handshake: Duration,
+    /// Pause of an accept loop that found no free file descriptor.
+    pub accept_pause: Duration,
+    /// Greetings of agents under way; more are told to come back.
+    pub greetings: usize,
+    /// Sessions of one hub.
+    pub sessions: usize,
+    /// Sessions of one cluster.
+    pub sessions_per_cluster: usize,
+    /// Agents that may join one cluster.
+    pub agents_per_cluster: usize,
+    /// What an agent that is told to come back waits: this, and up to as much again.
+    pub busy_pause: Duration,
+    /// How long the older of two holders of one identity has to answer before it counts as dead.
+    pub duplicate_ping: Duration,
+    /// How long a session may outlive its certificate.
+    pub expiry_slack: Duration,
+    /// Longest wait for the head of an HTTP/1 request, and for the first frames of HTTP/2.
+    pub head: Duration,
+    /// Largest body on the hub's own paths, in bytes: 413 above.
+    pub body: usize,
+    /// Longest wait for that body: 408 after it.
+    pub body_wait: Duration,
+    /// Requests open at a time on one HTTP/2 connection.
+    pub h2_streams: u32,
+    /// Password checks at a time: each takes 19 MiB and a core.
+    pub password_checks: usize,
+    /// Password checks waiting; more get 429.
+    pub password_queue: usize,
+    /// Longest wait for a password check: 503 after it.
+    pub password_wait: Duration,
+    /// Failed logins of one user from one address before the next is refused, earned back one each 10 s.
+    pub login_burst: u32,
+    /// Joins from one address at once, earned back one each second.
+    pub join_burst: u32,
+    /// Addresses and users whose attempts are remembered; the oldest are forgotten.
+    pub remembered: usize,
+    /// How long open work may end at shutdown.
+    pub grace: Duration,
+    /// Over how long watches are ended at shutdown, so that clients do not all return at once.
+    pub watch_spread: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 20_000,
+            handshakes: 1024,
+            handshake: Duration::from_secs(10),
+            accept_pause: Duration::from_millis(200),
+            greetings: 512,
+            sessions: 20_000,
+            sessions_per_cluster: 256,
+            agents_per_cluster: 256,
+            busy_pause: Duration::from_secs(5),
+            duplicate_ping: Duration::from_secs(2),
+            expiry_slack: Duration::from_secs(60),
+            head: Duration::from_secs(10),
+            body: 1 << 20,
+            body_wait: Duration::from_secs(10),
+            h2_streams: 250,
+            password_checks: 4,
+            password_queue: 64,
+            password_wait: Duration::from_secs(5),
+            login_burst: 10,
+            join_burst: 100,
+            remembered: 10_000,
+            grace: Duration::from_secs(30),
+            watch_spread: Duration::from_secs(10),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_cannot_work_are_told() {
+        assert_eq!(Config::new("x").validate(), Ok(()));
+        let wrong = |change: fn(&mut Config)| {
+            let mut config = Config::new("x");
+            change(&mut config);
+            config.validate().unwrap_err().what
+        };
+        assert_eq!(wrong(|c| c.names.clear()), "names");
+        assert_eq!(wrong(|c| c.names.push("a b".into())), "names");
+        assert_eq!(wrong(|c| c.public_url = "http://a".into()), "publicUrl");
+        assert_eq!(wrong(|c| c.public_url = "https://a/b".into()), "publicUrl");
+        assert_eq!(wrong(|c| c.login_life = Duration::ZERO), "loginLife");
+    }
+}

@@ -1,0 +1,243 @@
+//! Users, tokens and grants in memory, kept up to date by the store's own watches: who asks is decided without I/O.
+
+use crate::{
+    kinds::{ClusterGrantSpec, TokenSpec, UserSpec},
+    lease::Lease,
+    metrics::Metrics,
+    records::{Change, RecordError, Records},
+};
+use moorline_apiserver::{Object, Spec};
+use moorline_authz::{
+    access::{Grant, Grants},
+    identity::Identity,
+    token::{TokenHash, TokenText},
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, PoisonError, RwLock},
+    time::SystemTime,
+};
+use tokio_util::sync::CancellationToken;
+
+/// A caller that proved who they are.
+#[derive(Debug, Clone)]
+pub(crate) struct Authenticated {
+    pub identity: Identity,
+    /// Id of the token: the name of its object.
+    pub token: String,
+    /// The clusters it is restricted to.
+    pub clusters: Option<Arc<[String]>>,
+    /// How long the right lasts.
+    pub lease: Lease,
+}
+
+#[derive(Debug)]
+struct TokenEntry {
+    user: String,
+    /// `metadata.uid` of the user that it was made for: a namesake made later is somebody else.
+    user_uid: String,
+    hash: TokenHash,
+    expires: SystemTime,
+    clusters: Option<Arc<[String]>>,
+    gone: CancellationToken,
+}
+
+#[derive(Debug)]
+struct UserEntry {
+    uid: String,
+    groups: Vec<String>,
+    gone: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Maps {
+    tokens: HashMap<String, TokenEntry>,
+    users: HashMap<String, UserEntry>,
+    grants: BTreeMap<String, Grant>,
+    index: Arc<Grants>,
+}
+
+/// The index. Cutting open streams is its job too: each hangs on the tokens handed out here.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    maps: RwLock<Maps>,
+    records: Records,
+    metrics: Metrics,
+}
+
+impl Directory {
+    pub fn new(records: Records, metrics: Metrics) -> Self {
+        Self { maps: RwLock::default(), records, metrics }
+    }
+
+    /// All grants.
+    pub fn grants(&self) -> Arc<Grants> {
+        Arc::clone(&self.maps.read().unwrap_or_else(PoisonError::into_inner).index)
+    }
+
+    /// Who presents this token; `None` whatever the reason.
+    pub fn authenticate(&self, text: &str) -> Option<Authenticated> {
+        let token = TokenText::parse(text).ok()?;
+        if token.kind != moorline_authz::token::Kind::Api {
+            return None;
+        }
+        match self.look_up(&token) {
+            Found::Yes(who) => Some(*who),
+            Found::No => None,
+            // Made a moment ago, and the watch has not told us yet.
+            Found::Unknown => {
+                let object = self.records.get::<TokenSpec>(&token.id).ok()??;
+                let user = self.records.get::<UserSpec>(&object.spec.user).ok()??;
+                self.put_user(&user);
+                self.put_token(&object);
+                match self.look_up(&token) {
+                    Found::Yes(who) => Some(*who),
+                    _ => None,
+                }
+            }
+        }
+    }
+
+    fn look_up(&self, token: &TokenText) -> Found {
+        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(entry) = maps.tokens.get(&token.id) else { return Found::Unknown };
+        if !entry.hash.verify(token) || entry.expires <= SystemTime::now() || entry.gone.is_cancelled() {
+            return Found::No;
+        }
+        let Some(user) = maps.users.get(&entry.user) else { return Found::Unknown };
+        if user.gone.is_cancelled() || user.uid != entry.user_uid {
+            return Found::No;
+        }
+        let mut identity = Identity::new(entry.user.clone(), user.groups.iter().cloned());
+        identity.uid = user.uid.clone();
+        let lease = Lease { token: entry.gone.clone(), user: user.gone.clone(), expires: entry.expires };
+        let clusters = entry.clusters.clone();
+        Found::Yes(Box::new(Authenticated { identity, token: token.id.clone(), clusters, lease }))
+    }
+
+    /// Fills the index. Run before anybody is served.
+    pub fn load(&self) -> Result<(), RecordError> {
+        for user in self.records.list::<UserSpec>()? {
+            self.put_user(&user);
+        }
+        for token in self.records.list::<TokenSpec>()? {
+            self.put_token(&token);
+        }
+        for grant in self.records.list::<ClusterGrantSpec>()? {
+            self.put_grant(&grant);
+        }
+        Ok(())
+    }
+
+    /// A change of a user.
+    pub fn user_changed(&self, change: &Change<UserSpec>) {
+        match change {
+            Change::Put(user) => self.put_user(user),
+            Change::Gone(name) => {
+                let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+                if let Some(user) = maps.users.remove(name) {
+                    self.cut(&user.gone);
+                }
+            }
+        }
+    }
+
+    /// A change of a token.
+    pub fn token_changed(&self, change: &Change<TokenSpec>) {
+        match change {
+            Change::Put(token) => self.put_token(token),
+            Change::Gone(name) => self.revoke(name),
+        }
+    }
+
+    /// The token is gone: nobody gets in with it from now on, and what is open is cut.
+    pub fn revoke(&self, id: &str) {
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(token) = maps.tokens.remove(id) {
+            self.cut(&token.gone);
+        }
+    }
+
+    /// A change of a grant.
+    pub fn grant_changed(&self, change: &Change<ClusterGrantSpec>) {
+        match change {
+            Change::Put(grant) => self.put_grant(grant),
+            Change::Gone(name) => {
+                let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+                maps.grants.remove(name);
+                maps.index = Arc::new(Grants::new(maps.grants.values().cloned()));
+            }
+        }
+    }
+
+    fn cut(&self, gone: &CancellationToken) {
+        gone.cancel();
+        self.metrics.streams_revoked.inc();
+    }
+
+    fn put_user(&self, user: &Object<UserSpec>) {
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        let name = user.metadata.name.clone();
+        let (uid, groups) = (user.metadata.uid.clone(), user.spec.groups.clone());
+        let known = maps.users.get(&name);
+        let less = known.is_some_and(|old| old.uid != uid || old.groups.iter().any(|group| !groups.contains(group)));
+        let mut gone = match known {
+            Some(old) if !less && !old.gone.is_cancelled() => old.gone.clone(),
+            Some(old) => {
+                self.cut(&old.gone); // what was opened with a right that is gone
+                CancellationToken::new()
+            }
+            None => CancellationToken::new(),
+        };
+        if user.spec.disabled || user.metadata.deletion_timestamp.is_some() {
+            self.cut(&gone);
+        } else if gone.is_cancelled() {
+            gone = CancellationToken::new();
+        }
+        maps.users.insert(name, UserEntry { uid, groups, gone });
+    }
+
+    fn put_token(&self, token: &Object<TokenSpec>) {
+        let id = &token.metadata.name;
+        let expires = token.spec.expires.parse::<jiff::Timestamp>().map(SystemTime::from);
+        let (Some(hash), Ok(expires)) = (self.records.token_hash::<TokenSpec>(id), expires) else {
+            return self.revoke(id);
+        };
+        let clusters: Option<Arc<[String]>> = token.spec.clusters.clone().map(Into::into);
+        let user = token.spec.user.clone();
+        let owner = token.metadata.owner_references.iter().find(|owner| owner.kind == UserSpec::KIND);
+        let user_uid = owner.map(|owner| owner.uid.clone()).unwrap_or_default();
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        let gone = match maps.tokens.get(id) {
+            Some(old) if old.user == user && old.clusters == clusters => old.gone.clone(),
+            Some(old) => {
+                self.cut(&old.gone);
+                CancellationToken::new()
+            }
+            None => CancellationToken::new(),
+        };
+        maps.tokens.insert(id.clone(), TokenEntry { user, user_uid, hash, expires, clusters, gone });
+    }
+
+    fn put_grant(&self, grant: &Object<ClusterGrantSpec>) {
+        let spec = grant.spec.clone();
+        let made = Grant { users: spec.users, groups: spec.groups, clusters: spec.clusters, as_groups: spec.as_groups };
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        maps.grants.insert(grant.metadata.name.clone(), made);
+        maps.index = Arc::new(Grants::new(maps.grants.values().cloned()));
+    }
+}
+
+enum Found {
+    Yes(Box<Authenticated>),
+    No,
+    Unknown,
+}
+
+/// The token of an `Authorization: Bearer` header: exactly one such header, nothing else counts.
+pub(crate) fn bearer(headers: &http::HeaderMap) -> Option<&str> {
+    let mut all = headers.get_all(http::header::AUTHORIZATION).iter();
+    let (Some(one), None) = (all.next(), all.next()) else { return None };
+    let (scheme, token) = one.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
+}

@@ -1,0 +1,53 @@
+//! Follows the store: what changes there takes effect in memory at once.
+
+use crate::{
+    directory::Directory,
+    kinds::{AgentSpec, ClusterGrantSpec, ClusterSpec, TokenSpec, UserSpec},
+    records::{Change, Changes, Records},
+    sessions::Sessions,
+};
+use std::sync::Arc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Begins all watches. Each tells of everything that is there first.
+pub(crate) fn start(
+    tasks: &mut JoinSet<()>,
+    directory: &Arc<Directory>,
+    sessions: &Arc<Sessions>,
+    records: &Records,
+    stop: &CancellationToken,
+) {
+    let d = Arc::clone(directory);
+    spawn(tasks, stop, records.watch::<UserSpec>(), move |change| d.user_changed(&change));
+    let d = Arc::clone(directory);
+    spawn(tasks, stop, records.watch::<TokenSpec>(), move |change| d.token_changed(&change));
+    let d = Arc::clone(directory);
+    spawn(tasks, stop, records.watch::<ClusterGrantSpec>(), move |change| d.grant_changed(&change));
+    let s = Arc::clone(sessions);
+    spawn(tasks, stop, records.watch::<AgentSpec>(), move |change| {
+        if let Change::Gone(name) = &change {
+            s.agent_deleted(name);
+        }
+    });
+    let s = Arc::clone(sessions);
+    spawn(tasks, stop, records.watch::<ClusterSpec>(), move |change| {
+        if let Change::Gone(name) = &change {
+            s.cluster_deleted(name);
+        }
+    });
+}
+
+fn spawn<S: moorline_apiserver::Spec>(
+    tasks: &mut JoinSet<()>,
+    stop: &CancellationToken,
+    mut changes: Changes<S>,
+    mut apply: impl FnMut(Change<S>) + Send + 'static,
+) {
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
+            apply(change);
+        }
+    });
+}

@@ -1,0 +1,383 @@
+//! The front door: who asks for what, and who answers it.
+
+#![allow(clippy::result_large_err)] // a refusal is the answer itself, made once and moved out
+
+use crate::{
+    audit,
+    config::Limits,
+    directory::{Authenticated, Directory, bearer},
+    hubapi::HubApi,
+    join::{JoinError, Joiner},
+    login::{LoginError, Logins},
+    metrics::Metrics,
+    ops::{Health, readiness},
+    records::Records,
+    route::CallDial,
+    sessions::Registry,
+};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use moorline_authz::{
+    access::{Facts, HubRequest, authorize, hub_api},
+    impersonation::{self, BadImpersonation},
+};
+use moorline_proxy::{
+    Body,
+    audit::AuditSink,
+    body,
+    kube::{Caller, KubeProxy, ProxyMetrics},
+    path::{self, ClusterPath},
+    status::{Details, reason_of, status_response, status_with},
+};
+use serde::Deserialize;
+use std::{net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use tokio::time::timeout;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// What every request is answered with.
+pub(crate) struct Front {
+    pub directory: Arc<Directory>,
+    pub registry: Arc<Registry>,
+    pub records: Records,
+    pub api: HubApi,
+    pub joiner: Arc<Joiner>,
+    pub logins: Logins,
+    pub audit: Arc<dyn AuditSink>,
+    pub health: Arc<dyn Health>,
+    pub metrics: Metrics,
+    pub proxy_metrics: ProxyMetrics,
+    pub limits: Limits,
+    pub ca_pem: String,
+    pub tasks: TaskTracker,
+    /// The hub is shutting down.
+    pub finish: CancellationToken,
+}
+
+/// The one answer to everybody who is not known, whatever is wrong.
+const UNAUTHORIZED: &str = "Unauthorized";
+
+impl Front {
+    /// One request. A panic ends it alone.
+    pub async fn serve(&self, request: Request<Incoming>, remote: SocketAddr, sni: Option<&str>) -> Response<Body> {
+        let kind = kind_of(request.uri().path());
+        let answer = AssertUnwindSafe(self.answer(request, remote, sni)).catch_unwind().await;
+        let response = answer.unwrap_or_else(|_| {
+            self.metrics.panics.inc();
+            tracing::error!(%remote, kind, "the handling of a request panicked");
+            status_response(StatusCode::INTERNAL_SERVER_ERROR, "the hub failed to handle this request")
+        });
+        self.metrics.requests.with_label_values(&[kind, response.status().as_str()]).inc();
+        response
+    }
+
+    async fn answer(&self, request: Request<Incoming>, remote: SocketAddr, sni: Option<&str>) -> Response<Body> {
+        if request.method() == Method::CONNECT {
+            return closing(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not possible here");
+        }
+        if let Err(response) = check_host(&request, sni) {
+            return response;
+        }
+        let target = request.uri().path_and_query().map_or("", |target| target.as_str()).to_owned();
+        match path::split(&target) {
+            Err(error) => closing(StatusCode::BAD_REQUEST, &error.to_string()),
+            Ok(Some(cluster)) => self.cluster(request, cluster, remote).await,
+            Ok(None) => self.own(request, remote).await,
+        }
+    }
+
+    fn authenticate(&self, headers: &http::HeaderMap) -> Result<Authenticated, Response<Body>> {
+        let who = bearer(headers).and_then(|token| self.directory.authenticate(token));
+        who.ok_or_else(|| status_response(StatusCode::UNAUTHORIZED, UNAUTHORIZED))
+    }
+
+    async fn cluster(&self, request: Request<Incoming>, path: ClusterPath<'_>, remote: SocketAddr) -> Response<Body> {
+        let who = match self.authenticate(request.headers()) {
+            Ok(who) => who,
+            Err(response) => return response,
+        };
+        let headers = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let act_as = match impersonation::parse(headers) {
+            Ok(act_as) => act_as,
+            Err(error @ BadImpersonation::Malformed(_)) => {
+                return status_response(StatusCode::BAD_REQUEST, &error.to_string());
+            }
+            Err(error) => return status_response(StatusCode::FORBIDDEN, &error.to_string()),
+        };
+        let grants = self.directory.grants();
+        let facts = Facts { identity: &who.identity, token_clusters: who.clusters.as_deref(), grants: &grants };
+        let permit = match authorize(&facts, path.cluster, act_as) {
+            Ok(permit) => permit,
+            Err(denial) => return status_response(StatusCode::FORBIDDEN, &denial.to_string()),
+        };
+        // Only who may know which clusters exist is told that one does not.
+        if facts.reaches_all() && !self.records.cluster_exists(path.cluster) {
+            let message = format!("clusters.moorline.dev {:?} not found", path.cluster);
+            return status_response(StatusCode::NOT_FOUND, &message);
+        }
+        let dial = CallDial {
+            registry: Arc::clone(&self.registry),
+            records: self.records.clone(),
+            lease: who.lease.clone(),
+            finish: self.finish.clone(),
+            spread: self.limits.watch_spread,
+        };
+        let proxy =
+            KubeProxy::new(Arc::new(dial), Arc::clone(&self.audit), self.proxy_metrics.clone(), self.tasks.clone());
+        let caller = Caller { identity: who.identity, remote };
+        proxy.handle(request.map(body::from), path, &caller, permit).await
+    }
+
+    async fn own(&self, request: Request<Incoming>, remote: SocketAddr) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        match (request.method(), path.as_str()) {
+            (&Method::GET | &Method::HEAD, "/livez" | "/healthz") => text(StatusCode::OK, "ok\n"),
+            (&Method::GET | &Method::HEAD, "/readyz") => {
+                let (ready, _) = readiness(&*self.health, false);
+                let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                text(code, if ready { "ok\n" } else { "not ready\n" })
+            }
+            (&Method::GET | &Method::HEAD, "/auth/ca") => text(StatusCode::OK, &self.ca_pem),
+            (&Method::POST, "/agent/join") => match self.read(request).await {
+                Ok(body) => join_answer(self.joiner.join(&body, remote).await),
+                Err(response) => response,
+            },
+            (&Method::POST, "/auth/login") => match self.read(request).await {
+                Ok(body) => self.login(&body, remote).await,
+                Err(response) => response,
+            },
+            (_, "/agent/join" | "/auth/login") => closing(StatusCode::METHOD_NOT_ALLOWED, "only POST"),
+            _ => self.authenticated(request, &path, remote).await,
+        }
+    }
+
+    async fn authenticated(&self, request: Request<Incoming>, path: &str, remote: SocketAddr) -> Response<Body> {
+        let who = match self.authenticate(request.headers()) {
+            Ok(who) => who,
+            Err(response) => return response,
+        };
+        match (request.method(), path) {
+            (&Method::GET, "/auth/whoami") => {
+                let me = &who.identity;
+                json(StatusCode::OK, &serde_json::json!({ "user": me.user, "uid": me.uid, "groups": me.groups }))
+            }
+            (&Method::POST, "/auth/logout") => match self.records.delete_token(&who.token).await {
+                Ok(()) => {
+                    self.directory.revoke(&who.token);
+                    json(StatusCode::OK, &serde_json::json!({}))
+                }
+                Err(error) => store_failed(&error),
+            },
+            _ if HubApi::serves(path) => {
+                let method = request.method().clone();
+                if matches!(method, Method::GET | Method::HEAD) {
+                    return self.object(request, path, &who).await;
+                }
+                if self.audit.admit().await.is_err() {
+                    return audit_full();
+                }
+                let response = self.object(request, path, &who).await;
+                let (user, code) = (&who.identity.user, response.status().as_u16());
+                self.audit.push(audit::event(&method.as_str().to_ascii_lowercase(), path, user, remote, code, "", ""));
+                response
+            }
+            _ => status_response(StatusCode::NOT_FOUND, "the hub serves nothing at this path"),
+        }
+    }
+
+    /// The hub's own API.
+    async fn object(&self, request: Request<Incoming>, path: &str, who: &Authenticated) -> Response<Body> {
+        if let Some(user) = password_of(path) {
+            return self.password(request, user, who).await;
+        }
+        let (parts, incoming) = request.into_parts();
+        match self.collect(incoming).await {
+            Ok(bytes) => self.api.handle(Request::from_parts(parts, bytes), who, &self.directory).await,
+            Err(response) => response,
+        }
+    }
+
+    async fn login(&self, body: &[u8], remote: SocketAddr) -> Response<Body> {
+        if self.audit.admit().await.is_err() {
+            return audit_full();
+        }
+        let result = self.logins.login(body, remote.ip()).await;
+        let user = result.as_ref().map(|answer| answer.user().to_owned()).unwrap_or_default();
+        let response = match result {
+            Ok(answer) => json(StatusCode::OK, &answer),
+            Err(error) => login_refused(&error),
+        };
+        let code = response.status().as_u16();
+        self.audit.push(audit::event("create", "/auth/login", &user, remote, code, "logins", ""));
+        response
+    }
+
+    async fn password(&self, request: Request<Incoming>, user: &str, who: &Authenticated) -> Response<Body> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct NewPassword {
+            password: String,
+        }
+        if request.method() != Method::PUT {
+            return closing(StatusCode::METHOD_NOT_ALLOWED, "only PUT");
+        }
+        let grants = self.directory.grants();
+        let facts = Facts { identity: &who.identity, token_clusters: who.clusters.as_deref(), grants: &grants };
+        let asked = HubRequest { verb: "update", resource: "users", subresource: "password", name: user, owner: None };
+        if let Err(denial) = hub_api(&facts, &asked) {
+            return status_response(StatusCode::FORBIDDEN, &denial.to_string());
+        }
+        match self.records.get::<crate::kinds::UserSpec>(user) {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                return status_response(StatusCode::NOT_FOUND, &format!("users.moorline.dev {user:?} not found"));
+            }
+            Err(error) => return store_failed(&error),
+        }
+        let body = match self.read(request).await {
+            Ok(body) => body,
+            Err(response) => return response,
+        };
+        let Ok(NewPassword { password }) = serde_json::from_slice(&body) else {
+            return status_response(StatusCode::BAD_REQUEST, "the body must be {\"password\": \"…\"}");
+        };
+        match self.logins.set_password(user, password).await {
+            Ok(()) => {
+                tracing::info!(user, by = who.identity.user, "password set");
+                json(StatusCode::OK, &serde_json::json!({}))
+            }
+            Err(error) => login_refused(&error),
+        }
+    }
+
+    async fn read(&self, request: Request<Incoming>) -> Result<Bytes, Response<Body>> {
+        self.collect(request.into_body()).await
+    }
+
+    /// A whole body, bounded in size and time.
+    async fn collect(&self, body: Incoming) -> Result<Bytes, Response<Body>> {
+        match timeout(self.limits.body_wait, Limited::new(body, self.limits.body).collect()).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                Err(closing(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than this hub takes"))
+            }
+            Ok(Err(_)) => Err(closing(StatusCode::BAD_REQUEST, "the body was cut short")),
+            Err(_) => Err(closing(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
+        }
+    }
+}
+
+/// The host that a request names, if it names one, once, and the one of the TLS handshake.
+fn check_host(request: &Request<Incoming>, sni: Option<&str>) -> Result<(), Response<Body>> {
+    let bad = |message: &str| Err(closing(StatusCode::BAD_REQUEST, message));
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let (host, more) = (hosts.next(), hosts.next());
+    let host = match host.map(HeaderValue::to_str) {
+        Some(Err(_)) => return bad("the Host header cannot be read"),
+        Some(Ok(host)) => Some(host),
+        None => None,
+    };
+    let named = request.uri().authority().map(|authority| authority.as_str());
+    if more.is_some() {
+        return bad("two Host headers");
+    }
+    let old = request.version() <= Version::HTTP_11;
+    if old && named.is_some() {
+        return bad("the request target must be a path");
+    }
+    if let (Some(a), Some(b)) = (named, host)
+        && path::canonical_host(a) != path::canonical_host(b)
+    {
+        return bad(":authority and Host differ");
+    }
+    match named.or(host) {
+        None => bad("no Host"),
+        Some(authority) if !path::host_matches_sni(authority, sni) => {
+            Err(closing(StatusCode::MISDIRECTED_REQUEST, "this connection was made for another host"))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// `/apis/moorline.dev/v1alpha1/users/<name>/password`
+fn password_of(path: &str) -> Option<&str> {
+    let name = path.strip_prefix("/apis/moorline.dev/v1alpha1/users/")?.strip_suffix("/password")?;
+    moorline_apiserver::dns_subdomain(name).ok().map(|_| name)
+}
+
+/// Kinds of requests, for metrics.
+fn kind_of(path: &str) -> &'static str {
+    match path {
+        _ if path.starts_with("/k8s/") => "cluster",
+        _ if path.starts_with("/api") || path.starts_with("/openapi") || path == "/version" => "api",
+        "/auth/login" => "login",
+        "/agent/join" => "join",
+        "/livez" | "/readyz" | "/healthz" => "health",
+        _ if path.starts_with("/auth/") => "auth",
+        _ => "other",
+    }
+}
+
+fn closing(code: StatusCode, message: &str) -> Response<Body> {
+    status_with(code, reason_of(code), message, &Details { close: true, ..Details::default() })
+}
+
+fn later(code: StatusCode, message: &str, wait: Duration) -> Response<Body> {
+    let wait = Duration::from_secs(wait.as_secs() + 1);
+    status_with(code, reason_of(code), message, &Details { retry_after: Some(wait), ..Details::default() })
+}
+
+pub(crate) fn store_failed(error: &crate::records::RecordError) -> Response<Body> {
+    tracing::error!("the store failed: {error}");
+    later(StatusCode::SERVICE_UNAVAILABLE, "the hub's store does not answer", Duration::from_secs(1))
+}
+
+fn audit_full() -> Response<Body> {
+    later(StatusCode::SERVICE_UNAVAILABLE, "the audit log takes no more records", Duration::from_secs(1))
+}
+
+fn text(code: StatusCode, words: &str) -> Response<Body> {
+    let mut response = Response::new(body::full(words.to_owned()));
+    *response.status_mut() = code;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+fn json(code: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
+    let bytes = serde_json::to_vec(value).unwrap_or_default();
+    let mut response = Response::new(body::full(bytes));
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn login_refused(error: &LoginError) -> Response<Body> {
+    let message = error.to_string();
+    match error {
+        LoginError::Wrong => status_response(StatusCode::UNAUTHORIZED, &message),
+        LoginError::Often(wait) => later(StatusCode::TOO_MANY_REQUESTS, &message, *wait),
+        LoginError::Busy => later(StatusCode::SERVICE_UNAVAILABLE, &message, Duration::from_secs(1)),
+        LoginError::Bad(_) => status_response(StatusCode::BAD_REQUEST, &message),
+        LoginError::Store(error) => store_failed(error),
+    }
+}
+
+fn join_answer(result: Result<crate::join::JoinAnswer, JoinError>) -> Response<Body> {
+    let error = match result {
+        Ok(answer) => return json(StatusCode::OK, &answer),
+        Err(error) => error,
+    };
+    let message = error.to_string();
+    match error {
+        JoinError::Token => status_response(StatusCode::UNAUTHORIZED, &message),
+        JoinError::Cluster => status_response(StatusCode::FORBIDDEN, &message),
+        JoinError::Bad(_) => status_response(StatusCode::BAD_REQUEST, &message),
+        JoinError::Taken(_) => status_response(StatusCode::CONFLICT, &message),
+        JoinError::Often(wait) => later(StatusCode::TOO_MANY_REQUESTS, &message, wait),
+        JoinError::Busy(_) => later(StatusCode::SERVICE_UNAVAILABLE, &message, Duration::from_secs(1)),
+    }
+}

@@ -1,0 +1,112 @@
+//! The hub's own API: the API server's HTTP, with this hub's callers.
+
+use crate::{
+    directory::{Authenticated, Directory},
+    kinds::TokenSpec,
+};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::Full;
+use moorline_apiserver::{ApiServer, Attributes, Authorizer, Spec};
+use moorline_authz::access::{Facts, HubRequest, Scope, hub_api};
+use moorline_proxy::{Body, BodyError, body};
+use serde_json::Value;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+/// Serves objects to callers.
+pub(crate) struct HubApi(Arc<ApiServer>);
+
+impl HubApi {
+    pub fn new(server: Arc<ApiServer>) -> Self {
+        Self(server)
+    }
+
+    /// Whether a path is one of the API's.
+    pub fn serves(path: &str) -> bool {
+        ApiServer::serves(path)
+    }
+
+    /// One request. A watch ends with the caller's right to it.
+    pub async fn handle(
+        &self,
+        request: Request<Bytes>,
+        who: &Authenticated,
+        directory: &Arc<Directory>,
+    ) -> Response<Body> {
+        let caller = Arc::new(Caller { who: who.clone(), directory: Arc::clone(directory) });
+        let response = self.0.handle(request.map(Full::new), caller).await.map(body::from);
+        if response.body().size_hint().exact().is_some() {
+            return response;
+        }
+        let end = Box::pin(who.lease.ended());
+        response.map(|inner| body::from(Leased { inner, end }))
+    }
+}
+
+/// A caller, judged anew for every object: a grant that goes takes effect within an open watch.
+struct Caller {
+    who: Authenticated,
+    directory: Arc<Directory>,
+}
+
+impl Caller {
+    fn with_facts<T>(&self, judge: impl FnOnce(&Facts<'_>) -> T) -> T {
+        let grants = self.directory.grants();
+        judge(&Facts { identity: &self.who.identity, token_clusters: self.who.clusters.as_deref(), grants: &grants })
+    }
+}
+
+/// Whose token an object is.
+fn owner<'a>(resource: &str, object: Option<&'a Value>) -> Option<&'a str> {
+    let object = object.filter(|_| resource == TokenSpec::PLURAL)?;
+    object.pointer("/spec/user").and_then(Value::as_str)
+}
+
+impl Authorizer for Caller {
+    fn authorize(&self, asked: &Attributes<'_>) -> Result<(), String> {
+        let request = HubRequest {
+            verb: asked.verb,
+            resource: asked.resource,
+            subresource: asked.subresource,
+            name: asked.name,
+            owner: owner(asked.resource, asked.object),
+        };
+        self.with_facts(|facts| hub_api(facts, &request)).map(drop).map_err(|denial| denial.to_string())
+    }
+
+    fn visible(&self, resource: &str, object: &Value) -> bool {
+        let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+        let asked = HubRequest { verb: "list", resource, ..HubRequest::default() };
+        self.with_facts(|facts| {
+            hub_api(facts, &asked).is_ok_and(|scope: Scope| scope.shows(facts, name, owner(resource, Some(object))))
+        })
+    }
+}
+
+/// A body that ends when the caller's right does.
+struct Leased {
+    inner: Body,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl http_body::Body for Leased {
+    type Data = Bytes;
+    type Error = BodyError;
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.end.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        Pin::new(&mut self.inner).poll_frame(cx)
+    }
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

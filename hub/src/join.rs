@@ -1,0 +1,222 @@
+//! How an agent gets its identity, and keeps it.
+
+use crate::{
+    audit,
+    kinds::{AgentRole, AgentSpec, ClusterSpec, JoinTokenSpec},
+    metrics::Metrics,
+    pki::Authority,
+    rate::RateLimit,
+    records::{RecordError, Records},
+    sessions::{Registry, hex},
+};
+use moorline_apiserver::Object;
+use moorline_authz::token::{Kind, TokenText};
+use moorline_proto::id::{AgentName, ClusterId, Role, SpiffeId};
+use moorline_proxy::audit::AuditSink;
+use rustls_pki_types::{CertificateSigningRequestDer, pem::PemObject};
+use serde::{Deserialize, Serialize};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// Attempts to take one use of a token against others who do the same at that moment.
+const TRIES: u32 = 200;
+
+/// What an agent sends.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct JoinRequest {
+    token: String,
+    csr: String,
+    name: String,
+    #[serde(default)]
+    cluster: Option<String>,
+    #[serde(default)]
+    role: AgentRole,
+}
+
+/// What it gets.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct JoinAnswer {
+    cluster: String,
+    name: String,
+    trust_domain: String,
+    chain: Vec<String>,
+    bundle: Vec<String>,
+}
+
+/// Why an agent did not join. The text is for the agent's log.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JoinError {
+    /// One text for all of them: unknown, expired, used up, wrong secret.
+    #[error("the join token is not valid: it is unknown, has expired or was used up")]
+    Token,
+    #[error("the join token is for another cluster")]
+    Cluster,
+    #[error("{0}")]
+    Bad(String),
+    #[error("an agent named {0} is connected to this hub; choose another name, or delete it first")]
+    Taken(String),
+    #[error("too many attempts from this address")]
+    Often(Duration),
+    #[error("{0}")]
+    Busy(String),
+}
+
+/// Issues identities.
+pub(crate) struct Joiner {
+    pub authority: Arc<Authority>,
+    pub records: Records,
+    pub registry: Arc<Registry>,
+    pub audit: Arc<dyn AuditSink>,
+    pub metrics: Metrics,
+    pub life: Duration,
+    pub rate: RateLimit<IpAddr>,
+}
+
+impl Joiner {
+    /// One join, counted and in the audit log.
+    pub async fn join(&self, body: &[u8], remote: SocketAddr) -> Result<JoinAnswer, JoinError> {
+        if self.audit.admit().await.is_err() {
+            return Err(JoinError::Busy("the audit log takes no more records".to_owned()));
+        }
+        let (name, result) = match self.rate.take(&remote.ip(), Instant::now()) {
+            Err(wait) => (String::new(), Err(JoinError::Often(wait))),
+            Ok(()) => match serde_json::from_slice::<JoinRequest>(body) {
+                Err(error) => (String::new(), Err(JoinError::Bad(format!("the request cannot be read: {error}")))),
+                Ok(request) => (request.name.clone(), self.decide(&request).await),
+            },
+        };
+        let (label, code) = match &result {
+            Ok(_) => ("joined", 200),
+            Err(JoinError::Token) => ("bad_token", 401),
+            Err(JoinError::Cluster) => ("wrong_cluster", 403),
+            Err(JoinError::Bad(_)) => ("bad_request", 400),
+            Err(JoinError::Taken(_)) => ("name_taken", 409),
+            Err(JoinError::Often(_)) => ("too_often", 429),
+            Err(JoinError::Busy(_)) => ("busy", 503),
+        };
+        self.metrics.joins.with_label_values(&[label]).inc();
+        match &result {
+            Ok(answer) => tracing::info!(cluster = answer.cluster, agent = answer.name, %remote, "agent joined"),
+            Err(error) => tracing::warn!(agent = name, %remote, result = label, "join refused: {error}"),
+        }
+        let cluster = result.as_ref().map(|a| a.cluster.clone()).unwrap_or_default();
+        let event = audit::event("create", "/agent/join", &format!("agent:{name}"), remote, code, "agents", &cluster);
+        self.audit.push(event);
+        result
+    }
+
+    async fn decide(&self, request: &JoinRequest) -> Result<JoinAnswer, JoinError> {
+        let token = TokenText::parse(&request.token).map_err(|_| JoinError::Token)?;
+        if token.kind != Kind::Join {
+            return Err(JoinError::Token);
+        }
+        let hash = self.records.token_hash::<JoinTokenSpec>(&token.id).ok_or(JoinError::Token)?;
+        if !hash.verify(&token) {
+            return Err(JoinError::Token);
+        }
+        let object = self.usable(&token.id)?;
+        let wanted = &object.spec.cluster;
+        if request.cluster.as_ref().is_some_and(|cluster| cluster != wanted) {
+            return Err(JoinError::Cluster);
+        }
+        let cluster_id: ClusterId = wanted.parse().map_err(|_| JoinError::Token)?;
+        let name: AgentName = request.name.parse().map_err(|e| JoinError::Bad(format!("{e}")))?;
+        let Some(cluster) = self.records.get::<ClusterSpec>(wanted).map_err(store)? else {
+            return Err(JoinError::Token);
+        };
+        let csr = CertificateSigningRequestDer::from_pem_slice(request.csr.as_bytes())
+            .map_err(|_| JoinError::Bad("the signing request is no PEM".to_owned()))?;
+        let role = match request.role {
+            AgentRole::Agent => Role::ClusterAgent(cluster_id, name.clone()),
+            AgentRole::Node => Role::NodeAgent(cluster_id, name.clone()),
+        };
+        let id = SpiffeId { trust_domain: self.authority.domain().clone(), role };
+        let issued = self.authority.issue_agent(&csr, &id, self.life).map_err(|e| JoinError::Bad(e.to_string()))?;
+        let full = format!("{wanted}.{name}");
+        let before = self.records.get::<AgentSpec>(&full).map_err(store)?;
+        if before.is_some() && !self.registry.of_agent(wanted, &full).is_empty() {
+            return Err(JoinError::Taken(name.to_string()));
+        }
+        self.take_use(&token.id).await?;
+        let spec = AgentSpec {
+            cluster: wanted.clone(),
+            cluster_uid: cluster.metadata.uid.clone(),
+            name: name.to_string(),
+            role: request.role,
+            public_key_sha256: hex(&issued.key_sha256),
+        };
+        match before {
+            Some(mut agent) => {
+                agent.spec = spec; // whoever held the name before is not let in any more
+                self.records.update(&agent).await.map_err(store)?;
+            }
+            None => {
+                let mut agent = Object::<AgentSpec>::new(full, spec);
+                agent.metadata.owner_references = vec![cluster.owner_reference()];
+                self.records.create(&agent).await.map_err(store)?;
+            }
+        }
+        let pem = |der: &[u8]| crate::files::pem("CERTIFICATE", der);
+        Ok(JoinAnswer {
+            cluster: wanted.clone(),
+            name: name.to_string(),
+            trust_domain: self.authority.domain().to_string(),
+            chain: vec![pem(&issued.cert), self.authority.pem().to_owned()],
+            bundle: vec![self.authority.pem().to_owned()],
+        })
+    }
+
+    /// The token, if it is still good for one more.
+    fn usable(&self, id: &str) -> Result<Object<JoinTokenSpec>, JoinError> {
+        let object = self.records.get::<JoinTokenSpec>(id).map_err(store)?.ok_or(JoinError::Token)?;
+        let expires: jiff::Timestamp = object.spec.expires.parse().map_err(|_| JoinError::Token)?;
+        if expires <= jiff::Timestamp::now()
+            || object.status.as_ref().is_some_and(|status| status.uses >= object.spec.max_uses)
+        {
+            return Err(JoinError::Token);
+        }
+        Ok(object)
+    }
+
+    /// Takes one use: whoever writes first has it, the others look again.
+    async fn take_use(&self, id: &str) -> Result<(), JoinError> {
+        for _ in 0..TRIES {
+            let mut object = self.usable(id)?;
+            object.status.get_or_insert_default().uses += 1;
+            match self.records.update_status(&object).await {
+                Err(RecordError::Conflict) => {}
+                other => return other.map(drop).map_err(store),
+            }
+        }
+        Err(JoinError::Busy("too many agents join with this token at once".to_owned()))
+    }
+
+    /// A new certificate for an identity that proved itself by its session. The key may be a new one.
+    pub async fn renew(
+        &self,
+        agent: &str,
+        id: &SpiffeId,
+        csr: &[u8],
+    ) -> Result<(Vec<Vec<u8>>, Vec<Vec<u8>>, SystemTime), String> {
+        let words = |e: RecordError| format!("the store: {e}");
+        let issued = self.authority.issue_agent(csr, id, self.life).map_err(|e| e.to_string())?;
+        let mut object =
+            self.records.get::<AgentSpec>(agent).map_err(words)?.ok_or("the agent was deleted at the hub")?;
+        let key = hex(&issued.key_sha256);
+        if object.spec.public_key_sha256 != key {
+            object.spec.public_key_sha256 = key;
+            self.records.update(&object).await.map_err(words)?;
+        }
+        let ca = self.authority.cert().to_vec();
+        Ok((vec![issued.cert.to_vec(), ca.clone()], vec![ca], issued.expires))
+    }
+}
+
+fn store(error: RecordError) -> JoinError {
+    JoinError::Busy(format!("the store: {error}"))
+}

@@ -1,0 +1,252 @@
+//! The kinds of the hub's API: `moorline.dev/v1alpha1`, all cluster-scoped. Shared by hub and CLI.
+
+use moorline_apiserver::Spec;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The API group.
+pub const GROUP: &str = "moorline.dev";
+/// Its one version.
+pub const VERSION: &str = "v1alpha1";
+/// The two as they stand in an object.
+pub const API_VERSION: &str = "moorline.dev/v1alpha1";
+/// The condition that says whether an agent is connected.
+pub const CONNECTED: &str = "Connected";
+
+/// Kubernetes' `metav1.Condition`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Condition {
+    /// What it is about.
+    pub r#type: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// One word for programs.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+    /// RFC 3339: since when `status` is what it is.
+    pub last_transition_time: String,
+}
+
+macro_rules! kind {
+    ($spec:ident, $status:ident, $kind:literal, $plural:literal, $singular:literal, $short:expr) => {
+        impl Spec for $spec {
+            type Status = $status;
+            const GROUP: &'static str = GROUP;
+            const VERSION: &'static str = VERSION;
+            const KIND: &'static str = $kind;
+            const PLURAL: &'static str = $plural;
+            const SINGULAR: &'static str = $singular;
+            const SHORT_NAMES: &'static [&'static str] = $short;
+        }
+    };
+}
+kind!(ClusterSpec, ClusterStatus, "Cluster", "clusters", "cluster", &[]);
+kind!(AgentSpec, AgentStatus, "Agent", "agents", "agent", &[]);
+kind!(UserSpec, NoStatus, "User", "users", "user", &[]);
+kind!(TokenSpec, TokenStatus, "Token", "tokens", "token", &[]);
+kind!(JoinTokenSpec, JoinTokenStatus, "JoinToken", "jointokens", "jointoken", &[]);
+kind!(ClusterGrantSpec, NoStatus, "ClusterGrant", "clustergrants", "clustergrant", &["grant", "grants"]);
+
+/// What is wanted of a cluster.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterSpec {
+    /// A name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub display_name: Option<String>,
+}
+
+/// How a cluster is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClusterStatus {
+    /// `Connected`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Agents that are connected now.
+    pub agents: u32,
+    /// What carries the newest session: `quic` or `tls`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub carrier: Option<String>,
+    /// Round trip at the last change, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtt_ms: Option<u64>,
+    /// RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connected_since: Option<String>,
+    /// RFC 3339: when the last session ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<String>,
+    /// Of the cluster's API server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes_version: Option<String>,
+    /// Of the newest session's agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<String>,
+    /// Where the newest session comes from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote_address: Option<String>,
+}
+
+/// What an agent serves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentRole {
+    /// The whole cluster.
+    #[default]
+    Agent,
+    /// One node; stands in for the cluster's agents where none is left.
+    Node,
+}
+
+/// An agent's identity.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentSpec {
+    /// Name of its cluster.
+    pub cluster: String,
+    /// `metadata.uid` of that cluster: a cluster of the same name made later has other agents.
+    pub cluster_uid: String,
+    /// Its name within the cluster.
+    pub name: String,
+    /// What it serves.
+    #[serde(default)]
+    pub role: AgentRole,
+    /// SHA-256 of its public key (SubjectPublicKeyInfo, DER), in hex. No other key is let in.
+    #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub public_key_sha256: String,
+}
+
+/// How an agent is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AgentStatus {
+    /// `Connected`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// `quic` or `tls`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub carrier: Option<String>,
+    /// RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connected_since: Option<String>,
+    /// RFC 3339: when its last session ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<String>,
+    /// Of its software.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate_expires: Option<String>,
+    /// Where it comes from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote_address: Option<String>,
+}
+
+/// A user. Passwords are set at `…/users/<name>/password` and stand in no object.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UserSpec {
+    /// A name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub display_name: Option<String>,
+    /// Groups, known to the hub and to clusters.
+    #[serde(default)]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 256)))]
+    pub groups: Vec<String>,
+    /// Nothing is permitted, and every open stream is cut.
+    #[serde(default)]
+    pub disabled: bool,
+}
+
+/// Nothing.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct NoStatus {}
+
+/// A token.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenSpec {
+    /// Whose it is.
+    #[schemars(length(min = 1, max = 253))]
+    pub user: String,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub description: Option<String>,
+    /// RFC 3339: from then on it is nothing.
+    pub expires: String,
+    /// It is good for these clusters only, and for nothing of the hub's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub clusters: Option<Vec<String>>,
+}
+
+/// In the answer to its creation only.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TokenStatus {
+    /// The token. Shown once, kept nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+/// What a join token permits.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JoinTokenSpec {
+    /// The cluster to join.
+    #[schemars(length(min = 1, max = 63))]
+    pub cluster: String,
+    /// RFC 3339: from then on it is nothing.
+    pub expires: String,
+    /// How many agents may join with it.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_uses: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// How often it was used; the texts in the answer to its creation only.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct JoinTokenStatus {
+    /// Agents that joined with it.
+    pub uses: u32,
+    /// The token. Shown once, kept nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// The line that starts an agent with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join_command: Option<String>,
+}
+
+/// Who may use which clusters. What they may do there is each cluster's own RBAC.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterGrantSpec {
+    /// User names.
+    #[serde(default)]
+    #[schemars(length(max = 1000))]
+    pub users: Vec<String>,
+    /// Group names.
+    #[serde(default)]
+    #[schemars(length(max = 1000))]
+    pub groups: Vec<String>,
+    /// Cluster names, or `*` for all.
+    #[serde(default)]
+    #[schemars(length(max = 1000))]
+    pub clusters: Vec<String>,
+    /// Groups that its holders have in these clusters besides their own.
+    #[serde(default)]
+    #[schemars(length(max = 256))]
+    pub as_groups: Vec<String>,
+}

@@ -1,0 +1,261 @@
+//! The one port: TLS, then a tunnel or HTTP by what the client hello asks for.
+
+use crate::{front::Front, pki::Authority, sessions::Sessions};
+use arc_swap::ArcSwap;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use moorline_link::{Identity, QuicListener, accept_tls, tls};
+use moorline_proxy::guard::Guarded;
+use rustls::{ServerConfig, server::Acceptor};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+use tokio_util::sync::CancellationToken;
+
+/// Data that was sent and is not acknowledged for this long ends a connection: its peer is gone.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+/// Window of one HTTP/2 stream, in bytes: throughput is this by RTT.
+const H2_STREAM_WINDOW: u32 = 1 << 20;
+/// Window of one HTTP/2 connection.
+const H2_CONNECTION_WINDOW: u32 = 8 << 20;
+/// Bytes that wait to be written, per HTTP/2 stream.
+const H2_SEND_BUFFER: usize = 256 << 10;
+/// Bytes of all headers of one request.
+const HEADER_LIST: u32 = 32 << 10;
+/// Resets of a peer that waits for nobody before the connection ends (CVE-2023-44487).
+const H2_RESETS: usize = 20;
+
+/// The two TLS configurations of the port, changed together when the hub's certificate is.
+pub(crate) struct TlsPair {
+    pub tunnel: Arc<ServerConfig>,
+    pub http: Arc<ServerConfig>,
+    pub expires: SystemTime,
+}
+
+impl TlsPair {
+    /// From a fresh certificate of the authority.
+    pub fn new(identity: &Identity, authority: &Authority, expires: SystemTime) -> Result<Self, String> {
+        let tunnel = tls::server_config(identity, &authority.trust()).map_err(|e| e.to_string())?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut http = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(|e| e.to_string())?
+            .with_no_client_auth()
+            .with_single_cert(identity.chain.clone(), identity.key.clone_key())
+            .map_err(|e| e.to_string())?;
+        http.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Self { tunnel, http: Arc::new(http), expires })
+    }
+}
+
+/// The TCP side.
+pub(crate) struct Port {
+    pub front: Arc<Front>,
+    pub sessions: Arc<Sessions>,
+    pub tls: Arc<ArcSwap<TlsPair>>,
+    pub link_limits: moorline_link::Limits,
+    pub handshakes: Arc<Semaphore>,
+    pub connections: Arc<Semaphore>,
+    /// No new connections from then on.
+    pub stop: CancellationToken,
+    /// Open connections finish what they have and end.
+    pub finish: CancellationToken,
+    /// Everything ends.
+    pub kill: CancellationToken,
+}
+
+impl Port {
+    /// Accepts until `stop`. No failure of accept(2) ends it.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+        let mut complained: Option<Instant> = None;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (socket, remote) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    self.front.metrics.accept_errors.inc();
+                    if complained.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
+                        complained = Some(Instant::now());
+                        tracing::error!("connections cannot be accepted: {error}");
+                    }
+                    if !of_one_connection(&error) {
+                        tokio::time::sleep(self.front.limits.accept_pause).await;
+                    }
+                    continue;
+                }
+            };
+            let Ok(slot) = Arc::clone(&self.connections).try_acquire_owned() else {
+                self.front.metrics.connections_refused.inc();
+                continue; // closed at once: better than a wait without an end
+            };
+            let port = Arc::clone(&self);
+            self.front.tasks.spawn(async move {
+                port.front.metrics.connections.inc();
+                port.kill.run_until_cancelled(port.connection(socket, remote, slot)).await;
+                port.front.metrics.connections.dec();
+            });
+        }
+    }
+
+    async fn connection(&self, socket: TcpStream, remote: SocketAddr, slot: OwnedSemaphorePermit) {
+        let _ = socket.set_nodelay(true);
+        let reference = socket2::SockRef::from(&socket);
+        let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(30));
+        let _ = reference.set_tcp_keepalive(&keepalive);
+        #[cfg(target_os = "linux")]
+        let _ = reference.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+        let Ok(Ok(handshaking)) =
+            timeout(self.front.limits.handshake, Arc::clone(&self.handshakes).acquire_owned()).await
+        else {
+            return;
+        };
+        let shaken = tokio::select! {
+            shaken = timeout(self.front.limits.handshake, self.handshake(socket)) => shaken,
+            () = self.finish.cancelled() => return,
+        };
+        drop(handshaking);
+        let failed = |kind: &str| self.front.metrics.handshake_failures.with_label_values(&[kind]).inc();
+        let stream = match shaken {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                tracing::debug!(%remote, "TLS handshake failed: {error}");
+                return failed("tls");
+            }
+            Err(_) => return failed("slow"),
+        };
+        match stream.get_ref().1.alpn_protocol() {
+            Some(tls::ALPN) => {
+                match accept_tls(stream, remote, &self.link_limits).await {
+                    Ok(greeting) => self.sessions.admit(greeting).await,
+                    Err(error) => {
+                        self.front.metrics.handshake_failed(&error);
+                        tracing::info!(%remote, "no greeting: {error}");
+                    }
+                }
+                // The session has bounds of its own; this slot was the handshake's.
+                drop(slot);
+            }
+            Some(b"h2") => self.http2(stream, remote).await,
+            _ => self.http1(stream, remote).await,
+        }
+    }
+
+    /// The client hello decides which certificate rules apply.
+    async fn handshake(&self, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let accepting = LazyConfigAcceptor::new(Acceptor::default(), socket);
+        tokio::pin!(accepting);
+        let start = match accepting.as_mut().await {
+            Ok(start) => start,
+            Err(error) => {
+                if let Some(mut socket) = accepting.take_io() {
+                    let words = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 35\r\n\r\nthis port speaks TLS: use https://\n";
+                    let _ = socket.write_all(words).await;
+                }
+                return Err(error);
+            }
+        };
+        let tunnel = start.client_hello().alpn().is_some_and(|mut all| all.any(|alpn| alpn == tls::ALPN));
+        let pair = self.tls.load();
+        let config = if tunnel { Arc::clone(&pair.tunnel) } else { Arc::clone(&pair.http) };
+        drop(pair);
+        start.into_stream(config).await
+    }
+
+    async fn http1(&self, stream: TlsStream<TcpStream>, remote: SocketAddr) {
+        let sni = stream.get_ref().1.server_name().map(str::to_owned);
+        let front = Arc::clone(&self.front);
+        let service = hyper::service::service_fn(move |request| {
+            let (front, sni) = (Arc::clone(&front), sni.clone());
+            async move { Ok::<_, Infallible>(front.serve(request, remote, sni.as_deref()).await) }
+        });
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(self.front.limits.head).max_headers(100).half_close(false);
+        let connection = builder.serve_connection(TokioIo::new(Guarded::new(stream)), service).with_upgrades();
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.finish.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%remote, "HTTP/1 connection ended: {error}");
+        }
+    }
+
+    async fn http2(&self, stream: TlsStream<TcpStream>, remote: SocketAddr) {
+        let sni = stream.get_ref().1.server_name().map(str::to_owned);
+        let front = Arc::clone(&self.front);
+        let service = hyper::service::service_fn(move |request| {
+            let (front, sni) = (Arc::clone(&front), sni.clone());
+            async move { Ok::<_, Infallible>(front.serve(request, remote, sni.as_deref()).await) }
+        });
+        let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(H2_STREAM_WINDOW)
+            .initial_connection_window_size(H2_CONNECTION_WINDOW)
+            .max_concurrent_streams(self.front.limits.h2_streams)
+            .max_pending_accept_reset_streams(H2_RESETS)
+            .max_local_error_reset_streams(H2_RESETS)
+            .max_header_list_size(HEADER_LIST)
+            .max_send_buf_size(H2_SEND_BUFFER)
+            .keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(20));
+        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.finish.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%remote, "HTTP/2 connection ended: {error}");
+        }
+    }
+}
+
+/// Whether the failure is of the one connection that was to be accepted, and the next may do.
+fn of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | ConnectionRefused | Interrupted)
+}
+
+/// The UDP side: accepts until the listener is closed.
+pub(crate) async fn serve_quic(listener: Arc<QuicListener>, sessions: Arc<Sessions>, stop: CancellationToken) {
+    loop {
+        let incoming = tokio::select! {
+            () = stop.cancelled() => return,
+            incoming = listener.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { return };
+        let task = Arc::clone(&sessions);
+        sessions.tasks.spawn(async move {
+            let remote = incoming.remote();
+            match incoming.greet().await {
+                Ok(greeting) => task.admit(greeting).await,
+                Err(error) => {
+                    task.metrics.handshake_failed(&error);
+                    tracing::info!(%remote, "no greeting: {error}");
+                }
+            }
+        });
+    }
+}

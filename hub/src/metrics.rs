@@ -1,0 +1,82 @@
+//! Counters of the hub. Every label is from a fixed set.
+
+use moorline_link::{AcceptError, Carrier};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+/// All of them; clones share.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    pub sessions: IntGaugeVec,
+    pub greetings: IntCounterVec,
+    pub handshake_failures: IntCounterVec,
+    pub closes: IntCounterVec,
+    pub joins: IntCounterVec,
+    pub logins: IntCounterVec,
+    pub connections: IntGauge,
+    pub connections_refused: IntCounter,
+    pub accept_errors: IntCounter,
+    pub requests: IntCounterVec,
+    pub panics: IntCounter,
+    pub streams_revoked: IntCounter,
+    pub status_writes: IntCounterVec,
+}
+
+impl Metrics {
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let made = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(made.clone())).map(|()| made)
+        };
+        let counter = |name: &str, help: &str| {
+            let made = IntCounter::new(name, help)?;
+            registry.register(Box::new(made.clone())).map(|()| made)
+        };
+        let sessions =
+            IntGaugeVec::new(Opts::new("moorline_hub_sessions_open", "Sessions with agents"), &["carrier", "role"])?;
+        registry.register(Box::new(sessions.clone()))?;
+        let connections = IntGauge::new("moorline_hub_connections_open", "TCP connections, all kinds")?;
+        registry.register(Box::new(connections.clone()))?;
+        Ok(Self {
+            sessions,
+            connections,
+            greetings: counters("moorline_hub_greetings_total", "Agents' greetings by answer", &["answer"])?,
+            handshake_failures: counters(
+                "moorline_hub_handshake_failures_total",
+                "Handshakes that came to nothing, by kind",
+                &["kind"],
+            )?,
+            closes: counters("moorline_hub_session_closes_total", "Ended sessions by cause", &["code", "by"])?,
+            joins: counters("moorline_hub_joins_total", "Joins by result", &["result"])?,
+            logins: counters("moorline_hub_logins_total", "Logins by result", &["result"])?,
+            connections_refused: counter("moorline_hub_connections_refused_total", "Connections over the bound")?,
+            accept_errors: counter("moorline_hub_accept_errors_total", "Failures of accept(2)")?,
+            requests: counters("moorline_hub_requests_total", "HTTP requests by kind and status", &["kind", "code"])?,
+            panics: counter("moorline_hub_request_panics_total", "Requests whose handling panicked")?,
+            streams_revoked: counter(
+                "moorline_hub_streams_revoked_total",
+                "Open streams cut because their token or user is gone",
+            )?,
+            status_writes: counters("moorline_hub_status_writes_total", "Writes of status by result", &["result"])?,
+        })
+    }
+
+    pub fn handshake_failed(&self, error: &AcceptError) {
+        let kind = match error {
+            AcceptError::Handshake(_) => "handshake",
+            AcceptError::Identity(_) => "identity",
+            AcceptError::Timeout => "timeout",
+            AcceptError::Protocol(_) => "protocol",
+            AcceptError::Version { .. } => "version",
+            AcceptError::Lost(_) => "lost",
+        };
+        self.handshake_failures.with_label_values(&[kind]).inc();
+    }
+
+    pub fn session_gauge(&self, carrier: Carrier, node: bool) -> IntGauge {
+        let carrier = match carrier {
+            Carrier::Quic => "quic",
+            Carrier::Tls => "tls",
+        };
+        self.sessions.with_label_values(&[carrier, if node { "node" } else { "agent" }])
+    }
+}

@@ -1,0 +1,231 @@
+//! The hub's own way to its objects: reads from memory, writes through the API server's own rules.
+
+use crate::{
+    kinds::{CONNECTED, ClusterSpec, TokenSpec, UserSpec},
+    specs::{HASH, PASSWORD},
+};
+use bytes::Bytes;
+use moorline_apiserver::{Api, ApiError, ApiServer, Batch, Object, Spec, Store, StoreEvent, Watcher};
+use moorline_authz::token::TokenHash;
+use serde::Deserialize;
+use serde_json::Value;
+use std::{collections::BTreeSet, marker::PhantomData, path::Path, sync::Arc};
+
+/// Why an object was not read or written.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum RecordError {
+    #[error("no such object")]
+    NotFound,
+    #[error("somebody else has changed the object")]
+    Conflict,
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<ApiError> for RecordError {
+    fn from(error: ApiError) -> Self {
+        match error.reason {
+            "NotFound" => Self::NotFound,
+            "Conflict" | "AlreadyExists" => Self::Conflict,
+            _ => Self::Failed(error.message),
+        }
+    }
+}
+
+/// A change of an object.
+pub(crate) enum Change<S: Spec> {
+    /// It is there, and so.
+    Put(Box<Object<S>>),
+    /// It is not there any more.
+    Gone(String),
+}
+
+/// Objects and their private records. Clones share.
+#[derive(Clone)]
+pub(crate) struct Records {
+    store: Store,
+    server: Arc<ApiServer>,
+}
+
+impl std::fmt::Debug for Records {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Records").finish_non_exhaustive()
+    }
+}
+
+/// Opens the store, or makes it.
+pub(crate) fn open(path: &Path) -> Result<Store, String> {
+    Store::open(path, &moorline_apiserver::Limits::default()).map_err(|e| e.to_string())
+}
+
+fn prefix<S: Spec>() -> String {
+    format!("{}/{}/", S::GROUP, S::PLURAL)
+}
+
+fn key<S: Spec>(name: &str) -> String {
+    format!("{}{name}", prefix::<S>())
+}
+
+fn typed<S: Spec>(value: &Value) -> Result<Object<S>, RecordError> {
+    Object::deserialize(value).map_err(|e| RecordError::Failed(format!("a stored {} cannot be read: {e}", S::KIND)))
+}
+
+impl Records {
+    pub fn new(store: Store, server: Arc<ApiServer>) -> Self {
+        Self { store, server }
+    }
+
+    fn api<S: Spec>(&self) -> Api<S> {
+        self.server.api::<S>()
+    }
+
+    /// Whether the store takes writes.
+    pub fn healthy(&self) -> Result<(), String> {
+        self.store.healthy()
+    }
+
+    pub fn get<S: Spec>(&self, name: &str) -> Result<Option<Object<S>>, RecordError> {
+        self.store.get(&key::<S>(name)).map(|entry| typed(&entry.value)).transpose()
+    }
+
+    pub fn list<S: Spec>(&self) -> Result<Vec<Object<S>>, RecordError> {
+        self.store.list(&prefix::<S>()).1.iter().map(|(_, entry)| typed(&entry.value)).collect()
+    }
+
+    pub async fn create<S: Spec>(&self, object: &Object<S>) -> Result<Object<S>, RecordError> {
+        Ok(self.api::<S>().create(object).await?)
+    }
+
+    /// Writes spec and metadata of an object that was read before; it must not have changed since.
+    pub async fn update<S: Spec>(&self, object: &Object<S>) -> Result<Object<S>, RecordError> {
+        Ok(self.api::<S>().update(object).await?)
+    }
+
+    /// The same for its status.
+    pub async fn update_status<S: Spec>(&self, object: &Object<S>) -> Result<Object<S>, RecordError> {
+        Ok(self.api::<S>().update_status(object).await?)
+    }
+
+    pub async fn delete_token(&self, id: &str) -> Result<(), RecordError> {
+        Ok(self.api::<TokenSpec>().delete(id).await.map(drop)?)
+    }
+
+    /// The hash behind a token or join token.
+    pub fn token_hash<S: Spec>(&self, id: &str) -> Option<TokenHash> {
+        let bytes = self.store.private(&format!("{}/{HASH}", key::<S>(id)))?;
+        Some(TokenHash::from_bytes(bytes.as_ref().try_into().ok()?))
+    }
+
+    /// The hash of a user's password.
+    pub fn password(&self, user: &str) -> Option<String> {
+        let bytes = self.store.private(&format!("{}/{PASSWORD}", key::<UserSpec>(user)))?;
+        String::from_utf8(bytes.to_vec()).ok()
+    }
+
+    pub async fn set_password(&self, user: &str, hash: &str) -> Result<(), RecordError> {
+        let record = (format!("{}/{PASSWORD}", key::<UserSpec>(user)), Some(Bytes::copy_from_slice(hash.as_bytes())));
+        let batch = Batch { object: None, private: vec![record] };
+        self.store.commit(batch).await.map(drop).map_err(|e| RecordError::Failed(e.to_string()))
+    }
+
+    pub fn cluster_exists(&self, name: &str) -> bool {
+        self.store.get(&key::<ClusterSpec>(name)).is_some()
+    }
+
+    /// Since when a cluster is not connected; `None`: it never was.
+    pub fn lost_since(&self, cluster: &str) -> Option<String> {
+        let status = self.get::<ClusterSpec>(cluster).ok()??.status?;
+        let condition = status.conditions.into_iter().find(|c| c.r#type == CONNECTED)?;
+        status.last_seen.map(|_| condition.last_transition_time)
+    }
+
+    /// Everything that is there, then every change.
+    pub fn watch<S: Spec>(&self) -> Changes<S> {
+        let mut changes = Changes {
+            records: self.clone(),
+            known: BTreeSet::new(),
+            first: Vec::new(),
+            watcher: None,
+            kind: PhantomData,
+        };
+        changes.begin();
+        changes
+    }
+}
+
+/// See [`Records::watch`].
+pub(crate) struct Changes<S: Spec> {
+    records: Records,
+    /// Names that were told of, to see which are gone after a gap.
+    known: BTreeSet<String>,
+    /// Told before the watcher is asked.
+    first: Vec<Change<S>>,
+    watcher: Option<Watcher>,
+    kind: PhantomData<fn() -> S>,
+}
+
+impl<S: Spec> Changes<S> {
+    /// Lists, and watches from there. What is missing of what was known is gone.
+    fn begin(&mut self) {
+        let (revision, entries) = self.records.store.list(&prefix::<S>());
+        let mut gone = std::mem::take(&mut self.known);
+        for (_, entry) in entries {
+            match typed::<S>(&entry.value) {
+                Ok(object) => {
+                    gone.remove(&object.metadata.name);
+                    self.known.insert(object.metadata.name.clone());
+                    self.first.push(Change::Put(Box::new(object)));
+                }
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+        self.first.extend(gone.into_iter().map(Change::Gone));
+        self.watcher = self.records.store.watch(&prefix::<S>(), revision).ok();
+    }
+
+    /// The next change; `None` once the store is closed.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn next(&mut self) -> Option<Change<S>> {
+        loop {
+            if let Some(change) = self.first.pop() {
+                return Some(change);
+            }
+            let event = match &mut self.watcher {
+                Some(watcher) => watcher.next().await,
+                None => return None,
+            };
+            match event {
+                Ok(Some(event)) => {
+                    if let Some(change) = self.change(&event) {
+                        return Some(change);
+                    }
+                }
+                Ok(None) => return None,
+                Err(_) => {
+                    tracing::warn!(kind = S::KIND, "fell behind the store; listing again");
+                    self.begin();
+                }
+            }
+        }
+    }
+
+    fn change(&mut self, event: &StoreEvent) -> Option<Change<S>> {
+        let Some(value) = &event.value else {
+            let name = event.key.strip_prefix(&prefix::<S>())?.to_owned();
+            self.known.remove(&name);
+            return Some(Change::Gone(name));
+        };
+        match typed::<S>(value) {
+            Ok(object) => {
+                self.known.insert(object.metadata.name.clone());
+                Some(Change::Put(Box::new(object)))
+            }
+            Err(error) => {
+                tracing::error!("{error}");
+                None
+            }
+        }
+    }
+}

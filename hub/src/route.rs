@@ -1,0 +1,196 @@
+//! Which session takes a stream: a pure choice over a snapshot, and the dialler made from it.
+
+use crate::{lease::Lease, records::Records, sessions::Registry};
+use futures_util::{FutureExt, future::BoxFuture};
+use moorline_authz::access::Permit;
+use moorline_link::{OpenError, Stream, StreamError};
+use moorline_proto::{
+    code::ResetCode,
+    header::{Class, StreamHeader},
+};
+use moorline_proxy::{
+    kube::{Dial, DialError},
+    upgrade::Io,
+};
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::CancellationToken;
+
+/// What the choice is made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    /// A node agent: only where no cluster agent is left.
+    pub node: bool,
+    /// Takes no new streams.
+    pub draining: bool,
+    /// Streams open on it.
+    pub open: usize,
+    /// Its round trip.
+    pub rtt: Duration,
+}
+
+/// Which of `all` to use, or `None`. `dice` are two random numbers: of two sessions drawn by chance the better one
+/// is taken, which spreads load without everybody rushing to the one that looked best a moment ago.
+pub(crate) fn pick(all: &[Candidate], tried: &[usize], dice: [usize; 2]) -> Option<usize> {
+    let usable = |node: bool| -> Vec<usize> {
+        let fits = |&at: &usize| all.get(at).is_some_and(|c| c.node == node && !c.draining) && !tried.contains(&at);
+        (0..all.len()).filter(fits).collect()
+    };
+    let mut pool = usable(false);
+    if pool.is_empty() {
+        pool = usable(true);
+    }
+    let first = *pool.get(dice[0] % pool.len().max(1))?;
+    pool.retain(|&at| at != first);
+    let Some(&second) = pool.get(dice[1] % pool.len().max(1)) else { return Some(first) };
+    let cost = |at: usize| all.get(at).map(|c| (c.open, c.rtt));
+    Some(if cost(second) < cost(first) { second } else { first })
+}
+
+/// Opens streams for one call, and cuts them when the caller's token or user is gone.
+pub(crate) struct CallDial {
+    pub registry: Arc<Registry>,
+    pub records: Records,
+    pub lease: Lease,
+    /// The hub is shutting down.
+    pub finish: CancellationToken,
+    /// Over how long watches end then.
+    pub spread: Duration,
+}
+
+impl CallDial {
+    /// Resolves when the stream has to end: the right is gone, or it is a watch and the hub shuts down.
+    fn end_of(&self, class: Class) -> impl Future<Output = ()> + Send + 'static {
+        let (ended, finish, spread) = (self.lease.ended(), self.finish.clone(), self.spread);
+        async move {
+            let shutdown = async {
+                if class != Class::Watch {
+                    std::future::pending::<()>().await;
+                }
+                finish.cancelled().await;
+                tokio::time::sleep(spread.mul_f64(rand::random())).await;
+            };
+            tokio::select! { () = ended => {} () = shutdown => {} }
+        }
+    }
+}
+
+impl Dial for CallDial {
+    type Stream = LeasedStream;
+    fn dial<'a>(
+        &'a self,
+        permit: &'a Permit,
+        header: &'a StreamHeader,
+        attempt: u32,
+    ) -> BoxFuture<'a, Result<LeasedStream, DialError>> {
+        async move {
+            let cluster = permit.cluster();
+            let sessions = self.registry.of_cluster(cluster);
+            let all: Vec<Candidate> = sessions.iter().map(|s| s.candidate()).collect();
+            let mut tried = Vec::new();
+            let mut busy = false;
+            // A second attempt of the caller prefers what the first did not use, where there is a choice.
+            let skip = usize::try_from(attempt).unwrap_or(usize::MAX);
+            while let Some(at) =
+                pick(&all, &tried, [rand::random::<u32>() as usize + skip, rand::random::<u32>() as usize])
+            {
+                tried.push(at);
+                let Some(session) = sessions.get(at) else { continue };
+                match session.session.open(header).await {
+                    Ok(stream) => return Ok(LeasedStream::new(stream, self.end_of(header.class))),
+                    Err(OpenError::TooMany) => busy = true,
+                    Err(OpenError::Closed(_) | OpenError::Draining) => {}
+                    Err(e @ OpenError::Header) => {
+                        tracing::warn!(cluster, "no stream: {e}");
+                        return Err(DialError::Lost);
+                    }
+                }
+            }
+            let cluster = cluster.to_owned();
+            if busy {
+                return Err(DialError::Busy { cluster });
+            }
+            let since = self.records.lost_since(&cluster);
+            Err(DialError::NotConnected { cluster, since })
+        }
+        .boxed()
+    }
+}
+
+/// A stream that lasts no longer than the right to it.
+pub(crate) struct LeasedStream {
+    stream: Stream,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
+    over: bool,
+}
+
+impl LeasedStream {
+    fn new(stream: Stream, end: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self { stream, end: Box::pin(end), over: false }
+    }
+
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if !self.over && self.end.as_mut().poll(cx).is_ready() {
+            self.over = true;
+            self.stream.reset(ResetCode::Revoked);
+        }
+        if self.over { Err(io::Error::other(StreamError::Reset(ResetCode::Revoked))) } else { Ok(()) }
+    }
+}
+
+impl Io for LeasedStream {
+    fn reset(&mut self, code: ResetCode) {
+        self.stream.reset(code);
+    }
+}
+impl AsyncRead for LeasedStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+impl AsyncWrite for LeasedStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(node: bool, draining: bool, open: usize) -> Candidate {
+        Candidate { node, draining, open, rtt: Duration::from_millis(1) }
+    }
+
+    #[test]
+    fn cluster_agents_first_and_never_one_that_drains() {
+        let all = [candidate(true, false, 0), candidate(false, true, 0), candidate(false, false, 9)];
+        for dice in 0..9 {
+            assert_eq!(pick(&all, &[], [dice, dice + 1]), Some(2));
+            assert_eq!(pick(&all, &[2], [dice, dice + 1]), Some(0), "node agents where no other is left");
+            assert_eq!(pick(&all, &[2, 0], [dice, 0]), None);
+        }
+        assert_eq!(pick(&[], &[], [0, 0]), None);
+    }
+
+    #[test]
+    fn of_two_drawn_the_less_loaded_is_taken() {
+        let all = [candidate(false, false, 5), candidate(false, false, 1)];
+        assert!((0..4).all(|d| pick(&all, &[], [d, d * 3]) == Some(1)));
+    }
+}

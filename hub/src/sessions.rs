@@ -1,0 +1,429 @@
+//! The sessions of agents: who is let in, who holds what, and when it ends.
+
+use crate::{
+    config::Limits,
+    join::Joiner,
+    kinds::{AgentRole, AgentSpec, ClusterSpec},
+    metrics::Metrics,
+    records::Records,
+    route::Candidate,
+    status::StatusWriter,
+};
+use moorline_link::{Greeting, Session};
+use moorline_proto::{
+    code::CloseCode,
+    control::{Control, Goodbye, Hello, Welcome},
+    id::{InstanceId, Role, SessionId},
+};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+use tokio::{sync::Semaphore, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Where an agent's greeting begins to be let in.
+pub(crate) const VERSION: u16 = 1;
+
+/// One session that was let in.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// The session.
+    pub session: Session,
+    /// Name of its `Agent` object.
+    pub agent: String,
+    /// Its cluster.
+    pub cluster: String,
+    /// What it serves.
+    pub node: bool,
+    /// Which run of the agent.
+    pub instance: InstanceId,
+    /// Since when.
+    pub since: SystemTime,
+    /// What the agent said of itself; changes with `Facts`.
+    pub facts: Mutex<Vec<(String, String)>>,
+    /// Its software.
+    pub software: String,
+    /// When its certificate ends; later after a renewal.
+    expires: tokio::sync::watch::Sender<SystemTime>,
+}
+
+impl Entry {
+    pub fn candidate(&self) -> Candidate {
+        Candidate {
+            node: self.node,
+            draining: self.session.is_draining(),
+            open: self.session.open_streams(),
+            rtt: self.session.rtt(),
+        }
+    }
+    pub fn certificate_expires(&self) -> SystemTime {
+        *self.expires.borrow()
+    }
+    pub fn fact(&self, key: &str) -> Option<String> {
+        let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        facts.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    clusters: HashMap<String, Vec<Arc<Entry>>>,
+    count: usize,
+    /// Agents whose greeting is being judged: two at once would not see each other.
+    judged: HashSet<String>,
+}
+
+/// All sessions. No I/O happens under its lock.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    table: Mutex<Table>,
+}
+
+impl Registry {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sessions of a cluster.
+    pub fn of_cluster(&self, cluster: &str) -> Vec<Arc<Entry>> {
+        self.lock().clusters.get(cluster).cloned().unwrap_or_default()
+    }
+
+    /// The sessions of one agent.
+    pub fn of_agent(&self, cluster: &str, agent: &str) -> Vec<Arc<Entry>> {
+        let table = self.lock();
+        let all = table.clusters.get(cluster).into_iter().flatten();
+        all.filter(|entry| entry.agent == agent).cloned().collect()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<Entry>> {
+        self.lock().clusters.values().flatten().cloned().collect()
+    }
+
+    fn insert(&self, entry: Arc<Entry>) {
+        let mut table = self.lock();
+        table.count += 1;
+        table.clusters.entry(entry.cluster.clone()).or_default().push(entry);
+    }
+
+    fn remove(&self, entry: &Arc<Entry>) {
+        let mut table = self.lock();
+        if let Some(list) = table.clusters.get_mut(&entry.cluster) {
+            let before = list.len();
+            list.retain(|other| !Arc::ptr_eq(other, entry));
+            let gone = before - list.len();
+            if list.is_empty() {
+                table.clusters.remove(&entry.cluster);
+            }
+            table.count -= gone;
+        }
+    }
+}
+
+/// An agent's name while its greeting is judged.
+struct Judging<'a>(&'a Registry, String);
+impl<'a> Judging<'a> {
+    fn begin(registry: &'a Registry, agent: &str) -> Option<Self> {
+        registry.lock().judged.insert(agent.to_owned()).then(|| Self(registry, agent.to_owned()))
+    }
+}
+impl Drop for Judging<'_> {
+    fn drop(&mut self) {
+        self.0.lock().judged.remove(&self.1);
+    }
+}
+
+/// Lets agents in, and owns the task of each session.
+pub(crate) struct Sessions {
+    pub registry: Arc<Registry>,
+    pub records: Records,
+    pub joiner: Arc<Joiner>,
+    pub status: StatusWriter,
+    pub metrics: Metrics,
+    pub limits: Limits,
+    pub tasks: TaskTracker,
+    pub draining: CancellationToken,
+    pub greetings: Semaphore,
+    pub next_id: AtomicU64,
+}
+
+/// Why an agent is not let in.
+struct Refused(Goodbye);
+
+fn refused(code: CloseCode, message: impl Into<String>, retry: Duration) -> Refused {
+    let retry_after_ms = u32::try_from(retry.as_millis()).unwrap_or(u32::MAX);
+    Refused(Goodbye { code, message: message.into(), retry_after_ms })
+}
+
+impl Sessions {
+    /// Answers a greeting; ends when the answer is given. The session then lives in a task of its own.
+    pub async fn admit(self: &Arc<Self>, greeting: Greeting) {
+        let (peer, remote, carrier) = (greeting.peer.to_string(), greeting.remote, greeting.carrier);
+        match self.judge(&greeting).await {
+            Ok(admitted) => {
+                let (agent, cluster) = (admitted.agent.clone(), admitted.cluster.clone());
+                self.metrics.greetings.with_label_values(&["welcome"]).inc();
+                match self.welcome(greeting, admitted).await {
+                    Ok(entry) => {
+                        tracing::info!(cluster, agent, %remote, %carrier, session = %entry.session.id(), "agent connected")
+                    }
+                    Err(error) => {
+                        tracing::info!(cluster, agent, %remote, %carrier, "agent lost during its greeting: {error}")
+                    }
+                }
+            }
+            Err(Refused(goodbye)) => {
+                self.metrics.greetings.with_label_values(&[goodbye.code.name()]).inc();
+                tracing::warn!(peer, %remote, %carrier, code = %goodbye.code, "agent refused: {}", goodbye.message);
+                greeting.refuse(goodbye).await;
+            }
+        }
+    }
+
+    fn busy(&self, message: &str) -> Refused {
+        refused(CloseCode::Busy, message, self.limits.busy_pause.mul_f64(1.0 + rand::random::<f64>()))
+    }
+
+    async fn judge<'a>(&'a self, greeting: &Greeting) -> Result<Admitted<'a>, Refused> {
+        if self.draining.is_cancelled() {
+            return Err(refused(CloseCode::Shutdown, "this hub is shutting down", Duration::from_secs(1)));
+        }
+        let Ok(_permit) = self.greetings.try_acquire() else {
+            return Err(self.busy("too many agents are connecting at this moment"));
+        };
+        let (cluster, name, node) = match &greeting.peer.role {
+            Role::ClusterAgent(cluster, name) => (cluster, name, false),
+            Role::NodeAgent(cluster, name) => (cluster, name, true),
+            Role::Hub(_) => {
+                return Err(refused(CloseCode::NotAllowed, "a hub's certificate is no agent's", Duration::ZERO));
+            }
+        };
+        let agent = format!("{cluster}.{name}");
+        let Some(judging) = Judging::begin(&self.registry, &agent) else {
+            return Err(self.busy("another connection of this agent is being looked at"));
+        };
+        self.check_identity(greeting, &agent, node).await?;
+        {
+            let table = self.registry.lock();
+            let of_cluster = table.clusters.get(cluster.as_str()).map_or(0, Vec::len);
+            if table.count >= self.limits.sessions || of_cluster >= self.limits.sessions_per_cluster {
+                drop(table);
+                return Err(self.busy("this hub holds as many sessions as it may"));
+            }
+        }
+        let older = self.registry.of_agent(cluster.as_str(), &agent);
+        for other in older.iter().filter(|o| o.instance != greeting.hello.instance) {
+            if matches!(timeout(self.limits.duplicate_ping, other.session.ping()).await, Ok(Ok(_))) {
+                tracing::warn!(
+                    cluster = other.cluster, agent, first = %other.session.remote(), second = %greeting.remote,
+                    "two agents hold the same identity; the second is refused"
+                );
+                let message = format!(
+                    "another agent with this identity is connected from {}; give each agent its own state folder and join it by itself",
+                    other.session.remote()
+                );
+                return Err(refused(CloseCode::DuplicateIdentity, message, Duration::from_secs(30)));
+            }
+            other
+                .session
+                .close(CloseCode::Replaced, "it did not answer while a newer agent with this identity connected");
+        }
+        Ok(Admitted { agent, cluster: cluster.to_string(), node, older, _judging: judging })
+    }
+
+    /// The objects must say what the certificate says.
+    async fn check_identity(&self, greeting: &Greeting, agent: &str, node: bool) -> Result<(), Refused> {
+        let store = |_| self.busy("the store cannot be read at this moment");
+        let gone = |message: String| refused(CloseCode::CredentialGone, message, Duration::from_secs(60));
+        let Some(object) = self.records.get::<AgentSpec>(agent).map_err(store)? else {
+            return Err(gone(format!("agent {agent} was deleted at the hub: join again with a new token")));
+        };
+        let Some(cluster) = self.records.get::<ClusterSpec>(&object.spec.cluster).map_err(store)? else {
+            return Err(gone(format!("cluster {} was deleted at the hub: join again", object.spec.cluster)));
+        };
+        if cluster.metadata.uid != object.spec.cluster_uid {
+            return Err(gone(format!("cluster {} was made anew at the hub: join again", object.spec.cluster)));
+        }
+        if (object.spec.role == AgentRole::Node) != node {
+            return Err(refused(CloseCode::NotAllowed, "the certificate is for another role", Duration::ZERO));
+        }
+        if object.spec.public_key_sha256 != hex(&greeting.peer_key_sha256) {
+            let message =
+                format!("agent {agent} has joined anew with another key: this certificate is not valid any more");
+            return Err(gone(message));
+        }
+        Ok(())
+    }
+
+    async fn welcome(
+        self: &Arc<Self>,
+        greeting: Greeting,
+        admitted: Admitted<'_>,
+    ) -> Result<Arc<Entry>, moorline_link::AcceptError> {
+        let Hello { instance, software, facts, .. } = greeting.hello.clone();
+        let expires = not_after(&greeting.peer_cert);
+        let id = SessionId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let now_ms = now_ms();
+        let welcome = Welcome { version: VERSION, software: software_name(), capabilities: Vec::new(), now_ms };
+        let session = greeting.welcome(id, welcome).await?;
+        let entry = Arc::new(Entry {
+            session,
+            agent: admitted.agent.clone(),
+            cluster: admitted.cluster.clone(),
+            node: admitted.node,
+            instance,
+            since: SystemTime::now(),
+            facts: Mutex::new(facts),
+            software,
+            expires: tokio::sync::watch::Sender::new(expires),
+        });
+        self.registry.insert(Arc::clone(&entry));
+        for older in admitted.older.iter().filter(|older| older.instance == instance) {
+            older.session.drain(self.limits.grace); // the newer one is up: no stream is lost
+        }
+        let sessions = Arc::clone(self);
+        let task = Arc::clone(&entry);
+        self.tasks.spawn(async move { sessions.keep(task).await });
+        // Deleted between the look and the entry: the watch may have run before the entry was there.
+        if matches!(self.records.get::<AgentSpec>(&entry.agent), Ok(None)) {
+            entry.session.close(CloseCode::CredentialGone, "the agent was deleted at the hub");
+        }
+        Ok(entry)
+    }
+
+    /// One session, from its welcome to its end.
+    async fn keep(&self, entry: Arc<Entry>) {
+        let gauge = self.metrics.session_gauge(entry.session.carrier(), entry.node);
+        gauge.inc();
+        self.status.changed(&entry.cluster, &entry.agent);
+        let mut expires = entry.expires.subscribe();
+        let reason = loop {
+            let until = *expires.borrow_and_update() + self.limits.expiry_slack;
+            let left = until.duration_since(SystemTime::now()).unwrap_or_default();
+            tokio::select! {
+                reason = entry.session.closed() => break reason,
+                () = tokio::time::sleep(left.min(Duration::from_secs(30 * 24 * 3600))) => {
+                    if until <= SystemTime::now() {
+                        entry.session.close(CloseCode::CredentialGone, "the certificate has expired and was not renewed");
+                    }
+                }
+                _ = expires.changed() => {}
+                message = entry.session.recv() => match message {
+                    Some(message) => self.hear(&entry, message).await,
+                    None => break entry.session.closed().await,
+                },
+                stream = entry.session.accept() => match stream {
+                    // An agent asks nothing of a hub: one that does is broken or not an agent.
+                    Some(stream) => {
+                        tracing::warn!(cluster = entry.cluster, agent = entry.agent, "agent opened a stream towards the hub");
+                        drop(stream);
+                        entry.session.close(CloseCode::ForbiddenStream, "agents open no streams towards the hub");
+                    }
+                    None => break entry.session.closed().await,
+                },
+            }
+        };
+        self.registry.remove(&entry);
+        gauge.dec();
+        let by = if reason.by_peer { "agent" } else { "hub" };
+        self.metrics.closes.with_label_values(&[reason.code.name(), by]).inc();
+        tracing::info!(
+            cluster = entry.cluster, agent = entry.agent, session = %entry.session.id(), code = %reason.code, by,
+            "agent disconnected: {}", reason.message
+        );
+        self.status.changed(&entry.cluster, &entry.agent);
+    }
+
+    async fn hear(&self, entry: &Arc<Entry>, message: Control) {
+        match message {
+            Control::Facts(facts) => {
+                *entry.facts.lock().unwrap_or_else(PoisonError::into_inner) = facts;
+                self.status.changed(&entry.cluster, &entry.agent);
+            }
+            Control::Renew { csr } => {
+                let answer = match self.joiner.renew(&entry.agent, entry.session.peer(), &csr).await {
+                    Ok((chain, bundle, expires)) => {
+                        entry.expires.send_replace(expires);
+                        tracing::info!(cluster = entry.cluster, agent = entry.agent, "certificate renewed");
+                        Control::Renewed { chain, bundle }
+                    }
+                    Err(message) => {
+                        tracing::warn!(cluster = entry.cluster, agent = entry.agent, "renewal refused: {message}");
+                        Control::RenewRefused { message }
+                    }
+                };
+                let _ = entry.session.send(answer).await; // a lost session is seen by its own branch
+                self.status.changed(&entry.cluster, &entry.agent);
+            }
+            other => tracing::debug!(message = other.name(), "control message ignored"),
+        }
+    }
+
+    /// Ends what has lost its object.
+    pub fn agent_deleted(&self, agent: &str) {
+        let cluster = agent.split_once('.').map_or(agent, |(cluster, _)| cluster);
+        for entry in self.registry.of_agent(cluster, agent) {
+            entry
+                .session
+                .close(CloseCode::CredentialGone, "the agent was deleted at the hub: join again with a new token");
+        }
+    }
+
+    /// The same for all agents of a cluster.
+    pub fn cluster_deleted(&self, cluster: &str) {
+        for entry in self.registry.of_cluster(cluster) {
+            entry.session.close(CloseCode::CredentialGone, "the cluster was deleted at the hub");
+        }
+    }
+
+    /// Tells every agent to finish and come back elsewhere, or later.
+    pub fn drain(&self, grace: Duration) {
+        for entry in self.registry.all() {
+            entry.session.drain(grace);
+        }
+    }
+
+    /// Ends every session.
+    pub fn close_all(&self) {
+        for entry in self.registry.all() {
+            entry.session.close(CloseCode::Shutdown, "the hub is shutting down");
+        }
+    }
+}
+
+struct Admitted<'a> {
+    agent: String,
+    cluster: String,
+    node: bool,
+    older: Vec<Arc<Entry>>,
+    _judging: Judging<'a>,
+}
+
+pub(crate) fn software_name() -> String {
+    format!("moorline/{}", env!("CARGO_PKG_VERSION"))
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// End of a certificate; one that cannot be read has ended.
+fn not_after(cert: &[u8]) -> SystemTime {
+    x509_parser::parse_x509_certificate(cert)
+        .map_or(SystemTime::UNIX_EPOCH, |(_, cert)| SystemTime::from(cert.validity().not_after.to_datetime()))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}

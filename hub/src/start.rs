@@ -1,0 +1,379 @@
+//! Puts the parts together, and takes them apart in order.
+
+use crate::{
+    bootstrap::{BootstrapError, bootstrap},
+    config::{Config, ConfigError},
+    directory::Directory,
+    follow,
+    front::Front,
+    hubapi::HubApi,
+    join::Joiner,
+    listener::{Port, TlsPair, serve_quic},
+    login::Logins,
+    metrics::Metrics,
+    ops::{self, Health},
+    pki::{Authority, CaError, HUB_LIFE},
+    rate::RateLimit,
+    records::{RecordError, Records},
+    sessions::{Registry, Sessions},
+    specs::{self, JoinFacts},
+    status::{StatusWriter, forget_sessions},
+};
+use arc_swap::ArcSwap;
+use moorline_apiserver::ApiServer;
+use moorline_link::{QuicListener, tls};
+use moorline_proto::id::{Role, SpiffeId};
+use moorline_proxy::{
+    audit::{AuditSink, FileSink},
+    kube::ProxyMetrics,
+};
+use std::{
+    fs, io,
+    net::{SocketAddr, UdpSocket},
+    os::unix::fs::DirBuilderExt,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64},
+    time::{Duration, SystemTime},
+};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet, time::timeout};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+/// Attempts to find a port that is free for TCP and for UDP, where any will do.
+const PORT_TRIES: u32 = 20;
+/// Attempts to open the store, and the pause between them.
+const STORE_TRIES: u32 = 10;
+const STORE_PAUSE: Duration = Duration::from_millis(100);
+/// Longest wait for what follows the grace: sessions saying goodbye, the last status, the last audit lines.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Why a hub did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// The settings.
+    #[error("settings: {0}")]
+    Config(#[from] ConfigError),
+    /// The data folder.
+    #[error("cannot use the data folder {dir}: make it, or give the hub's user the right to write there")]
+    DataDir {
+        /// Which.
+        dir: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The authority.
+    #[error("the certificate authority cannot be used")]
+    Ca(#[from] CaError),
+    /// The store.
+    #[error("{why}")]
+    Store {
+        /// Which.
+        path: PathBuf,
+        /// In words.
+        why: String,
+    },
+    /// The store, later.
+    #[error("the store failed: {0}")]
+    Records(String),
+    /// An address.
+    #[error("cannot listen on {address} ({what}): is another program using it?")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// TCP, UDP or ops.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The audit log.
+    #[error("the audit log {path} cannot be opened")]
+    Audit {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// First user and files.
+    #[error("the first start could not be finished")]
+    Bootstrap(#[from] BootstrapError),
+    /// Certificates or metrics that fit into nothing: a defect.
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+impl From<RecordError> for HubError {
+    fn from(error: RecordError) -> Self {
+        Self::Records(error.to_string())
+    }
+}
+
+/// A hub that serves. Dropping it ends it at once.
+pub struct Hub {
+    addr: SocketAddr,
+    ops_addr: SocketAddr,
+    sessions: Arc<Sessions>,
+    front: Arc<Front>,
+    quic: Arc<QuicListener>,
+    audit: Arc<FileSink>,
+    stop: CancellationToken,
+    finish: CancellationToken,
+    draining: CancellationToken,
+    writer_stop: CancellationToken,
+    writer: tokio_util::task::AbortOnDropHandle<()>,
+    background: JoinSet<()>,
+    grace: Duration,
+    _kill: DropGuard,
+}
+
+struct Checks {
+    records: Records,
+    draining: CancellationToken,
+    ca_expires: SystemTime,
+}
+
+impl Health for Checks {
+    fn checks(&self) -> Vec<(&'static str, Result<(), String>)> {
+        let draining = if self.draining.is_cancelled() { Err("shutting down".to_owned()) } else { Ok(()) };
+        let ca = if self.ca_expires > SystemTime::now() { Ok(()) } else { Err("expired".to_owned()) };
+        vec![("store", self.records.healthy()), ("ca", ca), ("listener", Ok(())), ("draining", draining)]
+    }
+}
+
+impl Hub {
+    /// Starts a hub; it serves when this returns.
+    ///
+    /// # Errors
+    /// See [`HubError`]; nothing is left running.
+    pub async fn start(config: Config, registry: &prometheus::Registry) -> Result<Self, HubError> {
+        config.validate()?;
+        let dir = config.data_dir.clone();
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|source| HubError::DataDir { dir: dir.clone(), source })?;
+        // The store's lock comes first: a second hub must not touch the authority's files.
+        let store_path = dir.join("hub.redb");
+        let internal = |e: &dyn std::fmt::Display| HubError::Internal(e.to_string());
+        let metrics = Metrics::new(registry).map_err(|e| internal(&e))?;
+        let proxy_metrics = ProxyMetrics::new(registry).map_err(|e| internal(&e))?;
+        let store = open_store(&store_path).await?;
+        let authority = Arc::new(Authority::open(&dir, &config.trust_domain)?);
+        let join_facts = JoinFacts { pin: authority.pin(), public_url: config.public_url.clone() };
+        let stop = CancellationToken::new();
+        let (finish, draining, kill) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let kinds = specs::all(&store, join_facts);
+        let api_limits = moorline_apiserver::Limits::default();
+        let server = ApiServer::new(store.clone(), kinds, api_limits, registry, finish.clone());
+        let server = Arc::new(server.map_err(|e| internal(&e))?);
+        let records = Records::new(store, Arc::clone(&server));
+        forget_sessions(&records).await?;
+        let logins = Logins::new(records.clone(), metrics.clone(), &config);
+        bootstrap(&config, &records, &logins, &authority).await?;
+        let directory = Arc::new(Directory::new(records.clone(), metrics.clone()));
+
+        let audit_path = dir.join("audit.log");
+        let audit = FileSink::open(&audit_path).map_err(|source| HubError::Audit { path: audit_path, source })?;
+        let sink: Arc<dyn AuditSink> = Arc::clone(&audit) as Arc<dyn AuditSink>;
+        let session_registry = Arc::new(Registry::default());
+        let status = StatusWriter::default();
+        let joiner = Arc::new(Joiner {
+            authority: Arc::clone(&authority),
+            records: records.clone(),
+            registry: Arc::clone(&session_registry),
+            audit: Arc::clone(&sink),
+            metrics: metrics.clone(),
+            life: config.agent_certificate_life,
+            rate: RateLimit::new(config.limits.join_burst, Duration::from_secs(1), config.limits.remembered),
+        });
+        let sessions = Arc::new(Sessions {
+            registry: Arc::clone(&session_registry),
+            records: records.clone(),
+            joiner: Arc::clone(&joiner),
+            status: status.clone(),
+            metrics: metrics.clone(),
+            limits: config.limits.clone(),
+            tasks: TaskTracker::new(),
+            draining: draining.clone(),
+            greetings: Semaphore::new(config.limits.greetings),
+            next_id: AtomicU64::new(1),
+        });
+        let health: Arc<dyn Health> =
+            Arc::new(Checks { records: records.clone(), draining: draining.clone(), ca_expires: authority.expires() });
+        let front = Arc::new(Front {
+            directory: Arc::clone(&directory),
+            registry: Arc::clone(&session_registry),
+            records: records.clone(),
+            api: HubApi::new(server),
+            joiner,
+            logins,
+            audit: sink,
+            health: Arc::clone(&health),
+            metrics: metrics.clone(),
+            proxy_metrics,
+            limits: config.limits.clone(),
+            ca_pem: authority.pem().to_owned(),
+            tasks: TaskTracker::new(),
+            finish: finish.clone(),
+        });
+
+        let (tcp, udp) = bind(config.listen).await?;
+        let listening = |address, what| move |source| HubError::Listen { address, what, source };
+        let addr = tcp.local_addr().map_err(listening(config.listen, "TCP"))?;
+        let ops_listener = TcpListener::bind(config.ops_listen).await.map_err(listening(config.ops_listen, "ops"))?;
+        let ops_addr = ops_listener.local_addr().map_err(listening(config.ops_listen, "ops"))?;
+        let pair = issue(&authority, &config).map_err(HubError::Internal)?;
+        let link_limits = moorline_link::Limits::default();
+        let quic =
+            QuicListener::bind(udp, Arc::clone(&pair.tunnel), &link_limits).map_err(listening(config.listen, "UDP"))?;
+        let quic = Arc::new(quic);
+        let tls_pair = Arc::new(ArcSwap::from_pointee(pair));
+        let port = Arc::new(Port {
+            front: Arc::clone(&front),
+            sessions: Arc::clone(&sessions),
+            tls: Arc::clone(&tls_pair),
+            link_limits,
+            handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
+            connections: Arc::new(Semaphore::new(config.limits.connections)),
+            stop: stop.clone(),
+            finish: finish.clone(),
+            kill: kill.clone(),
+        });
+
+        let mut background = JoinSet::new();
+        directory.load()?;
+        follow::start(&mut background, &directory, &sessions, &records, &kill);
+        background.spawn(port.serve(tcp));
+        background.spawn(serve_quic(Arc::clone(&quic), Arc::clone(&sessions), stop.clone()));
+        background.spawn(ops::serve(ops_listener, registry.clone(), health, kill.clone()));
+        background.spawn(renew(authority, config.clone(), tls_pair, Arc::clone(&quic), kill.clone()));
+        let writer_stop = CancellationToken::new();
+        let writer = tokio::spawn(status.run(session_registry, records, metrics, writer_stop.clone()));
+        tracing::info!(%addr, ops = %ops_addr, url = config.public_url, pin = pin_text(&front.joiner.authority), "hub serves");
+        Ok(Self {
+            addr,
+            ops_addr,
+            sessions,
+            front,
+            quic,
+            audit,
+            stop,
+            finish,
+            draining,
+            writer_stop,
+            writer: tokio_util::task::AbortOnDropHandle::new(writer),
+            background,
+            grace: config.limits.grace,
+            _kill: kill.drop_guard(),
+        })
+    }
+
+    /// Where agents, kubectl and people are served: TCP and UDP.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Where health and metrics are served.
+    pub fn ops_addr(&self) -> SocketAddr {
+        self.ops_addr
+    }
+
+    /// Not ready, agents told, no new connections; open work ends within the grace; then everything ends.
+    pub async fn shutdown(mut self) {
+        tracing::info!("shutting down");
+        self.draining.cancel();
+        self.sessions.drain(self.grace);
+        self.stop.cancel();
+        self.finish.cancel();
+        self.front.tasks.close();
+        if timeout(self.grace, self.front.tasks.wait()).await.is_err() {
+            tracing::warn!(open = self.front.tasks.len(), "connections were cut at the end of the grace");
+        }
+        self.sessions.close_all();
+        self.sessions.tasks.close();
+        let _ = timeout(LAST_WORDS, self.sessions.tasks.wait()).await;
+        self.writer_stop.cancel();
+        let _ = timeout(LAST_WORDS, &mut self.writer).await;
+        let _ = timeout(LAST_WORDS, self.quic.close()).await;
+        self.audit.close().await;
+        self.background.shutdown().await;
+        tracing::info!("hub ended");
+    }
+}
+
+/// A hub that has just ended may hold the file for a moment longer.
+async fn open_store(path: &std::path::Path) -> Result<moorline_apiserver::Store, HubError> {
+    let mut tries = 0;
+    loop {
+        match crate::records::open(path) {
+            Ok(store) => return Ok(store),
+            Err(_) if tries < STORE_TRIES => tries += 1,
+            Err(why) => return Err(HubError::Store { path: path.to_owned(), why }),
+        }
+        tokio::time::sleep(STORE_PAUSE).await;
+    }
+}
+
+fn pin_text(authority: &Authority) -> String {
+    format!("sha256:{}", crate::sessions::hex(&authority.pin()))
+}
+
+/// One port for TCP and UDP.
+async fn bind(address: SocketAddr) -> Result<(TcpListener, UdpSocket), HubError> {
+    let mut tries = 0;
+    loop {
+        let failed = |what| move |source| HubError::Listen { address, what, source };
+        let tcp = TcpListener::bind(address).await.map_err(failed("TCP"))?;
+        let port = tcp.local_addr().map_err(failed("TCP"))?.port();
+        match UdpSocket::bind(SocketAddr::new(address.ip(), port)) {
+            Ok(udp) => return Ok((tcp, udp)),
+            Err(_) if address.port() == 0 && tries < PORT_TRIES => tries += 1,
+            Err(source) => return Err(HubError::Listen { address, what: "UDP", source }),
+        }
+    }
+}
+
+fn issue(authority: &Authority, config: &Config) -> Result<TlsPair, String> {
+    let id = SpiffeId { trust_domain: config.trust_domain.clone(), role: Role::Hub(config.hub_name.clone()) };
+    let mut names = config.names.clone();
+    if let Some(host) = config.public_host()
+        && !names.contains(&host)
+    {
+        names.push(host);
+    }
+    let (identity, expires) = authority.issue_hub(&id, &names).map_err(|e| e.to_string())?;
+    debug_assert!(identity.chain.first().is_some_and(|leaf| tls::peer_id(leaf).is_ok()));
+    TlsPair::new(&identity, authority, expires)
+}
+
+/// Makes the hub's certificate anew at two thirds of its life.
+async fn renew(
+    authority: Arc<Authority>,
+    config: Config,
+    pair: Arc<ArcSwap<TlsPair>>,
+    quic: Arc<QuicListener>,
+    stop: CancellationToken,
+) {
+    loop {
+        let left = pair.load().expires.duration_since(SystemTime::now()).unwrap_or_default();
+        let wait = left.saturating_sub(HUB_LIFE / 3).max(Duration::from_secs(60));
+        if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+            return;
+        }
+        match issue(&authority, &config) {
+            Ok(new) => {
+                if let Err(error) = quic.set_server_config(Arc::clone(&new.tunnel)) {
+                    tracing::error!("QUIC keeps the old certificate: {error}");
+                }
+                pair.store(Arc::new(new));
+                tracing::info!("the hub's certificate was renewed");
+            }
+            Err(error) => tracing::error!("the hub's certificate was not renewed: {error}"),
+        }
+    }
+}

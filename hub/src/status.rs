@@ -1,0 +1,228 @@
+//! Writes what the session table says into `Cluster` and `Agent` objects, when it changes and never otherwise.
+
+use crate::{
+    kinds::{AgentSpec, CONNECTED, ClusterSpec, Condition},
+    metrics::Metrics,
+    records::{RecordError, Records},
+    sessions::{Entry, Registry},
+};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// Changes of one moment are written once.
+const GATHER: Duration = Duration::from_millis(50);
+/// Attempts against writers of the same object.
+const TRIES: u32 = 5;
+/// Pause after a store that failed.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Takes note of what changed. Bounded by the number of agents: a name is in the set once.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StatusWriter(Arc<Dirty>);
+
+#[derive(Debug, Default)]
+struct Dirty {
+    names: Mutex<BTreeSet<(String, String)>>,
+    wake: Notify,
+}
+
+impl StatusWriter {
+    /// Something about this agent, and so about its cluster, is not as it was.
+    pub fn changed(&self, cluster: &str, agent: &str) {
+        self.0.names.lock().unwrap_or_else(PoisonError::into_inner).insert((cluster.to_owned(), agent.to_owned()));
+        self.0.wake.notify_one();
+    }
+
+    fn take(&self) -> BTreeSet<(String, String)> {
+        std::mem::take(&mut *self.0.names.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Writes until `stop`, and what is left then.
+    pub async fn run(self, registry: Arc<Registry>, records: Records, metrics: Metrics, stop: CancellationToken) {
+        loop {
+            let last = tokio::select! {
+                () = stop.cancelled() => true,
+                () = self.0.wake.notified() => { tokio::time::sleep(GATHER).await; false }
+            };
+            let names = self.take();
+            let clusters: BTreeSet<String> = names.iter().map(|(cluster, _)| cluster.clone()).collect();
+            let mut failed = false;
+            for (cluster, agent) in names {
+                let result = write_agent(&registry, &records, &cluster, &agent).await;
+                failed |= note(&metrics, result, || self.changed(&cluster, &agent));
+            }
+            for cluster in clusters {
+                let result = write_cluster(&registry, &records, &cluster, "NoAgent", "no agent is connected").await;
+                failed |= note(&metrics, result, || self.changed(&cluster, ""));
+            }
+            if last {
+                return;
+            }
+            if failed {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+fn note(metrics: &Metrics, result: Result<(), RecordError>, again: impl FnOnce()) -> bool {
+    let label = if result.is_ok() { "written" } else { "failed" };
+    metrics.status_writes.with_label_values(&[label]).inc();
+    if let Err(error) = &result {
+        tracing::warn!("status not written: {error}");
+        again();
+    }
+    result.is_err()
+}
+
+/// After a start nobody is connected, whatever the objects say.
+pub(crate) async fn forget_sessions(records: &Records) -> Result<(), RecordError> {
+    let nobody = Registry::default();
+    for cluster in records.list::<ClusterSpec>()? {
+        if connected(cluster.status.as_ref().map(|s| &s.conditions)) {
+            let message = "the hub was started anew; no agent has come back yet";
+            write_cluster(&nobody, records, &cluster.metadata.name, "HubRestarted", message).await?;
+        }
+    }
+    for agent in records.list::<AgentSpec>()? {
+        if connected(agent.status.as_ref().map(|s| &s.conditions)) {
+            write_agent(&nobody, records, &agent.spec.cluster, &agent.metadata.name).await?;
+        }
+    }
+    Ok(())
+}
+
+fn connected(conditions: Option<&Vec<Condition>>) -> bool {
+    conditions.into_iter().flatten().any(|c| c.r#type == CONNECTED && c.status == "True")
+}
+
+async fn write_agent(registry: &Registry, records: &Records, cluster: &str, agent: &str) -> Result<(), RecordError> {
+    for _ in 0..TRIES {
+        let Some(mut object) = records.get::<AgentSpec>(agent)? else { return Ok(()) };
+        let before = object.status.clone().unwrap_or_default();
+        let newest = newest(registry.of_agent(cluster, agent));
+        let status = object.status.get_or_insert_default();
+        condition(&mut status.conditions, newest.is_some(), "NoSession", "not connected");
+        match newest {
+            Some(entry) => {
+                status.carrier = Some(entry.session.carrier().to_string());
+                status.connected_since = Some(time(entry.since));
+                status.version = Some(entry.software.clone());
+                status.certificate_expires = Some(time(entry.certificate_expires()));
+                status.remote_address = Some(entry.session.remote().ip().to_string());
+            }
+            None if before.connected_since.is_some() => {
+                status.last_seen = Some(time(SystemTime::now()));
+                status.connected_since = None;
+                status.carrier = None;
+            }
+            None => {}
+        }
+        if object.status.as_ref() == Some(&before) {
+            return Ok(());
+        }
+        match records.update_status(&object).await {
+            Err(RecordError::Conflict) => {}
+            Err(RecordError::NotFound) => return Ok(()),
+            other => return other.map(drop),
+        }
+    }
+    Err(RecordError::Conflict)
+}
+
+async fn write_cluster(
+    registry: &Registry,
+    records: &Records,
+    cluster: &str,
+    reason: &str,
+    message: &str,
+) -> Result<(), RecordError> {
+    for _ in 0..TRIES {
+        let Some(mut object) = records.get::<ClusterSpec>(cluster)? else { return Ok(()) };
+        let before = object.status.clone().unwrap_or_default();
+        let sessions = registry.of_cluster(cluster);
+        let status = object.status.get_or_insert_default();
+        let agents: BTreeSet<&str> = sessions.iter().map(|entry| entry.agent.as_str()).collect();
+        status.agents = u32::try_from(agents.len()).unwrap_or(u32::MAX);
+        condition(&mut status.conditions, !sessions.is_empty(), reason, message);
+        match newest(sessions.clone()) {
+            Some(entry) => {
+                status.carrier = Some(entry.session.carrier().to_string());
+                status.rtt_ms = Some(u64::try_from(entry.session.rtt().as_millis()).unwrap_or(u64::MAX));
+                status.connected_since.get_or_insert_with(|| time(entry.since));
+                status.agent_version = Some(entry.software.clone());
+                status.remote_address = Some(entry.session.remote().ip().to_string());
+                if let Some(version) = entry.fact("kubernetesVersion") {
+                    status.kubernetes_version = Some(version);
+                }
+            }
+            None if before.connected_since.is_some() => {
+                status.last_seen = Some(time(SystemTime::now()));
+                (status.connected_since, status.carrier, status.rtt_ms) = (None, None, None);
+            }
+            None => {}
+        }
+        if object.status.as_ref() == Some(&before) {
+            return Ok(());
+        }
+        match records.update_status(&object).await {
+            Err(RecordError::Conflict) => {}
+            Err(RecordError::NotFound) => return Ok(()),
+            other => return other.map(drop),
+        }
+    }
+    Err(RecordError::Conflict)
+}
+
+fn newest(sessions: Vec<Arc<Entry>>) -> Option<Arc<Entry>> {
+    sessions.into_iter().max_by_key(|entry| (!entry.node, entry.since))
+}
+
+fn condition(all: &mut Vec<Condition>, connected: bool, reason: &str, message: &str) {
+    let status = if connected { "True" } else { "False" };
+    let (reason, message) = if connected { ("AgentConnected", "") } else { (reason, message) };
+    let now = || time(SystemTime::now());
+    match all.iter_mut().find(|c| c.r#type == CONNECTED) {
+        Some(c) if c.status == status => {}
+        Some(c) => {
+            (c.status, c.reason, c.message) = (status.to_owned(), reason.to_owned(), message.to_owned());
+            c.last_transition_time = now();
+        }
+        None => all.push(Condition {
+            r#type: CONNECTED.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            last_transition_time: now(),
+        }),
+    }
+}
+
+/// RFC 3339, whole seconds, as Kubernetes writes times.
+pub(crate) fn time(at: SystemTime) -> String {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_changes_its_time_only_when_it_turns() {
+        let mut all = Vec::new();
+        condition(&mut all, false, "NoAgent", "none");
+        all[0].last_transition_time = "then".to_owned();
+        condition(&mut all, false, "HubRestarted", "new");
+        assert_eq!((all[0].last_transition_time.as_str(), all[0].reason.as_str()), ("then", "NoAgent"));
+        condition(&mut all, true, "", "");
+        assert_ne!(all[0].last_transition_time, "then");
+        assert_eq!((all.len(), all[0].reason.as_str()), (1, "AgentConnected"));
+    }
+}

@@ -1,0 +1,10 @@
+//! A real hub on loopback, real TLS, and an agent with a recorder in the API server's place.
+//!
+//! Numbers such as `s01_` are cases of the project's list of attacks (S) and faults (F).
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod framing;
+mod joins;
+mod proxying;
+mod sessions;
+mod world;

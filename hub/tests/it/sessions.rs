@@ -1,0 +1,104 @@
+//! Who holds which session.
+
+use crate::world::{API, World, eventually};
+use moorline_link::{Carrier, DialError};
+use moorline_proto::{
+    code::CloseCode,
+    control::Control,
+    header::{Class, StreamHeader, Target},
+};
+use rcgen::{CertificateParams, KeyPair};
+use serde_json::Value;
+use std::time::Duration;
+use tokio::time::timeout;
+
+const FAR: &str = "2999-01-01T00:00:00Z";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_shows_when_its_agent_comes_and_goes() {
+    let world = World::new().await;
+    for carrier in [Carrier::Tls, Carrier::Quic] {
+        let name = format!("edge-{carrier}");
+        let agent = world.connected(&name, carrier).await;
+        let status = async || world.get(&world.admin, &format!("{API}/clusters/{name}")).await.json()["status"].clone();
+        let connected = |status: &Value| status["conditions"][0]["status"].as_str().map(str::to_owned);
+        eventually("connected", async || connected(&status().await).as_deref() == Some("True")).await;
+        let now = status().await;
+        assert_eq!((&now["agents"], &now["carrier"]), (&1.into(), &carrier.to_string().into()));
+        assert_eq!(now["kubernetesVersion"], "v1.99.0");
+        agent.session.close(CloseCode::Normal, "done");
+        eventually("gone", async || connected(&status().await).as_deref() == Some("False")).await;
+        assert!(status().await["lastSeen"].is_string());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_holder_of_an_identity_is_refused_while_the_first_lives() {
+    let world = World::new().await;
+    world.cluster("edge1").await;
+    let token = world.join_token("edge1", 1, FAR).await;
+    let member = world.join(&token, "a1", None).await.unwrap();
+    let first = world.dial(&member, Carrier::Tls, 1).await.unwrap();
+    let Err(DialError::Refused(goodbye)) = world.dial(&member, Carrier::Tls, 2).await else {
+        panic!("the second holder was let in")
+    };
+    assert_eq!(goodbye.code, CloseCode::DuplicateIdentity);
+    // The same run may overlap itself; the older session is told to drain.
+    let newer = world.dial(&member, Carrier::Quic, 1).await.unwrap();
+    timeout(Duration::from_secs(5), first.session.peer_draining()).await.unwrap();
+    assert!(newer.session.ping().await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s20_an_agent_that_opens_a_stream_towards_the_hub_is_closed() {
+    let world = World::new().await;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    let header = StreamHeader {
+        target: Target::Echo,
+        class: Class::Interactive,
+        deadline_ms: 0,
+        traceparent: None,
+        principal: None,
+    };
+    let _stream = agent.session.open(&header).await;
+    let reason = timeout(Duration::from_secs(5), agent.session.closed()).await.unwrap();
+    assert!(matches!(reason.code, CloseCode::ForbiddenStream | CloseCode::Protocol), "{reason:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_renewed_within_the_session() {
+    let world = World::new().await;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    let key = KeyPair::generate().unwrap();
+    let csr = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+    agent.session.send(Control::Renew { csr }).await.unwrap();
+    let answer = timeout(Duration::from_secs(5), agent.session.recv()).await.unwrap();
+    let Some(Control::Renewed { chain, bundle }) = answer else { panic!("{answer:?}") };
+    assert_eq!(bundle, vec![world.ca().to_vec()]);
+    let leaf = rustls_pki_types::CertificateDer::from(chain[0].clone());
+    let id = moorline_link::tls::peer_id(&leaf).unwrap().to_string();
+    assert_eq!(id, "spiffe://moorline.local/cluster/edge1/agent/a1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restart_nobody_is_connected_and_agents_come_back() {
+    let world = World::new().await;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    let admin = world.admin.clone();
+    eventually("connected", async || {
+        world.get(&admin, &format!("{API}/clusters/edge1")).await.json()["status"]["agents"] == 1
+    })
+    .await;
+    world.hub.shutdown().await;
+    let reason = timeout(Duration::from_secs(10), agent.session.closed()).await.unwrap();
+    assert_eq!(reason.code, CloseCode::Shutdown);
+    let registry = prometheus::Registry::new();
+    let hub = moorline_hub::Hub::start(crate::world::config(&world.dir), &registry).await.unwrap();
+    let world = World { hub, dir: world.dir, admin, registry };
+    let status = world.get(&world.admin, &format!("{API}/clusters/edge1")).await.json()["status"].clone();
+    assert_eq!(status["conditions"][0]["status"], "False");
+    // A second hub on the same folder is told why it cannot.
+    let registry = prometheus::Registry::new();
+    let twice = moorline_hub::Hub::start(crate::world::config(&world.dir), &registry).await.err().unwrap();
+    assert!(twice.to_string().contains("hub run on this folder"), "{twice}");
+}

@@ -1,0 +1,389 @@
+//! Hub, clients and agents.
+
+use moorline_hub::{Config, Hub};
+use moorline_link::{Carrier, DialError, HubAddress, Identity, Limits, Session, Trust, dial, tls};
+use moorline_proto::{
+    control::Hello,
+    header::{Principal, StreamHeader},
+    id::{InstanceId, TrustDomain},
+};
+use moorline_proxy::{Body, body, wire};
+use rcgen::{CertificateParams, KeyPair};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, pem::PemObject};
+use serde_json::{Value, json};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Notify,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+pub const API: &str = "/apis/moorline.dev/v1alpha1";
+const LONG: Duration = Duration::from_secs(20);
+
+pub struct World {
+    pub hub: Hub,
+    pub dir: TempDir,
+    pub admin: String,
+    pub registry: prometheus::Registry,
+}
+
+/// An answer of HTTP/1.1, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub code: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        lines.filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v).next()
+    }
+}
+
+pub fn config(dir: &TempDir) -> Config {
+    let mut config = Config::new(dir.path().join("hub"));
+    config.listen = "127.0.0.1:0".parse().unwrap();
+    config.ops_listen = "127.0.0.1:0".parse().unwrap();
+    config.names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "other.example".to_owned()];
+    config.public_url = "https://localhost:8443".to_owned();
+    config.limits.grace = Duration::from_secs(5);
+    config.limits.watch_spread = Duration::from_millis(100);
+    config
+}
+
+impl World {
+    pub async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(&dir);
+        change(&mut config);
+        let registry = prometheus::Registry::new();
+        let hub = Hub::start(config, &registry).await.unwrap();
+        let kubeconfig = std::fs::read_to_string(dir.path().join("hub/admin.kubeconfig")).unwrap();
+        let kubeconfig: Value = serde_json::from_str(&kubeconfig).unwrap();
+        let admin = kubeconfig["users"][0]["user"]["token"].as_str().unwrap().to_owned();
+        Self { hub, dir, admin, registry }
+    }
+
+    pub fn ca(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_file(self.dir.path().join("hub/ca.crt")).unwrap()
+    }
+
+    pub fn tls(&self, alpn: &[&[u8]]) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.ca()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|a| a.to_vec()).collect();
+        Arc::new(config)
+    }
+
+    pub async fn connect(&self, name: &str, alpn: &[&[u8]]) -> TlsStream<TcpStream> {
+        let socket = TcpStream::connect(self.hub.addr()).await.unwrap();
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        TlsConnector::from(self.tls(alpn)).connect(name, socket).await.unwrap()
+    }
+
+    /// Sends these bytes and reads until the hub closes or the answer is whole.
+    pub async fn raw(&self, bytes: &[u8]) -> Answer {
+        let mut stream = self.connect("localhost", &[b"http/1.1"]).await;
+        stream.write_all(bytes).await.unwrap();
+        stream.flush().await.unwrap();
+        read_answer(&mut stream).await
+    }
+
+    /// One request with these header lines.
+    pub async fn send(&self, method: &str, path: &str, headers: &[&str], body: &str) -> Answer {
+        let mut text = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n");
+        for header in headers {
+            text.push_str(header);
+            text.push_str("\r\n");
+        }
+        if !body.is_empty() {
+            text.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
+        }
+        text.push_str("\r\n");
+        text.push_str(body);
+        self.raw(text.as_bytes()).await
+    }
+
+    pub async fn call(&self, token: &str, method: &str, path: &str, body: &Value) -> Answer {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        self.send(method, path, &[&format!("Authorization: Bearer {token}")], &body).await
+    }
+
+    pub async fn get(&self, token: &str, path: &str) -> Answer {
+        self.call(token, "GET", path, &Value::Null).await
+    }
+
+    pub async fn create(&self, plural: &str, kind: &str, name: &str, spec: Value) -> Value {
+        let metadata = if name.is_empty() { json!({}) } else { json!({ "name": name }) };
+        let object = json!({ "apiVersion": "moorline.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec });
+        let answer = self.call(&self.admin, "POST", &format!("{API}/{plural}"), &object).await;
+        assert_eq!(answer.code, 201, "{answer:?}");
+        answer.json()
+    }
+
+    pub async fn cluster(&self, name: &str) {
+        self.create("clusters", "Cluster", name, json!({})).await;
+    }
+
+    pub async fn join_token(&self, cluster: &str, uses: u32, expires: &str) -> String {
+        let spec = json!({ "cluster": cluster, "expires": expires, "maxUses": uses });
+        let made = self.create("jointokens", "JoinToken", "", spec).await;
+        made["status"]["token"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned()
+    }
+
+    /// A user with a token, and a grant for `clusters`.
+    pub async fn user(&self, name: &str, clusters: &[&str]) -> String {
+        self.create("users", "User", name, json!({ "groups": ["dev"] })).await;
+        if !clusters.is_empty() {
+            let spec = json!({ "users": [name], "clusters": clusters });
+            self.create("clustergrants", "ClusterGrant", &format!("grant-{name}"), spec).await;
+        }
+        let spec = json!({ "user": name, "expires": "2999-01-01T00:00:00Z" });
+        let made = self.create("tokens", "Token", "", spec).await;
+        let token = made["status"]["token"].as_str().unwrap().to_owned();
+        // The grant takes effect when the watch has told of it.
+        for cluster in clusters {
+            eventually("grant", async || self.get(&token, &format!("/k8s/clusters/{cluster}/api")).await.code != 403)
+                .await;
+        }
+        token
+    }
+
+    pub async fn join(&self, token: &str, name: &str, cluster: Option<&str>) -> Result<Member, Answer> {
+        let key = KeyPair::generate().unwrap();
+        let csr = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+        let mut question = json!({ "token": token, "csr": csr, "name": name });
+        if let Some(cluster) = cluster {
+            question["cluster"] = cluster.into();
+        }
+        let answer = self.send("POST", "/agent/join", &[], &question.to_string()).await;
+        if answer.code != 200 {
+            return Err(answer);
+        }
+        let answer = answer.json();
+        let certs = |list: &Value| -> Vec<CertificateDer<'static>> {
+            let list = list.as_array().unwrap().iter();
+            list.map(|pem| CertificateDer::from_pem_slice(pem.as_str().unwrap().as_bytes()).unwrap()).collect()
+        };
+        let domain: TrustDomain = answer["trustDomain"].as_str().unwrap().parse().unwrap();
+        Ok(Member {
+            identity: Identity {
+                chain: certs(&answer["chain"]),
+                key: PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            },
+            trust: Trust { roots: certs(&answer["bundle"]), domain },
+        })
+    }
+
+    /// A new cluster with one connected agent.
+    pub async fn connected(&self, cluster: &str, carrier: Carrier) -> Agent {
+        self.cluster(cluster).await;
+        let token = self.join_token(cluster, 1, "2999-01-01T00:00:00Z").await;
+        let member = self.join(&token, "a1", None).await.unwrap();
+        self.dial(&member, carrier, 1).await.unwrap()
+    }
+
+    pub async fn dial(&self, member: &Member, carrier: Carrier, instance: u64) -> Result<Agent, DialError> {
+        let tls = tls::client_config(&member.identity, &member.trust).unwrap();
+        let hello = Hello {
+            min_version: 1,
+            max_version: 1,
+            instance: InstanceId(instance),
+            software: "test/1".to_owned(),
+            capabilities: Vec::new(),
+            facts: vec![("kubernetesVersion".to_owned(), "v1.99.0".to_owned())],
+            now_ms: 0,
+        };
+        let address = HubAddress { host: "127.0.0.1".to_owned(), port: self.hub.addr().port() };
+        let (session, _) = dial(&address, carrier, tls, hello, &Limits::default()).await?;
+        Ok(Agent::serve(session))
+    }
+
+    pub fn metric(&self, line: &str) -> f64 {
+        let mut text = String::new();
+        prometheus::TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).unwrap();
+        let found = text.lines().find(|l| l.starts_with(line));
+        found.and_then(|l| l.rsplit(' ').next()).and_then(|n| n.parse().ok()).unwrap_or(0.0)
+    }
+}
+
+pub async fn read_answer(stream: &mut (impl AsyncReadExt + Unpin)) -> Answer {
+    let mut all = Vec::new();
+    let mut chunk = [0; 4096];
+    let read = async {
+        loop {
+            if let Some(done) = whole(&all) {
+                return done;
+            }
+            match stream.read(&mut chunk).await {
+                Ok(0) => return parse(&all),
+                Err(error) => {
+                    eprintln!("answer ended: {error}");
+                    return parse(&all);
+                }
+                Ok(n) => all.extend_from_slice(&chunk[..n]),
+            }
+        }
+    };
+    timeout(LONG, read).await.expect("an answer in time")
+}
+
+fn parse(all: &[u8]) -> Answer {
+    let text = String::from_utf8_lossy(all).into_owned();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+    Answer { code, head: head.to_owned(), body: body.to_owned() }
+}
+
+/// The answer, if all of it is there.
+fn whole(all: &[u8]) -> Option<Answer> {
+    let answer = parse(all);
+    all.windows(4).position(|w| w == b"\r\n\r\n")?;
+    if answer.code == 101 {
+        return Some(answer);
+    }
+    if let Some(length) = answer.header("content-length").and_then(|l| l.parse::<usize>().ok()) {
+        return (answer.body.len() >= length).then_some(answer);
+    }
+    let chunked = answer.header("transfer-encoding") == Some("chunked");
+    (chunked && answer.body.ends_with("0\r\n\r\n")).then_some(answer)
+}
+
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LONG, wait).await.unwrap_or_else(|_| panic!("{what}: not in time"));
+}
+
+/// What an agent got when it joined.
+pub struct Member {
+    pub identity: Identity,
+    pub trust: Trust,
+}
+
+/// What reached the API server's place.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub line: String,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+    pub principal: Principal,
+}
+
+/// An agent that answers by itself and remembers.
+pub struct Agent {
+    pub session: Session,
+    pub seen: Arc<Mutex<Vec<Seen>>>,
+    pub release: Arc<Notify>,
+    pub reached: Arc<Notify>,
+    _task: tokio::task::JoinHandle<()>,
+}
+
+impl Agent {
+    fn serve(session: Session) -> Self {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (release, reached) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (accepting, log, free, at) =
+            (session.clone(), Arc::clone(&seen), Arc::clone(&release), Arc::clone(&reached));
+        let task = tokio::spawn(async move {
+            while let Some(stream) = accepting.accept().await {
+                let header = stream.header.clone();
+                let stream = stream.accept();
+                let (log, free, at) = (Arc::clone(&log), Arc::clone(&free), Arc::clone(&at));
+                tokio::spawn(async move {
+                    let _ = wire::serve(stream, |request| answer(request, header, log, free, at)).await;
+                });
+            }
+        });
+        Self { session, seen, release, reached, _task: task }
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        self.seen.lock().unwrap().iter().map(|seen| seen.line.clone()).collect()
+    }
+    pub fn last(&self) -> Seen {
+        self.seen.lock().unwrap().last().cloned().expect("something was seen")
+    }
+}
+
+async fn answer(
+    request: http::Request<Body>,
+    header: StreamHeader,
+    log: Arc<Mutex<Vec<Seen>>>,
+    release: Arc<Notify>,
+    reached: Arc<Notify>,
+) -> http::Response<Body> {
+    use http_body_util::BodyExt;
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.to_string();
+    let upgrade = parts.headers.contains_key("upgrade");
+    let body = if upgrade {
+        String::new()
+    } else {
+        String::from_utf8_lossy(&body.collect().await.map(|b| b.to_bytes()).unwrap_or_default()).into_owned()
+    };
+    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    log.lock().unwrap().push(Seen {
+        line: format!("{} {path}", parts.method),
+        headers: parts.headers.iter().map(|(n, v)| (n.to_string(), text(v))).collect(),
+        body,
+        principal: header.principal.unwrap_or_default(),
+    });
+    reached.notify_one();
+    if path.contains("forbidden") {
+        return http::Response::builder().status(403).body(body::full("no")).unwrap();
+    }
+    if upgrade && path.contains("exec") {
+        let (near, far) = tokio::io::duplex(1024);
+        tokio::spawn(async move {
+            let (mut read, mut write) = tokio::io::split(far);
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+            let _ = write.shutdown().await;
+        });
+        let mut answer =
+            http::Response::builder().status(101).header("connection", "upgrade").header("upgrade", "SPDY/3.1");
+        if let Some(extensions) = answer.extensions_mut() {
+            extensions.insert(moorline_proxy::upgrade::UpgradedIo::new(near));
+        }
+        return answer.body(body::empty()).unwrap();
+    }
+    if path.contains("endless") {
+        let endless = futures_util::stream::unfold(0, move |n| {
+            let release = Arc::clone(&release);
+            async move {
+                if n > 0 {
+                    release.notified().await;
+                }
+                Some((Ok::<_, std::io::Error>(http_body::Frame::data(bytes::Bytes::from("part\n"))), n + 1))
+            }
+        });
+        return http::Response::new(body::from(http_body_util::StreamBody::new(Box::pin(endless))));
+    }
+    if path.contains("waits") {
+        release.notified().await;
+    }
+    http::Response::builder().header("content-type", "text/plain").body(body::full(format!("up: {path}"))).unwrap()
+}
