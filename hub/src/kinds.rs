@@ -49,13 +49,16 @@ kind!(TokenSpec, TokenStatus, "Token", "tokens", "token", &[]);
 kind!(JoinTokenSpec, JoinTokenStatus, "JoinToken", "jointokens", "jointoken", &[]);
 kind!(ClusterGrantSpec, NoStatus, "ClusterGrant", "clustergrants", "clustergrant", &["grant", "grants"]);
 
+// `with = "String"` on options: absent is the one way to say nothing, `null` is not a type of its own (and kubectl
+// explain cannot show a schema with two types).
+
 /// What is wanted of a cluster.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterSpec {
     /// A name for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
+    #[schemars(with = "String", length(max = 256))]
     pub display_name: Option<String>,
 }
 
@@ -70,24 +73,31 @@ pub struct ClusterStatus {
     pub agents: u32,
     /// What carries the newest session: `quic` or `tls`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub carrier: Option<String>,
     /// Round trip at the last change, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u64")]
     pub rtt_ms: Option<u64>,
     /// RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub connected_since: Option<String>,
     /// RFC 3339: when the last session ended.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub last_seen: Option<String>,
     /// Of the cluster's API server.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub kubernetes_version: Option<String>,
     /// Of the newest session's agent.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub agent_version: Option<String>,
     /// Where the newest session comes from.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub remote_address: Option<String>,
 }
 
@@ -129,21 +139,27 @@ pub struct AgentStatus {
     pub conditions: Vec<Condition>,
     /// `quic` or `tls`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub carrier: Option<String>,
     /// RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub connected_since: Option<String>,
     /// RFC 3339: when its last session ended.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub last_seen: Option<String>,
     /// Of its software.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub version: Option<String>,
     /// RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub certificate_expires: Option<String>,
     /// Where it comes from.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub remote_address: Option<String>,
 }
 
@@ -153,7 +169,7 @@ pub struct AgentStatus {
 pub struct UserSpec {
     /// A name for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
+    #[schemars(with = "String", length(max = 256))]
     pub display_name: Option<String>,
     /// Groups, known to the hub and to clusters.
     #[serde(default)]
@@ -177,13 +193,13 @@ pub struct TokenSpec {
     pub user: String,
     /// What it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
+    #[schemars(with = "String", length(max = 256))]
     pub description: Option<String>,
     /// RFC 3339: from then on it is nothing.
     pub expires: String,
     /// It is good for these clusters only, and for nothing of the hub's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
+    #[schemars(with = "Vec<String>", length(max = 256))]
     pub clusters: Option<Vec<String>>,
 }
 
@@ -193,6 +209,7 @@ pub struct TokenSpec {
 pub struct TokenStatus {
     /// The token. Shown once, kept nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub token: Option<String>,
 }
 
@@ -223,9 +240,11 @@ pub struct JoinTokenStatus {
     pub uses: u32,
     /// The token. Shown once, kept nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub token: Option<String>,
     /// The line that starts an agent with it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub join_command: Option<String>,
 }
 
