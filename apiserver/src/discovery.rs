@@ -42,8 +42,7 @@ fn resources(kinds: &[KindSpec], of: (&str, &str)) -> Value {
 pub(crate) fn answer(kinds: &[KindSpec], path: &str) -> Option<Value> {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     match parts.as_slice() {
-        ["api"] => Some(json!({ "kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [] })),
-        ["api", "v1"] => Some(json!({ "kind": "APIResourceList", "groupVersion": "v1", "resources": [] })),
+        ["api"] => Some(json!({ "kind": "APIVersions", "versions": [], "serverAddressByClientCIDRs": [] })),
         ["apis"] => {
             let all: Vec<Value> = groups(kinds).into_iter().map(|(g, v)| group(g, v)).collect();
             Some(json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": all }))

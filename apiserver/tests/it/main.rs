@@ -72,7 +72,7 @@ impl Authorizer for Narrow {
 pub(crate) struct World {
     pub(crate) server: ApiServer,
     pub(crate) stop: CancellationToken,
-    pub(crate) dir: tempfile::TempDir,
+    pub(crate) _dir: tempfile::TempDir,
 }
 
 pub(crate) fn limits() -> Limits {
@@ -95,7 +95,7 @@ impl World {
         let kinds = vec![boats, KindSpec::of::<LineSpec>()];
         let stop = CancellationToken::new();
         let server = ApiServer::new(store, kinds, limits(), &prometheus::Registry::new(), stop.clone()).unwrap();
-        Self { server, stop, dir }
+        Self { server, stop, _dir: dir }
     }
 
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>, who: Arc<dyn Authorizer>) -> Response<Body> {
