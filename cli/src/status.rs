@@ -32,13 +32,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         return Ok(text::print(&data(&answer, form)?)?);
     }
     let now = Timestamp::now();
-    let version = hub_version.as_ref().and_then(|v| v.get("gitVersion")).and_then(Value::as_str);
+    let version = hub_version.as_ref().and_then(version::of_hub);
     let user = me.get("user").and_then(Value::as_str).unwrap_or("<unknown>");
     let up = clusters.iter().filter(|cluster| connected(cluster).0).count();
     let mut out = format!(
         "Hub:       {} {}\nUser:      {}\nClusters:  {}, {up} connected\n",
         client.url(),
-        text::clean(version.unwrap_or("<unknown>")),
+        version.as_deref().unwrap_or("<unknown>"),
         text::clean(user),
         clusters.len(),
     );
@@ -49,7 +49,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         out.push_str(&Printer::new(false).render(Table::of(&columns, rows)));
     }
     text::print(&out)?;
-    if let Some(warning) = version.and_then(|hub| version::skew(version::OWN, hub)) {
+    if let Some(warning) = version.and_then(|hub| version::skew(version::OWN, &hub)) {
         text::say(&warning);
     }
     Ok(())

@@ -37,7 +37,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     if let Some(form) = args.form.form {
         return Ok(text::print(&data(&answer, form)?)?);
     }
-    let hub = answer.pointer("/hubVersion/gitVersion").and_then(Value::as_str).map(text::clean);
+    let hub = answer.get("hubVersion").and_then(of_hub);
     let mut lines = format!("Client: v{OWN}\n");
     if let Some(hub) = &hub {
         lines.push_str(&format!("Hub:    {hub}\n"));
@@ -56,6 +56,13 @@ async fn hub_version(args: &HubArgs) -> anyhow::Result<Option<Value>> {
     Ok(Some(client.get("/version").await?))
 }
 
+/// The hub's own version. In `gitVersion` it stands behind the Kubernetes version whose API conventions the hub keeps:
+/// `v1.32.0+moorline.0.1.0`.
+pub fn of_hub(answer: &Value) -> Option<String> {
+    let text = answer.get("gitVersion")?.as_str()?;
+    Some(text::clean(&text.split_once("+moorline.").map_or_else(|| text.to_owned(), |(_, own)| format!("v{own}"))))
+}
+
 /// A warning when client and hub are too far apart.
 pub fn skew(client: &str, hub: &str) -> Option<String> {
     let parts = |version: &str| -> Option<(u64, u64)> {
@@ -70,6 +77,13 @@ pub fn skew(client: &str, hub: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_hubs_own_version_stands_behind_the_plus() {
+        assert_eq!(of_hub(&json!({ "gitVersion": "v1.32.0+moorline.0.1.0" })).as_deref(), Some("v0.1.0"));
+        assert_eq!(of_hub(&json!({ "gitVersion": "v0.1.0" })).as_deref(), Some("v0.1.0"));
+        assert_eq!(of_hub(&json!({})), None);
+    }
 
     #[test]
     fn skew_is_told_beyond_two_minors() {

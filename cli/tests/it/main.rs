@@ -5,6 +5,7 @@
 
 mod fake;
 mod hub;
+mod real;
 mod service;
 mod usage;
 

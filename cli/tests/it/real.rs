@@ -1,0 +1,116 @@
+//! The program against itself: a hub process, and everything that its first users do.
+
+use super::{feed, moorline, run, stderr, stdout};
+use std::{
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Longest that a hub may take until it is ready. A debug build on a busy machine hashes a password in a second.
+const READY: Duration = Duration::from_secs(30);
+
+/// A hub in a folder, killed when dropped.
+struct Hub {
+    url: String,
+    child: Child,
+}
+
+impl Hub {
+    fn start(home: &Path) -> Self {
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (listen, ops) = (free(), free());
+        let mut command = moorline(home);
+        command.args(["hub", "--name", "127.0.0.1", "--listen", &listen.to_string(), "--ops-listen", &ops.to_string()]);
+        command.arg("--data-dir").arg(home.join("hub")).stdout(Stdio::null());
+        let log = std::fs::File::create(home.join("hub.log")).unwrap();
+        let hub = Self { url: format!("https://{listen}"), child: command.stderr(log).spawn().unwrap() };
+        let started = Instant::now();
+        while !ready(&ops.to_string()) {
+            let log = || std::fs::read_to_string(home.join("hub.log")).unwrap();
+            assert!(started.elapsed() < READY, "the hub is not ready:\n{}", log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        hub
+    }
+
+    /// SIGTERM, and the exit code.
+    #[cfg(unix)]
+    fn terminate(mut self) -> Option<i32> {
+        assert!(Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ready(ops: &str) -> bool {
+    use std::io::{Read, Write};
+    let Ok(mut stream) = TcpStream::connect(ops) else { return false };
+    let _ = stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer.starts_with("HTTP/1.1 200")
+}
+
+fn login(home: &Path, hub: &Hub, user: &str, password: &str) {
+    let mut command = moorline(home);
+    command.args(["login", &hub.url, "--user", user, "--password-stdin", "--ca-file"]);
+    let output = feed(command.arg(home.join("hub/ca.crt")), password);
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+fn ok(home: &Path, args: &[&str]) -> String {
+    let output = run(home, args);
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    stdout(&output)
+}
+
+#[test]
+fn a_hub_and_its_first_users() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let hub = Hub::start(home);
+    let password = std::fs::read_to_string(home.join("hub/admin.password")).unwrap();
+    login(home, &hub, "admin", &password);
+    assert!(ok(home, &["whoami"]).contains("moorline:admins"));
+
+    let join = ok(home, &["token", "create", "--cluster", "edge1"]);
+    assert!(join.starts_with(&format!("moorline agent --hub {} --token mlj_", hub.url)), "{join}");
+    assert_eq!(join.lines().count(), 1);
+    assert!(ok(home, &["token", "list"]).contains("edge1"));
+    assert!(ok(home, &["clusters"]).starts_with("NAME"));
+    assert_eq!(ok(home, &["clusters", "-o", "name"]), "cluster.moorline.dev/edge1\n");
+    assert!(ok(home, &["status"]).contains("edge1"));
+    assert!(ok(home, &["kubeconfig", "edge1"]).contains(&format!("{}/k8s/clusters/edge1", hub.url)));
+
+    let password = "a long enough password";
+    let output = feed(moorline(home).args(["user", "create", "anna", "--password-stdin"]), password);
+    assert!(output.status.success(), "{}", stderr(&output));
+    ok(home, &["user", "groups", "anna", "--add", "ops"]);
+    assert_eq!(ok(home, &["user", "groups", "anna"]), "ops\n");
+    ok(home, &["grant", "create", "--group", "ops", "--cluster", "edge1"]);
+    assert!(ok(home, &["grant", "list"]).contains("ops-edge1"));
+    let key = ok(home, &["apikey", "create", "--user", "anna", "--cluster", "edge1"]);
+    assert!(key.starts_with("mlt_"), "{key}");
+
+    login(home, &hub, "anna", password);
+    assert_eq!(ok(home, &["clusters", "-o", "name"]), "cluster.moorline.dev/edge1\n");
+    let refused = run(home, &["user", "create", "eve", "--no-password"]);
+    assert!(stderr(&refused).to_lowercase().contains("forbidden"), "{}", stderr(&refused));
+    ok(home, &["logout"]);
+
+    let output = run(home, &["doctor", "--hub", &hub.url, "-o", "json"]);
+    let answer: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    for check in answer["checks"].as_array().unwrap() {
+        assert!(["ok", "skip"].contains(&check["verdict"].as_str().unwrap()), "{answer:#}");
+    }
+    #[cfg(unix)]
+    assert_eq!(hub.terminate(), Some(0), "{}", std::fs::read_to_string(home.join("hub.log")).unwrap());
+}
