@@ -1,0 +1,248 @@
+//! One line of JSON for every call that crosses the hub.
+
+use futures_util::future::BoxFuture;
+use serde::Serialize;
+use std::{
+    collections::BTreeMap,
+    io,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+use tokio::sync::Notify;
+
+/// One audit record, with the field names of Kubernetes' `audit.k8s.io/v1` Event.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// The same in both records of a call.
+    #[serde(rename = "auditID")]
+    pub audit_id: String,
+    /// Where in the call.
+    pub stage: Stage,
+    /// Path and query as they came.
+    #[serde(rename = "requestURI")]
+    pub request_uri: String,
+    /// Kubernetes verb.
+    pub verb: String,
+    /// Who asked.
+    pub user: AuditUser,
+    /// As whom.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub impersonated_user: Option<AuditUser>,
+    /// The socket's address.
+    #[serde(rename = "sourceIPs")]
+    pub source_ips: Vec<String>,
+    /// As the client says.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub user_agent: String,
+    /// What it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object_ref: Option<ObjectRef>,
+    /// The answer; absent at the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_status: Option<ResponseStatus>,
+    /// RFC 3339, UTC, microseconds.
+    pub request_received_timestamp: String,
+    /// RFC 3339, UTC, microseconds.
+    pub stage_timestamp: String,
+    /// Cluster, trace id, bytes, how it ended.
+    pub annotations: BTreeMap<&'static str, String>,
+}
+
+/// Where in a call a record was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Stage {
+    /// A call without an end of its own has begun.
+    ResponseStarted,
+    /// The call is over.
+    ResponseComplete,
+}
+
+/// A user in an audit record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AuditUser {
+    /// Name.
+    pub username: String,
+    /// Stable id.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// Groups.
+    pub groups: Vec<String>,
+}
+
+/// An object in an audit record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct ObjectRef {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub resource: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub api_group: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub api_version: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub subresource: String,
+}
+
+/// The answer in an audit record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ResponseStatus {
+    /// HTTP status.
+    pub code: u16,
+}
+
+/// The log takes no more: the call is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the audit log takes no more records")]
+pub struct AuditFull;
+
+/// Where audit records go.
+///
+/// A call is let in with [`AuditSink::admit`] before anything reaches a cluster; what it then records is always taken,
+/// so that no call that happened is missing. What waits is so bounded by [`QUEUE`] and the calls under way.
+pub trait AuditSink: Send + Sync + 'static {
+    /// Waits at most [`PATIENCE`] until there is room for one more call.
+    ///
+    /// # Errors
+    /// No room came: the call must be refused.
+    fn admit(&self) -> BoxFuture<'_, Result<(), AuditFull>>;
+
+    /// Takes a record of a call that was admitted. Never waits.
+    fn push(&self, event: Event);
+
+    /// Both at once: for a call that is not yet answered when it is recorded.
+    ///
+    /// # Errors
+    /// No room came, and nothing was recorded.
+    fn record(&self, event: Event) -> BoxFuture<'_, Result<(), AuditFull>> {
+        Box::pin(async move {
+            self.admit().await?;
+            self.push(event);
+            Ok(())
+        })
+    }
+}
+
+/// Longest wait for room in the log before a call is refused.
+pub const PATIENCE: Duration = Duration::from_millis(100);
+/// Records that may wait for the writer before calls are refused.
+pub const QUEUE: usize = 4096;
+
+/// Now, as audit records write it: RFC 3339, UTC, microseconds.
+pub fn now() -> String {
+    format!("{:.6}", jiff::Timestamp::now())
+}
+
+/// Writes one JSON line for each record, from a thread of its own: a slow disk holds up no other task.
+pub struct FileSink {
+    /// `None` once closed.
+    lines: Mutex<Option<mpsc::Sender<Vec<u8>>>>,
+    waiting: Arc<AtomicUsize>,
+    room: Arc<Notify>,
+    failed: Arc<AtomicBool>,
+    most: usize,
+    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl FileSink {
+    /// Opens (creating with mode 0600) or appends.
+    ///
+    /// # Errors
+    /// The file cannot be opened for appending.
+    pub fn open(path: &Path) -> io::Result<Arc<Self>> {
+        let mut options = std::fs::OpenOptions::new();
+        options.create(true).append(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        Self::to_writer(options.open(path)?, QUEUE)
+    }
+
+    /// Writes to `out`; at most `most` records wait before calls are refused.
+    ///
+    /// # Errors
+    /// No thread could be started.
+    pub fn to_writer(mut out: impl io::Write + Send + 'static, most: usize) -> io::Result<Arc<Self>> {
+        // Bounded by `admit`, not by the channel: see the trait.
+        let (sender, lines) = mpsc::channel::<Vec<u8>>();
+        let (waiting, room, failed) =
+            (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
+        let shared = (waiting.clone(), room.clone(), failed.clone());
+        let writer = std::thread::Builder::new().name("audit".to_owned()).spawn(move || {
+            let (waiting, room, failed) = shared;
+            for line in lines {
+                // A sink that cannot write admits no more calls, until a write succeeds again.
+                failed.store(out.write_all(&line).and_then(|()| out.flush()).is_err(), Ordering::Release);
+                waiting.fetch_sub(1, Ordering::AcqRel);
+                room.notify_waiters();
+            }
+        })?;
+        let (lines, writer) = (Mutex::new(Some(sender)), Mutex::new(Some(writer)));
+        Ok(Arc::new(Self { lines, waiting, room, failed, most, writer }))
+    }
+
+    /// Writes out what is queued and ends the thread. Later records are lost; later calls are refused.
+    pub async fn close(&self) {
+        drop(lock(&self.lines).take());
+        let writer = lock(&self.writer).take(); // not in the `if let`: its guard would live across the await
+        if let Some(writer) = writer {
+            let _ = tokio::task::spawn_blocking(move || writer.join()).await;
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        let waiting = self.waiting.load(Ordering::Acquire);
+        // With nothing waiting a failed writer is tried again: by this call's record.
+        let writes = !self.failed.load(Ordering::Acquire) || waiting == 0;
+        waiting < self.most && writes && lock(&self.lines).is_some()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl AuditSink for FileSink {
+    fn admit(&self) -> BoxFuture<'_, Result<(), AuditFull>> {
+        if self.has_room() {
+            return Box::pin(std::future::ready(Ok(())));
+        }
+        Box::pin(async move {
+            let room = async {
+                loop {
+                    let mut notified = std::pin::pin!(self.room.notified());
+                    notified.as_mut().enable();
+                    if self.has_room() {
+                        return;
+                    }
+                    notified.await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, room).await.map_err(|_| AuditFull)
+        })
+    }
+
+    fn push(&self, event: Event) {
+        // One record is one line: JSON escapes every control character within strings.
+        let Ok(mut line) = serde_json::to_vec(&event) else { return };
+        line.push(b'\n');
+        if let Some(lines) = &*lock(&self.lines) {
+            self.waiting.fetch_add(1, Ordering::AcqRel);
+            if lines.send(line).is_err() {
+                self.waiting.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

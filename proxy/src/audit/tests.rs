@@ -1,0 +1,97 @@
+use super::*;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+fn event(user: &str) -> Event {
+    Event {
+        audit_id: "1".into(),
+        stage: Stage::ResponseComplete,
+        request_uri: "/api".into(),
+        verb: "get".into(),
+        user: AuditUser { username: user.into(), uid: String::new(), groups: vec![] },
+        impersonated_user: None,
+        source_ips: vec!["127.0.0.1".into()],
+        user_agent: "a\r\n\u{2028}\"".into(),
+        object_ref: None,
+        response_status: Some(ResponseStatus { code: 200 }),
+        request_received_timestamp: now(),
+        stage_timestamp: now(),
+        annotations: BTreeMap::from([("moorline.dev/cluster", "a".to_owned())]),
+    }
+}
+
+/// A writer that says when it was called, and returns when it is told to.
+struct Gate {
+    called: Sender<()>,
+    go: Receiver<()>,
+}
+impl io::Write for Gate {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = self.called.send(());
+        self.go.recv().map_err(|_| io::ErrorKind::BrokenPipe)?;
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn z14_one_record_is_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.log");
+    let sink = FileSink::open(&path).unwrap();
+    sink.record(event("a\n{\"fake\":1}")).await.unwrap();
+    sink.record(event("b")).await.unwrap();
+    sink.close().await;
+    assert_eq!(sink.record(event("c")).await, Err(AuditFull), "a closed log admits nothing");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[0]["user"]["username"], "a\n{\"fake\":1}");
+    assert_eq!(lines[0]["stage"], "ResponseComplete");
+    assert_eq!(lines[0]["responseStatus"]["code"], 200);
+    assert!(lines[0]["requestReceivedTimestamp"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
+    #[cfg(unix)]
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions()) & 0o777,
+        0o600
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn f49_a_blocked_sink_refuses_after_100_ms_and_recovers() {
+    let ((called, was_called), (release, go)) = (channel(), channel());
+    let sink = FileSink::to_writer(Gate { called, go }, 2).unwrap();
+    sink.record(event("a")).await.unwrap();
+    was_called.recv().unwrap(); // the writer is stuck with the first
+    sink.record(event("b")).await.unwrap();
+    let before = tokio::time::Instant::now();
+    assert_eq!(sink.record(event("c")).await, Err(AuditFull));
+    assert_eq!(before.elapsed().as_millis() / 10, 10, "the patience is 100 ms");
+    sink.push(event("of a call that was admitted before")); // still taken
+    for _ in 0..3 {
+        release.send(()).unwrap();
+    }
+    was_called.recv().unwrap();
+    was_called.recv().unwrap();
+    release.send(()).unwrap();
+    while sink.waiting.load(Ordering::Acquire) != 0 {
+        tokio::task::yield_now().await;
+    }
+    sink.record(event("d")).await.unwrap();
+    sink.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn s70_a_sink_that_cannot_write_admits_nothing_while_records_wait() {
+    let ((called, was_called), (release, go)) = (channel(), channel());
+    let sink = FileSink::to_writer(Gate { called, go }, 8).unwrap();
+    drop(release); // every write fails from now on
+    sink.record(event("a")).await.unwrap();
+    was_called.recv().unwrap();
+    while sink.waiting.load(Ordering::Acquire) != 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(sink.failed.load(Ordering::Acquire));
+    sink.close().await;
+}

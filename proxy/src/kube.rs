@@ -1,0 +1,305 @@
+//! The hub's half of a call to a cluster.
+
+use crate::{
+    Body,
+    audit::AuditSink,
+    headers::{clean_request, clean_response},
+    path::ClusterPath,
+    status::{Details, reason_of, status_response, status_with},
+    upgrade::{Counted, Io, UpgradedIo, copy_both},
+    wire::{self, WantsUpgrade, WireError},
+};
+use bytes::Bytes;
+use call::{Call, Trace};
+use failure::Failure;
+use futures_util::future::BoxFuture;
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{CONNECTION, USER_AGENT},
+    uri::PathAndQuery,
+};
+use hyper_util::rt::TokioIo;
+use moorline_authz::{
+    access::Permit,
+    identity::{ActAs, Identity},
+    verb::request_info,
+};
+use moorline_proto::{
+    code::{RefuseCode, ResetCode},
+    header::{Class, Principal, Refusal, StreamHeader, Target},
+};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+mod call;
+mod failure;
+mod metrics;
+
+pub use metrics::ProxyMetrics;
+
+/// Why no stream to a cluster could be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// No agent of the cluster is connected.
+    #[error("cluster {cluster:?} is not connected")]
+    NotConnected {
+        /// The cluster.
+        cluster: String,
+        /// RFC 3339; `None`: it never was.
+        since: Option<String>,
+    },
+    /// The agent, or its session, takes no stream now.
+    #[error("cluster {cluster:?} cannot take another request now")]
+    Busy {
+        /// The cluster.
+        cluster: String,
+    },
+    /// The agent refused.
+    #[error("the agent refused ({}): {}", .0.code, .0.message)]
+    Refused(Refusal),
+    /// The session ended while the stream was opened.
+    #[error("the session to the cluster ended")]
+    Lost,
+    /// No answer in time.
+    #[error("the cluster's agent did not answer in time")]
+    Timeout,
+}
+
+impl DialError {
+    /// A second try does no harm: nothing reached a target, and another session may take it.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Busy { .. } | Self::Lost => true,
+            Self::Refused(refusal) => refusal.retry_elsewhere,
+            Self::NotConnected { .. } | Self::Timeout => false,
+        }
+    }
+
+    /// The HTTP status that tells a client of it.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::NotConnected { .. } | Self::Busy { .. } | Self::Lost => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Refused(refusal) => match refusal.code {
+                RefuseCode::Policy => StatusCode::FORBIDDEN,
+                RefuseCode::Busy | RefuseCode::Draining => StatusCode::SERVICE_UNAVAILABLE,
+                RefuseCode::Deadline => StatusCode::GATEWAY_TIMEOUT,
+                _ => StatusCode::BAD_GATEWAY,
+            },
+        }
+    }
+}
+
+/// Opens streams to clusters. The hub implements it over its sessions.
+pub trait Dial: Send + Sync + 'static {
+    /// What it opens.
+    type Stream: Io;
+    /// Opens a stream. `attempt` counts from 0; a second attempt should take another session if there is one.
+    fn dial<'a>(
+        &'a self,
+        permit: &'a Permit,
+        header: &'a StreamHeader,
+        attempt: u32,
+    ) -> BoxFuture<'a, Result<Self::Stream, DialError>>;
+}
+
+/// Who calls, as the front door knows it.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// As authenticated.
+    pub identity: Identity,
+    /// The socket's address.
+    pub remote: SocketAddr,
+}
+
+/// The proxy.
+pub struct KubeProxy<D> {
+    dial: Arc<D>,
+    audit: Arc<dyn AuditSink>,
+    metrics: ProxyMetrics,
+    tasks: TaskTracker,
+}
+
+impl<D: Dial> KubeProxy<D> {
+    /// `tasks` owns the tasks of upgraded connections: the hub waits for it when it ends.
+    pub fn new(dial: Arc<D>, audit: Arc<dyn AuditSink>, metrics: ProxyMetrics, tasks: TaskTracker) -> Self {
+        Self { dial, audit, metrics, tasks }
+    }
+
+    /// One call. `request` is as the client sent it (with hyper's `OnUpgrade` extension); `path` is [`crate::path::split`] of its target.
+    ///
+    /// # Cancel safety
+    /// Dropping the future, or the answer's body, cancels the call at the API server. The audit log tells of it.
+    pub async fn handle(
+        &self,
+        request: Request<Body>,
+        path: ClusterPath<'_>,
+        caller: &Caller,
+        permit: Permit,
+    ) -> Response<Body> {
+        let (mut parts, body) = request.into_parts();
+        let Ok(target) = PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(path.rest.as_bytes())) else {
+            return status_response(StatusCode::BAD_REQUEST, "the request target is malformed");
+        };
+        if parts.method == Method::CONNECT {
+            return refused(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not possible here");
+        }
+        let agent = parts.headers.get(USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let upgrade = match clean_request(&mut parts.headers) {
+            Ok(upgrade) => upgrade,
+            Err(e) => return refused(StatusCode::BAD_REQUEST, &e.to_string()),
+        };
+        if upgrade && parts.version != Version::HTTP_11 {
+            return refused(StatusCode::BAD_REQUEST, "upgrades need HTTP/1.1");
+        }
+        let on_upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+        let info = request_info(parts.method.as_str(), target.path(), target.query());
+        let trace = Trace::of(&parts.headers);
+        let call = Call::new(self, &permit, caller, &info, &trace, target.as_str(), agent.unwrap_or_default());
+        if self.audit.admit().await.is_err() {
+            self.metrics.audit_refusals.inc();
+            let details = Details { retry_after: Some(Duration::from_secs(1)), ..Details::default() };
+            let message = "the audit log takes no more records, so this call was not made";
+            call.forget();
+            return status_with(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message, &details);
+        }
+        if upgrade || info.endless {
+            call.started();
+        }
+        let span = tracing::info_span!(
+            "kube", cluster = permit.cluster(), user = %permit.principal().user, verb = %info.verb, trace = %trace.id
+        );
+
+        if let Ok(value) = HeaderValue::try_from(call.id()) {
+            parts.headers.insert("audit-id", value);
+        }
+        if let Ok(value) = HeaderValue::try_from(trace.parent.as_str()) {
+            parts.headers.insert("traceparent", value);
+        }
+        let header = StreamHeader {
+            target: Target::Kube,
+            class: if info.endless { Class::Watch } else { Class::Interactive },
+            deadline_ms: 0,
+            traceparent: Some(trace.parent.clone()),
+            principal: Some(principal(&permit)),
+        };
+        let mut head = Request::new(());
+        (*head.method_mut(), *head.uri_mut(), *head.headers_mut()) = (parts.method, target.into(), parts.headers);
+        if upgrade {
+            head.extensions_mut().insert(WantsUpgrade);
+        }
+        let exchange = self.exchange(head, call.count_in(body), &permit, &header);
+        match exchange.instrument(span.clone()).await {
+            Ok(response) => self.answer(response, upgrade, on_upgrade, call, span),
+            Err(e) => {
+                let response = e.response(permit.cluster(), &trace.id, upgrade);
+                span.in_scope(|| tracing::info!(code = response.status().as_u16(), error = %e, "call failed"));
+                call.finish(response.status(), e.ended());
+                response
+            }
+        }
+    }
+
+    /// Dials and sends. A second attempt is made only while nothing of the request's body has been taken.
+    async fn exchange(
+        &self,
+        head: Request<()>,
+        body: Body,
+        permit: &Permit,
+        header: &StreamHeader,
+    ) -> Result<Response<Body>, Failure> {
+        let mut body = Some(body);
+        for attempt in 0.. {
+            let again = attempt == 0;
+            let stream = match self.dial.dial(permit, header, attempt).await {
+                Ok(stream) => stream,
+                Err(e) if again && e.is_retryable() => continue,
+                Err(e) => return Err(Failure::Dial(e)),
+            };
+            let whole = body.take().unwrap_or_else(crate::body::empty);
+            let bodiless = http_body::Body::is_end_stream(&whole);
+            match wire::request(stream, head.clone().map(|()| whole)).await {
+                Ok(response) => return Ok(response),
+                Err(WireError::Refused(refusal)) if again && bodiless && refusal.retry_elsewhere => {}
+                Err(WireError::Refused(refusal)) => return Err(Failure::Dial(DialError::Refused(refusal))),
+                Err(e) => return Err(Failure::Wire(e)),
+            }
+        }
+        unreachable!("the second attempt always returns")
+    }
+
+    fn answer(
+        &self,
+        mut response: Response<Body>,
+        upgrade: bool,
+        on_upgrade: Option<hyper::upgrade::OnUpgrade>,
+        call: Call,
+        span: tracing::Span,
+    ) -> Response<Body> {
+        let status = response.status();
+        let upgraded = status == StatusCode::SWITCHING_PROTOCOLS;
+        clean_response(response.headers_mut(), upgraded);
+        if !upgraded {
+            if upgrade && status.is_redirection() {
+                let response = refused(StatusCode::BAD_GATEWAY, "the cluster answered an upgrade with a redirect");
+                call.finish(response.status(), "redirected");
+                return response;
+            }
+            if upgrade {
+                // What the client sent after its request belongs to nothing any more.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            return response.map(|body| call.count_out(status, body));
+        }
+        let io = response.extensions_mut().remove::<UpgradedIo>().and_then(|io| io.take());
+        let (Some(mut cluster), Some(on_upgrade)) = (io, on_upgrade) else {
+            let response = refused(StatusCode::BAD_GATEWAY, "this connection cannot be upgraded");
+            call.finish(response.status(), "not_upgraded");
+            return response;
+        };
+        let splice = async move {
+            let client = match tokio::time::timeout(UPGRADE_WAIT, on_upgrade).await {
+                Ok(Ok(client)) => client,
+                _ => {
+                    cluster.reset(ResetCode::Cancelled);
+                    return call.finish(status, "not_upgraded");
+                }
+            };
+            let (read, written) = call.counters();
+            let mut client = Counted { io: TokioIo::new(client), read, written };
+            let ended = match copy_both(&mut client, &mut cluster).await {
+                Ok(()) => "complete",
+                Err(_) => {
+                    cluster.reset(ResetCode::Broken);
+                    "broken"
+                }
+            };
+            call.finish(status, ended);
+        };
+        self.tasks.spawn(splice.instrument(span));
+        response
+    }
+}
+
+/// Longest wait for hyper to hand over a client's connection after the 101 was written.
+const UPGRADE_WAIT: Duration = Duration::from_secs(10);
+
+fn refused(code: StatusCode, message: &str) -> Response<Body> {
+    status_with(code, reason_of(code), message, &Details { close: true, ..Details::default() })
+}
+
+fn principal(permit: &Permit) -> Principal {
+    let parts = |who: &Identity| {
+        (who.user.clone(), who.uid.clone(), who.groups.clone(), who.extra.clone().into_iter().collect())
+    };
+    let act_as = permit.act_as().map(|ActAs(who)| {
+        let (user, uid, groups, extra) = parts(who);
+        moorline_proto::header::ActAs { user, uid, groups, extra }
+    });
+    let (user, uid, groups, extra) = parts(permit.principal());
+    Principal { user, uid, groups, extra, act_as }
+}
+
+#[cfg(test)]
+mod tests;

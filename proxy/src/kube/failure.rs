@@ -1,0 +1,81 @@
+//! What a client is told when there is no answer.
+
+use super::DialError;
+use crate::{
+    Body, BodyError,
+    status::{Details, reason_of, status_with},
+    wire::WireError,
+};
+use http::{Response, StatusCode};
+use std::time::Duration;
+
+/// Why a call got no answer from its cluster.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error(transparent)]
+    Dial(DialError),
+    #[error(transparent)]
+    Wire(WireError),
+}
+
+impl Failure {
+    /// How the audit log says it.
+    pub(super) fn ended(&self) -> &'static str {
+        match self {
+            Self::Dial(DialError::NotConnected { .. }) => "not_connected",
+            Self::Dial(DialError::Busy { .. }) => "busy",
+            Self::Dial(DialError::Refused(_)) | Self::Wire(WireError::Refused(_)) => "refused",
+            Self::Dial(DialError::Lost) | Self::Wire(WireError::Stream(_)) => "lost",
+            Self::Dial(DialError::Timeout) => "timeout",
+            Self::Wire(WireError::Head(_)) => "bad_head",
+            Self::Wire(WireError::Peer(_)) => "protocol_error",
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Dial(e) => e.status(),
+            Self::Wire(WireError::Head(_)) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Wire(WireError::Stream(BodyError::Source(_))) => StatusCode::BAD_REQUEST,
+            Self::Wire(WireError::Refused(_) | WireError::Stream(_) | WireError::Peer(_)) => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// What a client may know: no addresses, no text of ours.
+    fn message(&self, cluster: &str) -> String {
+        match self {
+            Self::Dial(DialError::NotConnected { since: Some(since), .. }) => {
+                format!("cluster {cluster:?} has not been connected since {since}")
+            }
+            Self::Dial(DialError::NotConnected { since: None, .. }) => {
+                format!("cluster {cluster:?} has never been connected")
+            }
+            Self::Dial(DialError::Busy { .. }) => format!("cluster {cluster:?} cannot take another request now"),
+            Self::Dial(DialError::Lost) => {
+                format!("the connection to cluster {cluster:?} ended before the request was sent")
+            }
+            Self::Dial(DialError::Timeout) => format!("the agent of cluster {cluster:?} did not answer in time"),
+            Self::Dial(DialError::Refused(refusal)) | Self::Wire(WireError::Refused(refusal)) => {
+                format!("the agent of cluster {cluster:?} refused ({}): {}", refusal.code, refusal.message)
+            }
+            Self::Wire(WireError::Head(what)) => format!("the request cannot be sent: {what}"),
+            Self::Wire(WireError::Stream(BodyError::Source(_))) => "the request ended before its end".to_owned(),
+            Self::Wire(WireError::Stream(_)) => {
+                format!("the connection to cluster {cluster:?} broke; whether the request took effect is not known")
+            }
+            Self::Wire(WireError::Peer(_)) => format!("the agent of cluster {cluster:?} broke the protocol"),
+        }
+    }
+
+    /// The answer to the client. `close`: the rest of this connection cannot be trusted.
+    pub(super) fn response(&self, cluster: &str, trace: &str, close: bool) -> Response<Body> {
+        let code = self.status();
+        let retry_after = match self {
+            Self::Dial(DialError::NotConnected { .. }) => Some(Duration::from_secs(5)),
+            _ if code == StatusCode::SERVICE_UNAVAILABLE => Some(Duration::from_secs(1)),
+            _ => None,
+        };
+        let message = format!("{} (trace {trace})", self.message(cluster));
+        status_with(code, reason_of(code), &message, &Details { retry_after, close, ..Details::default() })
+    }
+}
