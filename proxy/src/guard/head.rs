@@ -40,10 +40,11 @@ pub(super) fn check(head: &[u8]) -> Result<Body, Refusal> {
             return Err(Refusal::TooLarge);
         }
         let (name, value) = field(line)?;
-        let plain = canonical(name);
-        if plain != name.to_ascii_lowercase()
-            && matches!(plain.as_str(), "content-length" | "transfer-encoding" | "host")
-        {
+        let plain = name.to_ascii_lowercase();
+        let letters: String = plain.chars().filter(|c| !matches!(c, '-' | '_')).collect();
+        let framing =
+            [("contentlength", "content-length"), ("transferencoding", "transfer-encoding"), ("host", "host")];
+        if framing.iter().any(|(twin, exact)| letters == *twin && plain != *exact) {
             return Err(Bad("the twin of a framing header"));
         }
         match plain.as_str() {
@@ -69,7 +70,9 @@ pub(super) fn check(head: &[u8]) -> Result<Body, Refusal> {
     if method != b"CONNECT" {
         check_target(target, host.as_deref())?;
     }
+    let reads = matches!(method, b"GET" | b"HEAD");
     match (chunked, length) {
+        (true, None) | (false, Some(1..)) if reads => Err(Bad("a body of a GET or HEAD")),
         (true, Some(_)) => Err(Bad("Content-Length with Transfer-Encoding")),
         (true, None) | (false, Some(1..)) if switch => Err(Bad("a body before a switch of protocols")),
         _ if switch => Ok(Body::Switch),

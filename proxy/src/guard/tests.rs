@@ -344,3 +344,33 @@ proptest! {
         }
     }
 }
+
+/// Everything that http_desync_guardian calls severe or ambiguous is refused.
+#[test]
+fn s34_the_table_of_http_desync_guardian() {
+    let mut rows = 0;
+    let mut wrong = Vec::new();
+    for row in include_str!("desync.txt").lines().filter(|line| !line.starts_with('#')) {
+        let [verdict, reason, head] = row.splitn(3, '\t').collect::<Vec<_>>()[..] else { panic!("{row}") };
+        rows += 1;
+        let mut bytes = Vec::new();
+        let mut rest = head;
+        while let Some(at) = rest.find("\\x") {
+            bytes.extend_from_slice(&rest.as_bytes()[..at]);
+            bytes.push(u8::from_str_radix(&rest[at + 2..at + 4], 16).unwrap());
+            rest = &rest[at + 4..];
+        }
+        bytes.extend_from_slice(rest.as_bytes());
+        // Their rows have no Host, ours need one; it is not what they are about.
+        let line = bytes.iter().position(|&b| b == b'\n').unwrap() + 1;
+        if !head.to_ascii_lowercase().contains("host") {
+            bytes.splice(line..line, *b"Host: h\r\n");
+        }
+        let refused = pass(&bytes, bytes.len()).1.is_err();
+        if matches!(verdict, "Severe" | "Ambiguous") && !refused {
+            wrong.push(format!("{verdict} {reason} {head}"));
+        }
+    }
+    assert!(150 < rows, "the table was read: {rows}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
