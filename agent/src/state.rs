@@ -311,3 +311,97 @@ fn to_pem(cert: &CertificateDer<'static>) -> String {
     out.push_str("-----END CERTIFICATE-----\n");
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, SanType};
+
+    const AGENT: &str = "spiffe://example/cluster/c1/agent/a1";
+
+    fn membership(key: &KeyPair, uri: &str) -> Membership {
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+        let mut leaf = CertificateParams::default();
+        leaf.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        Membership {
+            cluster: "c1".parse().unwrap(),
+            name: "a1".parse().unwrap(),
+            trust_domain: "example".parse().unwrap(),
+            chain: vec![leaf.signed_by(key, &authority).unwrap().der().clone()],
+            bundle: vec![authority.der().clone()],
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_what_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(&dir.path().join("state")).unwrap();
+        let key = state.key().unwrap();
+        assert_eq!(state.membership(&key).unwrap(), None);
+        let kept = membership(&key, AGENT);
+        kept.check(&key).unwrap();
+        state.keep("hub:1", &kept).unwrap();
+        assert_eq!(state.key().unwrap().serialize_der(), key.serialize_der());
+        assert_eq!(state.membership(&key).unwrap(), Some(kept));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn s68_folder_and_files_are_their_owners_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let state = StateDir::open(&path).unwrap();
+        let key = state.key().unwrap();
+        state.keep("hub:1", &membership(&key, AGENT)).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(&path.join(KEY)), mode(&path.join(FACTS))), (0o700, 0o600, 0o600));
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 2, "nothing else is left behind");
+    }
+
+    #[test]
+    fn p16_a_corrupt_state_says_how_to_join_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let key = state.key().unwrap();
+        state.keep("hub:1", &membership(&key, AGENT)).unwrap();
+        let path = dir.path().join(FACTS);
+        let good = fs::read_to_string(&path).unwrap();
+        for bad in [
+            String::new(),
+            good[..good.len() / 2].to_owned(),
+            good.replace("\"c1\"", "\"c2\""),
+            good.replace("BEGIN", "BEG"),
+        ] {
+            fs::write(&path, bad).unwrap();
+            let said = state.membership(&key).unwrap_err().to_string();
+            assert!(said.contains("corrupt") && said.contains("moorline token create"), "{said}");
+        }
+        fs::write(&path, good).unwrap();
+        assert!(state.membership(&KeyPair::generate().unwrap()).is_err(), "a certificate for another key");
+        fs::write(dir.path().join(KEY), "half a key").unwrap();
+        assert!(matches!(state.key(), Err(StateError::Corrupt { .. })));
+    }
+
+    #[test]
+    fn p16_a_folder_that_cannot_be_written_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let said = StateDir::open(&file.join("state")).unwrap_err().to_string();
+        assert!(said.contains("state folder") && said.contains("file/state"), "{said}");
+    }
+
+    #[test]
+    fn s17_a_chain_for_another_name_key_or_authority_is_refused() {
+        let key = KeyPair::generate().unwrap();
+        let other = membership(&key, "spiffe://example/cluster/c2/agent/a1");
+        assert!(matches!(other.check(&key), Err(BadChain::OtherName { .. })));
+        let good = membership(&key, AGENT);
+        assert_eq!(good.check(&KeyPair::generate().unwrap()), Err(BadChain::OtherKey));
+        let strange = Membership { bundle: membership(&key, AGENT).bundle, ..good };
+        assert!(matches!(strange.check(&key), Err(BadChain::Untrusted(_))));
+    }
+}

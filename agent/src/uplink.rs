@@ -9,7 +9,7 @@ use crate::{
 use moorline_link::{Carrier, CloseReason, DialError, HubAddress, Limits, Session, dial};
 use moorline_proto::{
     code::CloseCode,
-    control::{Hello, Welcome},
+    control::{Hello, VERSION, Welcome},
     uplink::{Die, Effect, Event, Policy, Uplink},
 };
 use moorline_proxy::edge::{Reviewer, Upstream};
@@ -25,10 +25,6 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument;
 
-/// The version of the protocol that this agent speaks.
-const PROTOCOL: u16 = 1;
-/// How often a session that is to end is asked whether its streams have ended.
-const LOOK: Duration = Duration::from_millis(100);
 /// Longest wait for the hub to hear that the session ends.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
@@ -56,11 +52,11 @@ enum AttemptError {
 }
 
 impl Dialler {
-    async fn attempt(&self) -> Result<(Session, Welcome), AttemptError> {
+    async fn attempt(&self) -> Attempt {
         let tls = self.holder.tls()?;
         let hello = Hello {
-            min_version: PROTOCOL,
-            max_version: PROTOCOL,
+            min_version: VERSION,
+            max_version: VERSION,
             instance: self.holder.instance,
             software: concat!("moorline-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
             capabilities: Vec::new(),
@@ -109,6 +105,8 @@ async fn race<T>(
     }
 }
 
+type Attempt = Result<(Session, Welcome), AttemptError>;
+
 /// A session that serves, and the task that serves it.
 struct Live {
     session: Session,
@@ -125,11 +123,14 @@ enum News {
     Over(CloseReason),
 }
 
+/// News, and the number of the session that they are from.
+type Told = (u64, News);
+
 /// What happened to the driver.
 enum Turn {
     Stop,
     Step(Event),
-    Dialled(Result<(Session, Welcome), AttemptError>),
+    Dialled(Attempt),
     News(u64, News),
     Retired,
 }
@@ -144,12 +145,14 @@ pub struct Driver<U, R> {
     /// Number of the newest session; news of older ones are not about the link.
     generation: u64,
     retiring: JoinSet<()>,
-    news: (mpsc::Sender<(u64, News)>, mpsc::Receiver<(u64, News)>),
+    tell: mpsc::Sender<Told>,
+    told: mpsc::Receiver<Told>,
 }
 
 impl<U: Upstream, R: Reviewer> Driver<U, R> {
     /// Makes a driver; nothing is dialled yet.
     pub fn new(dialler: Dialler, service: Arc<Service<U, R>>, metrics: Metrics) -> Self {
+        let (tell, told) = mpsc::channel(16);
         Self {
             dialler: Arc::new(dialler),
             service,
@@ -158,7 +161,8 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
             live: None,
             generation: 0,
             retiring: JoinSet::new(),
-            news: mpsc::channel(16),
+            tell,
+            told,
         }
     }
 
@@ -169,13 +173,13 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
     pub async fn run(mut self, stop: CancellationToken) {
         let begin = Instant::now();
         let mut link = Uplink::new(Duration::ZERO);
-        let mut dialling: Option<AbortOnDropHandle<Result<(Session, Welcome), AttemptError>>> = None;
+        let mut dialling: Option<AbortOnDropHandle<Attempt>> = None;
         loop {
             let turn = tokio::select! {
                 biased;
                 () = stop.cancelled() => Turn::Stop,
                 Some(done) = ended(&mut dialling) => Turn::Dialled(done),
-                Some((generation, news)) = self.news.1.recv() => Turn::News(generation, news),
+                Some((generation, news)) = self.told.recv() => Turn::News(generation, news),
                 Some(_) = self.retiring.join_next() => Turn::Retired,
                 () = sleep_until(begin + link.wake_at()) => Turn::Step(Event::Tick),
             };
@@ -216,7 +220,7 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
         self.finish().await;
     }
 
-    fn dialled(&mut self, result: Result<(Session, Welcome), AttemptError>) -> Event {
+    fn dialled(&mut self, result: Attempt) -> Event {
         let label = match &result {
             Ok(_) => "welcomed",
             Err(AttemptError::Tls(_)) => "own_identity",
@@ -271,7 +275,7 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
             self.service.clone(),
             self.dialler.clone(),
             self.metrics.clone(),
-            (self.generation, self.news.0.clone()),
+            (self.generation, self.tell.clone()),
         );
         let task = AbortOnDropHandle::new(tokio::spawn(task.instrument(span)));
         self.live = Some(Live { session, task });
@@ -283,7 +287,7 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
             News::MoveOn(grace) => {
                 let live = self.live.take()?;
                 if self.retiring.len() < limits::RETIRING {
-                    self.retiring.spawn(retire(live, grace, CloseCode::Normal));
+                    self.retiring.spawn(retire(live, grace));
                 }
                 Some(Event::Lost { retry_after: None })
             }
@@ -299,12 +303,12 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
 
     async fn finish(mut self) {
         if let Some(live) = self.live.take() {
-            self.retiring.spawn(retire(live, limits::GRACE, CloseCode::Shutdown));
+            self.retiring.spawn(leave(live));
         }
         let all = async { while self.retiring.join_next().await.is_some() {} };
         // The news of ending sessions must not fill the queue and so hold them up.
-        self.news.1.close();
-        let _ = timeout(limits::GRACE + LAST_WORD, all).await; // what is left is cut
+        self.told.close();
+        let _ = timeout(limits::GRACE + 2 * LAST_WORD, all).await; // what is left is cut
         self.metrics.session_up.set(0);
     }
 }
@@ -313,11 +317,7 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
 async fn ended<T>(dialling: &mut Option<AbortOnDropHandle<T>>) -> Option<T> {
     let done = dialling.as_mut()?.await;
     *dialling = None;
-    match done {
-        Ok(result) => Some(result),
-        // A bug in the dial, or its end: the machine gives it up in time.
-        Err(_) => None,
-    }
+    done.ok() // a bug in the dial: the machine gives it up in time
 }
 
 /// A longer pause and a word of advice for what time alone seldom heals.
@@ -342,20 +342,20 @@ async fn serve<U: Upstream, R: Reviewer>(
     service: Arc<Service<U, R>>,
     dialler: Arc<Dialler>,
     metrics: Metrics,
-    (generation, news): (u64, mpsc::Sender<(u64, News)>),
+    (generation, news): (u64, mpsc::Sender<Told>),
 ) {
     let mut facts = dialler.facts.clone();
     facts.mark_changed(); // what changed since the hello is told
+    let until = dialler.holder.membership().validity().ok().map(|(_, end)| end);
     let tell = |what| {
         let news = news.clone();
         async move { drop(news.send((generation, what)).await) } // the driver is gone: nobody to tell
     };
     let control = async {
-        while renew::control(&session, &dialler.holder, &mut facts, &metrics).await {
+        if renew::control(&session, &dialler.holder, &mut facts, &metrics).await {
             // Streams may stay as long as the certificate that this session was opened with.
-            let left = dialler.holder.membership().validity().ok();
-            let grace = left.and_then(|(_, end)| end.duration_since(SystemTime::now()).ok()).unwrap_or(limits::GRACE);
-            tell(News::MoveOn(grace)).await;
+            let left = until.and_then(|end| end.duration_since(SystemTime::now()).ok());
+            tell(News::MoveOn(left.unwrap_or(limits::GRACE))).await;
         }
     };
     let drained = async {
@@ -381,24 +381,73 @@ async fn serve<U: Upstream, R: Reviewer>(
     tell(News::Over(reason)).await;
 }
 
-/// Lets the streams of a session end, then the session.
-async fn retire(live: Live, grace: Duration, code: CloseCode) {
-    let Live { session, mut task } = live;
-    session.drain(grace);
-    let idle = async {
-        while session.open_streams() > 0 {
-            sleep(LOOK).await;
-        }
-    };
-    tokio::select! {
-        _ = timeout(grace, idle) => {}
-        _ = &mut task => return,
+/// Lets a session whose place another takes serve its streams to their end. Whoever drains it closes it then: the hub,
+/// once it is going away or has this agent's newer session. Not this side: until then there is no other way in.
+async fn retire(live: Live, grace: Duration) {
+    let Live { session, task } = live;
+    if timeout(grace + LAST_WORD, task).await.is_err() {
+        session.close(CloseCode::Normal, "a newer session serves");
     }
-    session.close(code, "the agent is done with this session");
-    let _ = timeout(LAST_WORD, session.closed()).await; // told or not, it ends here
+}
+
+/// Asks for no more streams, lets the open ones end, closes.
+async fn leave(live: Live) {
+    let Live { session, task } = live;
+    session.drain(limits::GRACE);
+    if timeout(limits::GRACE + LAST_WORD, task).await.is_err() {
+        session.close(CloseCode::Shutdown, "the agent is shutting down");
+        let _ = timeout(LAST_WORD, session.closed()).await; // told or not, it ends here
+    }
 }
 
 fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use moorline_proto::control::Goodbye;
+
+    fn refused() -> DialError {
+        DialError::Refused(Goodbye { code: CloseCode::Busy, message: "full".into(), retry_after_ms: 7_000 })
+    }
+    fn lost() -> DialError {
+        DialError::Timeout { address: "hub:1".into(), phase: "handshake" }
+    }
+    async fn after(ms: u64, result: Result<&'static str, DialError>) -> Result<&'static str, DialError> {
+        sleep(Duration::from_millis(ms)).await;
+        result
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_carrier_to_be_welcomed_wins() {
+        let begin = Instant::now();
+        assert_eq!(race(after(50, Ok("quic")), after(0, Ok("tls"))).await.unwrap(), "quic");
+        assert_eq!(begin.elapsed(), Duration::from_millis(50));
+        let begin = Instant::now();
+        assert_eq!(race(after(9_000, Ok("quic")), after(50, Ok("tls"))).await.unwrap(), "tls");
+        assert_eq!(begin.elapsed(), limits::QUIC_HEAD_START + Duration::from_millis(50));
+        let begin = Instant::now();
+        assert_eq!(race(after(10, Err(lost())), after(50, Ok("tls"))).await.unwrap(), "tls");
+        assert_eq!(begin.elapsed(), Duration::from_millis(60), "TLS is tried at once when QUIC fails");
+        assert_eq!(race(after(900, Ok("quic")), after(1, Err(lost()))).await.unwrap(), "quic");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_hub_said_is_not_asked_again_on_the_other_carrier() {
+        assert!(matches!(race(after(10, Err(refused())), after(0, Ok("tls"))).await, Err(DialError::Refused(_))));
+        assert!(matches!(race(after(900, Ok("quic")), after(10, Err(refused()))).await, Err(DialError::Refused(_))));
+    }
+
+    #[test]
+    fn p16_a_refused_identity_is_no_tight_loop() {
+        for code in [CloseCode::NotAllowed, CloseCode::CredentialGone, CloseCode::DuplicateIdentity] {
+            let (pause, advice) = slow(code, None);
+            assert!(pause >= Some(limits::REFUSED_PAUSE) && !advice.is_empty(), "{code}");
+            assert_eq!(slow(code, Some(Duration::from_secs(30))).0, Some(Duration::from_secs(30)));
+        }
+        assert_eq!(slow(CloseCode::Busy, None), (None, ""));
+    }
 }

@@ -1,0 +1,8 @@
+//! The agent between a recorder in the API server's place and a hub of a few lines.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests stand outside of test functions
+
+mod hub;
+mod pki;
+mod recorder;
+mod run;
+mod streams;
