@@ -118,7 +118,8 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         let Some(membership) = membership(&config, &state, &key, &stop).await? else { return Ok(()) };
         tracing::info!(cluster = %membership.cluster, name = %membership.name, hub = %config.hub, "agent starts");
         let holder = Holder::new(key, state, config.hub.to_string(), membership, metrics.clone());
-        let (tell, facts) = watch::channel(facts::look(&upstream).await);
+        let mut told = None;
+        let (tell, facts) = watch::channel(facts::look(&upstream, &mut told).await);
         let service = Service::new(
             upstream.clone(),
             Arc::new(ClusterRules::new(upstream.clone())),
@@ -135,7 +136,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         let driver = uplink::Driver::new(dialler, service, metrics.clone());
         tokio::select! {
             () = driver.run(stop.clone()) => {}
-            () = facts::watch(&upstream, &tell) => {}
+            () = facts::watch(&upstream, &tell, told) => {}
         }
         Ok(())
     };

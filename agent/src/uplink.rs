@@ -241,15 +241,16 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
                 Event::Welcomed
             }
             Err(e) => {
-                let (mut retry_after, mut advice) = (None, "");
+                let (mut retry_after, mut advice) = (None, None);
                 if let AttemptError::Dial(e) = &e {
                     retry_after = e.retry_after();
                     if let DialError::Refused(goodbye) = e {
                         (retry_after, advice) = slow(goodbye.code, retry_after);
                     }
                     if matches!(e, DialError::Tls { .. }) {
-                        advice =
-                            "if it speaks of expired or not yet valid: check the clocks of this host and of the hub";
+                        advice = Some(
+                            "if it speaks of expired or not yet valid: check the clocks of this host and of the hub",
+                        );
                     }
                 }
                 tracing::warn!(hub = %self.dialler.hub, cause = %chain(&e), advice, "no session to the hub; trying again");
@@ -321,7 +322,7 @@ async fn ended<T>(dialling: &mut Option<AbortOnDropHandle<T>>) -> Option<T> {
 }
 
 /// A longer pause and a word of advice for what time alone seldom heals.
-fn slow(code: CloseCode, told: Option<Duration>) -> (Option<Duration>, &'static str) {
+fn slow(code: CloseCode, told: Option<Duration>) -> (Option<Duration>, Option<&'static str>) {
     let advice = match code {
         CloseCode::NotAllowed | CloseCode::CredentialGone => {
             "this agent is no longer known to the hub; to join anew, delete its state folder and start it with a new token: \
@@ -331,9 +332,9 @@ fn slow(code: CloseCode, told: Option<Duration>) -> (Option<Duration>, &'static 
             "another process holds this agent's identity; give each agent a state folder of its own"
         }
         CloseCode::Version => "agent and hub are too far apart in version; upgrade the older one",
-        _ => return (told, ""),
+        _ => return (told, None),
     };
-    (Some(told.unwrap_or_default().max(limits::REFUSED_PAUSE)), advice)
+    (Some(told.unwrap_or_default().max(limits::REFUSED_PAUSE)), Some(advice))
 }
 
 /// Serves a session until it is over, and tells the driver about it.
@@ -445,9 +446,9 @@ mod tests {
     fn p16_a_refused_identity_is_no_tight_loop() {
         for code in [CloseCode::NotAllowed, CloseCode::CredentialGone, CloseCode::DuplicateIdentity] {
             let (pause, advice) = slow(code, None);
-            assert!(pause >= Some(limits::REFUSED_PAUSE) && !advice.is_empty(), "{code}");
+            assert!(pause >= Some(limits::REFUSED_PAUSE) && advice.is_some(), "{code}");
             assert_eq!(slow(code, Some(Duration::from_secs(30))).0, Some(Duration::from_secs(30)));
         }
-        assert_eq!(slow(CloseCode::Busy, None), (None, ""));
+        assert_eq!(slow(CloseCode::Busy, None), (None, None));
     }
 }
