@@ -7,6 +7,9 @@ use std::time::Duration;
 pub struct Limits {
     /// Largest request body, in bytes. A larger one is answered 413 after reading at most this much.
     pub body: usize,
+    /// Largest object, in bytes of its JSON (etcd takes 1.5 MiB). A write that would make a larger one is answered 413;
+    /// the copies that one JSON patch makes are held to the same sum.
+    pub object: usize,
     /// Longest time a request body may take to arrive.
     pub body_time: Duration,
     /// Events the store keeps for watchers. A watcher that falls further behind gets 410 and lists again.
@@ -35,6 +38,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body: 1024 * 1024,
+            object: 1536 * 1024,
             body_time: Duration::from_secs(30),
             history: 10_000,
             queued_writes: 1024,

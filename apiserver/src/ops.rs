@@ -2,6 +2,7 @@
 
 use crate::{
     ApiError, Batch, Cause, CommitError, Created, Entry, Expect, KindSpec, Limits, NewObject, Store, StoreEvent, names,
+    patch,
 };
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -150,6 +151,9 @@ impl Ops {
         if let Some(default) = &kind.default {
             default(object);
         }
+        if patch::DEPTH < patch::depth(object) {
+            return Err(patch::too_deep());
+        }
         let mut causes = Vec::new();
         for (field, normalise) in [("spec", kind.normalise_spec), ("status", kind.normalise_status)] {
             if let Some(value) = object.get(field).filter(|v| !v.is_null()) {
@@ -171,7 +175,13 @@ impl Ops {
         {
             causes.extend(validate(object, old));
         }
-        if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid(kind.group, kind.kind, &name, &causes)) }
+        if !causes.is_empty() {
+            return Err(ApiError::invalid(kind.group, kind.kind, &name, &causes));
+        }
+        if self.limits.object < object.to_string().len() {
+            return Err(patch::too_large(self.limits.object));
+        }
+        Ok(())
     }
 
     fn check_metadata(&self, object: &Value, causes: &mut Vec<Cause>) {
@@ -414,6 +424,45 @@ impl Ops {
             }
         }
         Ok(())
+    }
+
+    /// Deletes dependents whose owners are all gone: what a stop between a deletion and its cascade leaves behind.
+    pub(crate) async fn collect_orphans(&self) -> Result<usize, ApiError> {
+        let mut collected = 0;
+        for kind in &self.kinds {
+            for (_, entry) in self.store.list(&kind.prefix()).1 {
+                let owners = entry.value["metadata"]["ownerReferences"].as_array();
+                let mut known = owners.into_iter().flatten().filter_map(|o| Some((self.owner(kind, o)?, o))).peekable();
+                // An owner of a kind that is not served here is not ours to judge.
+                let all_known = owners.is_some_and(|all| all.iter().all(|o| self.owner(kind, o).is_some()));
+                if known.peek().is_none() || !all_known || known.any(|(owner, o)| self.stands(owner, o)) {
+                    continue;
+                }
+                // It is deleted as it was judged, or not at all.
+                let preconditions =
+                    Preconditions { uid: Some(text(&entry.value, "/metadata/uid").to_owned()), resource_version: None };
+                match self.delete(kind, name_of(&entry.value), &preconditions, false).await {
+                    Ok(_) => collected += 1,
+                    Err(error) if error.is_not_found() || error.is_conflict() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(collected)
+    }
+
+    /// The kind of an owner that takes objects of `dependent` with it.
+    fn owner(&self, dependent: &KindSpec, reference: &Value) -> Option<&KindSpec> {
+        self.kinds.iter().find(|k| {
+            reference["kind"] == k.kind
+                && reference["apiVersion"] == k.api_version()
+                && k.owns.contains(&dependent.plural)
+        })
+    }
+
+    fn stands(&self, kind: &KindSpec, reference: &Value) -> bool {
+        let name = reference["name"].as_str().unwrap_or_default();
+        self.store.get(&kind.key(name)).is_some_and(|e| e.value["metadata"]["uid"] == reference["uid"])
     }
 }
 

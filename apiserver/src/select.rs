@@ -156,6 +156,6 @@ mod tests {
         for bad in ["env in prod", "env in (prod", "=x", "a b", "env=(x", "a=b c", ",", "x within (a)"] {
             assert!(LabelSelector::parse(bad).is_err(), "{bad}");
         }
-        assert!(LabelSelector::parse("a=1").unwrap().matches(&Value::Null) == false);
+        assert!(!LabelSelector::parse("a=1").unwrap().matches(&Value::Null));
     }
 }

@@ -204,6 +204,15 @@ impl ApiServer {
         &self.ops.store
     }
 
+    /// Deletes dependents whose owners are gone, and says how many: to be called at start, since a stop between the
+    /// deletion of an owner and that of its dependents leaves them.
+    ///
+    /// # Errors
+    /// The store does not take writes.
+    pub async fn collect_orphans(&self) -> Result<usize, ApiError> {
+        self.ops.collect_orphans().await
+    }
+
     /// Serves one request of an authenticated caller.
     pub async fn handle<B>(&self, request: Request<B>, authorizer: Arc<dyn Authorizer>) -> Response<Body>
     where
@@ -529,7 +538,7 @@ impl ApiServer {
         for _ in 0..self.ops.limits.conflict_retries {
             let old = self.ops.get(kind, name)?;
             // The revision that was read stays in, so that a change in between is seen.
-            let new = patch.apply(&old.value)?;
+            let new = patch.apply(&old.value, &self.ops.limits)?;
             match self.ops.update(kind, name, call.part(), new, options).await {
                 Ok((new, warnings)) => return Ok(answer(StatusCode::OK, &render(kind, &new, call.form), &warnings)),
                 Err(error) if error.is_conflict() && !patch.names_revision() => {}
@@ -555,6 +564,17 @@ impl ApiServer {
         let text = |pointer: &str| wanted.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         let preconditions =
             Preconditions { uid: text("/preconditions/uid"), resource_version: text("/preconditions/resourceVersion") };
+        let propagation = text("/propagationPolicy").or_else(|| call.query.get("propagationPolicy").cloned());
+        match propagation.as_deref() {
+            // Foreground and background are one here: dependents are gone when the answer comes.
+            None | Some("" | "Background" | "Foreground") => {}
+            Some("Orphan") if kind.owns.is_empty() => {}
+            Some(other) => {
+                let message = format!("{other:?}: supported values: \"Background\", \"Foreground\"");
+                let causes = [Cause::invalid("propagationPolicy", message)];
+                return Err(ApiError::invalid("meta.k8s.io", "DeleteOptions", "", &causes));
+            }
+        }
         let dry_run = options(&call.query)?.dry_run || wanted["dryRun"].as_array().is_some_and(|d| !d.is_empty());
         if !call.name.is_empty() {
             return Ok(match self.ops.delete(kind, call.name, &preconditions, dry_run).await? {

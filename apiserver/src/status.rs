@@ -31,6 +31,7 @@ impl Cause {
         Self { reason: "FieldValueForbidden", field: field.into(), message: message.into() }
     }
 
+    /// What kubectl prints after the field's path.
     fn text(&self) -> String {
         let word = match self.reason {
             "FieldValueRequired" => "Required value",
@@ -39,7 +40,7 @@ impl Cause {
             "FieldValueNotFound" => "Not found",
             _ => "Invalid value",
         };
-        format!("{}: {word}: {}", self.field, self.message)
+        format!("{word}: {}", self.message)
     }
 }
 
@@ -93,7 +94,7 @@ impl ApiError {
 
     /// The object breaks rules of its kind.
     pub fn invalid(group: &str, kind: &str, name: &str, causes: &[Cause]) -> Self {
-        let texts: Vec<String> = causes.iter().map(Cause::text).collect();
+        let texts: Vec<String> = causes.iter().map(|c| format!("{}: {}", c.field, c.text())).collect();
         let list = if let [one] = texts.as_slice() { one.clone() } else { format!("[{}]", texts.join(", ")) };
         let mut error = Self::new(
             StatusCode::UNPROCESSABLE_ENTITY,

@@ -236,10 +236,14 @@ impl Store {
     /// Every change under a prefix after a revision, in order.
     ///
     /// # Errors
-    /// The next change after `from` is no longer known.
+    /// The next change after `from` is no longer known, or `from` has not been: then it is of another history, as
+    /// after a backup was put back, and waiting for it would skip what happens until then.
     pub fn watch(&self, prefix: &str, from: u64) -> Result<Watcher, Compacted> {
-        if from < self.state().compacted {
-            return Err(Compacted);
+        {
+            let state = self.state();
+            if from < state.compacted || state.revision < from {
+                return Err(Compacted);
+            }
         }
         let revision = self.shared.revision.subscribe();
         Ok(Watcher { store: self.clone(), prefix: prefix.to_owned(), seen: from, revision, ready: VecDeque::new() })
@@ -276,7 +280,7 @@ impl Watcher {
     /// The next change. `Ok(None)`: the store is closed.
     ///
     /// # Errors
-    /// This watcher fell behind what is kept, or asked for a future that never came.
+    /// This watcher fell behind what is kept.
     ///
     /// # Cancel safety
     /// Safe: nothing is lost when the future is dropped.
@@ -417,16 +421,20 @@ impl Writer {
                     continue;
                 }
                 revision += 1;
-                let deleted = value.is_none();
+                let (made, deleted) = (at.is_none(), value.is_none());
                 let value = value.map(|mut value| {
                     value["metadata"]["resourceVersion"] = revision.to_string().into();
                     Arc::new(value)
                 });
-                if deleted {
-                    // An object's private records go with it.
+                if made || deleted {
+                    // An object's private records go with it, those of this same group too; one that was set after it
+                    // had gone is not for a namesake.
                     let prefix = format!("{key}/");
-                    let own = state.private.range(prefix.clone()..).take_while(|(k, _)| k.starts_with(&prefix));
-                    group.private.extend(own.map(|(k, _)| (k.clone(), None)));
+                    let stored = state.private.range(prefix.clone()..).take_while(|(k, _)| k.starts_with(&prefix));
+                    let stored = stored.map(|(k, _)| k.clone());
+                    let pending = group.private.iter().filter(|(k, v)| v.is_some() && k.starts_with(&prefix));
+                    let own: Vec<_> = stored.chain(pending.map(|(k, _)| k.clone())).map(|k| (k, None)).collect();
+                    group.private.extend(own);
                 }
                 group.events.push(StoreEvent { revision, key: key.into(), value, previous: current });
             }

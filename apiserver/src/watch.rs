@@ -94,6 +94,8 @@ impl Running {
             tokio::select! {
                 biased;
                 () = self.watch.stop.cancelled() => return None,
+                // Before the events: a watch that is never silent has an end too.
+                () = sleep_until(self.watch.until) => return None,
                 event = self.watch.watcher.next() => match event {
                     Ok(Some(event)) => {
                         let selects = |object: &Value| {
@@ -110,7 +112,6 @@ impl Running {
                         return Some(self.line("ERROR", &status));
                     }
                 },
-                () = sleep_until(self.watch.until) => return None,
                 () = sleep_until(bookmark_at), if self.next_bookmark.is_some() => {
                     self.next_bookmark = self.watch.bookmarks.map(|every| Instant::now() + every);
                     return Some(self.bookmark());

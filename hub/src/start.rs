@@ -171,6 +171,10 @@ impl Hub {
         let api_limits = moorline_apiserver::Limits::default();
         let server = ApiServer::new(store.clone(), kinds, api_limits, registry, finish.clone());
         let server = Arc::new(server.map_err(|e| internal(&e))?);
+        let orphans = server.collect_orphans().await.map_err(|e| HubError::Records(e.to_string()))?;
+        if orphans > 0 {
+            tracing::info!(orphans, "removed what a deletion that was cut short had left");
+        }
         let records = Records::new(store, Arc::clone(&server));
         forget_sessions(&records).await?;
         let logins = Logins::new(records.clone(), metrics.clone(), &config);

@@ -1,6 +1,10 @@
 //! The API server over HTTP semantics, without sockets: requests in, answers out, judged as kubectl reads them.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod bounds;
 mod objects;
+
 mod store;
 mod watches;
 
@@ -76,7 +80,7 @@ pub(crate) struct World {
 }
 
 pub(crate) fn limits() -> Limits {
-    Limits { body: 64 * 1024, history: 50, ..Limits::default() }
+    Limits { body: 64 * 1024, history: 50, object: 1024 * 1024, ..Limits::default() }
 }
 
 impl World {

@@ -48,6 +48,9 @@ async fn step(store: &Store, model: &mut Model, op: &Op) -> Result<(), TestCaseE
             if right {
                 model.revision += 1;
                 prop_assert_eq!(result, Ok(model.revision));
+                if at.is_none() {
+                    model.private.retain(|k, _| !k.starts_with(&format!("{key}/")));
+                }
                 model.objects.insert(key, (model.revision, value));
             } else {
                 prop_assert_eq!(result, Err(CommitError::Conflict(at)));

@@ -9,6 +9,10 @@ use crate::{
 use http::{Response, StatusCode};
 use std::time::Duration;
 
+/// When to ask again for a cluster that is not connected. kubectl asks ten times before it prints the answer, so this
+/// is a tenth of how long a person waits for it.
+const NOT_CONNECTED: Duration = Duration::from_secs(1);
+
 /// Why a call got no answer from its cluster.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
@@ -71,7 +75,7 @@ impl Failure {
     pub(super) fn response(&self, cluster: &str, trace: &str, close: bool) -> Response<Body> {
         let code = self.status();
         let retry_after = match self {
-            Self::Dial(DialError::NotConnected { .. }) => Some(Duration::from_secs(5)),
+            Self::Dial(DialError::NotConnected { .. }) => Some(NOT_CONNECTED),
             _ if code == StatusCode::SERVICE_UNAVAILABLE => Some(Duration::from_secs(1)),
             _ => None,
         };

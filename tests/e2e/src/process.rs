@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use std::{
     fs::File,
     io::{Read, Write},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -23,7 +24,8 @@ impl Process {
     pub fn spawn(mut command: Command, log: &Path) -> Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
+        // A group of its own, so that what it starts in turn ends with it.
+        let child = command.process_group(0).spawn().with_context(|| format!("starting {command:?}"))?;
         Ok(Self { child, log: log.to_owned() })
     }
 
@@ -37,13 +39,13 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Sends a signal.
+    /// Sends a signal to it and to what it started.
     pub fn signal(&self, signal: i32) {
-        let pid = i32::try_from(self.child.id()).unwrap_or(i32::MAX);
-        // SAFETY: kill(2) has no memory effects; the pid is a child that was not waited for yet.
+        let Ok(pid) = i32::try_from(self.child.id()) else { return };
+        // SAFETY: kill(2) has no memory effects; the group is led by a child that was not waited for yet.
         #[allow(unsafe_code)]
         unsafe {
-            libc::kill(pid, signal);
+            libc::kill(-pid, signal);
         }
     }
 
@@ -69,7 +71,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.signal(libc::SIGTERM);
         if self.wait(Duration::from_secs(10)).is_err() {
-            let _ = self.child.kill();
+            self.signal(libc::SIGKILL);
             let _ = self.child.wait();
         }
     }

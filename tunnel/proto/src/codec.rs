@@ -6,9 +6,7 @@ use crate::{
     control::{Control, Goodbye, Hello, Welcome},
     header::{ActAs, Class, Principal, Refusal, StreamHeader, Target, Verdict},
     id::InstanceId,
-    tlv::{
-        Fields, MAX_MESSAGE, Need::Critical, Need::Optional, WireError, Writer, put_varint, take_varint,
-    },
+    tlv::{Fields, MAX_MESSAGE, Need::Critical, Need::Optional, WireError, Writer, put_varint, take_varint},
 };
 use alloc::{borrow::ToOwned, string::String, vec::Vec};
 

@@ -190,7 +190,7 @@ pub fn lifecycle(world: &mut World) -> Result<()> {
 
 pub fn watch(world: &mut World) -> Result<()> {
     let mut command = world.through(ALICE, "edge1")?;
-    command.args(["-n", "team", "get", "configmaps", "-w", "--output-watch-events", "-o", "name"]);
+    command.args(["-n", "team", "get", "configmaps", "-w", "--output-watch-events", "--no-headers"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let out = child.stdout.take().ok_or_else(|| anyhow::anyhow!("no stdout"))?;
     let (tell, told) = std::sync::mpsc::channel();
@@ -200,7 +200,7 @@ pub fn watch(world: &mut World) -> Result<()> {
             if seen.contains("kube-root-ca.crt") {
                 let _ = tell.send(());
             }
-            seen.matches("configmap/watched-").count() >= 40
+            seen.matches(" watched-").count() >= 40
         })
     });
     told.recv_timeout(Duration::from_secs(20))?;
@@ -219,8 +219,8 @@ pub fn watch(world: &mut World) -> Result<()> {
     child.wait()?;
     let seen = seen?;
     for i in 0..20 {
-        let name = format!("configmap/watched-{i}");
-        let lines: Vec<_> = seen.lines().filter(|l| l.split_whitespace().last() == Some(&name)).collect();
+        let name = format!("watched-{i}");
+        let lines: Vec<_> = seen.lines().filter(|l| l.split_whitespace().nth(1) == Some(&name)).collect();
         ensure!(
             lines.len() == 2 && lines[0].starts_with("ADDED") && lines[1].starts_with("DELETED"),
             "{name}: {lines:?}"

@@ -1,6 +1,9 @@
 //! What breaks, what users see meanwhile, and how it comes back.
 
-use crate::world::{ALICE, World};
+use crate::{
+    identity::curl,
+    world::{ALICE, World},
+};
 use anyhow::{Context, Result, ensure};
 use moorline_e2e::{
     binary,
@@ -91,17 +94,21 @@ pub fn api_server_down(world: &mut World) -> Result<()> {
 
 pub fn agent_killed(world: &mut World) -> Result<()> {
     let mut child = watching(world)?;
+    let bearer = world.bearer(ALICE)?;
     let agent = world.agent1.take().context("agent")?;
     agent.process.signal(9);
     drop(agent);
     let status = ends(&mut child, Duration::from_secs(30))?;
     ensure!(!status.success(), "a cut watch looked like a clean end");
-    let answer = eventually("503", Duration::from_secs(30), || {
-        let output = run(world.through(ALICE, "edge1")?.args(["get", "pods", "--request-timeout=5s"]), b"")?;
-        let words = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(words.contains("ServiceUnavailable") || words.contains("not connected"), "{words}");
-        Ok(words)
+    // QUIC sees no end of a killed process: it is the silence that tells.
+    eventually("503", Duration::from_secs(40), || {
+        let (code, body) = curl(world, Some(&bearer), "/k8s/clusters/edge1/version", &[], &["--max-time", "2"])?;
+        ensure!(code == 503, "{code} {body}");
+        Ok(())
     })?;
+    let output = run(world.through(ALICE, "edge1")?.args(["get", "pods"]), b"")?;
+    let answer = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(answer.contains("not connected") && answer.contains("since"), "{answer}");
     println!("without an agent kubectl says: {}", answer.trim());
     let started = Instant::now();
     world.restart_agent1()?;

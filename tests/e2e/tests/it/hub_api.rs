@@ -65,8 +65,7 @@ pub fn kubectl(world: &mut World) -> Result<()> {
     ensure!(!none.contains("edge"), "{none}");
     let page = k(&["get", "users,tokens.moorline.dev,jointokens", "-o", "json"])?;
     ensure!(!page.contains("$argon2") && !page.contains("mlt_") && !page.contains("mlj_"), "a secret is readable");
-    let refused =
-        run(&mut world.hub.cli(CAROL).args(["user", "create", "eve", "--password-stdin"]), b"long enough 123")?;
+    let refused = run(world.hub.cli(CAROL).args(["user", "create", "eve", "--password-stdin"]), b"long enough 123")?;
     ensure!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("orbidden"), "{refused:?}");
     Ok(())
 }

@@ -48,7 +48,7 @@ fn main() {
                 *guard = Some(World::start().map_err(|e| format!("{e:#}"))?);
             }
             let Some(world) = guard.as_mut() else { return Err("no world".into()) };
-            scene(world).map_err(|e| format!("{e:#}").into())
+            world.heal().and_then(|()| scene(world)).map_err(|e| format!("{e:#}").into())
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());

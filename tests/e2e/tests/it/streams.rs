@@ -79,8 +79,16 @@ impl Kubectl<'_> {
             "{:?}: exit code, out and err: {code:?}",
             self.way
         );
-        // A terminal of a given size, by util-linux' script.
-        let inner = self.command(&["exec", "-it", "box", "--", "sh", "-c", "stty size; tty"])?;
+        // A terminal of a given size, by util-linux' script. kubectl tells the size a moment after the start.
+        let inner = self.command(&[
+            "exec",
+            "-it",
+            "box",
+            "--",
+            "sh",
+            "-c",
+            "until [ \"$(ttysize)\" != \"80 24\" ]; do sleep 0.1; done; ttysize; tty",
+        ])?;
         let words: Vec<String> =
             std::iter::once(inner.get_program()).chain(inner.get_args()).map(|a| shell(&a.to_string_lossy())).collect();
         let mut tty = Command::new("script");
@@ -91,7 +99,7 @@ impl Kubectl<'_> {
             }
         }
         let seen = text(&mut tty)?;
-        ensure!(seen.contains("31 97") && seen.contains("/dev/pts/"), "{:?}: a terminal gave {seen:?}", self.way);
+        ensure!(seen.contains("97 31") && seen.contains("/dev/pts/"), "{:?}: a terminal gave {seen:?}", self.way);
         // 5 MB there and back, the same bytes.
         let (up, down) = (dir.join("up"), dir.join("down"));
         let data: Vec<u8> = (0u32..5_000_000).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();

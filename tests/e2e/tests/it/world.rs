@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use moorline_e2e::{
     cluster::{Cluster, Network},
     moorline::{Agent, Hub, kubectl},
-    process::text,
+    process::{eventually, text},
 };
 use std::{path::PathBuf, process::Command, time::Duration};
 
@@ -69,6 +69,10 @@ impl World {
     fn rights(&self) -> Result<()> {
         let e1 = |args: &[&str]| self.edge1.admin(args).map(drop);
         e1(&["create", "namespace", "team"])?;
+        // What controllers put into a new namespace is there before anything is compared.
+        eventually("the namespace's own objects", Duration::from_secs(30), || {
+            e1(&["-n", "team", "get", "configmap/kube-root-ca.crt", "serviceaccount/default"])
+        })?;
         e1(&["create", "clusterrolebinding", "alice", "--clusterrole=admin", "--user", ALICE])?;
         e1(&["create", "clusterrole", "look", "--verb=get,list,watch", "--resource=nodes,namespaces"])?;
         e1(&["create", "clusterrolebinding", "alice-look", "--clusterrole=look", "--user", ALICE])?;
@@ -114,6 +118,14 @@ impl World {
         let line =
             config.lines().find_map(|l| l.trim().strip_prefix("token: ")).context("no token in the kubeconfig")?;
         Ok(line.trim_matches(['"', '\'']).to_owned())
+    }
+
+    /// Puts back what a failed scene took away.
+    pub fn heal(&mut self) -> Result<()> {
+        if self.hub.process.is_none() {
+            self.hub.restart()?;
+        }
+        if self.agent1.is_none() { self.restart_agent1() } else { Ok(()) }
     }
 
     /// Starts edge1's agent again on the state that it has: no token.

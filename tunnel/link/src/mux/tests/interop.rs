@@ -1,7 +1,7 @@
 //! The yamux crate as the other end: what its users may send us, and what it makes of what we send.
 
 use super::*;
-use futures_util::future::poll_fn;
+use std::future::poll_fn;
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Connection, Mode};
 
