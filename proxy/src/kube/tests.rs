@@ -371,7 +371,7 @@ async fn causes_have_statuses() {
     let world = world("");
     let cluster = || "a".to_owned();
     for (error, code, retry, dials) in [
-        (DialError::NotConnected { cluster: cluster(), since: Some("2026-01-01T00:00:00Z".into()) }, 503, Some("5"), 1),
+        (DialError::NotConnected { cluster: cluster(), since: Some("2026-01-01T00:00:00Z".into()) }, 503, Some("1"), 1),
         (DialError::Timeout, 504, None, 1),
         (
             DialError::Refused(Refusal { code: RefuseCode::Policy, message: "policy".into(), retry_elsewhere: false }),

@@ -108,7 +108,7 @@ pub fn agent_killed(world: &mut World) -> Result<()> {
     })?;
     let output = run(world.through(ALICE, "edge1")?.args(["get", "pods"]), b"")?;
     let answer = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(answer.contains("not connected") && answer.contains("since"), "{answer}");
+    ensure!(answer.contains("has not been connected since"), "{answer}");
     println!("without an agent kubectl says: {}", answer.trim());
     let started = Instant::now();
     world.restart_agent1()?;
