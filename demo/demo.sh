@@ -111,26 +111,25 @@ start agent "${agent[@]}"
 connected() { moorline clusters -o json | grep -q '"status": *"True"'; }
 wait_for 30 "session of the agent" connected
 show moorline clusters
-say "sockets inside the cluster's network: the agent dialled out, and nobody listens for the hub"
-inside ss -Hunp state established 2>/dev/null | grep -m2 ":$port" | sed 's/^/   udp /' || true
 
 step "A user who may reach it, and what Kubernetes lets her do there"
 alice=$work/alice-password; head -c 18 /dev/urandom | base64 >"$alice"
-moorline user create alice --password-stdin <"$alice" >/dev/null
-moorline grant create alice-edge1 --user alice --cluster edge1 >/dev/null
+moorline user create alice --password-stdin <"$alice" >/dev/null 2>&1
+moorline grant create alice-edge1 --user alice --cluster edge1 >/dev/null 2>&1
 inside kubectl --kubeconfig "$admin" create namespace moorline-demo >/dev/null
 inside kubectl --kubeconfig "$admin" -n moorline-demo create rolebinding alice --clusterrole edit --user alice >/dev/null
 say "the hub grants alice the cluster edge1; the cluster's own RBAC grants her 'edit' in one namespace"
 export XDG_CONFIG_HOME=$work/alice-config
 shown="moorline login https://127.0.0.1:$port --user alice" \
   show moorline login "https://127.0.0.1:$port" --user alice --ca-file "$work/hub/ca.crt" --password-stdin <"$alice"
-moorline kubeconfig edge1 >"$work/edge1.kubeconfig"; chmod 600 "$work/edge1.kubeconfig"
+moorline kubeconfig edge1 >"$work/edge1.kubeconfig" 2>/dev/null; chmod 600 "$work/edge1.kubeconfig"
 say "moorline kubeconfig edge1 > edge1.kubeconfig"
 export KUBECONFIG=$work/edge1.kubeconfig
 
 step "Plain kubectl, through the hub"
 grep 'server:' "$KUBECONFIG" | sed 's/^ */   /'
-show kubectl auth can-i --list -n moorline-demo --no-headers | head -n 5
+shown='kubectl auth can-i --list -n moorline-demo' \
+  show bash -c 'kubectl auth can-i --list -n moorline-demo --no-headers | sed -n 1,5p'
 cat >"$work/hello.yaml" <<'YAML'
 apiVersion: v1
 kind: Pod
