@@ -135,10 +135,9 @@ pub fn read_until(
     let (send, receive) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
+        // Reads on when nobody listens any more: a program whose output pipe closes may end over it.
         while let Ok(n @ 1..) = from.read(&mut buffer) {
-            if send.send(buffer[..n].to_vec()).is_err() {
-                break;
-            }
+            let _ = send.send(buffer[..n].to_vec());
         }
     });
     let (end, mut seen) = (Instant::now() + limit, Vec::new());

@@ -146,10 +146,8 @@ impl Kubectl<'_> {
             let mut socket = TcpStream::connect(("127.0.0.1", port))?;
             socket.set_read_timeout(Some(Duration::from_secs(20)))?;
             socket.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-            // kubectl may end its local side by a reset once the pod has closed; what counts is that all bytes came first.
-            let mut answer = Vec::new();
-            let _ = socket.read_to_end(&mut answer);
-            let answer = String::from_utf8_lossy(&answer);
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer)?;
             ensure!(answer.ends_with("served\n"), "{:?}: port-forward, round {round}: {answer:?}", self.way);
         }
         Ok(())
