@@ -23,7 +23,7 @@ test: check ## everything: installs what is missing, then unit tests and a real 
 	$(CARGO) build --locked -p moorline-cli
 	$(CARGO) test --locked -p moorline-e2e
 
-test-long: test ## the long ones too: fuzzing, the wire crate without an operating system
+test-long: test ## the long ones too: properties with many more cases, the scenes several times
 	tests/long.sh
 
 demo: ## installs what is missing, builds, shows kubectl through the hub on a real cluster, cleans up
