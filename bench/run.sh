@@ -39,7 +39,7 @@ server() { # PORT UPSTREAM: TLS in, TLS out, connections kept, nothing buffered
     location / {
       proxy_pass https://u$1; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host \$host;
       proxy_ssl_certificate $pki/admin.crt; proxy_ssl_certificate_key $pki/admin.key;
-      proxy_buffering off; proxy_request_buffering off; proxy_read_timeout 1h; proxy_buffer_size 64k;
+      proxy_buffering off; proxy_request_buffering off; proxy_read_timeout 1h; proxy_buffer_size 64k; proxy_buffers 8 64k;
       $3
     }
   }
@@ -56,6 +56,7 @@ NGINX
   echo "}"
 } >"$work/nginx.conf"
 up nginx nginx -e "$work/nginx-error.log" -c "$work/nginx.conf"
+wait_for curl -sk "https://127.0.0.1:$nginx/livez"
 
 up hub moorline hub --data-dir "$work/hub" --listen 127.0.0.1:$hub --ops-listen 127.0.0.1:$ops --name 127.0.0.1 --public-url https://127.0.0.1:$hub
 hub_pid=$!

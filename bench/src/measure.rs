@@ -49,7 +49,7 @@ pub async fn fill(plan: &Plan, pods: usize) -> Result<()> {
     let config = r#"{"metadata":{"name":"tick"},"data":{"at":"0"}}"#.to_owned();
     let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps");
     first.send("POST", &path, Some("application/json"), post(config)).await?;
-    // Pods are admitted only once the namespace's own account is there.
+    // Pods are admitted only once the namespace's own account is there; they mount no token of it, which comes later.
     loop {
         if first.get(&format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts/default")).await.is_ok() {
             break;
@@ -64,7 +64,7 @@ pub async fn fill(plan: &Plan, pods: usize) -> Result<()> {
             for i in (part..pods).step_by(8) {
                 let pod = serde_json::json!({
                     "metadata": {"name": format!("pod-{i:05}"), "labels": {"app": format!("app-{}", i % 50)}},
-                    "spec": {"nodeSelector": {"there": "is-none"}, "containers": [{
+                    "spec": {"automountServiceAccountToken": false, "nodeSelector": {"there": "is-none"}, "containers": [{
                         "name": "main", "image": "registry.example/some/image:v1.2.3",
                         "env": [{"name": "A", "value": "some value"}, {"name": "B", "value": "another value"}],
                         "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}}
@@ -74,8 +74,9 @@ pub async fn fill(plan: &Plan, pods: usize) -> Result<()> {
                 let body = Full::new(Bytes::from(pod.to_string())).boxed_unsync();
                 let answer = connection.send("POST", &path, Some("application/json"), body).await?;
                 let status = answer.status();
-                answer.into_body().collect().await?;
-                ensure!(status == 201 || status == 409, "creating a pod: {status}");
+                let said = answer.into_body().collect().await?.to_bytes();
+                let said = String::from_utf8_lossy(&said);
+                ensure!(status == 201 || status == 409, "creating a pod: {status}: {said}");
             }
             anyhow::Ok(())
         });
