@@ -288,9 +288,11 @@ pub async fn run(plan: &Plan, only: Option<&str>) -> Result<()> {
             table.add("1,000 watches, events lost", "", &target.name, w.lost as f64);
         }
     }
-    memory(&mut table, "under load")?;
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    memory(&mut table, "a minute after")?;
+    if wanted("resident memory") {
+        memory(&mut table, "under load")?;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        memory(&mut table, "a minute after")?;
+    }
     let mut names: Vec<_> = plan.targets.iter().chain(&plan.bulk).map(|t| t.name.clone()).collect();
     names.extend(plan.processes.iter().map(|(n, _)| n.clone()));
     let mut unique = Vec::new();

@@ -149,6 +149,12 @@ impl Io for LeasedStream {
     fn reset(&mut self, code: ResetCode) {
         self.stream.reset(code);
     }
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if let Err(error) = self.check(cx) {
+            return Poll::Ready(error);
+        }
+        self.stream.poll_cut(cx).map(io::Error::from)
+    }
 }
 impl AsyncRead for LeasedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

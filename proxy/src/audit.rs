@@ -138,6 +138,11 @@ pub const PATIENCE: Duration = Duration::from_millis(100);
 /// Records that may wait for the writer before calls are refused.
 pub const QUEUE: usize = 4096;
 
+/// How long the writer waits for more records before it writes.
+const GATHER: Duration = Duration::from_millis(5);
+/// Memory kept for the next batch, in bytes.
+const BATCH: usize = 256 << 10;
+
 /// Now, as audit records write it: RFC 3339, UTC, microseconds.
 pub fn now() -> String {
     format!("{:.6}", jiff::Timestamp::now())
@@ -179,10 +184,17 @@ impl FileSink {
         let shared = (waiting.clone(), room.clone(), failed.clone());
         let writer = std::thread::Builder::new().name("audit".to_owned()).spawn(move || {
             let (waiting, room, failed) = shared;
-            for line in lines {
+            let mut batch = Vec::new();
+            while let Ok(first) = lines.recv() {
+                // One wake-up and one write for all that come close together: each costs as much as a small request.
+                std::thread::sleep(GATHER);
+                batch.extend_from_slice(&first);
+                let more = lines.try_iter().take(most).map(|line| batch.extend_from_slice(&line)).count();
                 // A sink that cannot write admits no more calls, until a write succeeds again.
-                failed.store(out.write_all(&line).and_then(|()| out.flush()).is_err(), Ordering::Release);
-                waiting.fetch_sub(1, Ordering::AcqRel);
+                failed.store(out.write_all(&batch).and_then(|()| out.flush()).is_err(), Ordering::Release);
+                batch.clear();
+                batch.shrink_to(BATCH);
+                waiting.fetch_sub(1 + more, Ordering::AcqRel);
                 room.notify_waiters();
             }
         })?;

@@ -75,7 +75,7 @@ pub async fn serve_kube<U: Upstream, R: Reviewer>(
         incoming.refuse(Refusal { code: RefuseCode::NoIdentity, message, retry_elsewhere: false }).await;
         return Ok(());
     };
-    serve_principal(incoming.accept(), principal, policy, upstream, reviewer).await
+    serve_principal(incoming.accept_quietly(), principal, policy, upstream, reviewer).await
 }
 
 /// The same for a stream that was accepted, on behalf of `principal`.

@@ -19,17 +19,30 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     fn reset(&mut self, code: ResetCode) {
         let _ = code;
     }
+
+    /// Ready once the other side has cut the stream short. For a side that has read everything, and still wants to know when
+    /// nobody waits for it any more. Pending for ever where the transport cannot tell.
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let _ = cx;
+        Poll::Pending
+    }
 }
 
 impl Io for moorline_link::Stream {
     fn reset(&mut self, code: ResetCode) {
         moorline_link::Stream::reset(self, code);
     }
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        moorline_link::Stream::poll_cut(self, cx).map(io::Error::from)
+    }
 }
 impl Io for DuplexStream {}
 impl Io for Box<dyn Io> {
     fn reset(&mut self, code: ResetCode) {
         (**self).reset(code);
+    }
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        (**self).poll_cut(cx)
     }
 }
 impl<T: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static> Io for hyper_util::rt::TokioIo<T> {}
@@ -108,6 +121,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Rewound<T> {
 impl<T: Io> Io for Rewound<T> {
     fn reset(&mut self, code: ResetCode) {
         self.io.reset(code);
+    }
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        self.io.poll_cut(cx)
     }
 }
 

@@ -13,8 +13,8 @@
 //! headers: `count u16`, then each `name u16+bytes`, `value u32+bytes`. Names are lower-case.
 //!
 //! A message is one head, DATA frames, then TRAILERS or END. The stream's own end without one of these is a message
-//! cut short, never an end. The hub keeps its direction open after its END until it has the whole answer: a reset
-//! before that tells the agent, on any carrier, that nobody waits any more. After a 101 both directions are raw bytes.
+//! cut short, never an end. Each side ends its direction right after its message, so that the end travels with it; a hub
+//! that no longer waits for the answer resets the stream. After a 101 both directions are raw bytes.
 
 use crate::{
     Body, BodyError,
@@ -41,7 +41,8 @@ pub use codec::{MAX_FRAME, MAX_HEAD, MAX_HEADERS};
 use incoming::{Feed, Incoming};
 use outgoing::Outgoing;
 
-/// Longest wait of the agent for the hub's end of the stream after a whole answer was written.
+/// Longest wait of the agent for the hub's end of the stream after a whole answer was written: it comes late if the hub
+/// still sends a body that nobody wanted.
 const LINGER: Duration = Duration::from_secs(10);
 
 /// Why an exchange failed before there was an answer, or (at the agent) at all.
@@ -215,8 +216,6 @@ where
         out.poll_send(stream, cx)
     })
     .await?;
-    poll_fn(|cx| std::pin::Pin::new(&mut *stream).poll_shutdown(cx)).await?;
-    // The hub ends its direction once it has the answer. It may also be gone: then there is nobody to tell.
     drop(feed);
     let _ = tokio::time::timeout(LINGER, poll_fn(|cx| input.poll_drain(stream, cx))).await;
     Ok(())

@@ -69,11 +69,10 @@ async fn f49_a_blocked_sink_refuses_after_100_ms_and_recovers() {
     assert_eq!(sink.record(event("c")).await, Err(AuditFull));
     assert_eq!(before.elapsed().as_millis() / 10, 10, "the patience is 100 ms");
     sink.push(event("of a call that was admitted before")); // still taken
-    for _ in 0..3 {
+    for _ in 0..2 {
         release.send(()).unwrap();
     }
-    was_called.recv().unwrap();
-    was_called.recv().unwrap();
+    was_called.recv().unwrap(); // with both that waited
     release.send(()).unwrap();
     while sink.waiting.load(Ordering::Acquire) != 0 {
         tokio::task::yield_now().await;

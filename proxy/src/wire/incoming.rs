@@ -207,13 +207,14 @@ impl<S: Io> Download<S> {
         this
     }
 
-    /// The answer is whole: our direction ends, and so does the stream.
+    /// The answer is whole. Its direction's end came with it: once seen, there is nothing to be said before the stream
+    /// is dropped, and otherwise the reset says that a rest of the request is no longer wanted.
     fn finish(&mut self) {
         if let Some(mut io) = self.io.take()
             && self.out.is_none()
         {
             let mut context = Context::from_waker(std::task::Waker::noop());
-            let _ = Pin::new(&mut io).poll_shutdown(&mut context);
+            let _ = self.input.poll_fill(&mut io, &mut context);
         }
     }
 }
@@ -306,13 +307,16 @@ pub(super) struct Feed {
     /// A piece for which there was no room yet.
     held: Option<Frame<Bytes>>,
     length: Length,
+    /// The message is whole.
     ended: bool,
+    /// And so is the direction.
+    heard_end: bool,
 }
 
 impl Feed {
     /// For a request without a body.
     pub(super) fn none() -> Self {
-        Self { sender: None, held: None, length: Length { announced: None, seen: 0 }, ended: true }
+        Self { sender: None, held: None, length: Length { announced: None, seen: 0 }, ended: true, heard_end: false }
     }
 
     /// A body for the request, and what feeds it. A body that has no bytes, and whose end came with the head, needs no feeding.
@@ -326,7 +330,7 @@ impl Feed {
         }
         let (sender, receiver) = mpsc::channel(AHEAD);
         let body = Body::new(Fed { receiver, left: announced, over: false });
-        Ok((Self { sender: Some(PollSender::new(sender)), held: None, length, ended: false }, body))
+        Ok((Self { sender: Some(PollSender::new(sender)), held: None, length, ended: false, heard_end: false }, body))
     }
 
     /// Reads and feeds. Ready only with an error: it is there to be polled beside something else.
@@ -353,9 +357,15 @@ impl Feed {
                 }
             }
             if self.ended {
+                if self.heard_end {
+                    return io.poll_cut(cx).map(BodyError::from);
+                }
                 return match ready!(input.poll_fill(io, cx)) {
-                    // The hub ended its direction early. That is no reset: it may still read.
-                    Ok(0) => Poll::Pending,
+                    // The hub still reads. It says so by a reset if it gives up.
+                    Ok(0) => {
+                        self.heard_end = true;
+                        continue;
+                    }
                     Ok(_) => Poll::Ready(BodyError::Wire("bytes after the end of a message")),
                     Err(e) => Poll::Ready(e.into()),
                 };

@@ -22,14 +22,18 @@ pub(super) struct Outgoing {
     /// What of a chunk did not fit into one frame.
     rest: Bytes,
     body: Option<Body>,
+    /// The direction ends with the message.
+    framed: bool,
     flushed: bool,
 }
 
 impl Outgoing {
-    /// `framed`: whether a body and its end belong to the message; not so before raw bytes.
+    /// `framed`: whether a body and its end belong to the message, with which the direction ends; not so before raw
+    /// bytes.
     pub(super) fn new(body: Body, framed: bool) -> Self {
         let body = framed.then_some(body);
-        Self { buffer: BytesMut::with_capacity(1024), tail: Bytes::new(), rest: Bytes::new(), body, flushed: false }
+        let (buffer, tail, rest) = (BytesMut::with_capacity(1024), Bytes::new(), Bytes::new());
+        Self { buffer, tail, rest, body, framed, flushed: false }
     }
 
     /// Whether all of the message has been handed to the stream.
@@ -37,7 +41,8 @@ impl Outgoing {
         self.body.is_none() && self.rest.is_empty() && self.buffer.is_empty() && self.tail.is_empty() && self.flushed
     }
 
-    /// Sends what there is; ready when all of the message has been handed to the stream and flushed.
+    /// Sends what there is; ready when all of the message has been handed to the stream and flushed, and its direction
+    /// ended.
     pub(super) fn poll_send<S: Io + ?Sized>(
         &mut self,
         io: &mut S,
@@ -65,7 +70,12 @@ impl Outgoing {
             let over = self.body.is_none() && self.rest.is_empty();
             if waits || over {
                 if !self.flushed {
-                    ready!(Pin::new(&mut *io).poll_flush(cx))?;
+                    // No flush before the end: it travels with the last bytes, not after them.
+                    if over && self.framed {
+                        ready!(Pin::new(&mut *io).poll_shutdown(cx))?;
+                    } else {
+                        ready!(Pin::new(&mut *io).poll_flush(cx))?;
+                    }
                     self.flushed = true;
                 }
                 return if over { Poll::Ready(Ok(())) } else { Poll::Pending };

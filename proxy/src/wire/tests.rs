@@ -87,20 +87,22 @@ async fn giving_up_on_an_answer_cancels_upstream() {
     }
     // Before the head …
     let (told, heard) = tokio::sync::oneshot::channel();
-    let (hub, agent) = duplex(1024);
-    let agent = tokio::spawn(serve(ResetOnEof(agent), async move |_| {
+    let (asks, asked) = tokio::sync::oneshot::channel();
+    let (hub, agent, _sessions) = stream_pair().await;
+    let agent = tokio::spawn(serve(agent, async move |_| {
+        asks.send(()).unwrap();
         let _told = Told(Some(told));
         std::future::pending::<Response<Body>>().await
     }));
     let hub = tokio::spawn(super::request(hub, get("/slow")));
-    tokio::task::yield_now().await;
+    asked.await.unwrap();
     hub.abort();
     heard.await.unwrap();
     assert!(agent.await.unwrap().is_err());
     // … and in the middle of a silent body.
     let (told, heard) = tokio::sync::oneshot::channel();
-    let (hub, agent) = duplex(1024);
-    let agent = tokio::spawn(serve(ResetOnEof(agent), async move |_| {
+    let (hub, agent, _sessions) = stream_pair().await;
+    let agent = tokio::spawn(serve(agent, async move |_| {
         let told = Told(Some(told));
         let silent = futures_util::stream::once(async move {
             let _told = told;
@@ -114,38 +116,20 @@ async fn giving_up_on_an_answer_cancels_upstream() {
     assert!(agent.await.unwrap().is_err());
 }
 
-/// A duplex of which a dropped end is seen as the reset that a real stream would show.
-struct ResetOnEof(DuplexStream);
-impl tokio::io::AsyncRead for ResetOnEof {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buf: &mut tokio::io::ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        std::task::ready!(std::pin::Pin::new(&mut self.0).poll_read(cx, buf))?;
-        if buf.filled().len() == before {
-            return Poll::Ready(Err(io::Error::other(StreamError::Reset(ResetCode::Cancelled))));
-        }
-        Poll::Ready(Ok(()))
-    }
+/// Both ends of one stream of a session, and the sessions that carry it.
+async fn stream_pair() -> (moorline_link::Stream, moorline_link::Stream, [moorline_link::Session; 2]) {
+    let (at_hub, at_agent) = moorline_link::testing::session_pair();
+    let header = moorline_proto::header::StreamHeader {
+        target: moorline_proto::header::Target::Kube,
+        class: moorline_proto::header::Class::Interactive,
+        deadline_ms: 0,
+        traceparent: None,
+        principal: None,
+    };
+    let hub = at_hub.open(&header).await.unwrap();
+    let agent = at_agent.accept().await.unwrap().accept_quietly();
+    (hub, agent, [at_hub, at_agent])
 }
-impl tokio::io::AsyncWrite for ResetOnEof {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        std::pin::Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.0).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-impl Io for ResetOnEof {}
 
 /// What a hub reads when the agent's bytes are cut after `keep` of them.
 async fn cut_short(keep: usize) -> Result<Bytes, String> {

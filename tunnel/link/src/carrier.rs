@@ -193,6 +193,19 @@ impl Raw {
         }
     }
 
+    /// What to wait with for the peer to cut the stream short.
+    pub fn cut(&self) -> Cut {
+        let Self::Quic { send, .. } = self else { return Cut::Mux };
+        let stopped = send.stopped();
+        Cut::Quic(Box::pin(async move {
+            match stopped.await {
+                Ok(Some(code)) => reset_code(code),
+                Ok(None) => std::future::pending().await, // all was sent, and nothing can be cut any more
+                Err(_) => StreamError::Lost,
+            }
+        }))
+    }
+
     /// Cuts what has not ended yet. What was written before a shutdown still arrives.
     pub fn abandon(&mut self, read_end: bool, write_end: bool, code: ResetCode) {
         match self {
@@ -210,14 +223,41 @@ impl Raw {
     }
 }
 
+/// What waits for a stream to be cut short.
+pub(crate) enum Cut {
+    /// The peer reads no more.
+    Quic(Pin<Box<dyn Future<Output = StreamError> + Send + Sync>>),
+    /// The stream knows itself.
+    Mux,
+}
+
+impl std::fmt::Debug for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if matches!(self, Self::Mux) { "Mux" } else { "Quic" })
+    }
+}
+
+impl Cut {
+    pub fn poll(&mut self, raw: &mut Raw, cx: &mut Context<'_>) -> Poll<StreamError> {
+        match (self, raw) {
+            (Self::Quic(stopped), _) => stopped.as_mut().poll(cx),
+            (Self::Mux, Raw::Mux(stream)) => stream.poll_stopped(cx).map(from_reset),
+            (Self::Mux, Raw::Quic { .. }) => Poll::Pending, // made by another stream: never
+        }
+    }
+}
+
 fn reset_code(code: VarInt) -> StreamError {
     StreamError::Reset(ResetCode::from_number(u32::try_from(code.into_inner()).unwrap_or(u32::MAX)))
 }
 
+fn from_reset(StreamReset(code): StreamReset) -> StreamError {
+    if code == ResetCode::SessionLost { StreamError::Lost } else { StreamError::Reset(code) }
+}
+
 fn from_mux(error: io::Error) -> io::Error {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<StreamReset>()) {
-        Some(StreamReset(ResetCode::SessionLost)) => StreamError::Lost.into(),
-        Some(StreamReset(code)) => StreamError::Reset(*code).into(),
+        Some(reset) => from_reset(*reset).into(),
         None => error,
     }
 }

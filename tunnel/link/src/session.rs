@@ -16,11 +16,13 @@ use moorline_proto::{
 };
 use std::{
     collections::HashMap,
+    future::{Future, poll_fn},
     net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 use tokio::{
@@ -418,7 +420,7 @@ async fn take_streams(shared: &Shared, arrived: mpsc::Sender<IncomingStream>) ->
         let slot = shared.streams.take();
         shared.conn.permit(shared.streams.get());
         let (arrived, wait) = (arrived.clone(), shared.limits.header);
-        readers.spawn(async move {
+        let mut reader = Box::pin(async move {
             let _permit = permit;
             let mut raw = raw;
             match timeout(wait, read_header(&mut raw)).await {
@@ -439,6 +441,10 @@ async fn take_streams(shared: &Shared, arrived: mpsc::Sender<IncomingStream>) ->
                 Err(_) => raw.reset(ResetCode::Idle),
             }
         });
+        // Most headers are there with the stream: then a task is not worth its price.
+        if poll_fn(|cx| Poll::Ready(reader.as_mut().poll(cx))).await.is_pending() {
+            readers.spawn(reader);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! One stream of a session.
 
-use crate::carrier::Raw;
+use crate::carrier::{Cut, Raw};
 use moorline_proto::{
     code::ResetCode,
     codec::VerdictReader,
@@ -78,6 +78,15 @@ impl Drop for Slot {
     }
 }
 
+/// When an acceptor says that it accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tell {
+    /// With its first bytes, or before it waits for the opener's.
+    BeforeReading,
+    /// With its first bytes.
+    WithBytes,
+}
+
 #[derive(Debug)]
 enum Answer {
     /// The verdict has not come yet.
@@ -92,9 +101,11 @@ pub struct Stream {
     raw: Raw,
     answer: Answer,
     /// This side accepted and has not said so yet.
-    owes_verdict: bool,
+    owes_verdict: Option<Tell>,
     read_end: bool,
     write_end: bool,
+    /// Made when somebody first asks whether the stream was cut.
+    cut: Option<Cut>,
     _slot: Slot,
 }
 
@@ -102,7 +113,7 @@ impl Stream {
     /// A stream that this side opened; its header is written.
     pub(crate) fn opened(raw: Raw, slot: Slot) -> Self {
         let answer = Answer::Awaited(VerdictReader::default());
-        Self { raw, answer, owes_verdict: false, read_end: false, write_end: false, _slot: slot }
+        Self { raw, answer, owes_verdict: None, read_end: false, write_end: false, cut: None, _slot: slot }
     }
 
     /// Waits for the acceptor's verdict. Reading does the same; this is for those who write first.
@@ -120,6 +131,12 @@ impl Stream {
     pub fn reset(&mut self, code: ResetCode) {
         self.raw.reset(code);
         (self.read_end, self.write_end) = (true, true);
+    }
+
+    /// Ready once the peer, or the end of the session, has cut the stream short. For a side that has read to the end and
+    /// has nothing to write yet: reads tell it nothing more.
+    pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        self.cut.get_or_insert_with(|| self.raw.cut()).poll(&mut self.raw, cx)
     }
 
     fn poll_verdict(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
@@ -158,9 +175,9 @@ impl Stream {
     }
 
     fn poll_pay_verdict(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.owes_verdict {
+        if self.owes_verdict.is_some() {
             ready!(Pin::new(&mut self.raw).poll_write(cx, &Verdict::ACCEPTED))?;
-            self.owes_verdict = false;
+            self.owes_verdict = None;
         }
         Poll::Ready(Ok(()))
     }
@@ -174,7 +191,9 @@ impl AsyncRead for Stream {
         match Pin::new(&mut this.raw).poll_read(cx, buf) {
             // Only now must the peer hear the verdict: it may wait for it before it writes.
             Poll::Pending => {
-                if let Poll::Ready(Err(error)) = this.poll_pay_verdict(cx) {
+                if this.owes_verdict == Some(Tell::BeforeReading)
+                    && let Poll::Ready(Err(error)) = this.poll_pay_verdict(cx)
+                {
                     return Poll::Ready(Err(error));
                 }
                 Poll::Pending
@@ -243,9 +262,10 @@ impl IncomingStream {
         let stream = Stream {
             raw,
             answer: Answer::Accepted,
-            owes_verdict: true,
+            owes_verdict: Some(Tell::BeforeReading),
             read_end: false,
             write_end: false,
+            cut: None,
             _slot: slot,
         };
         Self { header, stream }
@@ -253,6 +273,13 @@ impl IncomingStream {
 
     /// Accepts it. The verdict goes out with the first bytes written, or before this side waits for bytes to read.
     pub fn accept(self) -> Stream {
+        self.stream
+    }
+
+    /// Accepts it. The verdict goes out with the first bytes written, and not before: for what needs no word from this
+    /// side to go on, such as a request and its answer.
+    pub fn accept_quietly(mut self) -> Stream {
+        self.stream.owes_verdict = Some(Tell::WithBytes);
         self.stream
     }
 

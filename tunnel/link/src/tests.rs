@@ -13,7 +13,12 @@ use moorline_proto::{
     control::{Control, Goodbye},
     header::{Class, Refusal, StreamHeader, Target},
 };
-use std::time::Duration;
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    task::Poll,
+    time::Duration,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const BOTH: [Carrier; 2] = [Carrier::Tls, Carrier::Quic];
@@ -86,6 +91,42 @@ async fn a_reset_is_never_an_end_of_input() {
         let (a, mut b) = stream(&hub, &agent).await;
         drop(a);
         assert_eq!(cause(b.read_to_end(&mut Vec::new()).await.unwrap_err()), StreamError::Reset(ResetCode::Cancelled));
+    }
+}
+
+#[tokio::test]
+async fn giving_up_is_heard_by_a_side_that_has_read_everything() {
+    for carrier in BOTH {
+        let (hub, agent, _listener) = pair(carrier).await;
+        let mut a = hub.open(&echo()).await.unwrap();
+        a.write_all(b"question").await.unwrap();
+        a.shutdown().await.unwrap();
+        let mut b = agent.accept().await.unwrap().accept_quietly();
+        b.read_to_end(&mut Vec::new()).await.unwrap();
+        let mut cut = poll_fn(|cx| b.poll_cut(cx));
+        assert!(poll_fn(|cx| Poll::Ready(Pin::new(&mut cut).poll(cx))).await.is_pending(), "the opener still waits");
+        drop(a);
+        assert_eq!(cut.await, StreamError::Reset(ResetCode::Cancelled));
+        let (_a, mut b) = stream(&hub, &agent).await;
+        hub.close(CloseCode::Shutdown, "enough");
+        assert_eq!(poll_fn(|cx| b.poll_cut(cx)).await, StreamError::Lost);
+    }
+}
+
+#[tokio::test]
+async fn an_acceptor_that_answers_at_once_says_so_with_its_first_bytes() {
+    for carrier in BOTH {
+        let (hub, agent, _listener) = pair(carrier).await;
+        let mut a = hub.open(&echo()).await.unwrap();
+        let mut b = agent.accept().await.unwrap().accept_quietly();
+        assert!(poll_fn(|cx| Poll::Ready(pin!(b.read(&mut [0])).poll(cx).is_pending())).await);
+        hub.ping().await.unwrap(); // whatever was said would be here by now
+        assert!(poll_fn(|cx| Poll::Ready(pin!(a.accepted()).poll(cx).is_pending())).await, "nothing was said yet");
+        b.write_all(b"answer").await.unwrap();
+        b.shutdown().await.unwrap();
+        let mut seen = Vec::new();
+        a.read_to_end(&mut seen).await.unwrap();
+        assert_eq!(seen, b"answer");
     }
 }
 
