@@ -166,14 +166,28 @@ impl Kubectl<'_> {
         Ok(())
     }
 
+    /// kubectl proxy leaves out the path of the kubeconfig's server unless it is told to append it: without the flag it
+    /// asks the hub's own API, as it would any server behind a path.
     fn proxy(&self) -> Result<()> {
-        let mut child =
-            Ended(self.command(&["proxy", "--port=0"])?.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?);
+        let mut child = Ended(
+            self.command(&["proxy", "--append-server-path", "--port=0"])?
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()?,
+        );
         let out = child.0.stdout.take().context("stdout")?;
         let seen = read_until(out, Duration::from_secs(20), |seen| seen.contains('\n'))?;
         let address = seen.trim().rsplit(' ').next().context("address")?.to_owned();
-        let version = text(Command::new("curl").args(["-sf", &format!("http://{address}/version")]))?;
-        ensure!(version.contains("gitVersion"), "{version}");
+        let get = |path: &str| {
+            text(Command::new("curl").args(["-sS", "--fail-with-body", &format!("http://{address}{path}")]))
+        };
+        let page = get("/api/v1/namespaces/team/pods/box:8080/proxy/")?;
+        ensure!(page == "served\n", "kubectl proxy to a pod: {page:?}");
+        let version = get("/version")?;
+        ensure!(
+            version == self.world.kubectl(ALICE, &["get", "--raw", "/version"])?,
+            "the cluster's version: {version}"
+        );
         Ok(())
     }
 }
