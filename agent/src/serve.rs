@@ -58,7 +58,7 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
                 return self.refuse(incoming, RefuseCode::Policy, "this agent dials no TCP addresses", refusals);
             }
         };
-        let span = tracing::info_span!("stream", trace = trace_id(&incoming.header), class = ?incoming.header.class);
+        let span = tracing::debug_span!("stream", trace = trace_id(&incoming.header), class = ?incoming.header.class);
         let service = self.clone();
         self.metrics.streams.inc();
         let counted = Counted(self.metrics.clone());

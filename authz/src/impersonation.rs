@@ -29,6 +29,16 @@ pub fn canonical(name: &str) -> String {
     name.chars().map(|c| if c == '_' { '-' } else { c.to_ascii_lowercase() }).collect()
 }
 
+/// Whether the canonical form of a name begins with `prefix`, itself canonical. Asked of every header: no allocation.
+pub fn is_spelt_like(name: &str, prefix: &str) -> bool {
+    let head = name.as_bytes().get(..prefix.len());
+    head.is_some_and(|head| head.iter().zip(prefix.bytes()).all(|(&is, wanted)| fold(is) == wanted))
+}
+
+const fn fold(byte: u8) -> u8 {
+    if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() }
+}
+
 /// Whether a header, however it is spelt, speaks of who the caller is or where the call comes from. None of these
 /// ever passes from a client to a cluster.
 pub fn is_identity_header(name: &str) -> bool {
@@ -44,8 +54,8 @@ pub fn is_identity_header(name: &str) -> bool {
         "x-ssl-client-cert",
         "x-auth-token",
     ];
-    let name = canonical(name);
-    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || NAMES.contains(&name.as_str())
+    PREFIXES.iter().any(|prefix| is_spelt_like(name, prefix))
+        || NAMES.iter().any(|known| name.len() == known.len() && is_spelt_like(name, known))
 }
 
 /// Reads the client's `Impersonate-*` out of all headers of a request.
@@ -56,6 +66,9 @@ pub fn parse<'a>(headers: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Resu
     use BadImpersonation::Malformed;
     let (mut who, mut seen, mut values, mut wrong) = (Identity::default(), false, 0usize, None);
     for (name, value) in headers {
+        if !is_spelt_like(name, "impersonate-") {
+            continue;
+        }
         let canonical = canonical(name);
         let Some(what) = canonical.strip_prefix("impersonate-") else { continue };
         if !canonical.eq_ignore_ascii_case(name) && !what.starts_with("extra-") {

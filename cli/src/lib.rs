@@ -37,7 +37,7 @@ use std::process::ExitCode;
 
 /// One tunnel moves many small buffers between threads; the system allocator keeps what it once took.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Runs the command line of this process. The exit code: 0 done, 1 failed, 2 called wrongly.
 pub fn main() -> ExitCode {

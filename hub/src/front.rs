@@ -84,7 +84,7 @@ impl Front {
         match path::split(&target) {
             Err(error) => closing(StatusCode::BAD_REQUEST, &error.to_string()),
             Ok(Some(cluster)) => self.cluster(request, cluster, remote).await,
-            Ok(None) => self.own(request, remote).await,
+            Ok(None) => Box::pin(self.own(request, remote)).await,
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::{front::Front, pki::Authority, sessions::Sessions};
 use arc_swap::ArcSwap;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use moorline_link::{Identity, QuicListener, accept_tls, tls};
+use moorline_link::{Identity, QuicListener, ReadAhead, accept_tls, tls};
 use moorline_proxy::guard::Guarded;
 use rustls::{ServerConfig, server::Acceptor};
 use std::{
@@ -34,6 +34,9 @@ const H2_SEND_BUFFER: usize = 256 << 10;
 const HEADER_LIST: u32 = 32 << 10;
 /// Resets of a peer that waits for nobody before the connection ends (CVE-2023-44487).
 const H2_RESETS: usize = 20;
+
+/// A client's or an agent's connection.
+type Socket = ReadAhead<TcpStream>;
 
 /// The two TLS configurations of the port, changed together when the hub's certificate is.
 pub(crate) struct TlsPair {
@@ -124,7 +127,7 @@ impl Port {
             return;
         };
         let shaken = tokio::select! {
-            shaken = timeout(self.front.limits.handshake, self.handshake(socket)) => shaken,
+            shaken = timeout(self.front.limits.handshake, Box::pin(self.handshake(socket))) => shaken,
             () = self.finish.cancelled() => return,
         };
         drop(handshaking);
@@ -139,7 +142,7 @@ impl Port {
         };
         match stream.get_ref().1.alpn_protocol() {
             Some(tls::ALPN) => {
-                match accept_tls(stream, remote, &self.link_limits).await {
+                match Box::pin(accept_tls(stream, remote, &self.link_limits)).await {
                     Ok(greeting) => self.sessions.admit(greeting).await,
                     Err(error) => {
                         self.front.metrics.handshake_failed(&error);
@@ -149,14 +152,14 @@ impl Port {
                 // The session has bounds of its own; this slot was the handshake's.
                 drop(slot);
             }
-            Some(b"h2") => self.http2(stream, remote).await,
-            _ => self.http1(stream, remote).await,
+            Some(b"h2") => Box::pin(self.http2(stream, remote)).await,
+            _ => Box::pin(self.http1(stream, remote)).await,
         }
     }
 
     /// The client hello decides which certificate rules apply.
-    async fn handshake(&self, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let accepting = LazyConfigAcceptor::new(Acceptor::default(), socket);
+    async fn handshake(&self, socket: TcpStream) -> io::Result<TlsStream<Socket>> {
+        let accepting = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(socket));
         tokio::pin!(accepting);
         let start = match accepting.as_mut().await {
             Ok(start) => start,
@@ -175,7 +178,7 @@ impl Port {
         start.into_stream(config).await
     }
 
-    async fn http1(&self, stream: TlsStream<TcpStream>, remote: SocketAddr) {
+    async fn http1(&self, stream: TlsStream<Socket>, remote: SocketAddr) {
         let sni = stream.get_ref().1.server_name().map(str::to_owned);
         let front = Arc::clone(&self.front);
         let service = hyper::service::service_fn(move |request| {
@@ -198,7 +201,7 @@ impl Port {
         }
     }
 
-    async fn http2(&self, stream: TlsStream<TcpStream>, remote: SocketAddr) {
+    async fn http2(&self, stream: TlsStream<Socket>, remote: SocketAddr) {
         let sni = stream.get_ref().1.server_name().map(str::to_owned);
         let front = Arc::clone(&self.front);
         let service = hyper::service::service_fn(move |request| {

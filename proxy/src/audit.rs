@@ -140,6 +140,8 @@ pub const QUEUE: usize = 4096;
 
 /// How long the writer waits for more records before it writes.
 const GATHER: Duration = Duration::from_millis(5);
+/// Room for a usual record, in bytes.
+const LINE: usize = 1 << 10;
 /// Memory kept for the next batch, in bytes.
 const BATCH: usize = 256 << 10;
 
@@ -245,7 +247,10 @@ impl AuditSink for FileSink {
 
     fn push(&self, event: Event) {
         // One record is one line: JSON escapes every control character within strings.
-        let Ok(mut line) = serde_json::to_vec(&event) else { return };
+        let mut line = Vec::with_capacity(LINE);
+        if serde_json::to_writer(&mut line, &event).is_err() {
+            return;
+        }
         line.push(b'\n');
         if let Some(lines) = &*lock(&self.lines) {
             self.waiting.fetch_add(1, Ordering::AcqRel);

@@ -72,7 +72,7 @@ pub async fn serve_kube<U: Upstream, R: Reviewer>(
 ) -> Result<(), WireError> {
     let Some(principal) = incoming.header.principal.take().filter(|principal| !principal.user.is_empty()) else {
         let message = "a request without an identity".to_owned();
-        incoming.refuse(Refusal { code: RefuseCode::NoIdentity, message, retry_elsewhere: false }).await;
+        Box::pin(incoming.refuse(Refusal { code: RefuseCode::NoIdentity, message, retry_elsewhere: false })).await;
         return Ok(());
     };
     serve_principal(incoming.accept_quietly(), principal, policy, upstream, reviewer).await

@@ -2,11 +2,9 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{
-        ALT_SVC, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, SEC_WEBSOCKET_PROTOCOL, TE, TRANSFER_ENCODING, UPGRADE,
-    },
+    header::{ALT_SVC, CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING, UPGRADE},
 };
-use moorline_authz::impersonation::{canonical, is_identity_header};
+use moorline_authz::impersonation::{is_identity_header, is_spelt_like};
 
 /// Why a request's headers are refused: 400.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,11 +41,9 @@ pub fn clean_request(headers: &mut HeaderMap) -> Result<bool, BadHeaders> {
     if upgrade.is_some() && headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0") {
         return Err(BadHeaders::Malformed("Content-Length of a request for an upgrade"));
     }
-    strip_hop_by_hop(headers, &named);
-    for name in [HOST, EXPECT] {
-        headers.remove(name);
-    }
-    strip_identity(headers);
+    remove_where(headers, |name| {
+        is_hop_by_hop(name, &named) || matches!(name, "host" | "expect") || is_identity_header(name)
+    });
     strip_bearer_protocol(headers)?;
     if let Some(protocol) = upgrade {
         headers.insert(UPGRADE, HeaderValue::from_static(protocol));
@@ -65,9 +61,9 @@ pub fn clean_response(headers: &mut HeaderMap, upgraded: bool) {
     let protocol = headers.get(UPGRADE).cloned().filter(|_| upgraded);
     // An answer cannot make us remove what it does not own: names that cannot be read are left out.
     let named = connection_names(headers).unwrap_or_default();
-    strip_hop_by_hop(headers, &named);
-    headers.remove(ALT_SVC);
-    remove_where(headers, |name| canonical(name).starts_with("x-moorline-"));
+    remove_where(headers, |name| {
+        is_hop_by_hop(name, &named) || name == ALT_SVC || is_spelt_like(name, "x-moorline-")
+    });
     if let Some(protocol) = protocol {
         headers.insert(UPGRADE, protocol);
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -97,16 +93,20 @@ fn wanted(headers: &HeaderMap) -> Result<Option<&'static str>, BadHeaders> {
     }
 }
 
-fn strip_hop_by_hop(headers: &mut HeaderMap, named: &[String]) {
-    for name in named {
-        headers.remove(name.as_str());
-    }
-    for name in [CONNECTION, TE, TRANSFER_ENCODING, UPGRADE] {
-        headers.remove(name);
-    }
-    for name in ["keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization", "http2-settings"] {
-        headers.remove(name);
-    }
+/// `name`, in lower case, belongs to one connection alone; `named` are those that `Connection` lists.
+fn is_hop_by_hop(name: &str, named: &[String]) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "http2-settings"
+    ) || named.iter().any(|n| n == name)
 }
 
 fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {

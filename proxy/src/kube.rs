@@ -167,7 +167,7 @@ impl<D: Dial> KubeProxy<D> {
         if upgrade || info.endless {
             call.started();
         }
-        let span = tracing::info_span!(
+        let span = tracing::debug_span!(
             "kube", cluster = permit.cluster(), user = %permit.principal().user, verb = %info.verb, trace = %trace.id
         );
 
@@ -194,7 +194,8 @@ impl<D: Dial> KubeProxy<D> {
             Ok(response) => self.answer(response, upgrade, on_upgrade, call, span),
             Err(e) => {
                 let response = e.response(permit.cluster(), &trace.id, upgrade);
-                span.in_scope(|| tracing::info!(code = response.status().as_u16(), error = %e, "call failed"));
+                let (cluster, user, trace) = (permit.cluster(), &permit.principal().user, &trace.id);
+                tracing::info!(cluster, user, trace, code = response.status().as_u16(), error = %e, "call failed");
                 call.finish(response.status(), e.ended());
                 response
             }

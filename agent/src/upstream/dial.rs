@@ -4,6 +4,7 @@ use super::endpoint::{Endpoint, chain};
 use crate::limits;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use moorline_link::ReadAhead;
 use moorline_proxy::{Body, edge::UpstreamError};
 use std::{
     future::poll_fn,
@@ -62,7 +63,7 @@ pub(super) async fn single(endpoint: &Endpoint) -> Result<Dialled, UpstreamError
     http1(connect(endpoint, endpoint.plain.clone()).await?).await
 }
 
-async fn http1(tls: TlsStream<TcpStream>) -> Result<Dialled, UpstreamError> {
+async fn http1(tls: TlsStream<ReadAhead<TcpStream>>) -> Result<Dialled, UpstreamError> {
     let mut builder = http1::Builder::new();
     builder.max_buf_size(limits::UPSTREAM_SEND_BUFFER);
     let (send, connection) = builder.handshake(TokioIo::new(tls)).await.map_err(|e| unreachable(&e))?;
@@ -81,11 +82,11 @@ where
     }))
 }
 
-async fn connect(endpoint: &Endpoint, tls: Arc<rustls::ClientConfig>) -> Result<TlsStream<TcpStream>, UpstreamError> {
+async fn connect(endpoint: &Endpoint, tls: Arc<rustls::ClientConfig>) -> Result<TlsStream<ReadAhead<TcpStream>>, UpstreamError> {
     let attempt = async {
         let tcp = TcpStream::connect(endpoint.address()).await?;
         tcp.set_nodelay(true)?;
-        TlsConnector::from(tls).connect(endpoint.server_name.clone(), tcp).await
+        TlsConnector::from(tls).connect(endpoint.server_name.clone(), ReadAhead::new(tcp)).await
     };
     match tokio::time::timeout(limits::UPSTREAM_CONNECT, attempt).await {
         Ok(Ok(tls)) => Ok(tls),

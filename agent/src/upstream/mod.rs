@@ -113,7 +113,7 @@ impl ApiServer {
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let path = format!("{}{path}", pool.endpoint.prefix());
         if upgrade {
-            return self.upgrade(&pool, head, &path, content).await;
+            return Box::pin(self.upgrade(&pool, head, &path, content)).await;
         }
         let content = settle(&head.method, &head.headers, content).await?;
         self.pooled(&pool, head, &path, content).await

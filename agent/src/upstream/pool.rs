@@ -129,7 +129,8 @@ impl Pool {
                 return Ok(Way::Shared(lease, true));
             }
             if self.lock().len() < limits::UPSTREAM_CONNECTIONS {
-                return match dial::pooled(&self.endpoint).await? {
+                // Boxed: rare, and large for what waits in every request.
+                return match Box::pin(dial::pooled(&self.endpoint)).await? {
                     Dialled::Single(send, task) => Ok(Way::Single(send, task)),
                     Dialled::Shared(send, task, room) => Ok(Way::Shared(self.adopt(send, task, room), false)),
                 };

@@ -1,7 +1,7 @@
 //! The agent's side: dial and greet.
 
 use crate::{
-    Carrier, HubAddress, Limits, Session,
+    Carrier, HubAddress, Limits, ReadAhead, Session,
     carrier::{Conn, Quic},
     control::{ReadError, read_message, write_message},
     greeting::tune,
@@ -207,7 +207,7 @@ async fn dial_tls(
         Ok(socket) => socket.map_err(connect)?,
     };
     tune(&socket, limits).map_err(connect)?;
-    let stream = TlsConnector::from(tls).connect(name, socket).await.map_err(|error| {
+    let stream = TlsConnector::from(tls).connect(name, ReadAhead::new(socket)).await.map_err(|error| {
         let address = address.to_string();
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(error) => DialError::Tls { address, cause: words(&error.to_string()) },

@@ -1,7 +1,7 @@
 //! The hub's side of the greeting.
 
 use crate::{
-    Carrier, Limits, Session,
+    Carrier, Limits, ReadAhead, Session,
     carrier::{Conn, Raw},
     control::{read_message, write_message},
     mux::{self, MuxRole},
@@ -123,7 +123,7 @@ async fn say_goodbye(conn: &Conn, control: &mut Raw, goodbye: Goodbye) {
 /// # Errors
 /// See [`AcceptError`]; the peer has been told the code by then.
 pub async fn accept_tls(
-    conn: tokio_rustls::server::TlsStream<TcpStream>,
+    conn: tokio_rustls::server::TlsStream<ReadAhead<TcpStream>>,
     remote: SocketAddr,
     limits: &Limits,
 ) -> Result<Greeting, AcceptError> {
@@ -133,7 +133,7 @@ pub async fn accept_tls(
     }
     let certs =
         session.peer_certificates().unwrap_or_default().iter().cloned().map(CertificateDer::into_owned).collect();
-    tune(socket, limits).map_err(|error| AcceptError::Lost(error.to_string()))?;
+    tune(socket.get_ref(), limits).map_err(|error| AcceptError::Lost(error.to_string()))?;
     let conn = Conn::Mux(mux::spawn(conn, MuxRole::Server, limits));
     listen(conn, Peer { carrier: Carrier::Tls, remote, certs }, limits).await
 }

@@ -16,6 +16,7 @@ mod control;
 mod dial;
 mod greeting;
 mod quic;
+mod read_ahead;
 mod session;
 mod stream;
 
@@ -27,6 +28,7 @@ pub use dial::{DialError, dial};
 pub use greeting::{AcceptError, Greeting, accept_tls};
 pub use limits::Limits;
 pub use quic::{QuicIncoming, QuicListener};
+pub use read_ahead::ReadAhead;
 pub use session::{CloseReason, Closed, OpenError, Session};
 pub use stream::{IncomingStream, Stream, StreamError};
 pub use tls::{Identity, Trust};

@@ -303,7 +303,7 @@ pub(crate) async fn refuse(raw: &mut Raw, refusal: Refusal) -> bool {
             return Ok(());
         }
         // A reset would overtake the verdict: wait until the opener has read it and hung up.
-        let (mut space, mut left) = ([0; 4096], REFUSING_BYTES);
+        let (mut space, mut left) = (vec![0; 4096], REFUSING_BYTES);
         while left > 0 {
             match raw.read(&mut space).await {
                 Ok(0) | Err(_) => break,

@@ -82,7 +82,7 @@ impl Listener {
         match self {
             Self::Tls(socket, tls, limits) => {
                 let (socket, remote) = socket.accept().await.unwrap();
-                let conn = tokio_rustls::TlsAcceptor::from(Arc::clone(tls)).accept(socket).await;
+                let conn = tokio_rustls::TlsAcceptor::from(Arc::clone(tls)).accept(crate::ReadAhead::new(socket)).await;
                 accept_tls(conn.map_err(|e| AcceptError::Handshake(e.to_string()))?, remote, limits).await
             }
             Self::Quic(listener) => listener.accept().await.unwrap().greet().await,
