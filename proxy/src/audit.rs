@@ -138,6 +138,8 @@ pub const PATIENCE: Duration = Duration::from_millis(100);
 /// Records that may wait for the writer before calls are refused.
 pub const QUEUE: usize = 4096;
 
+/// How often what could not be written is tried again.
+const RETRY: Duration = Duration::from_millis(200);
 /// How long the writer waits for more records before it writes.
 const GATHER: Duration = Duration::from_millis(5);
 /// Room for a usual record, in bytes.
@@ -156,7 +158,9 @@ pub struct FileSink {
     lines: Mutex<Option<mpsc::Sender<Vec<u8>>>>,
     waiting: Arc<AtomicUsize>,
     room: Arc<Notify>,
+    /// What is at the front cannot be written.
     failed: Arc<AtomicBool>,
+    closing: Arc<AtomicBool>,
     most: usize,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
@@ -181,19 +185,29 @@ impl FileSink {
     pub fn to_writer(mut out: impl io::Write + Send + 'static, most: usize) -> io::Result<Arc<Self>> {
         // Bounded by `admit`, not by the channel: see the trait.
         let (sender, lines) = mpsc::channel::<Vec<u8>>();
-        let (waiting, room, failed) =
-            (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
-        let shared = (waiting.clone(), room.clone(), failed.clone());
+        let (waiting, room) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+        let (failed, closing) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let shared = (waiting.clone(), room.clone(), failed.clone(), closing.clone());
         let writer = std::thread::Builder::new().name("audit".to_owned()).spawn(move || {
-            let (waiting, room, failed) = shared;
+            let (waiting, room, failed, closing) = shared;
             let mut batch = Vec::new();
             while let Ok(first) = lines.recv() {
                 // One wake-up and one write for all that come close together: each costs as much as a small request.
                 std::thread::sleep(GATHER);
                 batch.extend_from_slice(&first);
                 let more = lines.try_iter().take(most).map(|line| batch.extend_from_slice(&line)).count();
-                // A sink that cannot write admits no more calls, until a write succeeds again.
-                failed.store(out.write_all(&batch).and_then(|()| out.flush()).is_err(), Ordering::Release);
+                let mut rest = &batch[..];
+                // A record is never given up: one that cannot be written waits, and no call is admitted meanwhile.
+                while let Err(error) = write(&mut out, &mut rest) {
+                    if !failed.swap(true, Ordering::AcqRel) {
+                        tracing::error!("the audit log cannot be written, calls are refused until it can: {error}");
+                    }
+                    if closing.load(Ordering::Acquire) {
+                        return;
+                    }
+                    std::thread::park_timeout(RETRY);
+                }
+                failed.store(false, Ordering::Release);
                 batch.clear();
                 batch.shrink_to(BATCH);
                 waiting.fetch_sub(1 + more, Ordering::AcqRel);
@@ -201,24 +215,38 @@ impl FileSink {
             }
         })?;
         let (lines, writer) = (Mutex::new(Some(sender)), Mutex::new(Some(writer)));
-        Ok(Arc::new(Self { lines, waiting, room, failed, most, writer }))
+        Ok(Arc::new(Self { lines, waiting, room, failed, closing, most, writer }))
     }
 
-    /// Writes out what is queued and ends the thread. Later records are lost; later calls are refused.
+    /// Writes out what is queued, tried once more where it could not be written, and ends the thread. Later records
+    /// are lost; later calls are refused.
     pub async fn close(&self) {
+        self.closing.store(true, Ordering::Release);
         drop(lock(&self.lines).take());
         let writer = lock(&self.writer).take(); // not in the `if let`: its guard would live across the await
         if let Some(writer) = writer {
+            writer.thread().unpark();
             let _ = tokio::task::spawn_blocking(move || writer.join()).await;
         }
     }
 
     fn has_room(&self) -> bool {
-        let waiting = self.waiting.load(Ordering::Acquire);
-        // With nothing waiting a failed writer is tried again: by this call's record.
-        let writes = !self.failed.load(Ordering::Acquire) || waiting == 0;
-        waiting < self.most && writes && lock(&self.lines).is_some()
+        let writes = !self.failed.load(Ordering::Acquire);
+        writes && self.waiting.load(Ordering::Acquire) < self.most && lock(&self.lines).is_some()
     }
+}
+
+/// Writes `rest`, and leaves in it what was not taken.
+fn write(out: &mut impl io::Write, rest: &mut &[u8]) -> io::Result<()> {
+    while !rest.is_empty() {
+        match out.write(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => *rest = rest.get(n..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    out.flush()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -142,17 +142,7 @@ impl<D: Dial> KubeProxy<D> {
         let Ok(target) = PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(path.rest.as_bytes())) else {
             return status_response(StatusCode::BAD_REQUEST, "the request target is malformed");
         };
-        if parts.method == Method::CONNECT {
-            return refused(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not possible here");
-        }
         let agent = parts.headers.get(USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-        let upgrade = match clean_request(&mut parts.headers) {
-            Ok(upgrade) => upgrade,
-            Err(e) => return refused(StatusCode::BAD_REQUEST, &e.to_string()),
-        };
-        if upgrade && parts.version != Version::HTTP_11 {
-            return refused(StatusCode::BAD_REQUEST, "upgrades need HTTP/1.1");
-        }
         let on_upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
         let info = request_info(parts.method.as_str(), target.path(), target.query());
         let trace = Trace::of(&parts.headers);
@@ -164,6 +154,13 @@ impl<D: Dial> KubeProxy<D> {
             call.forget();
             return status_with(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message, &details);
         }
+        let upgrade = match accept_head(&mut parts) {
+            Ok(upgrade) => upgrade,
+            Err((code, message)) => {
+                call.finish(code, "refused");
+                return refused(code, &message);
+            }
+        };
         if upgrade || info.endless {
             call.started();
         }
@@ -281,6 +278,18 @@ impl<D: Dial> KubeProxy<D> {
         self.tasks.spawn(splice.instrument(span));
         response
     }
+}
+
+/// Leaves in a head what may go to a cluster. Returns whether it asks for an upgrade, or the refusal.
+fn accept_head(parts: &mut http::request::Parts) -> Result<bool, (StatusCode, String)> {
+    if parts.method == Method::CONNECT {
+        return Err((StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not possible here".to_owned()));
+    }
+    let upgrade = clean_request(&mut parts.headers).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
+    if upgrade && parts.version != Version::HTTP_11 {
+        return Err((StatusCode::BAD_REQUEST, "upgrades need HTTP/1.1".to_owned()));
+    }
+    Ok(upgrade)
 }
 
 /// Longest wait for hyper to hand over a client's connection after the 101 was written.

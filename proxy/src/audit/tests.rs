@@ -81,16 +81,52 @@ async fn f49_a_blocked_sink_refuses_after_100_ms_and_recovers() {
     sink.close().await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn s70_a_sink_that_cannot_write_admits_nothing_while_records_wait() {
-    let ((called, was_called), (release, go)) = (channel(), channel());
-    let sink = FileSink::to_writer(Gate { called, go }, 8).unwrap();
-    drop(release); // every write fails from now on
+/// A disk of which the test says how many more bytes it takes.
+#[derive(Clone, Default)]
+struct Disk(Arc<Mutex<(usize, Vec<u8>)>>);
+impl io::Write for Disk {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut disk = lock(&self.0);
+        let n = bytes.len().min(disk.0);
+        if n == 0 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        disk.0 -= n;
+        disk.1.extend_from_slice(&bytes[..n]);
+        Ok(n)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn s70_with_a_full_disk_no_call_is_admitted_and_no_record_lost() {
+    let disk = Disk::default();
+    lock(&disk.0).0 = 10; // a part of the first line
+    let sink = FileSink::to_writer(disk.clone(), 8).unwrap();
     sink.record(event("a")).await.unwrap();
-    was_called.recv().unwrap();
-    while sink.waiting.load(Ordering::Acquire) != 0 {
+    while !sink.failed.load(Ordering::Acquire) {
         tokio::task::yield_now().await;
     }
-    assert!(sink.failed.load(Ordering::Acquire));
+    for _ in 0..3 {
+        assert_eq!(sink.record(event("b")).await, Err(AuditFull), "each call, not only the first");
+    }
+    sink.push(event("of a call that was admitted before"));
+    lock(&disk.0).0 = usize::MAX;
+    while sink.record(event("c")).await.is_err() {}
+    sink.close().await;
+    let text = String::from_utf8(lock(&disk.0).1.clone()).unwrap();
+    let users: Vec<String> = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["user"]["username"].to_string())
+        .collect();
+    assert_eq!(users, [r#""a""#, r#""of a call that was admitted before""#, r#""c""#]);
+}
+
+#[tokio::test]
+async fn a_full_disk_does_not_hold_up_the_end() {
+    let sink = FileSink::to_writer(Disk::default(), 8).unwrap();
+    sink.record(event("a")).await.unwrap();
     sink.close().await;
 }

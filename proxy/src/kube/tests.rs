@@ -207,6 +207,7 @@ async fn s01_s05_s06_s47_nothing_that_a_client_says_of_itself_arrives() {
         assert_eq!(response.status(), 400);
     }
     assert!(world.up.seen().is_empty());
+    assert_eq!(world.ended(), vec![(400, "refused".to_owned()); 3], "who tried it stands in the audit log");
     let mut request = get("/api");
     for name in [
         "impersonate-user",
@@ -222,7 +223,7 @@ async fn s01_s05_s06_s47_nothing_that_a_client_says_of_itself_arrives() {
     }
     assert_eq!(world.call(empty(request)).await.status(), 200);
     assert!(!world.up.seen()[0].contains("evil"));
-    assert_eq!(world.log.events.lock().unwrap()[0].source_ips, ["192.0.2.1"]);
+    assert_eq!(world.log.events.lock().unwrap()[3].source_ips, ["192.0.2.1"]);
 }
 
 #[tokio::test]
@@ -282,6 +283,29 @@ async fn s03_s22_the_edge_refuses_by_its_own_policy() {
 }
 
 #[tokio::test]
+async fn s48_a_get_that_runs_something_is_no_read() {
+    let world = world("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {api: {readOnly: true}}");
+    for path in [
+        "/api/v1/namespaces/x/pods/p/exec?command=id",
+        "/api/v1/namespaces/x/pods/p/attach",
+        "/api/v1/namespaces/x/pods/p/portforward?ports=80",
+        "/api/v1/namespaces/x/pods/p/proxy/run",
+        "/api/v1/nodes/n/proxy/exec/x/p/c?command=id",
+        "/api/v1/nodes/n/proxy/run/x/p/c",
+        "/api/v1/nodes/n/proxy/attach/x/p/c",
+        "/api/v1/namespaces/x/pods/p%2Fexec?command=id",
+        "/api/v1/namespaces/x/services/s:80/proxy/",
+    ] {
+        let upgrade = get(path).header("connection", "upgrade").header("upgrade", "websocket");
+        assert_eq!(world.call(empty(upgrade)).await.status(), 403, "{path}");
+        assert_eq!(world.call(empty(get(path))).await.status(), 403, "{path}");
+    }
+    assert!(world.up.seen().is_empty());
+    let events = world.log.events.lock().unwrap();
+    assert!(events.iter().all(|event| event.verb == "create"), "{events:?}");
+}
+
+#[tokio::test]
 async fn s28_redirects_are_relayed_and_never_answer_an_upgrade() {
     let world = world("");
     world.up.answers(|_| {
@@ -312,6 +336,8 @@ async fn s29_s31_s33_what_is_no_upgrade_closes() {
     assert_eq!(world.call(empty(h2c)).await.status(), 400);
     let connect = Request::builder().method("CONNECT").uri("/k8s/clusters/a/x");
     assert_eq!(world.call(empty(connect)).await.status(), 405);
+    let ended: Vec<u16> = world.ended().into_iter().map(|(code, _)| code).collect();
+    assert_eq!(ended, [403, 400, 405]);
     assert_eq!(world.up.seen().len(), 1);
 }
 
