@@ -17,6 +17,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
     time::SystemTime,
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// A caller that proved who they are.
@@ -30,6 +31,9 @@ pub(crate) struct Authenticated {
     /// How long the right lasts.
     pub lease: Lease,
 }
+
+/// How often a token and its user are read while they change.
+const FETCHES: u32 = 5;
 
 #[derive(Debug)]
 struct TokenEntry {
@@ -54,25 +58,31 @@ struct Maps {
     tokens: HashMap<String, TokenEntry>,
     users: HashMap<String, UserEntry>,
     grants: BTreeMap<String, Grant>,
-    index: Arc<Grants>,
 }
 
 /// The index. Cutting open streams is its job too: each hangs on the tokens handed out here.
 #[derive(Debug)]
 pub(crate) struct Directory {
     maps: RwLock<Maps>,
+    /// All grants as they are now. Open streams follow it.
+    index: watch::Sender<Arc<Grants>>,
     records: Records,
     metrics: Metrics,
 }
 
 impl Directory {
     pub fn new(records: Records, metrics: Metrics) -> Self {
-        Self { maps: RwLock::default(), records, metrics }
+        Self { maps: RwLock::default(), index: watch::Sender::default(), records, metrics }
     }
 
     /// All grants.
     pub fn grants(&self) -> Arc<Grants> {
-        Arc::clone(&self.maps.read().unwrap_or_else(PoisonError::into_inner).index)
+        Arc::clone(&self.index.borrow())
+    }
+
+    /// All grants, and every change of them.
+    pub fn watch_grants(&self) -> watch::Receiver<Arc<Grants>> {
+        self.index.subscribe()
     }
 
     /// Who presents this token; `None` whatever the reason.
@@ -86,16 +96,37 @@ impl Directory {
             Found::No => None,
             // Made a moment ago, and the watch has not told us yet.
             Found::Unknown => {
-                let object = self.records.get::<TokenSpec>(&token.id).ok()??;
-                let user = self.records.get::<UserSpec>(&object.spec.user).ok()??;
-                self.put_user(&user);
-                self.put_token(&object);
+                self.fetch(&token.id)?;
                 match self.look_up(&token) {
                     Found::Yes(who) => Some(*who),
                     _ => None,
                 }
             }
         }
+    }
+
+    /// Takes a token and its user from the store. What the watch tells meanwhile is newer than what was read here, so
+    /// both are read again until nothing has changed: a right that was taken away is not put back.
+    fn fetch(&self, id: &str) -> Option<()> {
+        for _ in 0..FETCHES {
+            let token = self.records.get::<TokenSpec>(id).ok()??;
+            let user = self.records.get::<UserSpec>(&token.spec.user).ok()??;
+            self.put_user(&user);
+            self.put_token(&token);
+            let (now, its_user) = (self.records.get::<TokenSpec>(id), self.records.get::<UserSpec>(&token.spec.user));
+            match (now, its_user) {
+                (Ok(Some(now)), Ok(Some(its_user)))
+                    if now.metadata.resource_version == token.metadata.resource_version
+                        && its_user.metadata.resource_version == user.metadata.resource_version =>
+                {
+                    return Some(());
+                }
+                (Ok(Some(_)), Ok(Some(_))) => {}
+                _ => break,
+            }
+        }
+        self.revoke(id);
+        None
     }
 
     fn look_up(&self, token: &TokenText) -> Found {
@@ -165,7 +196,7 @@ impl Directory {
             Change::Gone(name) => {
                 let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
                 maps.grants.remove(name);
-                maps.index = Arc::new(Grants::new(maps.grants.values().cloned()));
+                self.index.send_replace(Arc::new(Grants::new(maps.grants.values().cloned())));
             }
         }
     }
@@ -224,7 +255,7 @@ impl Directory {
         let made = Grant { users: spec.users, groups: spec.groups, clusters: spec.clusters, as_groups: spec.as_groups };
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         maps.grants.insert(grant.metadata.name.clone(), made);
-        maps.index = Arc::new(Grants::new(maps.grants.values().cloned()));
+        self.index.send_replace(Arc::new(Grants::new(maps.grants.values().cloned())));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Follows the store: what changes there takes effect in memory at once.
 
 use crate::{
+    alive::{Alive, Part},
     directory::Directory,
     kinds::{AgentSpec, ClusterGrantSpec, ClusterSpec, TokenSpec, UserSpec},
     records::{Change, Changes, Records},
@@ -17,21 +18,22 @@ pub(crate) fn start(
     sessions: &Arc<Sessions>,
     records: &Records,
     stop: &CancellationToken,
+    alive: &Arc<Alive>,
 ) {
     let d = Arc::clone(directory);
-    spawn(tasks, stop, records.watch::<UserSpec>(), move |change| d.user_changed(&change));
+    spawn(tasks, stop, alive, records.watch::<UserSpec>(), move |change| d.user_changed(&change));
     let d = Arc::clone(directory);
-    spawn(tasks, stop, records.watch::<TokenSpec>(), move |change| d.token_changed(&change));
+    spawn(tasks, stop, alive, records.watch::<TokenSpec>(), move |change| d.token_changed(&change));
     let d = Arc::clone(directory);
-    spawn(tasks, stop, records.watch::<ClusterGrantSpec>(), move |change| d.grant_changed(&change));
+    spawn(tasks, stop, alive, records.watch::<ClusterGrantSpec>(), move |change| d.grant_changed(&change));
     let s = Arc::clone(sessions);
-    spawn(tasks, stop, records.watch::<AgentSpec>(), move |change| {
+    spawn(tasks, stop, alive, records.watch::<AgentSpec>(), move |change| {
         if let Change::Gone(name) = &change {
             s.agent_deleted(name);
         }
     });
     let s = Arc::clone(sessions);
-    spawn(tasks, stop, records.watch::<ClusterSpec>(), move |change| {
+    spawn(tasks, stop, alive, records.watch::<ClusterSpec>(), move |change| {
         if let Change::Gone(name) = &change {
             s.cluster_deleted(name);
         }
@@ -41,13 +43,14 @@ pub(crate) fn start(
 fn spawn<S: moorline_apiserver::Spec>(
     tasks: &mut JoinSet<()>,
     stop: &CancellationToken,
+    alive: &Arc<Alive>,
     mut changes: Changes<S>,
     mut apply: impl FnMut(Change<S>) + Send + 'static,
 ) {
     let stop = stop.clone();
-    tasks.spawn(async move {
+    tasks.spawn(alive.while_running(Part::Changes, async move {
         while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
             apply(change);
         }
-    });
+    }));
 }

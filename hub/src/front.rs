@@ -3,6 +3,7 @@
 #![allow(clippy::result_large_err)] // a refusal is the answer itself, made once and moved out
 
 use crate::{
+    alive::Alive,
     audit,
     config::Limits,
     directory::{Authenticated, Directory, bearer},
@@ -21,8 +22,9 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use moorline_authz::{
-    access::{Facts, HubRequest, authorize, hub_api},
+    access::{Facts, Grants, HubRequest, Permit, authorize, hub_api},
     impersonation::{self, BadImpersonation},
+    verb::request_info,
 };
 use moorline_proxy::{
     Body,
@@ -54,6 +56,16 @@ pub(crate) struct Front {
     pub tasks: TaskTracker,
     /// The hub is shutting down.
     pub finish: CancellationToken,
+    pub alive: Arc<Alive>,
+}
+
+/// Why a call goes to no cluster.
+struct Refusal {
+    /// For metrics and the audit log: one of a fixed set.
+    reason: &'static str,
+    code: StatusCode,
+    /// For the caller.
+    message: String,
 }
 
 /// The one answer to everybody who is not known, whatever is wrong.
@@ -63,26 +75,26 @@ impl Front {
     /// One request. A panic ends it alone.
     pub async fn serve(&self, request: Request<Incoming>, remote: SocketAddr, sni: Option<&str>) -> Response<Body> {
         let kind = kind_of(request.uri().path());
-        let answer = AssertUnwindSafe(self.answer(request, remote, sni)).catch_unwind().await;
-        let response = answer.unwrap_or_else(|_| {
-            self.metrics.panics.inc();
-            tracing::error!(%remote, kind, "the handling of a request panicked");
-            status_response(StatusCode::INTERNAL_SERVER_ERROR, "the hub failed to handle this request")
-        });
+        let response = contained(self.answer(request, remote, sni), &self.metrics, kind).await;
         self.metrics.requests.with_label_values(&[kind, response.status().as_str()]).inc();
         response
     }
 
     async fn answer(&self, request: Request<Incoming>, remote: SocketAddr, sni: Option<&str>) -> Response<Body> {
         if request.method() == Method::CONNECT {
+            self.count_refusal("connect");
             return closing(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not possible here");
         }
         if let Err(response) = check_host(&request, sni) {
+            self.count_refusal("host");
             return response;
         }
         let target = request.uri().path_and_query().map_or("", |target| target.as_str()).to_owned();
         match path::split(&target) {
-            Err(error) => closing(StatusCode::BAD_REQUEST, &error.to_string()),
+            Err(error) => {
+                self.count_refusal("path");
+                closing(StatusCode::BAD_REQUEST, &error.to_string())
+            }
             Ok(Some(cluster)) => self.cluster(request, cluster, remote).await,
             Ok(None) => Box::pin(self.own(request, remote)).await,
         }
@@ -90,7 +102,10 @@ impl Front {
 
     fn authenticate(&self, headers: &http::HeaderMap) -> Result<Authenticated, Response<Body>> {
         let who = bearer(headers).and_then(|token| self.directory.authenticate(token));
-        who.ok_or_else(|| status_response(StatusCode::UNAUTHORIZED, UNAUTHORIZED))
+        who.ok_or_else(|| {
+            self.count_refusal("unauthenticated");
+            status_response(StatusCode::UNAUTHORIZED, UNAUTHORIZED)
+        })
     }
 
     async fn cluster(&self, request: Request<Incoming>, path: ClusterPath<'_>, remote: SocketAddr) -> Response<Body> {
@@ -98,29 +113,18 @@ impl Front {
             Ok(who) => who,
             Err(response) => return response,
         };
-        let headers = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-        let act_as = match impersonation::parse(headers) {
-            Ok(act_as) => act_as,
-            Err(error @ BadImpersonation::Malformed(_)) => {
-                return status_response(StatusCode::BAD_REQUEST, &error.to_string());
-            }
-            Err(error) => return status_response(StatusCode::FORBIDDEN, &error.to_string()),
-        };
-        let grants = self.directory.grants();
-        let facts = Facts { identity: &who.identity, token_clusters: who.clusters.as_deref(), grants: &grants };
-        let permit = match authorize(&facts, path.cluster, act_as) {
+        let grants = self.directory.watch_grants();
+        let known = Arc::clone(&grants.borrow());
+        let permit = match self.judge(&request, &path, &who, &known) {
             Ok(permit) => permit,
-            Err(denial) => return status_response(StatusCode::FORBIDDEN, &denial.to_string()),
+            Err(refusal) => return self.refuse(refusal, &request, &path, &who, remote).await,
         };
-        // Only who may know which clusters exist is told that one does not.
-        if facts.reaches_all() && !self.records.cluster_exists(path.cluster) {
-            let message = format!("clusters.moorline.dev {:?} not found", path.cluster);
-            return status_response(StatusCode::NOT_FOUND, &message);
-        }
         let dial = CallDial {
             registry: Arc::clone(&self.registry),
             records: self.records.clone(),
-            lease: who.lease.clone(),
+            who: who.clone(),
+            grants,
+            metrics: self.metrics.clone(),
             finish: self.finish.clone(),
             spread: self.limits.watch_spread,
         };
@@ -128,6 +132,69 @@ impl Front {
             KubeProxy::new(Arc::new(dial), Arc::clone(&self.audit), self.proxy_metrics.clone(), self.tasks.clone());
         let caller = Caller { identity: who.identity, remote };
         proxy.handle(request.map(body::from), path, &caller, permit).await
+    }
+
+    /// Whether a call goes to its cluster. Nothing is waited for here.
+    fn judge(
+        &self,
+        request: &Request<Incoming>,
+        path: &ClusterPath<'_>,
+        who: &Authenticated,
+        grants: &Grants,
+    ) -> Result<Permit, Refusal> {
+        let headers = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let act_as = impersonation::parse(headers).map_err(|error| {
+            let code = match error {
+                BadImpersonation::Malformed(_) => StatusCode::BAD_REQUEST,
+                _ => StatusCode::FORBIDDEN,
+            };
+            Refusal { reason: "impersonation", code, message: error.to_string() }
+        })?;
+        let facts = Facts { identity: &who.identity, token_clusters: who.clusters.as_deref(), grants };
+        let permit = authorize(&facts, path.cluster, act_as).map_err(|denial| Refusal {
+            reason: "not_granted",
+            code: StatusCode::FORBIDDEN,
+            message: denial.to_string(),
+        })?;
+        // Only who may know which clusters exist is told that one does not.
+        if facts.reaches_all() && !self.records.cluster_exists(path.cluster) {
+            let message = format!("clusters.moorline.dev {:?} not found", path.cluster);
+            return Err(Refusal { reason: "unknown_cluster", code: StatusCode::NOT_FOUND, message });
+        }
+        Ok(permit)
+    }
+
+    /// Answers a call that goes to no cluster. What somebody known tried stands in the audit log.
+    async fn refuse(
+        &self,
+        refusal: Refusal,
+        request: &Request<Incoming>,
+        path: &ClusterPath<'_>,
+        who: &Authenticated,
+        remote: SocketAddr,
+    ) -> Response<Body> {
+        self.count_refusal(refusal.reason);
+        if self.audit.admit().await.is_err() {
+            return self.audit_full();
+        }
+        let (at, query) = path.rest.split_once('?').map_or((path.rest, None), |(at, query)| (at, Some(query)));
+        let info = request_info(request.method().as_str(), at, query);
+        let user = &who.identity;
+        let mut event =
+            audit::event(&info.verb, path.rest, &user.user, remote, refusal.code.as_u16(), "", path.cluster);
+        (event.user.uid, event.user.groups) = (user.uid.clone(), user.groups.clone());
+        event.annotations.insert("moorline.dev/ended", refusal.reason.to_owned());
+        self.audit.push(event);
+        status_response(refusal.code, &refusal.message)
+    }
+
+    fn count_refusal(&self, reason: &str) {
+        self.metrics.refusals.with_label_values(&[reason]).inc();
+    }
+
+    fn audit_full(&self) -> Response<Body> {
+        self.count_refusal("audit_full");
+        later(StatusCode::SERVICE_UNAVAILABLE, "the audit log takes no more records", Duration::from_secs(1))
     }
 
     async fn own(&self, request: Request<Incoming>, remote: SocketAddr) -> Response<Body> {
@@ -176,7 +243,7 @@ impl Front {
                     return self.object(request, path, &who).await;
                 }
                 if self.audit.admit().await.is_err() {
-                    return audit_full();
+                    return self.audit_full();
                 }
                 let response = self.object(request, path, &who).await;
                 let (user, code) = (&who.identity.user, response.status().as_u16());
@@ -201,7 +268,7 @@ impl Front {
 
     async fn login(&self, body: &[u8], remote: SocketAddr) -> Response<Body> {
         if self.audit.admit().await.is_err() {
-            return audit_full();
+            return self.audit_full();
         }
         let result = self.logins.login(body, remote.ip()).await;
         let user = result.as_ref().map(|answer| answer.user().to_owned()).unwrap_or_default();
@@ -269,6 +336,15 @@ impl Front {
     }
 }
 
+/// The answer, or a 500 where its making panics: that ends this request alone.
+async fn contained(answer: impl Future<Output = Response<Body>>, metrics: &Metrics, kind: &str) -> Response<Body> {
+    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
+        metrics.panics.inc();
+        tracing::error!(kind, "the handling of a request panicked");
+        status_response(StatusCode::INTERNAL_SERVER_ERROR, "the hub failed to handle this request")
+    })
+}
+
 /// The host that a request names, if it names one, once, and the one of the TLS handshake.
 fn check_host(request: &Request<Incoming>, sni: Option<&str>) -> Result<(), Response<Body>> {
     let bad = |message: &str| Err(closing(StatusCode::BAD_REQUEST, message));
@@ -334,10 +410,6 @@ pub(crate) fn store_failed(error: &crate::records::RecordError) -> Response<Body
     later(StatusCode::SERVICE_UNAVAILABLE, "the hub's store does not answer", Duration::from_secs(1))
 }
 
-fn audit_full() -> Response<Body> {
-    later(StatusCode::SERVICE_UNAVAILABLE, "the audit log takes no more records", Duration::from_secs(1))
-}
-
 fn text(code: StatusCode, words: &str) -> Response<Body> {
     let mut response = Response::new(body::full(words.to_owned()));
     *response.status_mut() = code;
@@ -376,8 +448,23 @@ fn join_answer(result: Result<crate::join::JoinAnswer, JoinError>) -> Response<B
         JoinError::Token => status_response(StatusCode::UNAUTHORIZED, &message),
         JoinError::Cluster => status_response(StatusCode::FORBIDDEN, &message),
         JoinError::Bad(_) => status_response(StatusCode::BAD_REQUEST, &message),
-        JoinError::Taken(_) => status_response(StatusCode::CONFLICT, &message),
+        JoinError::Taken { .. } => status_response(StatusCode::CONFLICT, &message),
         JoinError::Often(wait) => later(StatusCode::TOO_MANY_REQUESTS, &message, wait),
         JoinError::Busy(_) => later(StatusCode::SERVICE_UNAVAILABLE, &message, Duration::from_secs(1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn f47_a_panic_ends_its_request_alone_and_is_counted() {
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let panics = async { unreachable!("as a defect would") };
+        let answer = contained(panics, &metrics, "cluster").await;
+        assert_eq!((answer.status().as_u16(), metrics.panics.get()), (500, 1));
+        let sound = async { text(StatusCode::OK, "ok") };
+        assert_eq!((contained(sound, &metrics, "cluster").await.status().as_u16(), metrics.panics.get()), (200, 1));
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     rate::RateLimit,
     records::{RecordError, Records},
     sessions::{Registry, hex},
+    status::time,
 };
 use moorline_apiserver::Object;
 use moorline_authz::token::{Kind, TokenText};
@@ -58,8 +59,18 @@ pub(crate) enum JoinError {
     Cluster,
     #[error("{0}")]
     Bad(String),
-    #[error("an agent named {0} is connected to this hub; choose another name, or delete it first")]
-    Taken(String),
+    #[error(
+        "an agent named {name} has joined cluster {cluster} with another key, and {held}: give this one another name \
+         (--name), or let an administrator delete the other first (kubectl delete agents.moorline.dev {cluster}.{name})"
+    )]
+    Taken {
+        /// The name within the cluster.
+        name: String,
+        /// The cluster.
+        cluster: String,
+        /// Why the name is not free.
+        held: String,
+    },
     #[error("too many attempts from this address")]
     Often(Duration),
     #[error("{0}")]
@@ -95,7 +106,7 @@ impl Joiner {
             Err(JoinError::Token) => ("bad_token", 401),
             Err(JoinError::Cluster) => ("wrong_cluster", 403),
             Err(JoinError::Bad(_)) => ("bad_request", 400),
-            Err(JoinError::Taken(_)) => ("name_taken", 409),
+            Err(JoinError::Taken { .. }) => ("name_taken", 409),
             Err(JoinError::Often(_)) => ("too_often", 429),
             Err(JoinError::Busy(_)) => ("busy", 503),
         };
@@ -139,8 +150,12 @@ impl Joiner {
         let issued = self.authority.issue_agent(&csr, &id, self.life).map_err(|e| JoinError::Bad(e.to_string()))?;
         let full = format!("{wanted}.{name}");
         let before = self.records.get::<AgentSpec>(&full).map_err(store)?;
-        if before.is_some() && !self.registry.of_agent(wanted, &full).is_empty() {
-            return Err(JoinError::Taken(name.to_string()));
+        let key = hex(&issued.key_sha256);
+        // With the key that it has an agent may ask again: the first answer may have been lost on its way.
+        if let Some(other) = before.as_ref().filter(|other| other.spec.public_key_sha256 != key)
+            && let Some(held) = self.held(other)
+        {
+            return Err(JoinError::Taken { name: name.to_string(), cluster: wanted.clone(), held });
         }
         self.take_use(&token.id).await?;
         let spec = AgentSpec {
@@ -148,19 +163,20 @@ impl Joiner {
             cluster_uid: cluster.metadata.uid.clone(),
             name: name.to_string(),
             role: request.role,
-            public_key_sha256: hex(&issued.key_sha256),
+            public_key_sha256: key,
         };
-        match before {
+        let kept = match before {
             Some(mut agent) => {
                 agent.spec = spec; // whoever held the name before is not let in any more
-                self.records.update(&agent).await.map_err(store)?;
+                self.records.update(&agent).await.map_err(store)?
             }
             None => {
                 let mut agent = Object::<AgentSpec>::new(full, spec);
                 agent.metadata.owner_references = vec![cluster.owner_reference()];
-                self.records.create(&agent).await.map_err(store)?;
+                self.records.create(&agent).await.map_err(store)?
             }
-        }
+        };
+        self.note_expiry(kept, issued.expires).await;
         let pem = |der: &[u8]| crate::files::pem("CERTIFICATE", der);
         Ok(JoinAnswer {
             cluster: wanted.clone(),
@@ -169,6 +185,33 @@ impl Joiner {
             chain: vec![pem(&issued.cert), self.authority.pem().to_owned()],
             bundle: vec![self.authority.pem().to_owned()],
         })
+    }
+
+    /// Why nobody else may have an agent's name; `None`: its certificate has expired and nobody is connected with it.
+    fn held(&self, agent: &Object<AgentSpec>) -> Option<String> {
+        if !self.registry.of_agent(&agent.spec.cluster, &agent.metadata.name).is_empty() {
+            return Some("it is connected".to_owned());
+        }
+        let noted = agent.status.as_ref().and_then(|status| status.certificate_expires.as_deref());
+        let until = match noted.and_then(|at| at.parse::<jiff::Timestamp>().ok()) {
+            Some(until) => until,
+            // Written down with the object or a moment later: without it the longest that can be.
+            None => {
+                let made: jiff::Timestamp = agent.metadata.creation_timestamp.as_deref()?.parse().ok()?;
+                made.checked_add(self.life).unwrap_or(jiff::Timestamp::MAX)
+            }
+        };
+        (jiff::Timestamp::now() < until).then(|| format!("its certificate is valid until {until}"))
+    }
+
+    /// Keeps with the object how long its certificate is good: until then nobody else gets its name.
+    async fn note_expiry(&self, mut agent: Object<AgentSpec>, expires: SystemTime) {
+        agent.status.get_or_insert_default().certificate_expires = Some(time(expires));
+        match self.records.update_status(&agent).await {
+            // Who wrote meanwhile is the session's own status, which says the same.
+            Ok(_) | Err(RecordError::Conflict | RecordError::NotFound) => {}
+            Err(error) => tracing::warn!(agent = agent.metadata.name, "status not written: {error}"),
+        }
     }
 
     /// The token, if it is still good for one more.
@@ -210,8 +253,9 @@ impl Joiner {
         let key = hex(&issued.key_sha256);
         if object.spec.public_key_sha256 != key {
             object.spec.public_key_sha256 = key;
-            self.records.update(&object).await.map_err(words)?;
+            object = self.records.update(&object).await.map_err(words)?;
         }
+        self.note_expiry(object, issued.expires).await;
         let ca = self.authority.cert().to_vec();
         Ok((vec![issued.cert.to_vec(), ca.clone()], vec![ca], issued.expires))
     }

@@ -3,6 +3,7 @@
 //! [`Hub::start`] brings everything up and returns once it serves; [`run`] does that and ends when it is told to.
 #![forbid(unsafe_code)]
 
+mod alive;
 mod audit;
 mod bootstrap;
 pub mod config;

@@ -96,6 +96,7 @@ impl Port {
                         tracing::error!("connections cannot be accepted: {error}");
                     }
                     if !of_one_connection(&error) {
+                        self.front.alive.accept_failed();
                         tokio::time::sleep(self.front.limits.accept_pause).await;
                     }
                     continue;

@@ -18,6 +18,7 @@ pub(crate) struct Metrics {
     pub requests: IntCounterVec,
     pub panics: IntCounter,
     pub streams_revoked: IntCounter,
+    pub refusals: IntCounterVec,
     pub status_writes: IntCounterVec,
 }
 
@@ -54,7 +55,12 @@ impl Metrics {
             panics: counter("moorline_hub_request_panics_total", "Requests whose handling panicked")?,
             streams_revoked: counter(
                 "moorline_hub_streams_revoked_total",
-                "Open streams cut because their token or user is gone",
+                "Tokens, users and streams whose right was taken away",
+            )?,
+            refusals: counters(
+                "moorline_hub_refusals_total",
+                "Requests that ended at the front door, by reason",
+                &["reason"],
             )?,
             status_writes: counters("moorline_hub_status_writes_total", "Writes of status by result", &["result"])?,
         })

@@ -1,8 +1,8 @@
 //! Which session takes a stream: a pure choice over a snapshot, and the dialler made from it.
 
-use crate::{lease::Lease, records::Records, sessions::Registry};
+use crate::{directory::Authenticated, metrics::Metrics, records::Records, sessions::Registry};
 use futures_util::{FutureExt, future::BoxFuture};
-use moorline_authz::access::Permit;
+use moorline_authz::access::{Facts, Grants, Permit, authorize};
 use moorline_link::{OpenError, Stream, StreamError};
 use moorline_proto::{
     code::ResetCode,
@@ -20,7 +20,10 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::watch,
+};
 use tokio_util::sync::CancellationToken;
 
 /// What the choice is made from.
@@ -54,11 +57,14 @@ pub(crate) fn pick(all: &[Candidate], tried: &[usize], dice: [usize; 2]) -> Opti
     Some(if cost(second) < cost(first) { second } else { first })
 }
 
-/// Opens streams for one call, and cuts them when the caller's token or user is gone.
+/// Opens streams for one call, and cuts them when the caller's token, user or grant is gone.
 pub(crate) struct CallDial {
     pub registry: Arc<Registry>,
     pub records: Records,
-    pub lease: Lease,
+    pub who: Authenticated,
+    /// What the permit was given by. A change of it has the permit judged anew.
+    pub grants: watch::Receiver<Arc<Grants>>,
+    pub metrics: Metrics,
     /// The hub is shutting down.
     pub finish: CancellationToken,
     /// Over how long watches end then.
@@ -67,8 +73,10 @@ pub(crate) struct CallDial {
 
 impl CallDial {
     /// Resolves when the stream has to end: the right is gone, or it is a watch and the hub shuts down.
-    fn end_of(&self, class: Class) -> impl Future<Output = ()> + Send + 'static {
-        let (ended, finish, spread) = (self.lease.ended(), self.finish.clone(), self.spread);
+    fn end_of(&self, permit: &Permit, class: Class) -> impl Future<Output = ()> + Send + 'static {
+        let (ended, finish, spread) = (self.who.lease.ended(), self.finish.clone(), self.spread);
+        let withdrawn = withdrawn(self.grants.clone(), self.who.clone(), permit.clone());
+        let metrics = self.metrics.clone();
         async move {
             let shutdown = async {
                 if class != Class::Watch {
@@ -77,9 +85,28 @@ impl CallDial {
                 finish.cancelled().await;
                 tokio::time::sleep(spread.mul_f64(rand::random())).await;
             };
-            tokio::select! { () = ended => {} () = shutdown => {} }
+            tokio::select! {
+                () = ended => {}
+                () = shutdown => {}
+                () = withdrawn => metrics.streams_revoked.inc(),
+            }
         }
     }
+}
+
+/// Resolves when a change of grants leaves `who` without what `permit` says.
+async fn withdrawn(mut grants: watch::Receiver<Arc<Grants>>, who: Authenticated, permit: Permit) {
+    while grants.changed().await.is_ok() {
+        let now = Arc::clone(&grants.borrow_and_update());
+        let facts = Facts { identity: &who.identity, token_clusters: who.clusters.as_deref(), grants: &now };
+        // More than before harms nothing: the stream goes on as it was opened.
+        let kept = authorize(&facts, permit.cluster(), permit.act_as().cloned())
+            .is_ok_and(|again| permit.principal().groups.iter().all(|group| again.principal().groups.contains(group)));
+        if !kept {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 impl Dial for CallDial {
@@ -104,7 +131,7 @@ impl Dial for CallDial {
                 tried.push(at);
                 let Some(session) = sessions.get(at) else { continue };
                 match session.session.open(header).await {
-                    Ok(stream) => return Ok(LeasedStream::new(stream, self.end_of(header.class))),
+                    Ok(stream) => return Ok(LeasedStream::new(stream, self.end_of(permit, header.class))),
                     Err(OpenError::TooMany) => busy = true,
                     Err(OpenError::Closed(_) | OpenError::Draining) => {}
                     Err(e @ OpenError::Header) => {

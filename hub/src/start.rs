@@ -1,6 +1,7 @@
 //! Puts the parts together, and takes them apart in order.
 
 use crate::{
+    alive::{Alive, Part},
     bootstrap::{BootstrapError, bootstrap},
     config::{Config, ConfigError},
     directory::Directory,
@@ -134,13 +135,20 @@ struct Checks {
     records: Records,
     draining: CancellationToken,
     ca_expires: SystemTime,
+    alive: Arc<Alive>,
 }
 
 impl Health for Checks {
     fn checks(&self) -> Vec<(&'static str, Result<(), String>)> {
         let draining = if self.draining.is_cancelled() { Err("shutting down".to_owned()) } else { Ok(()) };
         let ca = if self.ca_expires > SystemTime::now() { Ok(()) } else { Err("expired".to_owned()) };
-        vec![("store", self.records.healthy()), ("ca", ca), ("listener", Ok(())), ("draining", draining)]
+        vec![
+            ("store", self.records.healthy()),
+            ("ca", ca),
+            ("listener", self.alive.listening()),
+            ("changes", self.alive.following()),
+            ("draining", draining),
+        ]
     }
 }
 
@@ -207,8 +215,13 @@ impl Hub {
             greetings: Semaphore::new(config.limits.greetings),
             next_id: AtomicU64::new(1),
         });
-        let health: Arc<dyn Health> =
-            Arc::new(Checks { records: records.clone(), draining: draining.clone(), ca_expires: authority.expires() });
+        let alive = Arc::new(Alive::default());
+        let health: Arc<dyn Health> = Arc::new(Checks {
+            records: records.clone(),
+            draining: draining.clone(),
+            ca_expires: authority.expires(),
+            alive: Arc::clone(&alive),
+        });
         let front = Arc::new(Front {
             directory: Arc::clone(&directory),
             registry: Arc::clone(&session_registry),
@@ -224,6 +237,7 @@ impl Hub {
             ca_pem: authority.pem().to_owned(),
             tasks: TaskTracker::new(),
             finish: finish.clone(),
+            alive: Arc::clone(&alive),
         });
 
         let (tcp, udp) = bind(config.listen).await?;
@@ -251,9 +265,10 @@ impl Hub {
 
         let mut background = JoinSet::new();
         directory.load()?;
-        follow::start(&mut background, &directory, &sessions, &records, &kill);
-        background.spawn(port.serve(tcp));
-        background.spawn(serve_quic(Arc::clone(&quic), Arc::clone(&sessions), stop.clone()));
+        follow::start(&mut background, &directory, &sessions, &records, &kill, &alive);
+        background.spawn(alive.while_running(Part::Tcp, port.serve(tcp)));
+        let udp = serve_quic(Arc::clone(&quic), Arc::clone(&sessions), stop.clone());
+        background.spawn(alive.while_running(Part::Quic, udp));
         background.spawn(ops::serve(ops_listener, registry.clone(), health, kill.clone()));
         background.spawn(renew(authority, config.clone(), tls_pair, Arc::clone(&quic), kill.clone()));
         let writer_stop = CancellationToken::new();

@@ -1,8 +1,9 @@
 //! Join tokens, and what they let in.
 
-use crate::world::{API, World, eventually};
-use moorline_link::Carrier;
+use crate::world::{API, Member, World, eventually};
+use moorline_link::{Carrier, DialError, Identity};
 use moorline_proto::code::CloseCode;
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 
 const FAR: &str = "2999-01-01T00:00:00Z";
 
@@ -77,17 +78,103 @@ async fn s68_an_agent_whose_object_is_gone_is_closed_and_refused() {
     eventually("no session", async || world.metric("moorline_hub_sessions_open{carrier=\"tls\"") == 0.0).await;
 }
 
+/// A certificate of the hub's own authority, as the hub would have made it in the past.
+fn expired(world: &World, member: &Member) -> Member {
+    let file = |name: &str| std::fs::read_to_string(world.dir.path().join("hub").join(name)).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&file("ca.crt"), KeyPair::from_pem(&file("ca.key")).unwrap()).unwrap();
+    let key = KeyPair::try_from(member.identity.key.secret_der()).unwrap();
+    let id = moorline_link::tls::peer_id(&member.identity.chain[0]).unwrap().to_string();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    (params.not_before, params.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2020, 1, 2));
+    let cert = params.signed_by(&key, &issuer).unwrap();
+    let chain = vec![cert.der().clone(), world.ca()];
+    Member { identity: Identity { chain, key: member.identity.key.clone_key() }, trust: member.trust.clone() }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn s68_an_expired_certificate_is_refused_in_the_handshake() {
-    let world = World::with(|config| config.agent_certificate_life = std::time::Duration::from_secs(2)).await;
+    let world = World::new().await;
     world.cluster("edge1").await;
     let token = world.join_token("edge1", 1, FAR).await;
     let member = world.join(&token, "a1", None).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(3100)).await; // real time: certificates know no other
     for carrier in [Carrier::Tls, Carrier::Quic] {
-        let refused = world.dial(&member, carrier, 1).await.err().unwrap();
+        let refused = world.dial(&expired(&world, &member), carrier, 1).await.err().unwrap();
         assert!(refused.to_string().to_lowercase().contains("expired"), "{carrier}: {refused}");
+        let valid = world.dial(&member, carrier, 1).await.unwrap();
+        valid.session.close(CloseCode::Normal, "seen");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_held_is_not_taken_over() {
+    let world = World::new().await;
+    world.cluster("edge1").await;
+    let token = world.join_token("edge1", 9, FAR).await;
+    let first = world.join(&token, "a1", None).await.unwrap();
+    let object = async || world.get(&world.admin, &format!("{API}/agents/edge1.a1")).await.json();
+    let before = object().await;
+    let key = before["spec"]["publicKeySha256"].clone();
+    let until = before["status"]["certificateExpires"].as_str().expect("known from the start").to_owned();
+    // Not while it is away, not while it is there.
+    let away = world.join(&token, "a1", None).await.err().unwrap();
+    assert_eq!(away.code, 409, "{away:?}");
+    let words = away.json()["message"].as_str().unwrap().to_owned();
+    for part in [until.as_str(), "--name", "delete agents.moorline.dev edge1.a1"] {
+        assert!(words.contains(part), "{part} is not in {words}");
+    }
+    let agent = world.dial(&first, Carrier::Tls, 1).await.unwrap();
+    let there = world.join(&token, "a1", None).await.err().unwrap();
+    assert_eq!((there.code, there.body.contains("it is connected")), (409, true), "{there:?}");
+    assert_eq!(object().await["spec"]["publicKeySha256"], key);
+    assert!(agent.session.ping().await.is_ok(), "the holder notices nothing");
+    // The holder itself may ask again, and a refusal has cost no use.
+    assert!(world.join_with(&token, "a1", None, &first.key_pair()).await.is_ok());
+    let uses = world.get(&world.admin, &format!("{API}/jointokens")).await.json();
+    assert_eq!(uses["items"][0]["status"]["uses"], 2);
+    // Deleted by an administrator the name is free.
+    let gone = world.call(&world.admin, "DELETE", &format!("{API}/agents/edge1.a1"), &serde_json::Value::Null).await;
+    assert_eq!(gone.code, 200);
+    assert!(world.join(&token, "a1", None).await.is_ok());
+    assert_ne!(object().await["spec"]["publicKeySha256"], key);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_whose_certificate_has_expired_is_free() {
+    let world = World::new().await;
+    world.cluster("edge1").await;
+    let token = world.join_token("edge1", 9, FAR).await;
+    assert!(world.join(&token, "a1", None).await.is_ok());
+    assert_eq!(world.join(&token, "a1", None).await.err().unwrap().code, 409);
+    let ended = serde_json::json!({ "status": { "certificateExpires": "2020-01-01T00:00:00Z" } });
+    world.patch(&format!("{API}/agents/edge1.a1/status"), &ended).await;
+    assert!(world.join(&token, "a1", None).await.is_ok());
+}
+
+/// S67: the agent trusts its own hub's authority alone, whatever answers at the address.
+#[tokio::test(flavor = "multi_thread")]
+async fn s67_a_hub_with_another_authority_hears_nothing_from_an_agent() {
+    let (own, other) = (World::new().await, World::new().await);
+    own.cluster("edge1").await;
+    let token = own.join_token("edge1", 1, FAR).await;
+    let member = own.join(&token, "a1", None).await.unwrap();
+    for carrier in [Carrier::Tls, Carrier::Quic] {
+        let refused = other.dial(&member, carrier, 1).await.err().unwrap();
+        assert!(matches!(refused, DialError::Tls { .. }), "{carrier}: {refused}");
+    }
+    // Nor does one that joins: the token goes to whoever proves the pin that stands in it.
+    let pin = |world: &World| moorline_link::tls::spki_sha256(&world.ca()).unwrap();
+    let shake = async |world: &World, pin: [u8; 32]| {
+        let config = moorline_link::tls::pinned_client_config(pin, &[b"http/1.1"]).unwrap();
+        let socket = tokio::net::TcpStream::connect(world.hub.addr()).await.unwrap();
+        let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
+        tokio_rustls::TlsConnector::from(config).connect(name, socket).await
+    };
+    assert!(shake(&own, pin(&own)).await.is_ok());
+    assert!(shake(&other, pin(&own)).await.is_err());
+    assert_eq!(other.metric("moorline_hub_greetings_total"), 0.0);
+    assert_eq!(other.metric("moorline_hub_joins_total"), 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

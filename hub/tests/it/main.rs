@@ -6,5 +6,6 @@
 mod framing;
 mod joins;
 mod proxying;
+mod rights;
 mod sessions;
 mod world;

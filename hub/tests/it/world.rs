@@ -133,6 +133,23 @@ impl World {
         self.call(token, "GET", path, &Value::Null).await
     }
 
+    /// An administrator's merge patch.
+    pub async fn patch(&self, path: &str, patch: &Value) {
+        let (patch, admin) = (patch.to_string(), &self.admin);
+        let ask = format!(
+            "PATCH {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {admin}\r\nContent-Type: application/merge-patch+json\r\nContent-Length: {}\r\n\r\n{patch}",
+            patch.len()
+        );
+        let answer = self.raw(ask.as_bytes()).await;
+        assert_eq!(answer.code, 200, "{answer:?}");
+    }
+
+    /// Ends the hub and reads what it recorded.
+    pub async fn audit_at_end(self) -> String {
+        self.hub.shutdown().await;
+        std::fs::read_to_string(self.dir.path().join("hub/audit.log")).unwrap()
+    }
+
     pub async fn create(&self, plural: &str, kind: &str, name: &str, spec: Value) -> Value {
         let metadata = if name.is_empty() { json!({}) } else { json!({ "name": name }) };
         let object = json!({ "apiVersion": "moorline.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec });
@@ -170,8 +187,17 @@ impl World {
     }
 
     pub async fn join(&self, token: &str, name: &str, cluster: Option<&str>) -> Result<Member, Answer> {
-        let key = KeyPair::generate().unwrap();
-        let csr = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+        self.join_with(token, name, cluster, &KeyPair::generate().unwrap()).await
+    }
+
+    pub async fn join_with(
+        &self,
+        token: &str,
+        name: &str,
+        cluster: Option<&str>,
+        key: &KeyPair,
+    ) -> Result<Member, Answer> {
+        let csr = CertificateParams::default().serialize_request(key).unwrap().pem().unwrap();
         let mut question = json!({ "token": token, "csr": csr, "name": name });
         if let Some(cluster) = cluster {
             question["cluster"] = cluster.into();
@@ -284,6 +310,12 @@ pub struct Member {
     pub trust: Trust,
 }
 
+impl Member {
+    pub fn key_pair(&self) -> KeyPair {
+        KeyPair::try_from(self.identity.key.secret_der()).unwrap()
+    }
+}
+
 /// What reached the API server's place.
 #[derive(Debug, Clone)]
 pub struct Seen {
@@ -343,7 +375,11 @@ async fn answer(
     let body = if upgrade {
         String::new()
     } else {
-        String::from_utf8_lossy(&body.collect().await.map(|b| b.to_bytes()).unwrap_or_default()).into_owned()
+        match body.collect().await {
+            Ok(body) => String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+            // As an API server: what was cut short is no request.
+            Err(_) => return http::Response::builder().status(400).body(body::empty()).unwrap(),
+        }
     };
     let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     log.lock().unwrap().push(Seen {

@@ -1,0 +1,264 @@
+//! Rights that end, and what is told of those who have none.
+
+use crate::world::{API, World, eventually, read_answer};
+use moorline_link::Carrier;
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::client::TlsStream;
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// A stream that goes on until somebody ends it: an answer without an end, or an upgraded connection.
+async fn open(world: &World, token: &str, path: &str, more: &str) -> TlsStream<TcpStream> {
+    let mut stream = world.connect("localhost", &[b"http/1.1"]).await;
+    let ask = format!(
+        "GET /k8s/clusters/edge1{path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n{more}\r\n"
+    );
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
+    let mut all = Vec::new();
+    let begun = |all: &[u8]| {
+        let text = String::from_utf8_lossy(all).into_owned();
+        text.contains("part") || (text.starts_with("HTTP/1.1 101 ") && text.ends_with("\r\n\r\n"))
+    };
+    while !begun(&all) {
+        assert_ne!(timeout(SOON, stream.read_buf(&mut all)).await.unwrap().unwrap(), 0, "{path}");
+    }
+    stream
+}
+
+async fn ended(mut stream: TlsStream<TcpStream>, what: &str) {
+    let mut rest = Vec::new();
+    assert!(timeout(SOON, stream.read_to_end(&mut rest)).await.is_ok(), "{what}: still open");
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "{what}: ended as if it were whole");
+}
+
+async fn echoes(stream: &mut TlsStream<TcpStream>) {
+    stream.write_all(b"hello").await.unwrap();
+    stream.flush().await.unwrap();
+    let mut echo = [0; 5];
+    timeout(SOON, stream.read_exact(&mut echo)).await.unwrap().unwrap();
+    assert_eq!(&echo, b"hello");
+}
+
+const EXEC: &str = "/api/v1/namespaces/a/pods/b/exec?command=sh";
+const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s51_a_withdrawn_grant_cuts_what_is_open_and_nothing_else() {
+    let world = World::new().await;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    let (anna, ben) = (world.user("anna", &["edge1"]).await, world.user("ben", &["edge1"]).await);
+    let watch = "/api/v1/pods?watch=1&x=endless";
+    let (of_anna, shell) = (open(&world, &anna, watch, "").await, open(&world, &anna, EXEC, UPGRADE).await);
+    let mut of_ben = open(&world, &ben, EXEC, UPGRADE).await;
+    let mut of_admin = open(&world, &world.admin, EXEC, UPGRADE).await;
+    let gone = world.call(&world.admin, "DELETE", &format!("{API}/clustergrants/grant-anna"), &Value::Null).await;
+    assert_eq!(gone.code, 200, "{gone:?}");
+    ended(of_anna, "a watch").await;
+    ended(shell, "a shell").await;
+    assert_eq!(world.get(&anna, "/k8s/clusters/edge1/api").await.code, 403);
+    echoes(&mut of_ben).await;
+    // A grant that gives more, or loses another cluster, ends nothing. One that loses this cluster does.
+    let grant = format!("{API}/clustergrants/grant-ben");
+    world.patch(&grant, &json!({ "spec": { "clusters": ["edge1", "edge2"], "asGroups": ["ops"] } })).await;
+    world.patch(&grant, &json!({ "spec": { "clusters": ["edge1"] } })).await;
+    eventually("the new group", async || {
+        world.get(&ben, "/k8s/clusters/edge1/api").await;
+        agent.last().principal.groups.contains(&"ops".to_owned())
+    })
+    .await;
+    echoes(&mut of_ben).await;
+    let with_ops = open(&world, &ben, EXEC, UPGRADE).await;
+    world.patch(&grant, &json!({ "spec": { "asGroups": [] } })).await;
+    ended(with_ops, "opened with a group that the grant does not give any more").await;
+    echoes(&mut of_ben).await;
+    world.patch(&grant, &json!({ "spec": { "clusters": ["edge2"] } })).await;
+    ended(of_ben, "of a grant that was changed").await;
+    echoes(&mut of_admin).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s22_a_cluster_outside_the_grant_is_refused_and_the_connection_goes_on() {
+    let world = World::new().await;
+    let inside = world.connected("edge1", Carrier::Tls).await;
+    let outside = world.connected("edge2", Carrier::Tls).await;
+    let token = world.user("anna", &["edge1"]).await;
+    let mut stream = world.connect("localhost", &[b"http/1.1"]).await;
+    for (cluster, code) in [("edge1", 200), ("edge2", 403), ("edge1", 200)] {
+        let ask = format!(
+            "GET /k8s/clusters/{cluster}/api/v1/pods HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+        );
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        assert_eq!(read_answer(&mut stream).await.code, code, "{cluster}");
+    }
+    assert_eq!(outside.lines(), Vec::<String>::new());
+    assert_eq!(inside.lines().iter().filter(|line| line.ends_with("/pods")).count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s47_s48_the_audit_log_has_the_sockets_address_and_says_create() {
+    let world = World::new().await;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    let token = world.user("anna", &["edge1"]).await;
+    let auth = format!("Authorization: Bearer {token}");
+    let claims = [
+        auth.as_str(),
+        "X-Forwarded-For: 203.0.113.9",
+        "X-Forwarded-Host: other.example",
+        "X-Forwarded-Proto: http",
+        "X-Real-IP: 203.0.113.9",
+        "Forwarded: for=203.0.113.9",
+    ];
+    assert_eq!(world.send("GET", "/k8s/clusters/edge1/api/v1/nodes", &claims, "").await.code, 200);
+    let seen = agent.last();
+    assert!(seen.headers.iter().all(|(_, value)| !value.contains("203.0.113.9") && value != "other.example"));
+    for path in [EXEC, "/api/v1/nodes/n/proxy/run/a/b/c/exec"] {
+        drop(open(&world, &token, path, UPGRADE).await);
+    }
+    let proxied_to_the_side = "PROXY TCP4 203.0.113.9 127.0.0.1 1 2\r\n";
+    let mut plain = TcpStream::connect(world.hub.addr()).await.unwrap();
+    plain.write_all(proxied_to_the_side.as_bytes()).await.unwrap();
+    let mut refusal = Vec::new();
+    let _ = timeout(SOON, plain.read_to_end(&mut refusal)).await.expect("PROXY protocol is not spoken here");
+    let log = world.audit_at_end().await;
+    assert!(!log.contains("203.0.113.9"), "{log}");
+    let events: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |part: &str| events.iter().find(|e| e["requestURI"].as_str().unwrap().contains(part)).unwrap();
+    assert_eq!(of("/nodes")["sourceIPs"], json!(["127.0.0.1"]));
+    for part in ["pods/b/exec", "nodes/n/proxy"] {
+        assert_eq!((&of(part)["verb"], &of(part)["user"]["username"]), (&json!("create"), &json!("anna")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_tried_in_vain_is_counted_and_stands_in_the_audit_log() {
+    let world = World::new().await;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    let token = world.user("anna", &["edge1"]).await;
+    world.cluster("edge2").await;
+    let before = agent.lines().len();
+    let auth = format!("Authorization: Bearer {token}");
+    let admin = format!("Authorization: Bearer {}", world.admin);
+    let tries: [(&str, &[&str], u16, &str); 6] = [
+        ("/k8s/clusters/edge2/api/v1/secrets", &[&auth], 403, "not_granted"),
+        ("/k8s/clusters/nowhere/api/v1/secrets", &[&admin], 404, "unknown_cluster"),
+        ("/k8s/clusters/edge1/api/v1/masters", &[&auth, "Impersonate-Group: a"], 400, "impersonation"),
+        ("/k8s/clusters/edge1/api", &[], 401, "unauthenticated"),
+        ("/k8s/clusters//api", &[&auth], 400, "path"),
+        ("/k8s/clusters/edge1/api/v1/named", &[&auth, "Connection: Authorization"], 400, ""),
+    ];
+    for (path, headers, code, reason) in tries {
+        let series = format!("moorline_hub_refusals_total{{reason=\"{reason}\"}}");
+        let counted = world.metric(&series);
+        let answer = world.send("GET", path, headers, "").await;
+        assert!(answer.code == code || (code == 400 && answer.code == 403), "{path}: {answer:?}");
+        if !reason.is_empty() {
+            assert_eq!(world.metric(&series), counted + 1.0, "{path}");
+        }
+    }
+    assert_eq!(agent.lines().len(), before, "nothing of it arrived");
+    let log = world.audit_at_end().await;
+    for (path, user) in [("secrets", "anna"), ("secrets", "admin"), ("masters", "anna"), ("named", "anna")] {
+        let line = log.lines().find(|line| line.contains(path) && line.contains(&format!("\"username\":\"{user}\"")));
+        let line = line.unwrap_or_else(|| panic!("{path} by {user} is not in {log}"));
+        assert!(
+            line.contains("refused")
+                || line.contains("not_granted")
+                || line.contains("unknown_cluster")
+                || line.contains("impersonation"),
+            "{line}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s71_whatever_clients_send_makes_no_series() {
+    let world = World::new().await;
+    let _agent = world.connected("edge1", Carrier::Tls).await;
+    let token = world.user("anna", &["edge1"]).await;
+    let auth = format!("Authorization: Bearer {token}");
+    let send = async |n: usize| {
+        let agent = format!("User-Agent: client-{n}");
+        for path in
+            [format!("/k8s/clusters/edge1/apis/g{n}/v1/r{n}"), format!("/p{n}"), format!("/k8s/clusters/c{n}/api")]
+        {
+            world.send(&format!("VERB{n}"), &path, &[&auth, &agent], "").await;
+            world.send("GET", &path, &[&auth, &agent], "").await;
+            world.send("GET", &path, &[&format!("Authorization: Bearer mlt_{n}")], "").await;
+        }
+        let login = json!({ "username": format!("u{n}"), "password": "x" }).to_string();
+        world.send("POST", "/auth/login", &[], &login).await;
+        world.send("GET", "/livez", &[&format!("Impersonate-User: {n}")], "").await;
+    };
+    let series = || world.registry.gather().iter().map(|family| family.get_metric().len()).sum::<usize>();
+    send(0).await;
+    let before = series();
+    for n in 1..12 {
+        send(n).await;
+    }
+    // The login of somebody who tried too often has a label of its own, also a fixed one.
+    assert!(series() <= before + 2, "{before} became {}", series());
+}
+
+/// F49 and S70: an audit log that cannot be written. A pipe without a reader refuses every write, as a full disk does.
+#[tokio::test(flavor = "multi_thread")]
+async fn f49_s70_without_an_audit_log_nothing_passes_and_nothing_is_lost() {
+    let mut reader = None;
+    let world = World::with(|config| {
+        std::fs::create_dir_all(&config.data_dir).unwrap();
+        let path = config.data_dir.join("audit.log");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        reader = Some(tokio::net::unix::pipe::OpenOptions::new().open_receiver(&path).unwrap());
+    })
+    .await;
+    let path = world.dir.path().join("hub/audit.log");
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    let token = world.user("anna", &["edge1"]).await;
+    drop(reader.take());
+    // One call may pass before the log is known to fail; its record waits.
+    eventually("refused", async || world.get(&token, "/k8s/clusters/edge1/api/v1/last").await.code == 503).await;
+    let reached = agent.lines().len();
+    for path in ["/k8s/clusters/edge1/api", "/k8s/clusters/edge2/api"] {
+        let answer = world.get(&token, path).await;
+        assert_eq!((answer.code, answer.header("retry-after").is_some()), (503, true), "{path}: {answer:?}");
+    }
+    let made =
+        json!({ "apiVersion": "moorline.dev/v1alpha1", "kind": "Cluster", "metadata": { "name": "c" }, "spec": {} });
+    assert_eq!(world.call(&world.admin, "POST", &format!("{API}/clusters"), &made).await.code, 503);
+    assert_eq!(world.send("POST", "/auth/login", &[], "{}").await.code, 503);
+    assert_eq!(world.join("mlj_x", "a", None).await.err().unwrap().code, 503);
+    assert_eq!(agent.lines().len(), reached, "nothing passed unrecorded");
+    assert!(world.metric("moorline_proxy_audit_refusals_total") > 0.0);
+    assert!(world.metric("moorline_hub_refusals_total{reason=\"audit_full\"}") > 0.0);
+    // Reads of the hub's own objects and health are not recorded, and go on.
+    assert_eq!(world.get(&world.admin, &format!("{API}/clusters")).await.code, 200);
+    let mut reader = tokio::net::unix::pipe::OpenOptions::new().open_receiver(&path).unwrap();
+    eventually("admitted again", async || world.get(&token, "/k8s/clusters/edge1/api/v1/again").await.code == 200)
+        .await;
+    let mut log = Vec::new();
+    let told = |log: &[u8]| String::from_utf8_lossy(log).contains("/api/v1/again");
+    while !told(&log) {
+        assert_ne!(timeout(SOON, reader.read_buf(&mut log)).await.expect("a record in time").unwrap(), 0);
+    }
+    let log = String::from_utf8_lossy(&log).into_owned();
+    assert_eq!(log.matches("/api/v1/last").count(), agent.lines().iter().filter(|l| l.ends_with("/last")).count());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_names_its_checks() {
+    let world = World::new().await;
+    let mut stream = TcpStream::connect(world.hub.ops_addr()).await.unwrap();
+    stream.write_all(b"GET /readyz?verbose HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let answer = read_answer(&mut stream).await;
+    assert_eq!(answer.code, 200);
+    for check in ["store", "ca", "listener", "changes", "draining"] {
+        assert!(answer.body.contains(&format!("[+]{check} ok")), "{answer:?}");
+    }
+}
