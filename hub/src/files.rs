@@ -21,6 +21,22 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Resu
     }
 }
 
+/// The random bytes of a file that only its owner may read, made at the first call. A file of another length is no such
+/// secret (a full disk, a wrong copy) and is made anew.
+pub(crate) fn secret<const N: usize>(path: &Path) -> io::Result<[u8; N]> {
+    match fs::read(path) {
+        Ok(bytes) => match bytes.try_into() {
+            Ok(bytes) => return Ok(bytes),
+            Err(_) => tracing::warn!(path = %path.display(), "this file is no secret of {N} bytes; it is made anew"),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let bytes = std::array::from_fn(|_| rand::random());
+    write_atomically(path, &bytes, 0o600)?;
+    Ok(bytes)
+}
+
 /// DER as PEM.
 pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -32,4 +48,24 @@ pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     }
     out.push_str(&format!("-----END {label}-----\n"));
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_secret_is_made_once_and_kept_to_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        let first: [u8; 32] = secret(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(secret(&path).unwrap(), first);
+        fs::write(&path, b"short").unwrap();
+        let second: [u8; 32] = secret(&path).unwrap();
+        assert_ne!(second, first);
+        assert_eq!(secret(&path).unwrap(), second);
+        assert!(secret::<32>(dir.path()).is_err(), "what cannot be read is not replaced");
+    }
 }

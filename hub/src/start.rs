@@ -5,7 +5,7 @@ use crate::{
     bootstrap::{BootstrapError, bootstrap},
     config::{Config, ConfigError},
     directory::Directory,
-    follow,
+    files, follow,
     front::Front,
     hubapi::HubApi,
     join::Joiner,
@@ -22,7 +22,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use moorline_apiserver::ApiServer;
-use moorline_link::{QuicListener, tls};
+use moorline_link::{QuicKeys, QuicListener, tls};
 use moorline_proto::id::{Role, SpiffeId};
 use moorline_proxy::{
     audit::{AuditSink, FileSink},
@@ -240,6 +240,9 @@ impl Hub {
             alive: Arc::clone(&alive),
         });
 
+        let quic_secret = dir.join("quic.secret");
+        let quic_keys = files::secret(&quic_secret).map(|secret| QuicKeys::new(&secret));
+        let quic_keys = quic_keys.map_err(|source| HubError::DataDir { dir: quic_secret, source })?;
         let (tcp, udp) = bind(config.listen).await?;
         let listening = |address, what| move |source| HubError::Listen { address, what, source };
         let addr = tcp.local_addr().map_err(listening(config.listen, "TCP"))?;
@@ -247,8 +250,8 @@ impl Hub {
         let ops_addr = ops_listener.local_addr().map_err(listening(config.ops_listen, "ops"))?;
         let pair = issue(&authority, &config).map_err(HubError::Internal)?;
         let link_limits = moorline_link::Limits::default();
-        let quic =
-            QuicListener::bind(udp, Arc::clone(&pair.tunnel), &link_limits).map_err(listening(config.listen, "UDP"))?;
+        let quic = QuicListener::bind(udp, Arc::clone(&pair.tunnel), quic_keys, &link_limits)
+            .map_err(listening(config.listen, "UDP"))?;
         let quic = Arc::new(quic);
         let tls_pair = Arc::new(ArcSwap::from_pointee(pair));
         let port = Arc::new(Port {

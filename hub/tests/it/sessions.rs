@@ -85,6 +85,8 @@ async fn after_a_restart_nobody_is_connected_and_agents_come_back() {
     let world = World::new().await;
     let agent = world.connected("edge1", Carrier::Tls).await;
     let admin = world.admin.clone();
+    let quic_secret = world.dir.path().join("hub/quic.secret");
+    let secret = std::fs::read(&quic_secret).unwrap();
     eventually("connected", async || {
         world.get(&admin, &format!("{API}/clusters/edge1")).await.json()["status"]["agents"] == 1
     })
@@ -95,6 +97,7 @@ async fn after_a_restart_nobody_is_connected_and_agents_come_back() {
     let registry = prometheus::Registry::new();
     let hub = moorline_hub::Hub::start(crate::world::config(&world.dir), &registry).await.unwrap();
     let world = World { hub, dir: world.dir, admin, registry };
+    assert_eq!(std::fs::read(&quic_secret).unwrap(), secret, "agents of a killed hub could not be told by the next");
     let status = world.get(&world.admin, &format!("{API}/clusters/edge1")).await.json()["status"].clone();
     assert_eq!(status["conditions"][0]["status"], "False");
     // A second hub on the same folder is told why it cannot.

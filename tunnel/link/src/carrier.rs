@@ -55,6 +55,11 @@ impl Quic {
         }
     }
 
+    #[cfg(test)]
+    pub fn bare(&self) -> &quinn::Connection {
+        &self.conn
+    }
+
     fn reason(&self, error: quinn::ConnectionError) -> CloseReason {
         use quinn::ConnectionError as E;
         let (code, by_peer) = match &error {
@@ -73,7 +78,10 @@ impl Quic {
             E::TimedOut => (CloseCode::Silent, false),
             E::ConnectionClosed(_) => (CloseCode::Protocol, true),
             E::TransportError(_) | E::VersionMismatch => (CloseCode::Protocol, false),
-            E::Reset => (CloseCode::Internal, true),
+            E::Reset => {
+                let message = "the peer has lost this session: it was started anew".into();
+                return CloseReason { code: CloseCode::Forgotten, by_peer: true, message };
+            }
             E::CidsExhausted => (CloseCode::Internal, false),
         };
         CloseReason { code, by_peer, message: error.to_string() }

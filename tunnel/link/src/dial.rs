@@ -107,8 +107,9 @@ impl DialError {
 }
 
 /// A connection whose handshake is done.
-struct Dialled {
-    conn: Conn,
+#[derive(Debug)]
+pub(crate) struct Dialled {
+    pub conn: Conn,
     remote: SocketAddr,
     certs: Vec<CertificateDer<'static>>,
     alert: Arc<OnceLock<String>>,
@@ -128,6 +129,17 @@ pub async fn dial(
     hello: Hello,
     limits: &Limits,
 ) -> Result<(Session, Welcome), DialError> {
+    let dialled = connect(address, carrier, tls, limits).await?;
+    greet(address, carrier, dialled, hello, limits).await
+}
+
+/// Dials the addresses of a hub one after the other until one has shaken hands.
+pub(crate) async fn connect(
+    address: &HubAddress,
+    carrier: Carrier,
+    tls: Arc<rustls::ClientConfig>,
+    limits: &Limits,
+) -> Result<Dialled, DialError> {
     let host = &address.host;
     let name = ServerName::try_from(host.clone())
         .map_err(|_| DialError::Dns { host: host.clone(), cause: "not a DNS name or IP address".into() })?;
@@ -146,7 +158,7 @@ pub async fn dial(
             }
         };
         match timeout_at(deadline, attempt).await {
-            Ok(Ok(dialled)) => return greet(address, carrier, dialled, hello, limits).await,
+            Ok(Ok(dialled)) => return Ok(dialled),
             // Another address of the same name would say the same.
             Ok(Err(error @ (DialError::Tls { .. } | DialError::Protocol { .. }))) => return Err(error),
             Ok(Err(error)) => last = error,
@@ -172,7 +184,7 @@ async fn dial_quic(
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
     let endpoint = UdpSocket::bind(local)
-        .and_then(|socket| quic::endpoint(socket, None))
+        .and_then(|socket| quic::endpoint(socket, quinn::EndpointConfig::default(), None))
         .map_err(|error| connect(error.to_string()))?;
     let connecting =
         endpoint.connect_with(config, remote, &address.host).map_err(|error| connect(error.to_string()))?;

@@ -65,8 +65,8 @@ pub struct Greeting {
     pub carrier: Carrier,
     /// Where it comes from.
     pub remote: SocketAddr,
-    conn: Conn,
-    control: Raw,
+    pub(crate) conn: Conn,
+    pub(crate) control: Raw,
     limits: Limits,
 }
 

@@ -27,7 +27,7 @@ pub use address::{HubAddress, InvalidAddress};
 pub use dial::{DialError, dial};
 pub use greeting::{AcceptError, Greeting, accept_tls};
 pub use limits::Limits;
-pub use quic::{QuicIncoming, QuicListener};
+pub use quic::{QuicIncoming, QuicKeys, QuicListener};
 pub use read_ahead::ReadAhead;
 pub use session::{CloseReason, Closed, OpenError, Session};
 pub use stream::{IncomingStream, Stream, StreamError};

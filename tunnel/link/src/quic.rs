@@ -6,8 +6,10 @@ use crate::{
     greeting::{self, Peer},
     tls::ALPN,
 };
+use aws_lc_rs::{hkdf, hmac};
 use moorline_proto::code::CloseCode;
 use quinn::{EndpointConfig, TokioRuntime, TransportConfig, VarInt, congestion::CubicConfig};
+use quinn_proto::RandomConnectionIdGenerator;
 use rustls_pki_types::CertificateDer;
 use std::{
     io,
@@ -24,6 +26,52 @@ use tokio::time::timeout;
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Longest wait for closed connections to tell their peers.
 const CLOSING: Duration = Duration::from_secs(2);
+
+/// Bytes of a connection ID: too many to be used twice, even by two lives of a hub.
+const CONNECTION_ID: usize = 8;
+/// Shortest time between two stateless resets. Garbage costs this side little, and a fleet whose hub was killed is told
+/// within seconds, but not all of it in one.
+const RESET_EVERY: Duration = Duration::from_millis(5);
+
+/// What an endpoint's next life has to know so that peers of this one are told at once that their connections are gone
+/// (stateless reset, RFC 9000 §10.3), and not only by silence.
+#[derive(Clone)]
+pub struct QuicKeys {
+    reset: Arc<hmac::Key>,
+    addresses: Arc<hkdf::Prk>,
+}
+
+impl QuicKeys {
+    /// Bytes of the secret.
+    pub const SECRET: usize = 32;
+
+    /// Keys from a secret that is kept from one life to the next. Whoever has it can end every connection; it protects
+    /// nothing else.
+    #[must_use]
+    pub fn new(secret: &[u8; Self::SECRET]) -> Self {
+        let key = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), b"moorline stateless reset");
+        Self {
+            reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, key.as_ref())),
+            addresses: Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, b"moorline address token").extract(secret)),
+        }
+    }
+
+    /// Connection IDs have to be of one kind in every life: quinn's default marks them by a key of its own, made anew
+    /// at each start, and drops packets with the marks of another.
+    fn endpoint(&self) -> EndpointConfig {
+        let mut config = EndpointConfig::new(self.reset.clone());
+        config
+            .cid_generator(|| Box::new(RandomConnectionIdGenerator::new(CONNECTION_ID)))
+            .min_reset_interval(RESET_EVERY);
+        config
+    }
+}
+
+impl std::fmt::Debug for QuicKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("QuicKeys(***)")
+    }
+}
 
 /// `permitted`: streams that the peer may open.
 pub(crate) fn transport(limits: &Limits, permitted: u32) -> Result<TransportConfig, io::Error> {
@@ -47,9 +95,9 @@ pub(crate) fn transport(limits: &Limits, permitted: u32) -> Result<TransportConf
     Ok(config)
 }
 
-fn server(tls: Arc<rustls::ServerConfig>, limits: &Limits) -> io::Result<quinn::ServerConfig> {
+fn server(tls: Arc<rustls::ServerConfig>, keys: &QuicKeys, limits: &Limits) -> io::Result<quinn::ServerConfig> {
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let mut config = quinn::ServerConfig::new(Arc::new(crypto), keys.addresses.clone());
     config
         .transport_config(Arc::new(transport(limits, limits.streams_to_hub)?))
         .max_incoming(limits.quic_incoming)
@@ -60,29 +108,39 @@ fn server(tls: Arc<rustls::ServerConfig>, limits: &Limits) -> io::Result<quinn::
 }
 
 /// An endpoint on a bound socket, with buffers as large as the system permits.
-pub(crate) fn endpoint(socket: UdpSocket, server: Option<quinn::ServerConfig>) -> io::Result<quinn::Endpoint> {
+pub(crate) fn endpoint(
+    socket: UdpSocket,
+    config: EndpointConfig,
+    server: Option<quinn::ServerConfig>,
+) -> io::Result<quinn::Endpoint> {
     let sock = socket2::SockRef::from(&socket);
     let _ = sock.set_recv_buffer_size(SOCKET_BUFFER); // the system's own bound is as good as ours
     let _ = sock.set_send_buffer_size(SOCKET_BUFFER);
-    quinn::Endpoint::new(EndpointConfig::default(), server, socket, Arc::new(TokioRuntime))
+    quinn::Endpoint::new(config, server, socket, Arc::new(TokioRuntime))
 }
 
 /// The hub's QUIC endpoint.
 #[derive(Debug)]
 pub struct QuicListener {
     endpoint: quinn::Endpoint,
+    keys: QuicKeys,
     limits: Limits,
     handshakes: Arc<AtomicUsize>,
 }
 
 impl QuicListener {
-    /// Takes over a bound UDP socket.
+    /// Takes over a bound UDP socket. `keys`: the same in each life of a hub.
     ///
     /// # Errors
     /// The socket cannot be used, or `tls` is no configuration for QUIC.
-    pub fn bind(socket: UdpSocket, tls: Arc<rustls::ServerConfig>, limits: &Limits) -> io::Result<Self> {
-        let endpoint = endpoint(socket, Some(server(tls, limits)?))?;
-        Ok(Self { endpoint, limits: limits.clone(), handshakes: Arc::default() })
+    pub fn bind(
+        socket: UdpSocket,
+        tls: Arc<rustls::ServerConfig>,
+        keys: QuicKeys,
+        limits: &Limits,
+    ) -> io::Result<Self> {
+        let endpoint = endpoint(socket, keys.endpoint(), Some(server(tls, &keys, limits)?))?;
+        Ok(Self { endpoint, keys, limits: limits.clone(), handshakes: Arc::default() })
     }
 
     /// The next connection attempt; `None` once closed. Attempts over the limits are refused here, or have to prove
@@ -114,7 +172,7 @@ impl QuicListener {
     /// # Errors
     /// `tls` is no configuration for QUIC.
     pub fn set_server_config(&self, tls: Arc<rustls::ServerConfig>) -> io::Result<()> {
-        self.endpoint.set_server_config(Some(server(tls, &self.limits)?));
+        self.endpoint.set_server_config(Some(server(tls, &self.keys, &self.limits)?));
         Ok(())
     }
 

@@ -57,7 +57,14 @@ pub fn session_pair_with(limits: &Limits) -> (Session, Session) {
         facts: Vec::new(),
         now_ms: 0,
     };
-    let parts = |id, side, peer: &str, hello: Option<Hello>, mux: MuxHandle| Parts {
+    let hub = Session::start(parts(1, Side::Hub, AGENT, Some(hello), hub, limits), None);
+    let agent = Session::start(parts(2, Side::Agent, HUB, None, agent, limits), Some(Raw::Mux(control)));
+    (hub, agent)
+}
+
+#[expect(clippy::expect_used, reason = "for tests")]
+fn parts(id: u64, side: Side, peer: &str, hello: Option<Hello>, mux: MuxHandle, limits: &Limits) -> Parts {
+    Parts {
         id: SessionId(id),
         side,
         peer: peer.parse().expect("a valid identity"),
@@ -66,8 +73,14 @@ pub fn session_pair_with(limits: &Limits) -> (Session, Session) {
         hello,
         conn: Conn::Mux(mux),
         limits: limits.clone(),
-    };
-    let hub = Session::start(parts(1, Side::Hub, AGENT, Some(hello), hub), None);
-    let agent = Session::start(parts(2, Side::Agent, HUB, None, agent), Some(Raw::Mux(control)));
-    (hub, agent)
+    }
+}
+
+/// An agent's session with a peer that takes what it is sent and says nothing; the peer has to be held.
+#[cfg(test)]
+pub(crate) fn silent_session(limits: &Limits) -> (Session, tokio::io::DuplexStream) {
+    let (peer, at_agent) = tokio::io::duplex(256 * 1024);
+    let agent = mux::spawn(at_agent, MuxRole::Client, limits);
+    let control = agent.open(Class::Interactive).unwrap();
+    (Session::start(parts(2, Side::Agent, HUB, None, agent, limits), Some(Raw::Mux(control))), peer)
 }

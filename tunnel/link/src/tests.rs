@@ -21,6 +21,9 @@ use std::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+/// What a live session gets from a peer that breaks the rules, or is gone.
+mod faults;
+
 const BOTH: [Carrier; 2] = [Carrier::Tls, Carrier::Quic];
 
 fn echo() -> StreamHeader {

@@ -61,6 +61,8 @@ codes! {
         ForbiddenStream = 0xe, "forbidden_stream";
         /// A flood of messages that cost more than they are allowed to.
         Flood = 0xf, "flood";
+        /// The peer knows nothing of this session: it was started anew. Never sent; what a stateless reset reads as.
+        Forgotten = 0x10, "forgotten";
     }
 }
 codes! {

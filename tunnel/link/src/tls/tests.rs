@@ -1,7 +1,9 @@
 //! Certificates for tests, and who gets through the handshake with them.
 
 use super::*;
-use crate::{AcceptError, Carrier, DialError, Greeting, HubAddress, Limits, QuicListener, Session, accept_tls, dial};
+use crate::{
+    AcceptError, Carrier, DialError, Greeting, HubAddress, Limits, QuicKeys, QuicListener, Session, accept_tls, dial,
+};
 use moorline_proto::{
     control::{Hello, VERSION, Welcome},
     id::{InstanceId, SessionId},
@@ -71,7 +73,9 @@ impl Listener {
                 (Self::Tls(socket, tls, limits.clone()), at)
             }
             Carrier::Quic => {
-                let listener = QuicListener::bind(std::net::UdpSocket::bind(any).unwrap(), tls, limits).unwrap();
+                let listener =
+                    QuicListener::bind(std::net::UdpSocket::bind(any).unwrap(), tls, QuicKeys::new(&[7; 32]), limits)
+                        .unwrap();
                 let at = listener.local_addr().unwrap();
                 (Self::Quic(listener), at)
             }
@@ -178,4 +182,40 @@ fn a_certificate_names_one_identity() {
     assert!(is_authority(&ca.der()) && !is_authority(&leaf));
     assert_ne!(spki_sha256(&leaf).unwrap(), spki_sha256(&ca.der()).unwrap());
     assert!(server_config(&ca.identity(HUB), &Trust { roots: vec![], ..ca.trust() }).is_err());
+}
+
+/// Who gets past a client that knows only the pin of the authority.
+#[tokio::test]
+async fn a_pin_admits_the_hub_of_one_authority() {
+    let (ours, twin) = (Authority::new(), Authority::new());
+    let pin = spki_sha256(&ours.der()).unwrap();
+    let shown = |mut identity: Identity, authority: &Authority| {
+        identity.chain.truncate(1);
+        identity.chain.push(authority.der());
+        identity
+    };
+    for (identity, admitted, what) in [
+        (ours.identity(HUB), true, "the hub"),
+        (twin.identity(HUB), false, "the hub of another authority"),
+        (shown(twin.identity(HUB), &ours), false, "another's hub that shows our authority"),
+        (ours.identity(AGENT), false, "an agent"),
+        (ours.bent(HUB, |p| p.not_after = date_time_ymd(2001, 1, 1)), false, "an expired hub"),
+        (ours.bent(HUB, |p| p.subject_alt_names.clear()), false, "a certificate without identity"),
+    ] {
+        let mut server = rustls::ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(identity.chain, identity.key)
+            .unwrap();
+        server.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let client = pinned_client_config(pin, &[b"http/1.1"]).unwrap();
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let name = rustls_pki_types::ServerName::try_from("any.example").unwrap();
+        let (served, dialled) = tokio::join!(
+            tokio_rustls::TlsAcceptor::from(Arc::new(server)).accept(far),
+            tokio_rustls::TlsConnector::from(client).connect(name, near),
+        );
+        assert_eq!((dialled.is_ok(), served.is_ok()), (admitted, admitted), "{what}");
+    }
 }
