@@ -8,8 +8,8 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd); cd "$root"
 cache=${MOORLINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/moorline}
-cargo build --release --locked -p moorline-cli -p moorline-bench
-PATH=$root/target/release:$cache/kubectl:$PATH; export PATH NO_PROXY='*'
+cargo build --profile dist --locked -p moorline-cli -p moorline-bench
+PATH=$root/target/dist:$cache/kubectl:$PATH; export PATH NO_PROXY='*'
 work=$(mktemp -d /tmp/mlbench.XXXXXX)
 pids=()
 clean() {
@@ -69,7 +69,7 @@ for c in "bench $work/kube/kubeconfig --carrier=quic" "benchtls $work/kube/kubec
   read -r name config more <<<"$c"
   read -r -a join <<<"$(moorline token create --cluster "$name" 2>/dev/null)"
   # shellcheck disable=SC2086
-  up "agent-$name" "${join[@]}" --state-dir "$work/agent-$name" --kubeconfig "$config" $more
+  up "agent-$name" moorline-agent "${join[@]:2}" --state-dir "$work/agent-$name" --kubeconfig "$config" $more
   agents+=($!)
 done
 for c in bench benchtls origin tls; do wait_for sh -c "moorline clusters $c -o json | grep -q '\"status\": *\"True\"'"; done

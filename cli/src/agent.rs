@@ -15,7 +15,7 @@ use std::{env, net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitC
 /// Where Kubernetes puts a pod's service account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Threads of an agent: it serves one cluster.
-const THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3);
+const THREADS: NonZeroUsize = NonZeroUsize::MIN;
 
 /// `moorline agent`
 #[derive(Debug, clap::Args)]
@@ -71,7 +71,7 @@ pub struct Args {
     /// Form of the log [default: text]
     #[arg(long, value_enum, env = "MOORLINE_LOG_FORMAT")]
     log_format: Option<LogFormat>,
-    /// Worker threads, at most one for each processor [default: 4]
+    /// Worker threads, at most one for each processor [default: 1]
     #[arg(long, value_name = "N", env = "MOORLINE_THREADS")]
     threads: Option<NonZeroUsize>,
 }
@@ -105,6 +105,19 @@ struct FileConfig {
     http_listen: Option<SocketAddr>,
     log_format: Option<LogFormat>,
     threads: Option<NonZeroUsize>,
+}
+
+/// Keeps a Kubernetes cluster reachable through a tunnel that it dials out to a hub.
+#[derive(Debug, clap::Parser)]
+#[command(name = "moorline-agent", version, after_help = "The same as `moorline agent`.")]
+struct Alone {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// `moorline-agent`.
+pub fn alone() -> anyhow::Result<ExitCode> {
+    run(<Alone as clap::Parser>::parse().args)
 }
 
 /// `moorline agent`: returns when a signal has ended it.

@@ -35,15 +35,23 @@ mod yaml;
 
 use std::process::ExitCode;
 
-/// One tunnel moves many small buffers between threads; the system allocator keeps what it once took.
+/// One tunnel moves many small buffers between threads; the system allocator keeps what it once took. How it is set
+/// up is in `.cargo/config.toml`.
+#[cfg(not(windows))]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Runs the command line of this process. The exit code: 0 done, 1 failed, 2 called wrongly.
 pub fn main() -> ExitCode {
     let command = args::parse();
-    match args::run(command) {
-        Ok(code) => code,
-        Err(error) => failure::report(&error),
-    }
+    end(args::run(command))
+}
+
+/// The same for a program that is the agent alone: a third of the size, and of the memory.
+pub fn agent_main() -> ExitCode {
+    end(agent::alone())
+}
+
+fn end(result: anyhow::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| failure::report(&error))
 }
