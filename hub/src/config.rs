@@ -155,6 +155,10 @@ pub struct Limits {
     pub duplicate_ping: Duration,
     /// How long a session may outlive its certificate.
     pub expiry_slack: Duration,
+    /// Data that was sent and is not acknowledged for this long ends a tunnel or an HTTP/2 connection: its peer is
+    /// gone. HTTP/1 is left to the kernel's own patience, for a reader that waits (a shell behind a pager) closes its
+    /// window, and to this clock a closed window is the same as a dead peer.
+    pub unacknowledged: Duration,
     /// Longest wait for the head of an HTTP/1 request, and for the first frames of HTTP/2.
     pub head: Duration,
     /// Largest body on the hub's own paths, in bytes: 413 above.
@@ -195,6 +199,7 @@ impl Default for Limits {
             busy_pause: Duration::from_secs(5),
             duplicate_ping: Duration::from_secs(2),
             expiry_slack: Duration::from_secs(60),
+            unacknowledged: Duration::from_secs(30),
             head: Duration::from_secs(10),
             body: 1 << 20,
             body_wait: Duration::from_secs(10),

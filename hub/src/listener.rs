@@ -22,8 +22,6 @@ use tokio::{
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
-/// Data that was sent and is not acknowledged for this long ends a connection: its peer is gone.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 /// Window of one HTTP/2 stream, in bytes: throughput is this by RTT.
 const H2_STREAM_WINDOW: u32 = 1 << 20;
 /// Window of one HTTP/2 connection.
@@ -121,7 +119,7 @@ impl Port {
         let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(30));
         let _ = reference.set_tcp_keepalive(&keepalive);
         #[cfg(target_os = "linux")]
-        let _ = reference.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+        let _ = reference.set_tcp_user_timeout(Some(self.front.limits.unacknowledged));
         let Ok(Ok(handshaking)) =
             timeout(self.front.limits.handshake, Arc::clone(&self.handshakes).acquire_owned()).await
         else {
@@ -180,6 +178,9 @@ impl Port {
     }
 
     async fn http1(&self, stream: TlsStream<Socket>, remote: SocketAddr) {
+        // See `Limits::unacknowledged`: here a reader may take its time.
+        #[cfg(target_os = "linux")]
+        let _ = socket2::SockRef::from(stream.get_ref().0.get_ref()).set_tcp_user_timeout(None);
         let sni = stream.get_ref().1.server_name().map(str::to_owned);
         let front = Arc::clone(&self.front);
         let service = hyper::service::service_fn(move |request| {

@@ -3,8 +3,11 @@
 //! Numbers such as `s01_` are cases of the project's list of attacks (S) and faults (F).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod bodies;
 mod framing;
+mod http2;
 mod joins;
+mod parsers;
 mod proxying;
 mod rights;
 mod sessions;

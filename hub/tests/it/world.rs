@@ -418,6 +418,9 @@ async fn answer(
         });
         return http::Response::new(body::from(http_body_util::StreamBody::new(Box::pin(endless))));
     }
+    if path.contains("large") {
+        return http::Response::new(body::full(vec![b'x'; crate::bodies::LARGE]));
+    }
     if path.contains("waits") {
         release.notified().await;
     }

@@ -166,6 +166,24 @@ impl Kubectl<'_> {
         Ok(())
     }
 
+    /// An object applied, applied again, seen by a watch that was there before, and deleted.
+    fn objects(&self) -> Result<()> {
+        let watch = ["get", "configmap", "-w", "-o", "jsonpath={.metadata.name}={.data.k}{\"\\n\"}"];
+        let mut child = Ended(self.command(&watch)?.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?);
+        let out = child.0.stdout.take().context("stdout")?;
+        for value in ["one", "two"] {
+            let object = format!(
+                r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"older"}},"data":{{"k":"{value}"}}}}"#
+            );
+            let made = run(&mut self.command(&["apply", "-f", "-"])?, object.as_bytes())?;
+            ensure!(made.status.success(), "{:?}: apply: {made:?}", self.way);
+        }
+        read_until(out, Duration::from_secs(20), |seen| seen.contains("older=two"))
+            .with_context(|| format!("{:?}: watch", self.way))?;
+        text(&mut self.command(&["delete", "configmap", "older"])?)?;
+        Ok(())
+    }
+
     /// kubectl proxy leaves out the path of the kubeconfig's server unless it is told to append it: without the flag it
     /// asks the hub's own API, as it would any server behind a path.
     fn proxy(&self) -> Result<()> {
@@ -236,7 +254,11 @@ pub fn older_kubectl(world: &mut World) -> Result<()> {
     for way in [Way::WebSocketFirst, Way::SpdyOnly] {
         let kubectl = Kubectl { world, way, binary: Some(binary) };
         kubectl.exec(&world.dir)?;
+        kubectl.attach()?;
         kubectl.forward()?;
+        kubectl.objects()?;
     }
-    Kubectl { world, way: Way::SpdyOnly, binary: Some(binary) }.logs()
+    let kubectl = Kubectl { world, way: Way::SpdyOnly, binary: Some(binary) };
+    kubectl.logs()?;
+    kubectl.proxy()
 }

@@ -1,0 +1,150 @@
+//! Bodies of any shape, and readers of any speed.
+
+use crate::world::World;
+use moorline_link::Carrier;
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+use std::time::Duration;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A request's body and how it is written.
+#[derive(Debug, Clone)]
+struct Sent {
+    pieces: Vec<String>,
+    chunked: bool,
+}
+
+impl Sent {
+    fn body(&self) -> String {
+        self.pieces.concat()
+    }
+
+    fn text(&self, token: &str, at: usize, last: bool) -> String {
+        let body = self.body();
+        let mut text =
+            format!("POST /k8s/clusters/edge1/n{at} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n");
+        if last {
+            text.push_str("Connection: close\r\n");
+        }
+        if !self.chunked {
+            return text + &format!("Content-Length: {}\r\n\r\n{body}", body.len());
+        }
+        text.push_str("Transfer-Encoding: chunked\r\n\r\n");
+        for piece in self.pieces.iter().filter(|piece| !piece.is_empty()) {
+            text.push_str(&format!("{:x}\r\n{piece}\r\n", piece.len()));
+        }
+        text + "0\r\n\r\n"
+    }
+}
+
+/// Bodies that look like what could stand between them.
+fn piece() -> impl Strategy<Value = String> {
+    let looks = prop::sample::select(vec![
+        "0\r\n\r\n",
+        "\r\n",
+        "5\r\nhello\r\n",
+        "GET /k8s/clusters/edge1/smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "\0",
+        "ffffffff\r\n",
+    ]);
+    prop_oneof![looks.prop_map(str::to_owned), "[ -~]{0,40}", (0usize..70_000).prop_map(|n| "x".repeat(n))]
+}
+
+fn sent() -> impl Strategy<Value = Sent> {
+    (prop::collection::vec(piece(), 0..6), any::<bool>()).prop_map(|(pieces, chunked)| Sent { pieces, chunked })
+}
+
+/// Z05, whole way: however bodies are framed and cut, each request that the recorder sees is one that was sent.
+#[test]
+fn z05_bodies_arrive_as_they_were_sent_however_they_are_cut() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (world, agent) = runtime.block_on(async {
+        let world = World::new().await;
+        let agent = world.connected("edge1", Carrier::Tls).await;
+        (world, agent)
+    });
+    let mut runner = TestRunner::new(Config { cases: 32, failure_persistence: None, ..Config::default() });
+    let requests = (prop::collection::vec(sent(), 1..4), prop::collection::vec(1usize..5000, 1..20));
+    let result = runner.run(&requests, |(requests, cuts)| {
+        let before = agent.lines().len();
+        let last = requests.len() - 1;
+        let text: String =
+            requests.iter().enumerate().map(|(at, sent)| sent.text(&world.admin, at, at == last)).collect();
+        let answers = runtime.block_on(async {
+            let (mut read, mut write) = tokio::io::split(world.connect("localhost", &[b"http/1.1"]).await);
+            let writing = async {
+                let mut rest = text.as_bytes();
+                for cut in cuts.iter().chain(std::iter::repeat(&16_384)) {
+                    let (now, later) = rest.split_at((*cut).min(rest.len()));
+                    write.write_all(now).await.unwrap();
+                    write.flush().await.unwrap();
+                    rest = later;
+                    if rest.is_empty() {
+                        break;
+                    }
+                }
+            };
+            let mut all = Vec::new();
+            let (_, read) = timeout(SOON, async { tokio::join!(writing, read.read_to_end(&mut all)) }).await.unwrap();
+            let _ = read; // the hub may end without a TLS goodbye
+            String::from_utf8_lossy(&all).into_owned()
+        });
+        prop_assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), requests.len(), "{}", answers);
+        let seen = agent.seen.lock().unwrap();
+        let seen: Vec<(String, String)> = seen[before..].iter().map(|s| (s.line.clone(), s.body.clone())).collect();
+        let want: Vec<(String, String)> =
+            requests.iter().enumerate().map(|(at, sent)| (format!("POST /n{at}"), sent.body())).collect();
+        prop_assert!(seen == want, "what arrived is not what was sent");
+        Ok(())
+    });
+    result.unwrap();
+    runtime.block_on(world.hub.shutdown());
+}
+
+/// S77: a reader that stops for longer than a dead peer is waited for is not one. Real time: the clock is the kernel's.
+#[tokio::test(flavor = "multi_thread")]
+async fn s77_a_slow_reader_is_not_cut_off() {
+    let world = World::with(|config| config.limits.unacknowledged = Duration::from_millis(300)).await;
+    let _agent = world.connected("edge1", Carrier::Tls).await;
+    for (path, more) in [("large", ""), ("exec", "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n")] {
+        let mut stream = world.connect("localhost", &[b"http/1.1"]).await;
+        let ask = format!(
+            "GET /k8s/clusters/edge1/{path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n{more}\r\n",
+            world.admin
+        );
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        let (mut read, mut write) = tokio::io::split(stream);
+        // An echo of more than all buffers hold; the plain answer is as long by itself.
+        let writing = tokio::spawn(async move {
+            if path == "exec" {
+                write.write_all(&vec![b'x'; LARGE]).await.unwrap();
+            }
+            write.flush().await.unwrap();
+            write
+        });
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        let mut got = 0;
+        let mut chunk = vec![0; 64 << 10];
+        while got < LARGE {
+            match timeout(SOON, read.read(&mut chunk)).await.unwrap() {
+                Ok(0) => break,
+                Ok(n) => got += n,
+                Err(error) => panic!("{path}: cut after {got} bytes: {error}"),
+            }
+        }
+        assert!(got >= LARGE, "{path}: {got}");
+        drop(writing.await.unwrap());
+    }
+}
+
+/// More than the buffers of two sockets, the hub, the tunnel and the agent together.
+pub const LARGE: usize = 64 << 20;
