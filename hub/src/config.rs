@@ -149,6 +149,8 @@ pub struct Limits {
     pub sessions_per_cluster: usize,
     /// Agents that may join one cluster.
     pub agents_per_cluster: usize,
+    /// Renewals and facts of one session at once, earned back one each second; a session that sends more is closed.
+    pub control_burst: u32,
     /// What an agent that is told to come back waits: this, and up to as much again.
     pub busy_pause: Duration,
     /// How long the older of two holders of one identity has to answer before it counts as dead.
@@ -163,6 +165,10 @@ pub struct Limits {
     pub head: Duration,
     /// Largest body on the hub's own paths, in bytes: 413 above.
     pub body: usize,
+    /// The same for callers who have not proved who they are yet: logins and joins.
+    pub body_of_strangers: usize,
+    /// Such bodies read at a time; more get 503. Together with their size it bounds what strangers make the hub hold.
+    pub bodies_of_strangers: usize,
     /// Longest wait for that body: 408 after it.
     pub body_wait: Duration,
     /// Requests open at a time on one HTTP/2 connection.
@@ -175,6 +181,8 @@ pub struct Limits {
     pub password_wait: Duration,
     /// Failed logins of one user from one address before the next is refused, earned back one each 10 s.
     pub login_burst: u32,
+    /// Logins from one address at once, of whatever users, earned back one each second.
+    pub address_burst: u32,
     /// Joins from one address at once, earned back one each second.
     pub join_burst: u32,
     /// Addresses and users whose attempts are remembered; the oldest are forgotten.
@@ -196,18 +204,22 @@ impl Default for Limits {
             sessions: 20_000,
             sessions_per_cluster: 256,
             agents_per_cluster: 256,
+            control_burst: 30,
             busy_pause: Duration::from_secs(5),
             duplicate_ping: Duration::from_secs(2),
             expiry_slack: Duration::from_secs(60),
             unacknowledged: Duration::from_secs(30),
             head: Duration::from_secs(10),
             body: 1 << 20,
+            body_of_strangers: 16 << 10,
+            bodies_of_strangers: 2048,
             body_wait: Duration::from_secs(10),
             h2_streams: 250,
             password_checks: 4,
             password_queue: 64,
             password_wait: Duration::from_secs(5),
             login_burst: 10,
+            address_burst: 100,
             join_burst: 100,
             remembered: 10_000,
             grace: Duration::from_secs(30),

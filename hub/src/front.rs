@@ -36,7 +36,7 @@ use moorline_proxy::{
 };
 use serde::Deserialize;
 use std::{net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// What every request is answered with.
@@ -57,6 +57,8 @@ pub(crate) struct Front {
     /// The hub is shutting down.
     pub finish: CancellationToken,
     pub alive: Arc<Alive>,
+    /// Of [`Limits::bodies_of_strangers`].
+    pub strangers: Semaphore,
 }
 
 /// Why a call goes to no cluster.
@@ -207,11 +209,11 @@ impl Front {
                 text(code, if ready { "ok\n" } else { "not ready\n" })
             }
             (&Method::GET | &Method::HEAD, "/auth/ca") => text(StatusCode::OK, &self.ca_pem),
-            (&Method::POST, "/agent/join") => match self.read(request).await {
+            (&Method::POST, "/agent/join") => match self.read_of_stranger(request).await {
                 Ok(body) => join_answer(self.joiner.join(&body, remote).await),
                 Err(response) => response,
             },
-            (&Method::POST, "/auth/login") => match self.read(request).await {
+            (&Method::POST, "/auth/login") => match self.read_of_stranger(request).await {
                 Ok(body) => self.login(&body, remote).await,
                 Err(response) => response,
             },
@@ -260,7 +262,7 @@ impl Front {
             return self.password(request, user, who).await;
         }
         let (parts, incoming) = request.into_parts();
-        match self.collect(incoming).await {
+        match self.collect(incoming, self.limits.body).await {
             Ok(bytes) => self.api.handle(Request::from_parts(parts, bytes), who, &self.directory).await,
             Err(response) => response,
         }
@@ -276,8 +278,11 @@ impl Front {
             Ok(answer) => json(StatusCode::OK, &answer),
             Err(error) => login_refused(&error),
         };
-        let code = response.status().as_u16();
-        self.audit.push(audit::event("create", "/auth/login", &user, remote, code, "logins", ""));
+        let code = response.status();
+        // What was refused unseen is counted, not recorded: nobody fills the log by asking often.
+        if !matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            self.audit.push(audit::event("create", "/auth/login", &user, remote, code.as_u16(), "logins", ""));
+        }
         response
     }
 
@@ -320,12 +325,21 @@ impl Front {
     }
 
     async fn read(&self, request: Request<Incoming>) -> Result<Bytes, Response<Body>> {
-        self.collect(request.into_body()).await
+        self.collect(request.into_body(), self.limits.body).await
+    }
+
+    /// The same for somebody who has not proved who they are: smaller, and so many at a time.
+    async fn read_of_stranger(&self, request: Request<Incoming>) -> Result<Bytes, Response<Body>> {
+        let Ok(_slot) = self.strangers.try_acquire() else {
+            self.count_refusal("busy");
+            return Err(later(StatusCode::SERVICE_UNAVAILABLE, "too many logins and joins", Duration::from_secs(1)));
+        };
+        self.collect(request.into_body(), self.limits.body_of_strangers).await
     }
 
     /// A whole body, bounded in size and time.
-    async fn collect(&self, body: Incoming) -> Result<Bytes, Response<Body>> {
-        match timeout(self.limits.body_wait, Limited::new(body, self.limits.body).collect()).await {
+    async fn collect(&self, body: Incoming, most: usize) -> Result<Bytes, Response<Body>> {
+        match timeout(self.limits.body_wait, Limited::new(body, most).collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
                 Err(closing(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than this hub takes"))
@@ -448,6 +462,7 @@ fn join_answer(result: Result<crate::join::JoinAnswer, JoinError>) -> Response<B
         JoinError::Token => status_response(StatusCode::UNAUTHORIZED, &message),
         JoinError::Cluster => status_response(StatusCode::FORBIDDEN, &message),
         JoinError::Bad(_) => status_response(StatusCode::BAD_REQUEST, &message),
+        JoinError::Full { .. } => status_response(StatusCode::FORBIDDEN, &message),
         JoinError::Taken { .. } => status_response(StatusCode::CONFLICT, &message),
         JoinError::Often(wait) => later(StatusCode::TOO_MANY_REQUESTS, &message, wait),
         JoinError::Busy(_) => later(StatusCode::SERVICE_UNAVAILABLE, &message, Duration::from_secs(1)),

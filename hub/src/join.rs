@@ -49,6 +49,15 @@ pub(crate) struct JoinAnswer {
     bundle: Vec<String>,
 }
 
+/// What a renewal gave.
+pub(crate) struct Renewed {
+    pub chain: Vec<Vec<u8>>,
+    pub bundle: Vec<Vec<u8>>,
+    pub expires: SystemTime,
+    /// SHA-256 of the certificate's key, in hex.
+    pub key: String,
+}
+
 /// Why an agent did not join. The text is for the agent's log.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JoinError {
@@ -71,6 +80,16 @@ pub(crate) enum JoinError {
         /// Why the name is not free.
         held: String,
     },
+    #[error(
+        "cluster {cluster} has {most} agents, as many as it may: let an administrator delete those that are gone \
+         (kubectl get agents.moorline.dev)"
+    )]
+    Full {
+        /// The cluster.
+        cluster: String,
+        /// How many it may have.
+        most: usize,
+    },
     #[error("too many attempts from this address")]
     Often(Duration),
     #[error("{0}")]
@@ -85,6 +104,7 @@ pub(crate) struct Joiner {
     pub audit: Arc<dyn AuditSink>,
     pub metrics: Metrics,
     pub life: Duration,
+    pub agents_per_cluster: usize,
     pub rate: RateLimit<IpAddr>,
 }
 
@@ -98,7 +118,11 @@ impl Joiner {
             Err(wait) => (String::new(), Err(JoinError::Often(wait))),
             Ok(()) => match serde_json::from_slice::<JoinRequest>(body) {
                 Err(error) => (String::new(), Err(JoinError::Bad(format!("the request cannot be read: {error}")))),
-                Ok(request) => (request.name.clone(), self.decide(&request).await),
+                // A name that is none is the log's of nobody: it may be long and hold anything.
+                Ok(request) => match request.name.parse::<AgentName>() {
+                    Ok(name) => (name.to_string(), self.decide(&request, &name).await),
+                    Err(error) => (String::new(), Err(JoinError::Bad(error.to_string()))),
+                },
             },
         };
         let (label, code) = match &result {
@@ -107,13 +131,19 @@ impl Joiner {
             Err(JoinError::Cluster) => ("wrong_cluster", 403),
             Err(JoinError::Bad(_)) => ("bad_request", 400),
             Err(JoinError::Taken { .. }) => ("name_taken", 409),
+            Err(JoinError::Full { .. }) => ("cluster_full", 403),
             Err(JoinError::Often(_)) => ("too_often", 429),
             Err(JoinError::Busy(_)) => ("busy", 503),
         };
         self.metrics.joins.with_label_values(&[label]).inc();
         match &result {
+            Err(JoinError::Often(_)) => tracing::debug!(%remote, "too many joins from this address"),
             Ok(answer) => tracing::info!(cluster = answer.cluster, agent = answer.name, %remote, "agent joined"),
             Err(error) => tracing::warn!(agent = name, %remote, result = label, "join refused: {error}"),
+        }
+        // What was refused unseen is counted, not recorded: nobody fills the log by asking often.
+        if matches!(result, Err(JoinError::Often(_))) {
+            return result;
         }
         let cluster = result.as_ref().map(|a| a.cluster.clone()).unwrap_or_default();
         let event = audit::event("create", "/agent/join", &format!("agent:{name}"), remote, code, "agents", &cluster);
@@ -121,7 +151,7 @@ impl Joiner {
         result
     }
 
-    async fn decide(&self, request: &JoinRequest) -> Result<JoinAnswer, JoinError> {
+    async fn decide(&self, request: &JoinRequest, name: &AgentName) -> Result<JoinAnswer, JoinError> {
         let token = TokenText::parse(&request.token).map_err(|_| JoinError::Token)?;
         if token.kind != Kind::Join {
             return Err(JoinError::Token);
@@ -136,7 +166,6 @@ impl Joiner {
             return Err(JoinError::Cluster);
         }
         let cluster_id: ClusterId = wanted.parse().map_err(|_| JoinError::Token)?;
-        let name: AgentName = request.name.parse().map_err(|e| JoinError::Bad(format!("{e}")))?;
         let Some(cluster) = self.records.get::<ClusterSpec>(wanted).map_err(store)? else {
             return Err(JoinError::Token);
         };
@@ -156,6 +185,12 @@ impl Joiner {
             && let Some(held) = self.held(other)
         {
             return Err(JoinError::Taken { name: name.to_string(), cluster: wanted.clone(), held });
+        }
+        if before.is_none() {
+            let agents = self.records.list::<AgentSpec>().map_err(store)?;
+            if agents.iter().filter(|agent| agent.spec.cluster == *wanted).count() >= self.agents_per_cluster {
+                return Err(JoinError::Full { cluster: wanted.clone(), most: self.agents_per_cluster });
+            }
         }
         self.take_use(&token.id).await?;
         let spec = AgentSpec {
@@ -239,25 +274,24 @@ impl Joiner {
         Err(JoinError::Busy("too many agents join with this token at once".to_owned()))
     }
 
-    /// A new certificate for an identity that proved itself by its session. The key may be a new one.
-    pub async fn renew(
-        &self,
-        agent: &str,
-        id: &SpiffeId,
-        csr: &[u8],
-    ) -> Result<(Vec<Vec<u8>>, Vec<Vec<u8>>, SystemTime), String> {
+    /// A new certificate for an identity that proved itself by its session. The key may be a new one. `holds` is the key
+    /// that the session proved, or was given a certificate for: once the object names another, the name is somebody else's.
+    pub async fn renew(&self, agent: &str, id: &SpiffeId, holds: &str, csr: &[u8]) -> Result<Renewed, String> {
         let words = |e: RecordError| format!("the store: {e}");
         let issued = self.authority.issue_agent(csr, id, self.life).map_err(|e| e.to_string())?;
         let mut object =
             self.records.get::<AgentSpec>(agent).map_err(words)?.ok_or("the agent was deleted at the hub")?;
+        if object.spec.public_key_sha256 != holds {
+            return Err("the agent has joined anew with another key".to_owned());
+        }
         let key = hex(&issued.key_sha256);
         if object.spec.public_key_sha256 != key {
-            object.spec.public_key_sha256 = key;
+            object.spec.public_key_sha256.clone_from(&key);
             object = self.records.update(&object).await.map_err(words)?;
         }
         self.note_expiry(object, issued.expires).await;
         let ca = self.authority.cert().to_vec();
-        Ok((vec![issued.cert.to_vec(), ca.clone()], vec![ca], issued.expires))
+        Ok(Renewed { chain: vec![issued.cert.to_vec(), ca.clone()], bundle: vec![ca], expires: issued.expires, key })
     }
 }
 

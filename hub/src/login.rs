@@ -71,6 +71,7 @@ pub(crate) struct Logins {
     slots: Semaphore,
     waiting: AtomicUsize,
     rate: RateLimit<(String, IpAddr)>,
+    addresses: RateLimit<IpAddr>,
 }
 
 impl Logins {
@@ -84,6 +85,7 @@ impl Logins {
             slots: Semaphore::new(limits.password_checks),
             waiting: AtomicUsize::new(0),
             rate: RateLimit::new(limits.login_burst, Duration::from_secs(10), limits.remembered),
+            addresses: RateLimit::new(limits.address_burst, Duration::from_secs(1), limits.remembered),
             limits,
         }
     }
@@ -109,6 +111,8 @@ impl Logins {
         if request.password.len() > *PASSWORD.end() || request.username.len() > 253 || request.username.is_empty() {
             return Err(LoginError::Wrong);
         }
+        // Guesses at many users from one address would keep everybody else from logging in.
+        self.addresses.take(&remote, Instant::now()).map_err(LoginError::Often)?;
         let key = (request.username.clone(), remote);
         self.rate.take(&key, Instant::now()).map_err(LoginError::Often)?;
         let name_ok = moorline_apiserver::dns_subdomain(&request.username).is_ok();
@@ -122,6 +126,7 @@ impl Logins {
         let right = self.check(request.password, hash).await?;
         let user = user.filter(|user| known && right && !user.spec.disabled).ok_or(LoginError::Wrong)?;
         self.rate.give_back(&key);
+        self.addresses.give_back(&remote);
         let life = request.ttl_seconds.map_or(self.life, Duration::from_secs);
         if life.is_zero() || life > self.life_max {
             return Err(LoginError::Bad("ttlSeconds is over what this hub permits"));

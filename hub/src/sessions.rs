@@ -2,9 +2,10 @@
 
 use crate::{
     config::Limits,
-    join::Joiner,
+    join::{Joiner, Renewed},
     kinds::{AgentRole, AgentSpec, ClusterSpec},
     metrics::Metrics,
+    rate::RateLimit,
     records::Records,
     route::Candidate,
     status::StatusWriter,
@@ -21,13 +22,16 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Where an agent's greeting begins to be let in.
 pub(crate) const VERSION: u16 = 1;
+
+/// Letters shown of what an agent says of itself.
+const SHOWN: usize = 64;
 
 /// One session that was let in.
 #[derive(Debug)]
@@ -48,6 +52,10 @@ pub(crate) struct Entry {
     pub facts: Mutex<Vec<(String, String)>>,
     /// Its software.
     pub software: String,
+    /// SHA-256 of the key that it proved to hold or has a certificate for, in hex.
+    key: Mutex<String>,
+    /// Control messages that cost something.
+    control: RateLimit<()>,
     /// When its certificate ends; later after a renewal.
     expires: tokio::sync::watch::Sender<SystemTime>,
 }
@@ -66,7 +74,7 @@ impl Entry {
     }
     pub fn fact(&self, key: &str) -> Option<String> {
         let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
-        facts.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone())
+        facts.iter().find(|(k, _)| k == key).map(|(_, v)| plain(v))
     }
 }
 
@@ -267,6 +275,7 @@ impl Sessions {
         admitted: Admitted<'_>,
     ) -> Result<Arc<Entry>, moorline_link::AcceptError> {
         let Hello { instance, software, facts, .. } = greeting.hello.clone();
+        let key = Mutex::new(hex(&greeting.peer_key_sha256));
         let expires = not_after(&greeting.peer_cert);
         let id = SessionId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let now_ms = now_ms();
@@ -280,7 +289,9 @@ impl Sessions {
             instance,
             since: SystemTime::now(),
             facts: Mutex::new(facts),
-            software,
+            software: plain(&software),
+            key,
+            control: RateLimit::new(self.limits.control_burst, Duration::from_secs(1), 1),
             expires: tokio::sync::watch::Sender::new(expires),
         });
         self.registry.insert(Arc::clone(&entry));
@@ -341,14 +352,21 @@ impl Sessions {
     }
 
     async fn hear(&self, entry: &Arc<Entry>, message: Control) {
+        let costs = matches!(message, Control::Facts(_) | Control::Renew { .. });
+        if costs && entry.control.take(&(), Instant::now()).is_err() {
+            tracing::warn!(cluster = entry.cluster, agent = entry.agent, "too many control messages");
+            return entry.session.close(CloseCode::Flood, "too many control messages");
+        }
         match message {
             Control::Facts(facts) => {
                 *entry.facts.lock().unwrap_or_else(PoisonError::into_inner) = facts;
                 self.status.changed(&entry.cluster, &entry.agent);
             }
             Control::Renew { csr } => {
-                let answer = match self.joiner.renew(&entry.agent, entry.session.peer(), &csr).await {
-                    Ok((chain, bundle, expires)) => {
+                let holds = entry.key.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let answer = match self.joiner.renew(&entry.agent, entry.session.peer(), &holds, &csr).await {
+                    Ok(Renewed { chain, bundle, expires, key }) => {
+                        *entry.key.lock().unwrap_or_else(PoisonError::into_inner) = key;
                         entry.expires.send_replace(expires);
                         tracing::info!(cluster = entry.cluster, agent = entry.agent, "certificate renewed");
                         Control::Renewed { chain, bundle }
@@ -412,6 +430,11 @@ pub(crate) fn software_name() -> String {
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What an agent says of itself, fit to be shown in somebody's terminal.
+fn plain(text: &str) -> String {
+    text.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(SHOWN).collect()
 }
 
 /// End of a certificate; one that cannot be read has ended.

@@ -201,6 +201,7 @@ impl Hub {
             audit: Arc::clone(&sink),
             metrics: metrics.clone(),
             life: config.agent_certificate_life,
+            agents_per_cluster: config.limits.agents_per_cluster,
             rate: RateLimit::new(config.limits.join_burst, Duration::from_secs(1), config.limits.remembered),
         });
         let sessions = Arc::new(Sessions {
@@ -238,6 +239,7 @@ impl Hub {
             tasks: TaskTracker::new(),
             finish: finish.clone(),
             alive: Arc::clone(&alive),
+            strangers: Semaphore::new(config.limits.bodies_of_strangers),
         });
 
         let quic_secret = dir.join("quic.secret");

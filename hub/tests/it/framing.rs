@@ -160,7 +160,7 @@ async fn s56_s57_bodies_and_handshakes_have_bounds() {
     assert!(matches!(answer.code, 413 | 0), "{answer:?}");
     let slow = world.raw(b"POST /auth/login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{").await;
     assert_eq!(slow.code, 408);
-    let deep = format!("{{\"username\":{}", "[".repeat(100_000));
+    let deep = format!("{{\"username\":{}", "[".repeat(10_000));
     assert_eq!(world.send("POST", "/auth/login", &[], &deep).await.code, 400);
     // Connections that say nothing, or half of it.
     let mut silent = TcpStream::connect(world.hub.addr()).await.unwrap();

@@ -11,4 +11,5 @@ mod parsers;
 mod proxying;
 mod rights;
 mod sessions;
+mod strangers;
 mod world;
