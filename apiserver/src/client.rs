@@ -2,11 +2,15 @@
 
 use crate::{
     ApiError, Compacted, Entry, Object, Spec, Watcher,
-    ops::{Deleted, Ops, Part, Preconditions, Unknown, WriteOptions},
+    delete::{Deleted, Preconditions, Propagation},
+    ops::{Ops, Part, Unknown, WriteOptions, Writer},
 };
 use std::{marker::PhantomData, sync::Arc};
 
-const OPTIONS: WriteOptions = WriteOptions { unknown: Unknown::Refuse, dry_run: false };
+const OPTIONS: WriteOptions = WriteOptions { unknown: Unknown::Refuse, dry_run: false, unconditional: true };
+
+/// The field manager of this process's own writes.
+const MANAGER: &str = "moorline";
 
 /// Typed access to the objects of one kind. No authorization: it is for the server's own code.
 pub struct Api<S> {
@@ -79,8 +83,8 @@ impl<S: Spec> Api<S> {
     /// # Errors
     /// As over HTTP.
     pub async fn create(&self, object: &Object<S>) -> Result<Object<S>, ApiError> {
-        let (made, _) = self.ops.create(self.kind()?, json(object)?, OPTIONS).await?;
-        read(&made)
+        let made = self.ops.create(self.kind()?, json(object)?, OPTIONS, Writer::Updates(MANAGER)).await?;
+        read(&made.object)
     }
 
     /// Replaces metadata and spec. With a `resourceVersion`: only if nobody changed it since.
@@ -100,8 +104,8 @@ impl<S: Spec> Api<S> {
     }
 
     async fn put(&self, object: &Object<S>, part: Part) -> Result<Object<S>, ApiError> {
-        let (new, _) = self.ops.update(self.kind()?, object.name(), part, json(object)?, OPTIONS).await?;
-        read(&new)
+        let new = self.ops.update(self.kind()?, object.name(), part, json(object)?, OPTIONS, MANAGER).await?;
+        read(&new.object)
     }
 
     /// Deletes; `false`: there was none. Dependents go too.
@@ -109,7 +113,7 @@ impl<S: Spec> Api<S> {
     /// # Errors
     /// As over HTTP.
     pub async fn delete(&self, name: &str) -> Result<bool, ApiError> {
-        match self.ops.delete(self.kind()?, name, &Preconditions::default(), false).await {
+        match self.ops.delete(self.kind()?, name, &Preconditions::default(), Propagation::Background, false).await {
             Ok(Deleted::Gone(_) | Deleted::Held(_)) => Ok(true),
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error),

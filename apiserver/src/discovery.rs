@@ -1,13 +1,22 @@
-//! What clients ask before they ask for objects: groups, versions, kinds, schemas.
+//! What clients ask before they ask for objects: groups, versions, kinds.
 
-use crate::KindSpec;
+use crate::{
+    KindSpec,
+    negotiate::{Discovery, Reply},
+    openapi,
+};
 use serde_json::{Map, Value, json};
 
 /// Groups with their one version, in the order of their kinds.
-fn groups(kinds: &[KindSpec]) -> Vec<(&'static str, &'static str)> {
+pub(crate) fn groups(kinds: &[KindSpec]) -> Vec<(&'static str, &'static str)> {
     let mut all: Vec<_> = kinds.iter().map(|k| (k.group, k.version)).collect();
     all.dedup();
     all
+}
+
+/// The kinds of one group and version.
+pub(crate) fn of<'a>(kinds: &'a [KindSpec], gv: (&'a str, &'a str)) -> impl Iterator<Item = &'a KindSpec> {
+    kinds.iter().filter(move |k| (k.group, k.version) == gv)
 }
 
 fn group(name: &str, version: &str) -> Value {
@@ -15,43 +24,109 @@ fn group(name: &str, version: &str) -> Value {
     json!({ "kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": [version], "preferredVersion": version })
 }
 
-fn verbs() -> Value {
-    json!(["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"])
+const VERBS: [&str; 8] = ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
+const SUB_VERBS: [&str; 3] = ["get", "patch", "update"];
+
+/// The subresources of a kind, with the group, version and kind of what they answer.
+fn subresources(kind: &KindSpec) -> Vec<(&'static str, [&'static str; 3])> {
+    let status = kind.has_status.then_some(("status", [kind.group, kind.version, kind.kind]));
+    let scale = kind.scale.map(|_| ("scale", ["autoscaling", "v1", "Scale"]));
+    status.into_iter().chain(scale).collect()
 }
 
-fn resources(kinds: &[KindSpec], of: (&str, &str)) -> Value {
+fn resources(kinds: &[KindSpec], gv: (&str, &str)) -> Value {
     let mut all = Vec::new();
-    for kind in kinds.iter().filter(|k| (k.group, k.version) == of) {
-        all.push(json!({
-            "name": kind.plural, "singularName": kind.singular, "namespaced": false, "kind": kind.kind,
-            "shortNames": kind.short_names, "verbs": verbs(),
-        }));
-        if kind.has_status {
-            all.push(json!({
-                "name": format!("{}/status", kind.plural), "singularName": "", "namespaced": false,
-                "kind": kind.kind, "verbs": ["get", "patch", "update"],
-            }));
+    for kind in of(kinds, gv) {
+        let mut resource = json!({
+            "name": kind.plural, "singularName": kind.singular, "namespaced": false, "kind": kind.kind, "verbs": VERBS,
+        });
+        for (field, names) in [("shortNames", kind.short_names), ("categories", kind.categories)] {
+            if !names.is_empty() {
+                resource[field] = json!(names);
+            }
+        }
+        all.push(resource);
+        for (name, [group, version, answers]) in subresources(kind) {
+            let mut resource = json!({
+                "name": format!("{}/{name}", kind.plural), "singularName": "", "namespaced": false, "kind": answers,
+                "verbs": SUB_VERBS,
+            });
+            if group != kind.group {
+                resource["group"] = group.into();
+                resource["version"] = version.into();
+            }
+            all.push(resource);
         }
     }
-    json!({
-        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": format!("{}/{}", of.0, of.1), "resources": all,
-    })
+    let version = format!("{}/{}", gv.0, gv.1);
+    json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": all })
+}
+
+/// Everything at once: <https://kubernetes.io/docs/concepts/overview/kubernetes-api/#aggregated-discovery>.
+fn aggregated(kinds: &[KindSpec], version: &str) -> Value {
+    let items = groups(kinds).into_iter().map(|gv| {
+        let resources = of(kinds, gv).map(|kind| {
+            let mut resource = json!({
+                "resource": kind.plural, "scope": "Cluster", "singularResource": kind.singular, "verbs": VERBS,
+                "responseKind": { "group": kind.group, "version": kind.version, "kind": kind.kind },
+            });
+            for (field, names) in [("shortNames", kind.short_names), ("categories", kind.categories)] {
+                if !names.is_empty() {
+                    resource[field] = json!(names);
+                }
+            }
+            let below = subresources(kind).into_iter().map(|(name, [group, version, answers])| {
+                json!({
+                    "subresource": name, "verbs": SUB_VERBS,
+                    "responseKind": { "group": group, "version": version, "kind": answers },
+                })
+            });
+            resource["subresources"] = below.collect();
+            resource
+        });
+        let version = json!({ "version": gv.1, "resources": resources.collect::<Value>(), "freshness": "Current" });
+        json!({ "metadata": { "name": gv.0, "creationTimestamp": null }, "versions": [version] })
+    });
+    list(version, items.collect())
+}
+
+fn list(version: &str, items: Value) -> Value {
+    let version = format!("apidiscovery.k8s.io/{version}");
+    json!({ "kind": "APIGroupDiscoveryList", "apiVersion": version, "metadata": {}, "items": items })
+}
+
+/// Whether a path is one of the documents here.
+pub(crate) fn serves(kinds: &[KindSpec], path: &str) -> bool {
+    answer(kinds, path, Discovery::Legacy).is_some()
 }
 
 /// The answer for a discovery path; `None`: no such path.
-pub(crate) fn answer(kinds: &[KindSpec], path: &str) -> Option<Value> {
+pub(crate) fn answer(kinds: &[KindSpec], path: &str, form: Discovery) -> Option<Reply> {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    match parts.as_slice() {
-        ["api"] => Some(json!({ "kind": "APIVersions", "versions": [], "serverAddressByClientCIDRs": [] })),
-        ["apis"] => {
+    let value = match (parts.as_slice(), form) {
+        (["api"], Discovery::Aggregated(version)) => list(version, json!([])),
+        (["apis"], Discovery::Aggregated(version)) => aggregated(kinds, version),
+        (["api"], Discovery::Legacy) => {
+            json!({ "kind": "APIVersions", "versions": [], "serverAddressByClientCIDRs": [] })
+        }
+        (["apis"], Discovery::Legacy) => {
             let all: Vec<Value> = groups(kinds).into_iter().map(|(g, v)| group(g, v)).collect();
-            Some(json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": all }))
+            json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": all })
         }
+        _ => return document(kinds, &parts).map(Reply::ok),
+    };
+    let mut reply = Reply::ok(value);
+    reply.media = form.media();
+    Some(reply)
+}
+
+fn document(kinds: &[KindSpec], path: &[&str]) -> Option<Value> {
+    let known = |name: &str, version: &str| groups(kinds).into_iter().find(|gv| *gv == (name, version));
+    match path {
         ["apis", name] => groups(kinds).into_iter().find(|(g, _)| g == name).map(|(g, v)| group(g, v)),
-        ["apis", name, version] => {
-            groups(kinds).into_iter().find(|gv| *gv == (*name, *version)).map(|gv| resources(kinds, gv))
-        }
+        ["apis", name, version] => known(name, version).map(|gv| resources(kinds, gv)),
         ["version"] => Some(version()),
+        ["openapi", "v2"] => Some(openapi::v2(kinds)),
         ["openapi", "v3"] => {
             let paths: Map<String, Value> = groups(kinds)
                 .into_iter()
@@ -61,9 +136,7 @@ pub(crate) fn answer(kinds: &[KindSpec], path: &str) -> Option<Value> {
                 .collect();
             Some(json!({ "paths": paths }))
         }
-        ["openapi", "v3", "apis", name, version] => {
-            groups(kinds).into_iter().find(|gv| *gv == (*name, *version)).map(|gv| openapi(kinds, gv))
-        }
+        ["openapi", "v3", "apis", name, version] => known(name, version).map(|gv| openapi::v3(kinds, gv)),
         _ => None,
     }
 }
@@ -76,50 +149,5 @@ fn version() -> Value {
         "major": "1", "minor": "32", "gitVersion": format!("v1.32.0+moorline.{own}"), "gitCommit": "",
         "gitTreeState": "", "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "rustc",
         "platform": format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
-    })
-}
-
-/// OpenAPI v3 of one group: schemas for `kubectl explain`, and paths that say that the server validates fields, so that
-/// clients leave it to the server.
-fn openapi(kinds: &[KindSpec], (group, version): (&str, &str)) -> Value {
-    let (mut paths, mut schemas) = (Map::new(), Map::new());
-    for kind in kinds.iter().filter(|k| (k.group, k.version) == (group, version)) {
-        let gvk = json!({ "group": group, "version": version, "kind": kind.kind });
-        let schema_name = format!("dev.moorline.{version}.{}", kind.kind);
-        let reference = json!({ "$ref": format!("#/components/schemas/{schema_name}") });
-        let parameter = |name: &str| json!({ "name": name, "in": "query", "schema": { "type": "string" } });
-        let operation = |action: &str| {
-            json!({
-                "x-kubernetes-action": action, "x-kubernetes-group-version-kind": gvk,
-                "operationId": format!("{action}{}", kind.kind),
-                "parameters": [parameter("fieldValidation"), parameter("dryRun"), parameter("fieldManager")],
-                "responses": { "200": { "description": "OK", "content": { "application/json": { "schema": reference } } } },
-            })
-        };
-        paths.insert(
-            format!("/apis/{group}/{version}/{}", kind.plural),
-            json!({ "get": operation("list"), "post": operation("post") }),
-        );
-        paths.insert(
-            format!("/apis/{group}/{version}/{}/{{name}}", kind.plural),
-            json!({ "get": operation("get"), "put": operation("put"), "patch": operation("patch"), "delete": operation("delete") }),
-        );
-        let mut properties = json!({
-            "apiVersion": { "type": "string", "description": "Group and version of the object" },
-            "kind": { "type": "string", "description": "Kind of the object" },
-            "metadata": { "type": "object", "description": "Name, labels and the like" },
-            "spec": kind.spec_schema.0,
-        });
-        if kind.has_status {
-            properties["status"] = kind.status_schema.0.clone();
-        }
-        schemas.insert(
-            schema_name,
-            json!({ "type": "object", "properties": properties, "x-kubernetes-group-version-kind": [gvk] }),
-        );
-    }
-    json!({
-        "openapi": "3.0.0", "info": { "title": "Moorline", "version": env!("CARGO_PKG_VERSION") },
-        "paths": paths, "components": { "schemas": schemas },
     })
 }

@@ -1,6 +1,6 @@
 //! What a kind is.
 
-use crate::{ApiError, Cause, names, schema::Schema};
+use crate::{ApiError, Cause, Scale, names, schema::Schema};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use schemars::JsonSchema;
@@ -124,6 +124,10 @@ pub struct KindSpec {
     pub(crate) make_name: Option<fn() -> String>,
     pub(crate) selectable: &'static [&'static str],
     pub(crate) owns: &'static [&'static str],
+    pub(crate) scale: Option<Scale>,
+    pub(crate) categories: &'static [&'static str],
+    /// The schema of a whole object.
+    pub(crate) whole: Arc<Value>,
 }
 
 impl fmt::Debug for KindSpec {
@@ -140,7 +144,9 @@ fn normalise<T: Serialize + DeserializeOwned>(value: &Value) -> Result<Value, St
 impl KindSpec {
     /// The kind of `S`, with a status subresource, an Age column and DNS names.
     pub fn of<S: Spec>() -> Self {
+        let (spec_schema, status_schema) = (Schema::of::<S>(), Schema::of::<S::Status>());
         Self {
+            whole: Arc::new(crate::schema::whole(&spec_schema, &status_schema)),
             group: S::GROUP,
             version: S::VERSION,
             kind: S::KIND,
@@ -149,8 +155,8 @@ impl KindSpec {
             short_names: S::SHORT_NAMES,
             columns: Vec::new(),
             has_status: true,
-            spec_schema: Schema::of::<S>(),
-            status_schema: Schema::of::<S::Status>(),
+            spec_schema,
+            status_schema,
             normalise_spec: normalise::<S>,
             normalise_status: normalise::<S::Status>,
             default: None,
@@ -160,6 +166,8 @@ impl KindSpec {
             make_name: None,
             selectable: &[],
             owns: &[],
+            scale: None,
+            categories: &[],
         }
     }
 
@@ -212,6 +220,23 @@ impl KindSpec {
     pub fn owns(mut self, plurals: &'static [&'static str]) -> Self {
         self.owns = plurals;
         self
+    }
+
+    /// Names under which clients find it together with other kinds, such as `all`.
+    pub fn categories(mut self, names: &'static [&'static str]) -> Self {
+        self.categories = names;
+        self
+    }
+
+    /// A scale subresource.
+    pub fn scale(mut self, scale: Scale) -> Self {
+        self.scale = Some(scale);
+        self
+    }
+
+    /// The schema of a whole object, as Kubernetes writes schemas (`openAPIV3Schema` of a CRD takes it as it is).
+    pub fn schema(&self) -> &Value {
+        &self.whole
     }
 
     /// No status subresource.

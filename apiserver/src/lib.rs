@@ -4,32 +4,52 @@
 //! the kinds over HTTP as kubectl, kube-rs and client-go expect it; [`Api`] is the same door for code in this process.
 #![forbid(unsafe_code)]
 
+mod auth;
 mod body;
+mod check;
 mod client;
+mod decode;
+mod delete;
 mod discovery;
+mod disk;
+mod fields;
+mod flow;
 mod kind;
 mod limits;
+mod list;
+mod manage;
 mod meta;
 mod metrics;
 mod names;
+mod negotiate;
+mod openapi;
 mod ops;
 mod patch;
+mod request;
+mod scale;
 mod schema;
 mod select;
 mod server;
+mod shape;
 mod status;
 mod store;
 mod table;
+mod validate;
 mod watch;
+mod writer;
 
+pub use auth::{Attributes, Authorizer, Everything};
 pub use body::{Body, BoxError};
 pub use client::{Api, ApiWatch, WatchEvent};
+pub use disk::Disk;
 pub use kind::{Column, Created, KindSpec, NewObject, Spec};
 pub use limits::Limits;
 pub use meta::{Object, ObjectMeta, OwnerReference};
 pub use metrics::Metrics;
 pub use names::{dns_label, dns_subdomain};
+pub use redb::StorageBackend;
+pub use scale::Scale;
 pub use select::{LabelSelector, SelectorError};
-pub use server::{ApiServer, Attributes, Authorizer, Everything};
+pub use server::ApiServer;
 pub use status::{ApiError, Cause};
 pub use store::{Batch, CommitError, Compacted, Entry, Expect, OpenError, Store, StoreEvent, Watcher};

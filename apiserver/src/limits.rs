@@ -18,8 +18,16 @@ pub struct Limits {
     pub queued_writes: usize,
     /// Longest a write waits for a place in that queue, or its answer, before it is refused with 503.
     pub write_time: Duration,
+    /// How often a store whose disk was full tries again, once it is asked to.
+    pub full_retry: Duration,
     /// Writes that share one commit to disk.
     pub group: usize,
+    /// Requests served at once that only read (kube-apiserver: 400); a further one is answered 429.
+    pub reads: usize,
+    /// Requests served at once that write (kube-apiserver: 200).
+    pub writes: usize,
+    /// How many of those one caller may have, so that it cannot take the others' places.
+    pub caller_requests: usize,
     /// Open watches; a further one is answered 429.
     pub watches: usize,
     /// Longest life of a watch whose client names no limit. Clients come back with their last revision.
@@ -43,7 +51,11 @@ impl Default for Limits {
             history: 10_000,
             queued_writes: 1024,
             write_time: Duration::from_secs(10),
+            full_retry: Duration::from_secs(1),
             group: 256,
+            reads: 400,
+            writes: 200,
+            caller_requests: 100,
             watches: 10_000,
             watch_time: Duration::from_secs(45 * 60),
             bookmark_every: Duration::from_secs(60),

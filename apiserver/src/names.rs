@@ -8,8 +8,12 @@ pub fn dns_label(name: &str) -> Result<(), String> {
     if (1..=63).contains(&name.len()) && label_like(name) {
         return Ok(());
     }
-    Err("a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and \
-         end with an alphanumeric character, at most 63 characters"
+    if 63 < name.len() {
+        return Err("must be no more than 63 characters".into());
+    }
+    Err("a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end \
+         with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
+         '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
         .into())
 }
 
@@ -21,8 +25,12 @@ pub fn dns_subdomain(name: &str) -> Result<(), String> {
     if (1..=253).contains(&name.len()) && name.split('.').all(label_like) {
         return Ok(());
     }
+    if 253 < name.len() {
+        return Err("must be no more than 253 characters".into());
+    }
     Err("a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must \
-         start and end with an alphanumeric character, at most 253 characters"
+         start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
+         '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
         .into())
 }
 
@@ -30,6 +38,16 @@ fn label_like(label: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     !label.is_empty() && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
 }
+
+/// The rule of [`qualified`], in Kubernetes' words.
+pub(crate) const QUALIFIED: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start \
+    and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
+    '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+
+/// The rule of [`label_value`], in Kubernetes' words.
+pub(crate) const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, \
+    '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or \
+    '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
 
 /// `[prefix/]name`, the key of a label or annotation.
 pub(crate) fn qualified(key: &str) -> bool {

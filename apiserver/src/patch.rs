@@ -1,6 +1,10 @@
 //! JSON patch (RFC 6902) and merge patch (RFC 7396).
 
-use crate::{ApiError, Limits};
+use crate::{
+    ApiError, Limits,
+    negotiate::Syntax,
+    request::{parse, unsupported},
+};
 use http::StatusCode;
 use json_patch::PatchOperation;
 use serde_json::Value;
@@ -13,9 +17,27 @@ const MAX_OPERATIONS: usize = 10_000;
 pub(crate) enum Patch {
     Json(json_patch::Patch),
     Merge(Value),
+    /// A configuration to apply: no patch, but sent as one.
+    Apply(Value),
 }
 
+pub(crate) const KNOWN: [&str; 4] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/apply-patch+yaml",
+    "application/apply-patch+json",
+];
+
 impl Patch {
+    /// Refuses types of patches that are not known here, strategic merge among them, as kube-apiserver does for CRDs.
+    pub(crate) fn known(content_type: &str) -> Result<(), ApiError> {
+        if KNOWN.contains(&content_type) {
+            return Ok(());
+        }
+        let message = "the body of the request was in an unknown format - accepted media types include: ";
+        Err(unsupported(&format!("{message}{}", KNOWN.join(", "))))
+    }
+
     pub(crate) fn read(content_type: &str, body: &[u8]) -> Result<Self, ApiError> {
         let bad = |e: serde_json::Error| ApiError::bad_request(format!("error decoding patch: {e}"));
         match content_type {
@@ -28,19 +50,23 @@ impl Patch {
                 Ok(Self::Json(patch))
             }
             "application/merge-patch+json" => serde_json::from_slice(body).map(Self::Merge).map_err(bad),
-            _ => Err(ApiError::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "UnsupportedMediaType",
-                "the body of the request was in an unknown format - accepted media types include: \
-                 application/json-patch+json, application/merge-patch+json",
-            )),
+            _ => {
+                let config = parse(Syntax::Yaml, body)?;
+                let said = |field: &str| config[field].as_str().is_some_and(|v| !v.is_empty());
+                for (field, name) in [("kind", "Kind"), ("apiVersion", "apiVersion")] {
+                    if !said(field) {
+                        return Err(ApiError::bad_request(format!("error decoding YAML: Object '{name}' is missing")));
+                    }
+                }
+                Ok(Self::Apply(config))
+            }
         }
     }
 
     pub(crate) fn apply(&self, object: &Value, limits: &Limits) -> Result<Value, ApiError> {
         let mut new = object.clone();
         match self {
-            Self::Merge(patch) => json_patch::merge(&mut new, patch),
+            Self::Merge(patch) | Self::Apply(patch) => json_patch::merge(&mut new, patch),
             Self::Json(patch) => {
                 let mut copied = 0;
                 for operation in &patch.0 {
@@ -62,7 +88,9 @@ impl Patch {
     /// Whether the patch itself names a revision: then a conflict is the caller's to solve.
     pub(crate) fn names_revision(&self) -> bool {
         match self {
-            Self::Merge(patch) => patch.pointer("/metadata/resourceVersion").is_some_and(|v| !v.is_null()),
+            Self::Merge(patch) | Self::Apply(patch) => {
+                patch.pointer("/metadata/resourceVersion").is_some_and(|v| !v.is_null())
+            }
             Self::Json(patch) => patch.0.iter().any(|op| op.path().as_str() == "/metadata/resourceVersion"),
         }
     }

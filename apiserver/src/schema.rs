@@ -52,11 +52,105 @@ fn resolve(schema: &Value, definitions: &Value, depth: usize) -> Value {
         };
         out.insert(key.clone(), kept);
     }
-    Value::Object(out)
+    structural(out)
+}
+
+/// As Kubernetes writes schemas: one type, `nullable` beside it, choices of texts as `enum`.
+fn structural(mut schema: Map<String, Value>) -> Value {
+    if let Some(Value::Array(types)) = schema.get("type") {
+        let null = types.iter().any(|t| t == "null");
+        let mut rest = types.iter().filter(|t| *t != "null").cloned();
+        if let (Some(one), None) = (rest.next(), rest.next()) {
+            schema.insert("type".into(), one);
+            if null {
+                schema.insert("nullable".into(), true.into());
+            }
+        }
+    }
+    if let Some(Value::Array(values)) = schema.get_mut("enum") {
+        values.retain(|v| !v.is_null());
+    }
+    if let Some(Value::Array(all)) = schema.get("anyOf")
+        && let [one, null] = all.as_slice()
+        && null["type"] == "null"
+    {
+        let mut inner = one.as_object().cloned().unwrap_or_default();
+        schema.remove("anyOf");
+        inner.extend(schema);
+        inner.insert("nullable".into(), true.into());
+        return inner.into();
+    }
+    // What schemars makes of an enum of unit variants with docs.
+    if let Some(Value::Array(all)) = schema.get("oneOf")
+        && all.iter().all(|v| v["const"].is_string() || v["enum"].is_array())
+    {
+        let one = |v: &Value| v["enum"].as_array().cloned().unwrap_or_else(|| vec![v["const"].clone()]);
+        let values: Vec<Value> = all.iter().flat_map(one).collect();
+        schema.remove("oneOf");
+        schema.insert("type".into(), "string".into());
+        schema.insert("enum".into(), values.into());
+    }
+    schema.into()
+}
+
+/// The schema of a whole object. `metadata` as in Kubernetes' own documents, so far as it is kept here.
+pub(crate) fn whole(spec: &Schema, status: &Schema) -> Value {
+    let map = |what: &str| {
+        let description = format!("{what} (https://kubernetes.io/docs/concepts/overview/working-with-objects/).");
+        json!({ "type": "object", "additionalProperties": { "type": "string" }, "description": description })
+    };
+    let text = |description: &str| json!({ "type": "string", "description": description });
+    let time = |description: &str| json!({ "type": "string", "format": "date-time", "description": description });
+    let owner = json!({
+        "type": "object", "x-kubernetes-map-type": "atomic", "required": ["apiVersion", "kind", "name", "uid"],
+        "properties": {
+            "apiVersion": text("Group and version of the owner."), "kind": text("Kind of the owner."),
+            "name": text("Name of the owner."), "uid": text("Uid of the owner."),
+            "controller": { "type": "boolean", "description": "Whether it is the managing owner." },
+            "blockOwnerDeletion": {
+                "type": "boolean", "description": "Whether the owner's foreground deletion waits for this object.",
+            },
+        },
+    });
+    json!({
+        "type": "object",
+        "properties": {
+            "apiVersion": text("Group and version of the object."),
+            "kind": text("Kind of the object."),
+            "metadata": {
+                "type": "object", "description": "Name, labels, revision and the like.",
+                "properties": {
+                    "name": text("Unique name within the kind."),
+                    "generateName": text("Prefix of a name that the server makes when there is none."),
+                    "uid": text("Unique id of this object over all time."),
+                    "resourceVersion": text("Opaque revision of the last change."),
+                    "generation": { "type": "integer", "format": "int64", "description": "Counts changes of the spec." },
+                    "creationTimestamp": time("When it was created."),
+                    "deletionTimestamp": time("When its deletion was asked for."),
+                    "deletionGracePeriodSeconds": { "type": "integer", "format": "int64" },
+                    "labels": map("Labels, to select by"),
+                    "annotations": map("Annotations, for tools"),
+                    "finalizers": {
+                        "type": "array", "items": { "type": "string" }, "x-kubernetes-list-type": "set",
+                        "description": "Who must finish before the object goes.",
+                    },
+                    "ownerReferences": {
+                        "type": "array", "items": owner, "x-kubernetes-list-type": "map",
+                        "x-kubernetes-list-map-keys": ["uid"], "description": "Objects with which this one goes.",
+                    },
+                    "managedFields": {
+                        "type": "array", "items": { "type": "object" }, "x-kubernetes-list-type": "atomic",
+                        "description": "Who set which fields.",
+                    },
+                },
+            },
+            "spec": spec.0, "status": status.0,
+        },
+    })
 }
 
 /// The branches of a schema that may describe an object or array: itself, and those of its combinators.
-fn branches<'a>(schema: &'a Value, into: &mut Vec<&'a Value>) {
+pub(crate) fn branches<'a>(schema: &'a Value, into: &mut Vec<&'a Value>) {
     into.push(schema);
     for combinator in ["anyOf", "oneOf", "allOf"] {
         for branch in schema[combinator].as_array().into_iter().flatten() {

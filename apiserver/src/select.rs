@@ -111,7 +111,7 @@ impl FieldSelector {
                 return Err(ApiError::bad_request(format!("invalid field selector {part:?}")));
             };
             let field = field.trim();
-            if field != "metadata.name" && !kind.selectable.contains(&field) {
+            if !matches!(field, "metadata.name" | "metadata.namespace") && !kind.selectable.contains(&field) {
                 return Err(ApiError::bad_request(format!("field label not supported: {field}")));
             }
             all.push((format!("/{}", field.replace('.', "/")), equal, value.trim().to_owned()));

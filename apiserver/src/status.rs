@@ -16,6 +16,11 @@ pub struct Cause {
 }
 
 impl Cause {
+    /// Any cause.
+    pub fn new(reason: &'static str, field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { reason, field: field.into(), message: message.into() }
+    }
+
     /// The field has a value that is not allowed.
     pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self { reason: "FieldValueInvalid", field: field.into(), message: message.into() }
@@ -38,9 +43,11 @@ impl Cause {
             "FieldValueForbidden" => "Forbidden",
             "FieldValueDuplicate" => "Duplicate value",
             "FieldValueNotFound" => "Not found",
+            "FieldValueNotSupported" => "Unsupported value",
+            "FieldValueTooLong" => "Too long",
             _ => "Invalid value",
         };
-        format!("{word}: {}", self.message)
+        if self.message.is_empty() { word.to_owned() } else { format!("{word}: {}", self.message) }
     }
 }
 
@@ -56,12 +63,14 @@ pub struct ApiError {
     pub message: String,
     pub(crate) details: Option<Value>,
     pub(crate) retry_after: Option<u32>,
+    /// Where an expired list may go on, at the price of its consistency.
+    pub(crate) go_on: Option<String>,
 }
 
 impl ApiError {
     /// Any error.
     pub fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None, retry_after: None }
+        Self { code, reason, message: message.into(), details: None, retry_after: None, go_on: None }
     }
 
     /// No such object: `clusters.moorline.dev "x" not found`.
@@ -143,6 +152,9 @@ impl ApiError {
 
     fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
         self.details = Some(json!({"name": name, "group": group, "kind": kind}));
+        if let Some(details) = self.details.as_mut().and_then(Value::as_object_mut) {
+            details.retain(|_, v| v != "");
+        }
         self
     }
 
@@ -155,6 +167,9 @@ impl ApiError {
         let mut details = self.details.clone().unwrap_or_else(|| json!({}));
         if let Some(seconds) = self.retry_after {
             details["retryAfterSeconds"] = json!(seconds);
+        }
+        if let Some(token) = &self.go_on {
+            status["metadata"]["continue"] = token.as_str().into();
         }
         if details.as_object().is_some_and(|d| !d.is_empty()) {
             status["details"] = details;
@@ -173,7 +188,7 @@ impl ApiError {
 }
 
 /// A JSON answer.
-pub(crate) fn json_response(code: StatusCode, value: &Value) -> Response<Body> {
+fn json_response(code: StatusCode, value: &Value) -> Response<Body> {
     let mut response = Response::new(full(value.to_string()));
     *response.status_mut() = code;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -4,24 +4,21 @@
 //! All objects are held in memory; redb has them on disk. One thread writes: it takes what waits, checks each change
 //! against the newest state, commits them as one transaction, and only then shows and acknowledges them.
 
-use crate::Limits;
+use crate::{
+    Limits, Metrics,
+    disk::{Disk, FORMAT, File, Redb},
+    writer::Writer,
+};
 use bytes::Bytes;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, VecDeque},
     path::Path,
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    thread::JoinHandle,
     time::Duration,
 };
 use tokio::sync::{mpsc, oneshot, watch};
-
-const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
-const PRIVATE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("private");
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-
-/// The format of the file. A higher number was written by a newer version and is refused untouched.
-const FORMAT: u64 = 1;
 
 /// Why a store could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -50,9 +47,12 @@ pub enum CommitError {
     /// The object is not at the revision that the change expects; this is where it is.
     #[error("the object is at revision {0:?}")]
     Conflict(Option<u64>),
-    /// The disk failed: nothing was written, and nothing will be until a restart.
-    #[error("the store takes no writes: {0}")]
+    /// The disk failed: whether it was written is unknown, and nothing will be until a restart.
+    #[error("the store takes no writes until it is started again: {0}")]
     Failed(String),
+    /// The disk is full: whether it was written is unknown. Writes are taken again soon after there is space.
+    #[error("the store takes no writes until there is space on its disk: {0}")]
+    Full(String),
     /// No place or no answer in time. Whether it was written is unknown if it waited for the answer.
     #[error("the store is overloaded")]
     Overloaded,
@@ -103,26 +103,29 @@ pub struct Batch {
     pub private: Vec<(String, Option<Bytes>)>,
 }
 
-struct Order {
-    batch: Batch,
-    done: oneshot::Sender<Result<u64, CommitError>>,
+pub(crate) struct Order {
+    pub(crate) batch: Batch,
+    pub(crate) done: oneshot::Sender<Result<u64, CommitError>>,
 }
 
 #[derive(Default)]
-struct State {
-    revision: u64,
-    objects: BTreeMap<Arc<str>, Entry>,
-    private: BTreeMap<String, Bytes>,
-    history: VecDeque<StoreEvent>,
+pub(crate) struct State {
+    pub(crate) revision: u64,
+    pub(crate) objects: BTreeMap<Arc<str>, Entry>,
+    pub(crate) private: BTreeMap<String, Bytes>,
+    pub(crate) history: VecDeque<StoreEvent>,
     /// The newest revision whose event is no longer in the history.
-    compacted: u64,
+    pub(crate) compacted: u64,
 }
 
-struct Shared {
-    state: RwLock<State>,
-    revision: watch::Sender<u64>,
-    failed: OnceLock<String>,
+pub(crate) struct Shared {
+    pub(crate) state: RwLock<State>,
+    pub(crate) revision: watch::Sender<u64>,
+    /// Why no writes are taken.
+    pub(crate) trouble: RwLock<Option<CommitError>>,
+    pub(crate) metrics: OnceLock<Metrics>,
     write_time: Duration,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// A handle; clones are the same store. It closes when the last one is dropped.
@@ -144,26 +147,47 @@ impl Store {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(path: &Path, limits: &Limits) -> Result<Self, OpenError> {
-        let failed = |e: redb::Error| OpenError::Database { path: path.display().to_string(), why: e.to_string() };
-        let database = Database::create(path).map_err(|e| failed(e.into()))?;
-        let state = match load(&database).map_err(failed)? {
-            Ok(state) => state,
-            Err(found) => return Err(OpenError::Newer { path: path.display().to_string(), found }),
-        };
+        Self::open_on(File(path.to_owned()), limits)
+    }
+
+    /// The same on another medium than a file.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_on(disk: impl Disk, limits: &Limits) -> Result<Self, OpenError> {
+        let name = disk.name();
+        let (redb, state) = Redb::open(&disk).map_err(|error| error.named(&name))?;
         let (orders, inbox) = mpsc::channel(limits.queued_writes);
         let shared = Arc::new(Shared {
             revision: watch::Sender::new(state.revision),
             state: RwLock::new(state),
-            failed: OnceLock::new(),
+            trouble: RwLock::new(None),
+            metrics: OnceLock::new(),
             write_time: limits.write_time,
+            thread: Mutex::new(None),
         });
-        let writer = Writer { database, shared: Arc::clone(&shared), group: limits.group, history: limits.history };
+        let writer = Writer::new(Box::new(disk), redb, Arc::clone(&shared), limits);
         // The thread ends when the last sender is gone; the file is closed with it.
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(inbox))
-            .map_err(|e| OpenError::Database { path: path.display().to_string(), why: e.to_string() })?;
+            .map_err(|e| OpenError::Database { path: name, why: e.to_string() })?;
+        *shared.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(Self { shared, orders })
+    }
+
+    /// Drops this handle, which has to be the last one, and waits until the file is closed. Blocks.
+    pub fn close(self) {
+        let thread = self.shared.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(self);
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+
+    /// Counts its commits there.
+    pub(crate) fn observe(&self, metrics: &Metrics) {
+        let _ = self.shared.metrics.set(metrics.clone());
     }
 
     fn state(&self) -> std::sync::RwLockReadGuard<'_, State> {
@@ -180,7 +204,12 @@ impl Store {
     /// # Errors
     /// Why not.
     pub fn healthy(&self) -> Result<(), String> {
-        self.shared.failed.get().map_or(Ok(()), |why| Err(why.clone()))
+        let trouble = self.shared.trouble.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(trouble) = trouble else { return Ok(()) };
+        // Asked for, so that a full disk that has space again is noticed without a client's write.
+        let (done, _) = oneshot::channel();
+        let _ = self.orders.try_send(Order { batch: Batch::default(), done });
+        Err(trouble.to_string())
     }
 
     /// One object.
@@ -311,196 +340,6 @@ impl Watcher {
             if self.ready.is_empty() && self.revision.changed().await.is_err() {
                 return Ok(None);
             }
-        }
-    }
-}
-
-/// Reads the whole file. `Ok(Err(n))`: it has the newer format `n`.
-fn load(database: &Database) -> Result<Result<State, u64>, redb::Error> {
-    let write = database.begin_write()?;
-    {
-        let mut meta = write.open_table(META)?;
-        let found = meta.get("format")?.map(|v| v.value());
-        match found {
-            Some(found) if FORMAT < found => {
-                drop(meta);
-                write.abort()?;
-                return Ok(Err(found));
-            }
-            Some(_) => {}
-            None => {
-                meta.insert("format", FORMAT)?;
-            }
-        }
-        write.open_table(OBJECTS)?;
-        write.open_table(PRIVATE)?;
-    }
-    write.commit()?;
-    let read = database.begin_read()?;
-    let revision = read.open_table(META)?.get("revision")?.map_or(0, |v| v.value());
-    let mut state = State { revision, compacted: revision, ..State::default() };
-    for row in read.open_table(OBJECTS)?.iter()? {
-        let (key, value) = row?;
-        let value: Value = serde_json::from_slice(value.value())
-            .map_err(|e| redb::Error::Corrupted(format!("object {}: {e}", key.value())))?;
-        let revision = revision_of(&value);
-        state.objects.insert(key.value().into(), Entry { revision, value: Arc::new(value) });
-    }
-    for row in read.open_table(PRIVATE)?.iter()? {
-        let (key, value) = row?;
-        state.private.insert(key.value().to_owned(), Bytes::copy_from_slice(value.value()));
-    }
-    Ok(Ok(state))
-}
-
-fn revision_of(value: &Value) -> u64 {
-    value.pointer("/metadata/resourceVersion").and_then(Value::as_str).and_then(|v| v.parse().ok()).unwrap_or(0)
-}
-
-struct Writer {
-    database: Database,
-    shared: Arc<Shared>,
-    group: usize,
-    history: usize,
-}
-
-/// What a group of orders comes to, before it is on disk.
-#[derive(Default)]
-struct Group {
-    events: Vec<StoreEvent>,
-    private: Vec<(String, Option<Bytes>)>,
-    acknowledge: Vec<(oneshot::Sender<Result<u64, CommitError>>, u64)>,
-}
-
-impl Writer {
-    fn run(self, mut inbox: mpsc::Receiver<Order>) {
-        let mut waiting = Vec::new();
-        while inbox.blocking_recv_many(&mut waiting, self.group) > 0 {
-            let group = self.check(waiting.drain(..));
-            if group.acknowledge.is_empty() {
-                continue;
-            }
-            match self.write(&group) {
-                Ok(()) => self.show(group),
-                Err(error) => {
-                    // What redb says after an I/O error is that nothing can be written until it is opened again.
-                    let why = self.shared.failed.get_or_init(|| error.to_string()).clone();
-                    tracing::error!(error = why, "the store cannot write; restart once the disk is well");
-                    for (done, _) in group.acknowledge {
-                        let _ = done.send(Err(CommitError::Failed(why.clone())));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Checks each order against the state as the ones before it leave it.
-    fn check(&self, orders: impl Iterator<Item = Order>) -> Group {
-        let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
-        let mut group = Group::default();
-        let mut revision = state.revision;
-        for Order { batch, done } in orders {
-            if let Some(why) = self.shared.failed.get() {
-                let _ = done.send(Err(CommitError::Failed(why.clone())));
-                continue;
-            }
-            if let Some((key, expect, value)) = batch.object {
-                let newest = group.events.iter().rev().find(|e| *e.key == *key);
-                let current = match newest {
-                    Some(e) => e.value.clone().map(|value| Entry { revision: e.revision, value }),
-                    None => state.objects.get(key.as_str()).cloned(),
-                };
-                let at = current.as_ref().map(|e| e.revision);
-                if at
-                    != (match expect {
-                        Expect::Absent => None,
-                        Expect::Revision(r) => Some(r),
-                    })
-                {
-                    let _ = done.send(Err(CommitError::Conflict(at)));
-                    continue;
-                }
-                revision += 1;
-                let (made, deleted) = (at.is_none(), value.is_none());
-                let value = value.map(|mut value| {
-                    value["metadata"]["resourceVersion"] = revision.to_string().into();
-                    Arc::new(value)
-                });
-                if made || deleted {
-                    // An object's private records go with it, those of this same group too; one that was set after it
-                    // had gone is not for a namesake.
-                    let prefix = format!("{key}/");
-                    let stored = state.private.range(prefix.clone()..).take_while(|(k, _)| k.starts_with(&prefix));
-                    let stored = stored.map(|(k, _)| k.clone());
-                    let pending = group.private.iter().filter(|(k, v)| v.is_some() && k.starts_with(&prefix));
-                    let own: Vec<_> = stored.chain(pending.map(|(k, _)| k.clone())).map(|k| (k, None)).collect();
-                    group.private.extend(own);
-                }
-                group.events.push(StoreEvent { revision, key: key.into(), value, previous: current });
-            }
-            group.private.extend(batch.private);
-            group.acknowledge.push((done, revision));
-        }
-        group
-    }
-
-    fn write(&self, group: &Group) -> Result<(), redb::Error> {
-        let write = self.database.begin_write()?;
-        {
-            let mut objects = write.open_table(OBJECTS)?;
-            for event in &group.events {
-                match &event.value {
-                    Some(value) => {
-                        let bytes = serde_json::to_vec(&**value).map_err(|e| redb::Error::Corrupted(e.to_string()))?;
-                        objects.insert(&*event.key, bytes.as_slice())?;
-                    }
-                    None => {
-                        objects.remove(&*event.key)?;
-                    }
-                }
-            }
-            let mut private = write.open_table(PRIVATE)?;
-            for (key, value) in &group.private {
-                match value {
-                    Some(value) => private.insert(key.as_str(), value.as_ref())?,
-                    None => private.remove(key.as_str())?,
-                };
-            }
-            if let Some(last) = group.events.last() {
-                write.open_table(META)?.insert("revision", last.revision)?;
-            }
-        }
-        write.commit()?;
-        Ok(())
-    }
-
-    fn show(&self, group: Group) {
-        let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
-        for (key, value) in group.private {
-            match value {
-                Some(value) => state.private.insert(key, value),
-                None => state.private.remove(&key),
-            };
-        }
-        for event in group.events {
-            state.revision = event.revision;
-            match &event.value {
-                Some(value) => {
-                    let entry = Entry { revision: event.revision, value: Arc::clone(value) };
-                    state.objects.insert(Arc::clone(&event.key), entry)
-                }
-                None => state.objects.remove(&event.key),
-            };
-            state.history.push_back(event);
-            if self.history < state.history.len() {
-                state.compacted = state.history.pop_front().map_or(state.compacted, |e| e.revision);
-            }
-        }
-        let revision = state.revision;
-        drop(state);
-        self.shared.revision.send_replace(revision);
-        for (done, revision) in group.acknowledge {
-            let _ = done.send(Ok(revision));
         }
     }
 }

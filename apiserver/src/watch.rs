@@ -1,13 +1,16 @@
 //! A watch as a body: one line of JSON for each event.
 
 use crate::{
-    ApiError, KindSpec, Watcher,
+    ApiError, ApiServer, Authorizer, Cause, KindSpec, Watcher,
     body::{Body, BoxError},
+    list::from_the_future,
+    negotiate::{Form, render},
     ops::seen,
-    server::{Authorizer, Form, render},
+    request::{Call, revision},
 };
 use bytes::Bytes;
 use futures_util::stream;
+use http::{HeaderValue, Response, StatusCode, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use prometheus::IntGauge;
@@ -22,20 +25,118 @@ use tokio_util::sync::CancellationToken;
 /// Which objects a caller asked for and may see.
 pub(crate) type Selects = Arc<dyn Fn(&Value) -> bool + Send + Sync>;
 
-pub(crate) struct Watch {
-    pub(crate) kind: KindSpec,
-    pub(crate) watcher: Watcher,
-    pub(crate) selects: Selects,
-    pub(crate) authorizer: Arc<dyn Authorizer>,
-    pub(crate) form: Form,
-    pub(crate) bookmarks: Option<Duration>,
-    /// What is sent before the first change, in order: type and object.
-    pub(crate) first: VecDeque<(&'static str, Value)>,
-    pub(crate) until: Instant,
-    pub(crate) stop: CancellationToken,
+struct Watch {
+    kind: KindSpec,
+    watcher: Watcher,
+    selects: Selects,
+    authorizer: Arc<dyn Authorizer>,
+    form: Form,
+    bookmarks: Option<Duration>,
+    /// What is sent before the first change.
+    first: VecDeque<Arc<Value>>,
+    /// Whether the end of those is marked by a bookmark.
+    mark_first: bool,
+    until: Instant,
+    stop: CancellationToken,
     /// Its place among the open watches, given back at its end.
-    pub(crate) _place: OwnedSemaphorePermit,
-    pub(crate) gauge: IntGauge,
+    _place: OwnedSemaphorePermit,
+    gauge: IntGauge,
+}
+
+/// Where a watch starts.
+struct Start {
+    from: u64,
+    first: VecDeque<Arc<Value>>,
+    mark_first: bool,
+}
+
+fn invalid(cause: Cause) -> ApiError {
+    ApiError::invalid("meta.k8s.io", "ListOptions", "", &[cause])
+}
+
+impl ApiServer {
+    pub(crate) fn watch(&self, call: &Call<'_>, authorizer: Arc<dyn Authorizer>) -> Result<Response<Body>, ApiError> {
+        self.permit(&*authorizer, call, "watch")?;
+        let selects = call.selects()?;
+        let limits = &self.ops().limits;
+        let life = call.number("timeoutSeconds")?.map_or(limits.watch_time, Duration::from_secs).min(limits.watch_time);
+        let bookmarks = call.query.is_true("allowWatchBookmarks");
+        let Start { from, mut first, mark_first } = self.start(call, bookmarks)?;
+        first.retain(|object| selects(object) && authorizer.visible(call.kind.plural, object));
+        let place = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| {
+            let mut error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", "too many open watches");
+            error.retry_after = Some(5);
+            error
+        })?;
+        let mut response = Response::new(match self.store().watch(&call.kind.prefix(), from) {
+            Ok(watcher) => Watch {
+                kind: call.kind.clone(),
+                watcher,
+                selects,
+                authorizer,
+                form: call.form,
+                bookmarks: bookmarks.then_some(limits.bookmark_every),
+                first,
+                mark_first,
+                until: Instant::now() + life,
+                stop: self.stop.clone(),
+                _place: place,
+                gauge: self.metrics.watches.clone(),
+            }
+            .into_body(),
+            // Within the stream, as kube-apiserver has it.
+            Err(_) => {
+                let error =
+                    ApiError::expired(format!("too old resource version: {from} ({})", self.store().revision()));
+                crate::body::full(line("ERROR", &error.to_status()))
+            }
+        });
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        Ok(response)
+    }
+
+    /// From when, and with what first; the rules of
+    /// <https://kubernetes.io/docs/reference/using-api/api-concepts/#semantics-for-watch> and `#streaming-lists`.
+    fn start(&self, call: &Call<'_>, bookmarks: bool) -> Result<Start, ApiError> {
+        const MATCH: &str = "resourceVersionMatch";
+        let initial = call.query.has("sendInitialEvents").then(|| call.query.is_true("sendInitialEvents"));
+        let how = call.query.get(MATCH);
+        match (initial, how) {
+            (Some(_), None) => {
+                let message = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+                return Err(invalid(Cause::forbidden(MATCH, message)));
+            }
+            (Some(_), Some("NotOlderThan")) => {}
+            (Some(_), Some(other)) => {
+                let message = format!("{other:?}: supported values: \"NotOlderThan\"");
+                return Err(invalid(Cause::new("FieldValueNotSupported", MATCH, message)));
+            }
+            (None, Some(_)) => {
+                let message = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+                return Err(invalid(Cause::forbidden(MATCH, message)));
+            }
+            (None, None) => {}
+        }
+        let wanted = revision(call.query.get("resourceVersion"))?.filter(|at| *at != 0);
+        let newest = self.store().revision();
+        match (wanted, initial) {
+            (Some(at), Some(true)) if newest < at => Err(from_the_future(at, newest)),
+            (Some(from), None | Some(false)) => Ok(Start { from, first: VecDeque::new(), mark_first: false }),
+            (None, Some(false)) => Ok(Start { from: newest, first: VecDeque::new(), mark_first: false }),
+            (None, None) | (_, Some(true)) => {
+                let (from, all) = self.store().list(&call.kind.prefix());
+                let first = all.into_iter().map(|(_, e)| e.value).collect();
+                Ok(Start { from, first, mark_first: initial == Some(true) && bookmarks })
+            }
+        }
+    }
+}
+
+fn line(what: &str, object: &Value) -> Bytes {
+    let mut line = json!({ "type": what, "object": object }).to_string();
+    line.push('\n');
+    line.into()
 }
 
 struct Running {
@@ -51,7 +152,7 @@ impl Drop for Running {
 }
 
 impl Watch {
-    pub(crate) fn into_body(self) -> Body {
+    fn into_body(self) -> Body {
         self.gauge.inc();
         let next_bookmark = self.bookmarks.map(|every| Instant::now() + every);
         let running = Running { watch: self, next_bookmark, ended: false };
@@ -64,30 +165,31 @@ impl Watch {
 }
 
 impl Running {
-    fn line(&self, what: &str, object: &Value) -> Bytes {
-        let shown = if what == "ERROR" { object.clone() } else { render(&self.watch.kind, object, self.watch.form) };
-        let mut line = json!({ "type": what, "object": shown }).to_string();
-        line.push('\n');
-        line.into()
+    fn shown(&self, what: &str, object: &Value) -> Bytes {
+        line(what, &render(&self.watch.kind, object, self.watch.form))
     }
 
-    fn bookmark(&self) -> Bytes {
+    fn bookmark(&self, ends_first: bool) -> Bytes {
         let kind = &self.watch.kind;
-        let object = json!({
+        let mut object = json!({
             "kind": kind.kind, "apiVersion": kind.api_version(),
             "metadata": { "resourceVersion": self.watch.watcher.seen().to_string(), "creationTimestamp": null },
         });
-        let mut line = json!({ "type": "BOOKMARK", "object": object }).to_string();
-        line.push('\n');
-        line.into()
+        if ends_first {
+            object["metadata"]["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
+        }
+        line("BOOKMARK", &object)
     }
 
     async fn next(&mut self) -> Option<Bytes> {
         if self.ended {
             return None;
         }
-        if let Some((what, object)) = self.watch.first.pop_front() {
-            return Some(self.line(what, &object));
+        if let Some(object) = self.watch.first.pop_front() {
+            return Some(self.shown("ADDED", &object));
+        }
+        if std::mem::take(&mut self.watch.mark_first) {
+            return Some(self.bookmark(true));
         }
         loop {
             let bookmark_at = self.next_bookmark.unwrap_or(self.watch.until);
@@ -102,19 +204,19 @@ impl Running {
                             (self.watch.selects)(object) && self.watch.authorizer.visible(self.watch.kind.plural, object)
                         };
                         if let Some((what, object)) = seen(&event, selects) {
-                            return Some(self.line(what, &object));
+                            return Some(self.shown(what, &object));
                         }
                     }
                     Ok(None) => return None,
                     Err(_) => {
                         self.ended = true;
                         let status = ApiError::expired("too old resource version; list again").to_status();
-                        return Some(self.line("ERROR", &status));
+                        return Some(line("ERROR", &status));
                     }
                 },
                 () = sleep_until(bookmark_at), if self.next_bookmark.is_some() => {
                     self.next_bookmark = self.watch.bookmarks.map(|every| Instant::now() + every);
-                    return Some(self.bookmark());
+                    return Some(self.bookmark(false));
                 }
             }
         }

@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod applies;
 mod bounds;
+mod deletions;
+mod disk;
+mod forms;
 mod objects;
-
 mod store;
 mod watches;
 
@@ -76,6 +79,7 @@ impl Authorizer for Narrow {
 pub(crate) struct World {
     pub(crate) server: ApiServer,
     pub(crate) stop: CancellationToken,
+    pub(crate) registry: prometheus::Registry,
     pub(crate) _dir: tempfile::TempDir,
 }
 
@@ -85,8 +89,16 @@ pub(crate) fn limits() -> Limits {
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::with(limits())
+    }
+
+    pub(crate) fn with(limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("store.redb"), &limits()).unwrap();
+        let store = Store::open(&dir.path().join("store.redb"), &limits).unwrap();
+        Self::over(store, dir, limits)
+    }
+
+    pub(crate) fn over(store: Store, dir: tempfile::TempDir, limits: Limits) -> Self {
         let boats = KindSpec::of::<BoatSpec>()
             .column(Column::at("Place", "/status/place"))
             .column(Column::at("Metres", "/spec/metres").typed("integer").wide())
@@ -97,9 +109,9 @@ impl World {
                 if long { vec![Cause::invalid("spec.metres", "no harbour takes it")] } else { vec![] }
             });
         let kinds = vec![boats, KindSpec::of::<LineSpec>()];
-        let stop = CancellationToken::new();
-        let server = ApiServer::new(store, kinds, limits(), &prometheus::Registry::new(), stop.clone()).unwrap();
-        Self { server, stop, _dir: dir }
+        let (stop, registry) = (CancellationToken::new(), prometheus::Registry::new());
+        let server = ApiServer::new(store, kinds, limits, &registry, stop.clone()).unwrap();
+        Self { server, stop, registry, _dir: dir }
     }
 
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>, who: Arc<dyn Authorizer>) -> Response<Body> {

@@ -1,0 +1,216 @@
+//! The store's file: tables of redb, and what can go wrong with the disk under them.
+
+use crate::store::{CommitError, Entry, OpenError, State, StoreEvent};
+use bytes::Bytes;
+use redb::{BackendError, Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
+use serde_json::Value;
+use std::{
+    fs::OpenOptions,
+    io,
+    ops::Bound,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
+const PRIVATE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("private");
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+
+/// The format of the file. A higher number was written by a newer version and is refused untouched.
+pub(crate) const FORMAT: u64 = 1;
+
+/// Where a store's bytes are kept.
+pub trait Disk: Send + 'static {
+    /// Opens it, or makes it. Called again after the disk was full.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    fn open(&self) -> io::Result<Box<dyn StorageBackend>>;
+    /// Its name, in errors.
+    fn name(&self) -> String;
+}
+
+/// A file.
+pub(crate) struct File(pub(crate) PathBuf);
+
+impl Disk for File {
+    fn open(&self) -> io::Result<Box<dyn StorageBackend>> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&self.0)?;
+        Ok(Box::new(redb::backends::FileBackend::new(file).map_err(io::Error::other)?))
+    }
+
+    fn name(&self) -> String {
+        self.0.display().to_string()
+    }
+}
+
+/// Remembers whether an fsync failed: after that nobody knows what is on the disk, whatever the file reads like.
+#[derive(Debug)]
+struct Witness {
+    inner: Box<dyn StorageBackend>,
+    lost: Arc<AtomicBool>,
+}
+
+impl StorageBackend for Witness {
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.inner.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.inner.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.inner.sync_data().inspect_err(|_| self.lost.store(true, Ordering::Release))
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.inner.write(offset, data)
+    }
+    fn close(&self) -> io::Result<()> {
+        self.inner.close()
+    }
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.inner.try_lock_range(start, end)
+    }
+    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.inner.try_lock_shared_range(start, end)
+    }
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.inner.lock_range(start, end)
+    }
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.inner.lock_shared_range(start, end)
+    }
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.inner.unlock_range(start, end)
+    }
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.inner.query_lock_range(start, end)
+    }
+}
+
+/// Why a file could not be opened or read.
+pub(crate) enum LoadError {
+    Newer(u64),
+    Disk(redb::Error),
+}
+
+impl LoadError {
+    pub(crate) fn named(self, path: &str) -> OpenError {
+        let path = path.to_owned();
+        match self {
+            Self::Newer(found) => OpenError::Newer { path, found },
+            Self::Disk(error) => OpenError::Database { path, why: error.to_string() },
+        }
+    }
+}
+
+impl<E: Into<redb::Error>> From<E> for LoadError {
+    fn from(error: E) -> Self {
+        Self::Disk(error.into())
+    }
+}
+
+/// The open file.
+pub(crate) struct Redb {
+    database: Database,
+    lost: Arc<AtomicBool>,
+}
+
+impl Redb {
+    /// Opens the file and reads all of it.
+    pub(crate) fn open(disk: &dyn Disk) -> Result<(Self, State), LoadError> {
+        let lost = Arc::new(AtomicBool::new(false));
+        let witness = Witness { inner: disk.open().map_err(redb::Error::Io)?, lost: Arc::clone(&lost) };
+        let database = Database::builder().create_with_backend(witness)?;
+        let state = load(&database)?;
+        Ok((Self { database, lost }, state))
+    }
+
+    /// What an error of a write means for the ones to come.
+    pub(crate) fn trouble(&self, error: &redb::Error) -> CommitError {
+        let full = |e: &io::Error| matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        match error {
+            redb::Error::Io(e) if full(e) && !self.lost.load(Ordering::Acquire) => CommitError::Full(e.to_string()),
+            other => CommitError::Failed(other.to_string()),
+        }
+    }
+
+    /// Makes the changes in one transaction; returns once it is on disk.
+    pub(crate) fn write(&self, events: &[StoreEvent], records: &[(String, Option<Bytes>)]) -> Result<(), redb::Error> {
+        let write = self.database.begin_write()?;
+        {
+            let mut objects = write.open_table(OBJECTS)?;
+            for event in events {
+                match &event.value {
+                    Some(value) => {
+                        let bytes = serde_json::to_vec(&**value).map_err(|e| redb::Error::Corrupted(e.to_string()))?;
+                        objects.insert(&*event.key, bytes.as_slice())?;
+                    }
+                    None => {
+                        objects.remove(&*event.key)?;
+                    }
+                }
+            }
+            let mut private = write.open_table(PRIVATE)?;
+            for (key, value) in records {
+                match value {
+                    Some(value) => private.insert(key.as_str(), value.as_ref())?,
+                    None => private.remove(key.as_str())?,
+                };
+            }
+            if let Some(last) = events.last() {
+                write.open_table(META)?.insert("revision", last.revision)?;
+            }
+        }
+        write.commit()?;
+        Ok(())
+    }
+}
+
+/// Reads the whole file.
+fn load(database: &Database) -> Result<State, LoadError> {
+    let write = database.begin_write()?;
+    {
+        let mut meta = write.open_table(META)?;
+        let found = meta.get("format")?.map(|v| v.value());
+        match found {
+            Some(found) if FORMAT < found => {
+                drop(meta);
+                write.abort()?;
+                return Err(LoadError::Newer(found));
+            }
+            Some(_) => {}
+            None => {
+                meta.insert("format", FORMAT)?;
+            }
+        }
+        write.open_table(OBJECTS)?;
+        write.open_table(PRIVATE)?;
+    }
+    write.commit()?;
+    let read = database.begin_read()?;
+    // Not 0, which means "any" in requests: an empty store has been at 1.
+    let revision = read.open_table(META)?.get("revision")?.map_or(1, |v| v.value());
+    let mut state = State { revision, compacted: revision, ..State::default() };
+    for row in read.open_table(OBJECTS)?.iter()? {
+        let (key, value) = row?;
+        let value: Value = serde_json::from_slice(value.value())
+            .map_err(|e| redb::Error::Corrupted(format!("object {}: {e}", key.value())))?;
+        let revision = revision_of(&value);
+        state.objects.insert(key.value().into(), Entry { revision, value: Arc::new(value) });
+    }
+    for row in read.open_table(PRIVATE)?.iter()? {
+        let (key, value) = row?;
+        state.private.insert(key.value().to_owned(), Bytes::copy_from_slice(value.value()));
+    }
+    Ok(state)
+}
+
+fn revision_of(value: &Value) -> u64 {
+    value.pointer("/metadata/resourceVersion").and_then(Value::as_str).and_then(|v| v.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,206 @@
+//! Lists: pages of one moment, and deletions of all that a list would show.
+
+use crate::{
+    ApiError, ApiServer, Authorizer, Cause,
+    delete::{Deleted, Preconditions, Propagation},
+    negotiate::{Form, Reply, render},
+    ops::name_of,
+    request::{Call, revision},
+    table::table,
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use http::StatusCode;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Where a list goes on.
+struct Continue {
+    /// The moment of the list; `None`: whatever is newest.
+    at: Option<u64>,
+    after: String,
+}
+
+impl Continue {
+    fn write(&self) -> String {
+        URL_SAFE_NO_PAD.encode(json!({ "v": "meta.k8s.io/v1", "rv": self.at, "start": self.after }).to_string())
+    }
+
+    fn read(token: &str) -> Result<Self, ApiError> {
+        let read = || {
+            let value: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
+            Some(Self { at: value["rv"].as_u64(), after: value["start"].as_str()?.to_owned() })
+        };
+        read().ok_or_else(|| {
+            ApiError::bad_request("continue key is not valid: a continue key comes from an answer, and only from there")
+        })
+    }
+}
+
+const EXPIRED: &str = "The provided continue parameter is too old to display a consistent list result. You can start a \
+    new list without the continue parameter, or use the continue token in this response to retrieve the remainder of \
+    the results. Continuing with the provided token results in an inconsistent list - objects that were created, \
+    modified, or deleted between the time the first chunk was returned and now may show up in the list.";
+
+/// The objects of a list, and the moment of it.
+struct Found {
+    at: u64,
+    after: String,
+    objects: Vec<Arc<Value>>,
+}
+
+/// How `resourceVersion` is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Match {
+    Any,
+    NotOlderThan(u64),
+    Exact(u64),
+}
+
+fn invalid(cause: Cause) -> ApiError {
+    ApiError::invalid("meta.k8s.io", "ListOptions", "", &[cause])
+}
+
+/// The rules of <https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions>.
+fn wanted(call: &Call<'_>, going_on: bool) -> Result<Match, ApiError> {
+    const FIELD: &str = "resourceVersionMatch";
+    let version = call.query.get("resourceVersion");
+    let how = call.query.get(FIELD);
+    if let Some(how) = how {
+        if going_on {
+            let message = "resourceVersionMatch is forbidden when continue is provided";
+            return Err(invalid(Cause::forbidden(FIELD, message)));
+        }
+        if version.is_none() {
+            let message = "resourceVersionMatch is forbidden unless resourceVersion is provided";
+            return Err(invalid(Cause::forbidden(FIELD, message)));
+        }
+        if !matches!(how, "Exact" | "NotOlderThan") {
+            let message = format!("{how:?}: supported values: \"Exact\", \"NotOlderThan\", \"\"");
+            return Err(invalid(Cause::new("FieldValueNotSupported", FIELD, message)));
+        }
+        if how == "Exact" && version == Some("0") {
+            let message = "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"";
+            return Err(invalid(Cause::forbidden(FIELD, message)));
+        }
+    }
+    if going_on && version.is_some_and(|v| v != "0") {
+        return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
+    }
+    if call.query.has("sendInitialEvents") {
+        let message = "sendInitialEvents is forbidden for list";
+        return Err(invalid(Cause::forbidden("sendInitialEvents", message)));
+    }
+    Ok(match (revision(version)?, how) {
+        (None | Some(0), _) => Match::Any,
+        (Some(at), Some("Exact")) => Match::Exact(at),
+        // A limit without a word on the match asks for exactly that moment.
+        (Some(at), None) if call.number("limit")?.is_some_and(|n| 0 < n) => Match::Exact(at),
+        (Some(at), _) => Match::NotOlderThan(at),
+    })
+}
+
+/// A revision that has not been yet.
+pub(crate) fn from_the_future(at: u64, newest: u64) -> ApiError {
+    let message = format!("Timeout: Too large resource version: {at}, current: {newest}");
+    let mut error = ApiError::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", message);
+    let cause = json!({ "reason": "ResourceVersionTooLarge", "message": "Too large resource version" });
+    error.details = Some(json!({ "causes": [cause] }));
+    error.retry_after = Some(1);
+    error
+}
+
+impl ApiServer {
+    pub(crate) fn list(&self, call: &Call<'_>, authorizer: &dyn Authorizer) -> Result<Reply, ApiError> {
+        self.permit(authorizer, call, "list")?;
+        let selects = call.selects()?;
+        let limit = call.number("limit")?.filter(|n| 0 < *n);
+        let limit = limit.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+        let Found { at, after, objects } = self.found(call)?;
+        let mut chosen = objects.into_iter().filter(|object| {
+            *name_of(object) > *after && selects(object) && authorizer.visible(call.kind.plural, object)
+        });
+        let page: Vec<Arc<Value>> = chosen.by_ref().take(limit).collect();
+        let mut metadata = json!({ "resourceVersion": at.to_string() });
+        let left = chosen.count();
+        if left > 0
+            && let Some(last) = page.last()
+        {
+            metadata["continue"] = Continue { at: Some(at), after: name_of(last).to_owned() }.write().into();
+            // With a selector Kubernetes does not say how many are left, for it does not know.
+            if call.query.get("labelSelector").is_none() && call.query.get("fieldSelector").is_none() {
+                metadata["remainingItemCount"] = left.into();
+            }
+        }
+        let mut reply = Reply::ok(list_of(call, page.iter().map(|o| &**o), metadata));
+        reply.syntax = call.syntax;
+        Ok(reply)
+    }
+
+    fn found(&self, call: &Call<'_>) -> Result<Found, ApiError> {
+        let store = self.store();
+        let prefix = call.kind.prefix();
+        let values = |all: Vec<(_, crate::Entry)>| all.into_iter().map(|(_, e)| e.value).collect();
+        let token = call.query.get("continue").map(Continue::read).transpose()?;
+        let wanted = wanted(call, token.is_some())?;
+        if let Some(Continue { at, after }) = token {
+            let Some(at) = at else {
+                let (at, all) = store.list(&prefix);
+                return Ok(Found { at, after, objects: values(all) });
+            };
+            let objects = store.list_at(&prefix, at).map_err(|_| {
+                let mut error = ApiError::expired(EXPIRED);
+                error.go_on = Some(Continue { at: None, after: after.clone() }.write());
+                error
+            })?;
+            return Ok(Found { at, after, objects: values(objects) });
+        }
+        let (newest, all) = store.list(&prefix);
+        match wanted {
+            Match::Exact(at) | Match::NotOlderThan(at) if newest < at => Err(from_the_future(at, newest)),
+            Match::Exact(at) => {
+                let objects = store.list_at(&prefix, at).map_err(|_| {
+                    ApiError::expired(format!("The resourceVersion for the provided list is too old: {at}"))
+                })?;
+                Ok(Found { at, after: String::new(), objects: values(objects) })
+            }
+            Match::Any | Match::NotOlderThan(_) => Ok(Found { at: newest, after: String::new(), objects: values(all) }),
+        }
+    }
+
+    /// Deletes what the selectors choose and the caller sees.
+    pub(crate) async fn delete_collection(
+        &self,
+        call: &Call<'_>,
+        propagation: Propagation,
+        dry_run: bool,
+        authorizer: &dyn Authorizer,
+    ) -> Result<Reply, ApiError> {
+        let kind = call.kind;
+        let selects = call.selects()?;
+        let mut gone = Vec::new();
+        for (_, entry) in self.store().list(&kind.prefix()).1 {
+            if !selects(&entry.value) || !authorizer.visible(kind.plural, &entry.value) {
+                continue;
+            }
+            let any = Preconditions::default();
+            match self.ops().delete(kind, name_of(&entry.value), &any, propagation, dry_run).await {
+                Ok(Deleted::Gone(object) | Deleted::Held(object)) => gone.push(object),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let metadata = json!({ "resourceVersion": self.store().revision().to_string() });
+        Ok(Reply::ok(list_of(call, gone.iter(), metadata)))
+    }
+}
+
+fn list_of<'a>(call: &Call<'_>, objects: impl Iterator<Item = &'a Value>, metadata: Value) -> Value {
+    let kind = call.kind;
+    let (list_kind, version) = match call.form {
+        Form::Table(include) => return table(kind, objects, include, metadata),
+        Form::Partial => ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1".to_owned()),
+        Form::Whole => (format!("{}List", kind.kind), kind.api_version()),
+    };
+    let items: Vec<Value> = objects.map(|o| render(kind, o, call.form)).collect();
+    json!({ "kind": list_kind, "apiVersion": version, "metadata": metadata, "items": items })
+}

@@ -1,0 +1,189 @@
+//! What a failing disk does to the store: nothing half written, reads go on, and a clear word on what comes next.
+
+use super::*;
+use moorline_apiserver::{Batch, CommitError, Disk, Expect, StorageBackend};
+use std::{
+    io,
+    sync::{
+        Mutex,
+        atomic::{AtomicI64, AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+const WELL: u8 = 0;
+const FULL: u8 = 1;
+const SYNC: u8 = 2;
+
+/// A disk in memory that fails on demand.
+#[derive(Debug, Clone, Default)]
+struct Faulty(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    bytes: Mutex<Vec<u8>>,
+    fault: AtomicU8,
+    /// Writes that still succeed once the fault is set.
+    grace: AtomicI64,
+}
+
+impl Faulty {
+    fn set(&self, fault: u8, after: i64) {
+        self.0.grace.store(after, Ordering::SeqCst);
+        self.0.fault.store(fault, Ordering::SeqCst);
+    }
+
+    fn is_full(&self) -> io::Result<()> {
+        if self.0.fault.load(Ordering::SeqCst) == FULL && self.0.grace.fetch_sub(1, Ordering::SeqCst) <= 0 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+}
+
+impl StorageBackend for Faulty {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.bytes.lock().unwrap().len() as u64)
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let (offset, bytes) = (usize::try_from(offset).unwrap(), self.0.bytes.lock().unwrap());
+        out.copy_from_slice(&bytes[offset..offset + out.len()]);
+        Ok(())
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.is_full()?;
+        self.0.bytes.lock().unwrap().resize(usize::try_from(len).unwrap(), 0);
+        Ok(())
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        if self.0.fault.load(Ordering::SeqCst) == SYNC {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        Ok(())
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.is_full()?;
+        let offset = usize::try_from(offset).unwrap();
+        self.0.bytes.lock().unwrap()[offset..offset + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+}
+
+impl Disk for Faulty {
+    fn open(&self) -> io::Result<Box<dyn StorageBackend>> {
+        Ok(Box::new(self.clone()))
+    }
+    fn name(&self) -> String {
+        "memory".into()
+    }
+}
+
+fn quick() -> Limits {
+    Limits { full_retry: Duration::ZERO, ..limits() }
+}
+
+fn thing(i: u32) -> Batch {
+    let object = json!({ "metadata": {}, "spec": "x".repeat(2000) });
+    let private = vec![(format!("t/things/{i}/hash"), Some(Bytes::from_static(b"h")))];
+    Batch { object: Some((format!("t/things/{i}"), Expect::Absent, Some(object))), private }
+}
+
+fn world(disk: &Faulty) -> World {
+    let store = Store::open_on(disk.clone(), &quick()).unwrap();
+    World::over(store, tempfile::tempdir().unwrap(), quick())
+}
+
+fn store_errors(world: &World) -> f64 {
+    let all = world.registry.gather();
+    all.iter().find(|f| f.name() == "moorline_apiserver_store_errors_total").unwrap().get_metric()[0]
+        .get_counter()
+        .get_value()
+}
+
+#[tokio::test]
+async fn f32_a_full_disk_refuses_writes_and_takes_them_again() {
+    let disk = Faulty::default();
+    let world = world(&disk);
+    world.boat("ada", json!({})).await;
+    disk.set(FULL, 0);
+    let boat = json!({ "metadata": { "name": "bob" }, "spec": { "metres": 1 } }).to_string();
+    let (code, status) = world.call("POST", "/boats", "application/json", &boat).await;
+    assert_eq!((code.as_u16(), &status["reason"]), (503, &json!("ServiceUnavailable")));
+    assert_eq!(status["details"]["retryAfterSeconds"], 5);
+    assert!(status["message"].as_str().unwrap().contains("until there is space"), "{status}");
+    assert!(world.server.store().healthy().is_err());
+    assert!(store_errors(&world) >= 1.0);
+    assert_eq!(world.get("/boats/ada").await.0, 200, "reads go on");
+    assert_eq!(world.get("/boats/bob").await.0, 404);
+
+    disk.set(WELL, 0);
+    let (code, made) = world.call("POST", "/boats", "application/json", &boat).await;
+    assert!(matches!(code.as_u16(), 201 | 409), "{made}");
+    assert_eq!(world.server.store().healthy(), Ok(()));
+    assert_eq!(world.get("/boats").await.1["items"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn f32_a_readiness_probe_is_enough_to_come_back() {
+    let disk = Faulty::default();
+    let store = Store::open_on(disk.clone(), &quick()).unwrap();
+    disk.set(FULL, 0);
+    assert!(matches!(store.commit(thing(1)).await, Err(CommitError::Full(_))));
+    disk.set(WELL, 0);
+    // Each probe asks the writer for one attempt; how soon it comes to it is its own.
+    while store.healthy().is_err() {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Wherever in a commit the space ends: after it is there again, and after a restart, each object is whole or not there,
+/// all that was acknowledged is, and revisions go on.
+#[tokio::test]
+async fn p06_space_that_ends_at_any_write_leaves_nothing_half_there() {
+    let mut refused = 0;
+    for after in 0..40 {
+        let disk = Faulty::default();
+        let store = Store::open_on(disk.clone(), &quick()).unwrap();
+        let first = store.commit(thing(0)).await.unwrap();
+        disk.set(FULL, after);
+        let second = store.commit(thing(1)).await;
+        refused += u32::from(second.is_err());
+        assert!(matches!(second, Ok(_) | Err(CommitError::Full(_))), "{second:?}");
+        disk.set(WELL, 0);
+        let third = store.commit(thing(2)).await.unwrap();
+        assert!(first < third, "{first} {third}");
+        let check = |store: &Store| {
+            assert_eq!(store.revision(), third);
+            assert!(store.get("t/things/0").is_some() && store.get("t/things/2").is_some());
+            let (object, private) = (store.get("t/things/1"), store.private("t/things/1/hash"));
+            assert_eq!(object.is_some(), private.is_some(), "half of a batch after {after} writes");
+            assert!(second.is_err() || object.is_some(), "an acknowledged write is lost");
+            object.is_some()
+        };
+        let there = check(&store);
+        store.close();
+        assert_eq!(check(&Store::open_on(disk, &quick()).unwrap()), there, "a restart sees something else");
+    }
+    assert!(refused > 2, "the fault never struck");
+}
+
+#[tokio::test]
+async fn f33_a_failed_fsync_stops_writes_for_good_and_loses_nothing_acknowledged() {
+    let disk = Faulty::default();
+    let world = world(&disk);
+    world.boat("ada", json!({})).await;
+    disk.set(SYNC, 0);
+    let boat = json!({ "metadata": { "name": "bob" }, "spec": { "metres": 1 } }).to_string();
+    let (code, status) = world.call("POST", "/boats", "application/json", &boat).await;
+    assert_eq!((code.as_u16(), &status["reason"]), (500, &json!("InternalError")));
+    disk.set(WELL, 0);
+    // The disk may say that all is well: what the failed fsync left is not known.
+    let (code, status) = world.call("POST", "/boats", "application/json", &boat).await;
+    assert_eq!(code, 500);
+    assert!(status["message"].as_str().unwrap().contains("until it is started again"), "{status}");
+    assert!(world.server.store().healthy().is_err());
+    assert_eq!(world.get("/boats/ada").await.0, 200);
+    drop(world);
+    let store = Store::open_on(disk, &quick()).unwrap();
+    assert!(store.get("moorline.dev/boats/ada").is_some());
+}
