@@ -68,6 +68,10 @@ fn owner<'a>(resource: &str, object: Option<&'a Value>) -> Option<&'a str> {
 }
 
 impl Authorizer for Caller {
+    fn flow(&self) -> &str {
+        &self.who.identity.user
+    }
+
     fn authorize(&self, asked: &Attributes<'_>) -> Result<(), String> {
         let request = HubRequest {
             verb: asked.verb,
