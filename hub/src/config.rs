@@ -161,6 +161,9 @@ pub struct Limits {
     /// gone. HTTP/1 is left to the kernel's own patience, for a reader that waits (a shell behind a pager) closes its
     /// window, and to this clock a closed window is the same as a dead peer.
     pub unacknowledged: Duration,
+    /// How long a connection of HTTP lives on which nobody has shown a token that is good. A connection takes one of
+    /// [`Limits::connections`]: strangers must not hold them all.
+    pub stranger: Duration,
     /// Longest wait for the head of an HTTP/1 request, and for the first frames of HTTP/2.
     pub head: Duration,
     /// Largest body on the hub's own paths, in bytes: 413 above.
@@ -209,6 +212,7 @@ impl Default for Limits {
             duplicate_ping: Duration::from_secs(2),
             expiry_slack: Duration::from_secs(60),
             unacknowledged: Duration::from_secs(30),
+            stranger: Duration::from_secs(30),
             head: Duration::from_secs(10),
             body: 1 << 20,
             body_of_strangers: 16 << 10,

@@ -9,6 +9,7 @@ use crate::{
     directory::{Authenticated, Directory, bearer},
     hubapi::HubApi,
     join::{JoinError, Joiner},
+    known::Known,
     login::{LoginError, Logins},
     metrics::Metrics,
     ops::{Health, readiness},
@@ -102,8 +103,11 @@ impl Front {
         }
     }
 
-    fn authenticate(&self, headers: &http::HeaderMap) -> Result<Authenticated, Response<Body>> {
-        let who = bearer(headers).and_then(|token| self.directory.authenticate(token));
+    fn authenticate(&self, request: &Request<Incoming>) -> Result<Authenticated, Response<Body>> {
+        let who = bearer(request.headers()).and_then(|token| self.directory.authenticate(token));
+        if let (Some(_), Some(known)) = (&who, request.extensions().get::<Known>()) {
+            known.note();
+        }
         who.ok_or_else(|| {
             self.count_refusal("unauthenticated");
             status_response(StatusCode::UNAUTHORIZED, UNAUTHORIZED)
@@ -111,7 +115,7 @@ impl Front {
     }
 
     async fn cluster(&self, request: Request<Incoming>, path: ClusterPath<'_>, remote: SocketAddr) -> Response<Body> {
-        let who = match self.authenticate(request.headers()) {
+        let who = match self.authenticate(&request) {
             Ok(who) => who,
             Err(response) => return response,
         };
@@ -223,7 +227,7 @@ impl Front {
     }
 
     async fn authenticated(&self, request: Request<Incoming>, path: &str, remote: SocketAddr) -> Response<Body> {
-        let who = match self.authenticate(request.headers()) {
+        let who = match self.authenticate(&request) {
             Ok(who) => who,
             Err(response) => return response,
         };

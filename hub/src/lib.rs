@@ -14,6 +14,7 @@ mod front;
 mod hubapi;
 mod join;
 pub mod kinds;
+mod known;
 mod lease;
 mod listener;
 mod login;

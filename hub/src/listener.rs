@@ -1,7 +1,9 @@
 //! The one port: TLS, then a tunnel or HTTP by what the client hello asks for.
 
-use crate::{front::Front, pki::Authority, sessions::Sessions};
+use crate::{front::Front, known::Known, pki::Authority, sessions::Sessions};
 use arc_swap::ArcSwap;
+use http::Request;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use moorline_link::{Identity, QuicListener, ReadAhead, accept_tls, tls};
 use moorline_proxy::guard::Guarded;
@@ -183,8 +185,11 @@ impl Port {
         let _ = socket2::SockRef::from(stream.get_ref().0.get_ref()).set_tcp_user_timeout(None);
         let sni = stream.get_ref().1.server_name().map(str::to_owned);
         let front = Arc::clone(&self.front);
-        let service = hyper::service::service_fn(move |request| {
+        let known = Known::default();
+        let seen = known.clone();
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             let (front, sni) = (Arc::clone(&front), sni.clone());
+            request.extensions_mut().insert(seen.clone());
             async move { Ok::<_, Infallible>(front.serve(request, remote, sni.as_deref()).await) }
         });
         let mut builder = hyper::server::conn::http1::Builder::new();
@@ -197,6 +202,10 @@ impl Port {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
+            () = known.stranger_for(self.front.limits.stranger) => {
+                connection.as_mut().graceful_shutdown();
+                timeout(self.front.limits.head, connection).await.unwrap_or(Ok(()))
+            }
         };
         if let Err(error) = ended {
             tracing::debug!(%remote, "HTTP/1 connection ended: {error}");
@@ -206,8 +215,11 @@ impl Port {
     async fn http2(&self, stream: TlsStream<Socket>, remote: SocketAddr) {
         let sni = stream.get_ref().1.server_name().map(str::to_owned);
         let front = Arc::clone(&self.front);
-        let service = hyper::service::service_fn(move |request| {
+        let known = Known::default();
+        let seen = known.clone();
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             let (front, sni) = (Arc::clone(&front), sni.clone());
+            request.extensions_mut().insert(seen.clone());
             async move { Ok::<_, Infallible>(front.serve(request, remote, sni.as_deref()).await) }
         });
         let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -229,6 +241,10 @@ impl Port {
             () = self.finish.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
+            }
+            () = known.stranger_for(self.front.limits.stranger) => {
+                connection.as_mut().graceful_shutdown();
+                timeout(self.front.limits.head, connection).await.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = ended {

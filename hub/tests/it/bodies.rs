@@ -110,6 +110,65 @@ fn z05_bodies_arrive_as_they_were_sent_however_they_are_cut() {
     runtime.block_on(world.hub.shutdown());
 }
 
+/// Z06, whole way: what the hub judged is what the recorder is asked for, to the byte; the rest reaches nobody.
+#[test]
+fn z06_targets_arrive_as_they_were_judged_or_not_at_all() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (world, one, two, token) = runtime.block_on(async {
+        let world = World::new().await;
+        let one = world.connected("edge1", Carrier::Tls).await;
+        let two = world.connected("edge2", Carrier::Tls).await;
+        let token = world.user("anna", &["edge1"]).await;
+        (world, one, two, token)
+    });
+    let auth = format!("Authorization: Bearer {token}");
+    let part = prop::sample::select(vec![
+        "/",
+        "//",
+        "/.",
+        "/..",
+        "%2e",
+        "%2E%2e",
+        "%2f",
+        "%252f",
+        "%5c",
+        "\\",
+        ";",
+        "%00",
+        "a",
+        "api",
+        "edge2",
+        "..%2f",
+        "/k8s/clusters/edge2",
+        "clusters",
+        "?",
+        "%3f",
+        "#",
+        "&x=/../",
+        "%",
+        "%zz",
+        ":80",
+    ]);
+    let target = prop::collection::vec(part, 0..7).prop_map(|parts| parts.concat());
+    let mut runner = TestRunner::new(Config { cases: 96, failure_persistence: None, ..Config::default() });
+    let result = runner.run(&target, |rest| {
+        let before = one.lines().len();
+        let code = runtime.block_on(world.send("GET", &format!("/k8s/clusters/edge1{rest}"), &[&auth], "")).code;
+        let arrived = one.lines().split_off(before);
+        if code == 200 {
+            let want = if rest.is_empty() { "/" } else { rest.as_str() };
+            prop_assert_eq!(arrived, [format!("GET {want}")]);
+        } else {
+            prop_assert!(matches!(code, 400 | 403), "{}: {}", rest, code);
+            prop_assert_eq!(arrived, Vec::<String>::new());
+        }
+        prop_assert_eq!(two.lines(), Vec::<String>::new(), "{} reached another cluster", rest);
+        Ok(())
+    });
+    result.unwrap();
+    runtime.block_on(world.hub.shutdown());
+}
+
 /// S77: a reader that stops for longer than a dead peer is waited for is not one. Real time: the clock is the kernel's.
 #[tokio::test(flavor = "multi_thread")]
 async fn s77_a_slow_reader_is_not_cut_off() {

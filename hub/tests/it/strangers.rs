@@ -119,3 +119,31 @@ async fn s19_who_has_lost_the_name_renews_nothing() {
     assert!(matches!(&refused, Control::RenewRefused { message } if message.contains("another key")), "{refused:?}");
     assert_eq!(world.get(&world.admin, &path).await.json()["spec"]["publicKeySha256"], "ab".repeat(32));
 }
+
+/// Real time: the clock is the hub's own, and all that is measured is that a second passes.
+#[tokio::test(flavor = "multi_thread")]
+async fn s77_connections_of_strangers_end_and_those_of_users_stay() {
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let life = Duration::from_secs(1);
+    let world = World::with(|config| config.limits.stranger = life).await;
+    let connect = async || {
+        let stream = TokioIo::new(world.connect("localhost", &[b"h2"]).await);
+        let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+        (sender, tokio::spawn(connection))
+    };
+    let ask = |path: &str, token: &str| {
+        http::Request::get(format!("https://localhost{path}"))
+            .header("authorization", format!("Bearer {token}"))
+            .body(http_body_util::Empty::<bytes::Bytes>::new())
+            .unwrap()
+    };
+    let (mut user, of_user) = connect().await;
+    assert_eq!(user.send_request(ask("/auth/whoami", &world.admin)).await.unwrap().status(), 200);
+    let (mut stranger, of_stranger) = connect().await;
+    assert_eq!(stranger.send_request(ask("/auth/whoami", "mlt_no")).await.unwrap().status(), 401);
+    assert_eq!(stranger.send_request(ask("/livez", "")).await.unwrap().status(), 200);
+    assert!(timeout(SOON, of_stranger).await.is_ok(), "a stranger's connection goes on");
+    assert!(stranger.send_request(ask("/livez", "")).await.is_err());
+    assert_eq!(user.send_request(ask("/auth/whoami", &world.admin)).await.unwrap().status(), 200);
+    of_user.abort();
+}
