@@ -61,9 +61,7 @@ pub fn clean_response(headers: &mut HeaderMap, upgraded: bool) {
     let protocol = headers.get(UPGRADE).cloned().filter(|_| upgraded);
     // An answer cannot make us remove what it does not own: names that cannot be read are left out.
     let named = connection_names(headers).unwrap_or_default();
-    remove_where(headers, |name| {
-        is_hop_by_hop(name, &named) || name == ALT_SVC || is_spelt_like(name, "x-moorline-")
-    });
+    remove_where(headers, |name| is_hop_by_hop(name, &named) || name == ALT_SVC || is_spelt_like(name, "x-moorline-"));
     if let Some(protocol) = protocol {
         headers.insert(UPGRADE, protocol);
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));

@@ -166,7 +166,24 @@ pub(super) fn decode_head(kind: u8, payload: &[u8]) -> Result<Head, &'static str
         }
         _ => return Err("not a head"),
     };
+    let headers = match &head {
+        Head::Request(head) => &head.headers,
+        Head::Response(head) => &head.headers,
+    };
+    one_length(headers)?;
     if input.is_empty() { Ok(head) } else { Err("bytes after a head") }
+}
+
+/// A head of which two readers could take the length of its body for different numbers is refused: it goes on as HTTP/1,
+/// maybe through somebody who reads it otherwise.
+fn one_length(headers: &HeaderMap) -> Result<(), &'static str> {
+    let mut lengths = headers.get_all(http::header::CONTENT_LENGTH).iter();
+    let plain = |value: &HeaderValue| matches!(value.len(), 1..=19) && value.as_bytes().iter().all(u8::is_ascii_digit);
+    match (lengths.next(), lengths.next()) {
+        (None, _) => Ok(()),
+        (Some(one), None) if plain(one) => Ok(()),
+        _ => Err("bad content-length"),
+    }
 }
 
 pub(super) fn decode_trailers(payload: &[u8]) -> Result<HeaderMap, &'static str> {
@@ -201,7 +218,7 @@ fn headers(input: &mut &[u8]) -> Result<HeaderMap, &'static str> {
     Ok(headers)
 }
 
-/// What the headers say about the length of the body; anything odd says nothing.
+/// What the headers say about the length of the body. In a head that was read there is nothing odd.
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }

@@ -225,6 +225,24 @@ async fn an_upgrade_is_raw_bytes_both_ways_with_half_closes() {
 }
 
 #[tokio::test]
+async fn s35_an_answer_with_more_than_one_length_is_none() {
+    let cases: [&'static [&'static str]; 7] =
+        [&["5", "5"], &["5", "6"], &["5, 5"], &["+5"], &["0x5"], &[""], &["99999999999999999999"]];
+    for lengths in cases {
+        let (response, agent) = exchange(get("/x"), async move |_| {
+            let mut response = Response::new(body::full("hello"));
+            for length in lengths {
+                response.headers_mut().append("content-length", length.parse().unwrap());
+            }
+            response
+        })
+        .await;
+        assert!(matches!(response, Err(WireError::Peer("bad content-length"))), "{lengths:?}: {response:?}");
+        drop(agent);
+    }
+}
+
+#[tokio::test]
 async fn s30_a_101_that_nobody_asked_for_is_refused() {
     let mut bytes = BytesMut::new();
     encode_response(&ResponseHead { status: StatusCode::SWITCHING_PROTOCOLS, headers: HeaderMap::new() }, &mut bytes)
