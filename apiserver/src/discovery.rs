@@ -3,7 +3,7 @@
 use crate::{
     KindSpec,
     negotiate::{Discovery, Reply},
-    openapi,
+    openapi, openapi_pb,
 };
 use serde_json::{Map, Value, json};
 
@@ -112,6 +112,12 @@ pub(crate) fn answer(kinds: &[KindSpec], path: &str, form: Discovery) -> Option<
         (["apis"], Discovery::Legacy) => {
             let all: Vec<Value> = groups(kinds).into_iter().map(|(g, v)| group(g, v)).collect();
             json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": all })
+        }
+        (["openapi", "v2"], Discovery::Protobuf) => {
+            let mut reply = Reply::ok(Value::Null);
+            reply.media = form.media();
+            reply.written = Some(openapi_pb::document(&openapi::v2(kinds)));
+            return Some(reply);
         }
         _ => return document(kinds, &parts).map(Reply::ok),
     };

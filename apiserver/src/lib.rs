@@ -23,6 +23,7 @@ mod metrics;
 mod names;
 mod negotiate;
 mod openapi;
+mod openapi_pb;
 mod ops;
 mod patch;
 mod request;

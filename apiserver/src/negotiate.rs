@@ -3,6 +3,7 @@
 use crate::{
     ApiError, KindSpec,
     body::full,
+    openapi_pb,
     table::{Include, partial, table},
 };
 use flate2::{Compression, write::GzEncoder};
@@ -113,12 +114,15 @@ pub(crate) enum Discovery {
     Legacy,
     /// All in one (`APIGroupDiscoveryList`) of this version of `apidiscovery.k8s.io`.
     Aggregated(&'static str),
+    /// OpenAPI version 2 as protobuf.
+    Protobuf,
 }
 
 impl Discovery {
     pub(crate) fn media(self) -> Option<&'static str> {
         match self {
             Self::Legacy => None,
+            Self::Protobuf => Some(openapi_pb::MEDIA[0]),
             Self::Aggregated("v2beta1") => {
                 Some("application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList")
             }
@@ -127,12 +131,15 @@ impl Discovery {
     }
 }
 
-/// The shape of discovery documents.
+/// The shape of discovery documents. `open_api`: of OpenAPI version 2.
 ///
 /// # Errors
 /// 406: as for objects.
-pub(crate) fn discovery(headers: &HeaderMap) -> Result<Discovery, ApiError> {
+pub(crate) fn discovery(headers: &HeaderMap, open_api: bool) -> Result<Discovery, ApiError> {
     for media in accepted(headers) {
+        if open_api && openapi_pb::MEDIA.contains(&media.kind) {
+            return Ok(Discovery::Protobuf);
+        }
         if !matches!(media.kind, "application/json" | "application/*" | "*/*") {
             continue;
         }
@@ -156,11 +163,13 @@ pub(crate) struct Reply {
     pub(crate) syntax: Syntax,
     /// Another media type than that of the syntax.
     pub(crate) media: Option<&'static str>,
+    /// Written already, in that type.
+    pub(crate) written: Option<Vec<u8>>,
 }
 
 impl Reply {
     pub(crate) fn new(code: StatusCode, value: Value) -> Self {
-        Self { code, value, warnings: Vec::new(), syntax: Syntax::Json, media: None }
+        Self { code, value, warnings: Vec::new(), syntax: Syntax::Json, media: None, written: None }
     }
 
     pub(crate) fn ok(value: Value) -> Self {
@@ -173,14 +182,15 @@ impl Reply {
     }
 
     pub(crate) fn into_response(self, headers: &HeaderMap) -> Response<crate::Body> {
-        let (text, content_type) = match self.syntax {
-            Syntax::Json => (self.value.to_string(), "application/json"),
-            Syntax::Yaml => match serde_saphyr::to_string(&self.value) {
-                Ok(text) => (text, "application/yaml"),
-                Err(_) => (self.value.to_string(), "application/json"),
+        let (text, content_type) = match (self.written, self.syntax) {
+            (Some(bytes), _) => (bytes, "application/octet-stream"),
+            (None, Syntax::Json) => (self.value.to_string().into_bytes(), "application/json"),
+            (None, Syntax::Yaml) => match serde_saphyr::to_string(&self.value) {
+                Ok(text) => (text.into_bytes(), "application/yaml"),
+                Err(_) => (self.value.to_string().into_bytes(), "application/json"),
             },
         };
-        let (bytes, packed) = pack(text.into_bytes(), headers);
+        let (bytes, packed) = pack(text, headers);
         let mut response = Response::new(full(bytes));
         *response.status_mut() = self.code;
         let out = response.headers_mut();

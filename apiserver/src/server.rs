@@ -154,7 +154,7 @@ impl ApiServer {
             if parts.method != Method::GET {
                 return Err(method_not_allowed());
             }
-            let form = negotiate::discovery(&parts.headers)?;
+            let form = negotiate::discovery(&parts.headers, path == "/openapi/v2")?;
             return discovery::answer(&self.ops.kinds, path, form).map(Served::Whole).ok_or_else(not_found);
         }
         let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();

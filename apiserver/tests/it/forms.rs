@@ -113,6 +113,20 @@ async fn open_api_comes_in_both_versions() {
     assert!(names.contains(&&json!("fieldValidation")), "kubectl leaves validation to servers that say so");
 }
 
+#[tokio::test]
+async fn kubectl_gets_open_api_2_as_protobuf() {
+    let world = World::new();
+    let media = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    let response = ask(&world, "GET", "/openapi/v2", &[("accept", media)], b"").await;
+    let named = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    assert_eq!((response.status().as_u16(), &response.headers()["content-type"]), (200, &named.parse().unwrap()));
+    let document = bytes(response).await;
+    assert_eq!(document[..5], [0x0a, 3, b'2', b'.', b'0']);
+    let has = |text: &str| document.windows(text.len()).any(|w| w == text.as_bytes());
+    assert!(has("dev.moorline.v1alpha1.Boat") && has("x-kubernetes-group-version-kind"));
+    assert_eq!(ask(&world, "GET", "/openapi/v3", &[("accept", media)], b"").await.status(), 406);
+}
+
 /// A body that never comes, so that its request stays.
 fn endless() -> http_body_util::combinators::UnsyncBoxBody<Bytes, std::convert::Infallible> {
     http_body_util::StreamBody::new(futures_util::stream::pending()).boxed_unsync()
