@@ -7,6 +7,7 @@
 #![allow(missing_docs, reason = "a test")]
 
 mod boats;
+mod kubectl;
 mod rows;
 mod same;
 mod target;
@@ -129,22 +130,36 @@ fn check(world: &World, row: &Row) -> Result<()> {
     Ok(())
 }
 
+type Slot = Arc<Mutex<Option<Result<World, String>>>>;
+
+/// Runs a test on the two servers, which the first one starts.
+fn with(world: &Slot, test: impl FnOnce(&World) -> Result<()>) -> Result<(), libtest_mimic::Failed> {
+    let mut guard = world.lock().unwrap_or_else(PoisonError::into_inner);
+    // What did not start is not tried again for every row.
+    let world = guard.get_or_insert_with(|| World::start().map_err(|e| format!("{e:#}")));
+    let world = world.as_ref().map_err(|why| why.clone())?;
+    test(world).map_err(|e| format!("{e:#}").into())
+}
+
 fn main() {
     let mut arguments = Arguments::from_args();
     // One pair of servers, one row at a time: each row clears away what is there.
     arguments.test_threads = Some(1);
-    let world: Arc<Mutex<Option<Result<World, String>>>> = Arc::default();
+    let world = Slot::default();
     let trials = rows::all().into_iter().map(|row| {
         let world = Arc::clone(&world);
-        Trial::test(row.name, move || {
-            let mut guard = world.lock().unwrap_or_else(PoisonError::into_inner);
-            // One that did not start is not tried again for every row.
-            let world = guard.get_or_insert_with(|| World::start().map_err(|e| format!("{e:#}")));
-            let world = world.as_ref().map_err(|why| why.clone())?;
-            check(world, &row).map_err(|e| format!("{e:#}").into())
-        })
+        Trial::test(row.name, move || with(&world, |world| check(world, &row)))
     });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let mut trials: Vec<Trial> = trials.collect();
+    for (version, binary) in kubectl::versions() {
+        for scene in kubectl::scenes() {
+            let (world, binary) = (Arc::clone(&world), binary.clone());
+            trials.push(Trial::test(format!("kubectl_{version}_{}", scene.name), move || {
+                with(&world, |world| kubectl::check(world, &binary, &scene))
+            }));
+        }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
     drop(world.lock().unwrap_or_else(PoisonError::into_inner).take());
     conclusion.exit();
 }

@@ -63,7 +63,7 @@ pub trait Target {
 
 /// kube-apiserver.
 pub struct Real {
-    dir: PathBuf,
+    pub dir: PathBuf,
     port: u16,
 }
 
@@ -142,7 +142,24 @@ impl Target for Real {
 pub struct Ours {
     server: ApiServer,
     runtime: tokio::runtime::Runtime,
+    /// Where it listens, without TLS, for clients that are programs.
+    pub address: std::net::SocketAddr,
     _dir: tempfile::TempDir,
+}
+
+async fn listen(listener: tokio::net::TcpListener, server: ApiServer) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let server = server.clone();
+        let service = hyper::service::service_fn(move |request| {
+            let server = server.clone();
+            async move { Ok::<_, std::convert::Infallible>(server.handle(request, Arc::new(Everything)).await) }
+        });
+        tokio::spawn(async move {
+            let builder = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
+            // A client that goes away is none of the test's business.
+            let _ = builder.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await;
+        });
+    }
 }
 
 impl Ours {
@@ -152,14 +169,17 @@ impl Ours {
         let store = Store::open(&dir.path().join("store.redb"), &limits)?;
         let registry = prometheus::Registry::new();
         let server = ApiServer::new(store, boats::kinds(), limits, &registry, CancellationToken::new())?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         // The first revisions are soon forgotten, as etcd's are that lie before a compaction.
         for i in 0..50 {
             let object =
                 Some((format!("test/things/{i}"), Expect::Absent, Some(serde_json::json!({ "metadata": {} }))));
             runtime.block_on(server.store().commit(Batch { object, private: Vec::new() }))?;
         }
-        Ok(Self { server, runtime, _dir: dir })
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
+        let address = listener.local_addr()?;
+        runtime.spawn(listen(listener, server.clone()));
+        Ok(Self { server, runtime, address, _dir: dir })
     }
 }
 
