@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// Attempts to take one use of a token against others who do the same at that moment.
+/// Attempts to write an object against others who do the same at that moment.
 const TRIES: u32 = 200;
 
 /// What an agent sends.
@@ -178,39 +178,16 @@ impl Joiner {
         let id = SpiffeId { trust_domain: self.authority.domain().clone(), role };
         let issued = self.authority.issue_agent(&csr, &id, self.life).map_err(|e| JoinError::Bad(e.to_string()))?;
         let full = format!("{wanted}.{name}");
-        let before = self.records.get::<AgentSpec>(&full).map_err(store)?;
-        let key = hex(&issued.key_sha256);
-        // With the key that it has an agent may ask again: the first answer may have been lost on its way.
-        if let Some(other) = before.as_ref().filter(|other| other.spec.public_key_sha256 != key)
-            && let Some(held) = self.held(other)
-        {
-            return Err(JoinError::Taken { name: name.to_string(), cluster: wanted.clone(), held });
-        }
-        if before.is_none() {
-            let agents = self.records.list::<AgentSpec>().map_err(store)?;
-            if agents.iter().filter(|agent| agent.spec.cluster == *wanted).count() >= self.agents_per_cluster {
-                return Err(JoinError::Full { cluster: wanted.clone(), most: self.agents_per_cluster });
-            }
-        }
-        self.take_use(&token.id).await?;
         let spec = AgentSpec {
             cluster: wanted.clone(),
             cluster_uid: cluster.metadata.uid.clone(),
             name: name.to_string(),
             role: request.role,
-            public_key_sha256: key,
+            public_key_sha256: hex(&issued.key_sha256),
         };
-        let kept = match before {
-            Some(mut agent) => {
-                agent.spec = spec; // whoever held the name before is not let in any more
-                self.records.update(&agent).await.map_err(store)?
-            }
-            None => {
-                let mut agent = Object::<AgentSpec>::new(full, spec);
-                agent.metadata.owner_references = vec![cluster.owner_reference()];
-                self.records.create(&agent).await.map_err(store)?
-            }
-        };
+        self.free(&full, &spec)?;
+        self.take_use(&token.id).await?;
+        let kept = self.keep(&full, spec, &cluster).await?;
         self.note_expiry(kept, issued.expires).await;
         let pem = |der: &[u8]| crate::files::pem("CERTIFICATE", der);
         Ok(JoinAnswer {
@@ -220,6 +197,51 @@ impl Joiner {
             chain: vec![pem(&issued.cert), self.authority.pem().to_owned()],
             bundle: vec![self.authority.pem().to_owned()],
         })
+    }
+
+    /// The agent that has this name, if whoever asks may have it too; `None`: nobody has it, and there is room.
+    fn free(&self, full: &str, spec: &AgentSpec) -> Result<Option<Object<AgentSpec>>, JoinError> {
+        let before = self.records.get::<AgentSpec>(full).map_err(store)?;
+        // With the key that it has an agent may ask again: the first answer may have been lost on its way.
+        if let Some(other) = before.as_ref().filter(|other| other.spec.public_key_sha256 != spec.public_key_sha256)
+            && let Some(held) = self.held(other)
+        {
+            return Err(JoinError::Taken { name: spec.name.clone(), cluster: spec.cluster.clone(), held });
+        }
+        if before.is_none() {
+            let agents = self.records.list::<AgentSpec>().map_err(store)?;
+            if agents.iter().filter(|agent| agent.spec.cluster == spec.cluster).count() >= self.agents_per_cluster {
+                return Err(JoinError::Full { cluster: spec.cluster.clone(), most: self.agents_per_cluster });
+            }
+        }
+        Ok(before)
+    }
+
+    /// Writes the agent's object. Its session's status and others who join write too: then it is looked at again.
+    async fn keep(
+        &self,
+        full: &str,
+        spec: AgentSpec,
+        cluster: &Object<ClusterSpec>,
+    ) -> Result<Object<AgentSpec>, JoinError> {
+        for _ in 0..TRIES {
+            let written = match self.free(full, &spec)? {
+                Some(mut agent) => {
+                    agent.spec = spec.clone(); // whoever held the name before is not let in any more
+                    self.records.update(&agent).await
+                }
+                None => {
+                    let mut agent = Object::<AgentSpec>::new(full, spec.clone());
+                    agent.metadata.owner_references = vec![cluster.owner_reference()];
+                    self.records.create(&agent).await
+                }
+            };
+            match written {
+                Err(RecordError::Conflict | RecordError::NotFound) => {}
+                other => return other.map_err(store),
+            }
+        }
+        Err(JoinError::Busy("the agent's object changes all the time".to_owned()))
     }
 
     /// Why nobody else may have an agent's name; `None`: its certificate has expired and nobody is connected with it.
@@ -279,16 +301,23 @@ impl Joiner {
     pub async fn renew(&self, agent: &str, id: &SpiffeId, holds: &str, csr: &[u8]) -> Result<Renewed, String> {
         let words = |e: RecordError| format!("the store: {e}");
         let issued = self.authority.issue_agent(csr, id, self.life).map_err(|e| e.to_string())?;
-        let mut object =
-            self.records.get::<AgentSpec>(agent).map_err(words)?.ok_or("the agent was deleted at the hub")?;
-        if object.spec.public_key_sha256 != holds {
-            return Err("the agent has joined anew with another key".to_owned());
-        }
         let key = hex(&issued.key_sha256);
-        if object.spec.public_key_sha256 != key {
+        let mut tries = 0;
+        let object = loop {
+            let mut object =
+                self.records.get::<AgentSpec>(agent).map_err(words)?.ok_or("the agent was deleted at the hub")?;
+            if object.spec.public_key_sha256 != holds {
+                return Err("the agent has joined anew with another key".to_owned());
+            }
+            if object.spec.public_key_sha256 == key {
+                break object;
+            }
             object.spec.public_key_sha256.clone_from(&key);
-            object = self.records.update(&object).await.map_err(words)?;
-        }
+            match self.records.update(&object).await {
+                Err(RecordError::Conflict) if tries < TRIES => tries += 1, // its status was written meanwhile
+                other => break other.map_err(words)?,
+            }
+        };
         self.note_expiry(object, issued.expires).await;
         let ca = self.authority.cert().to_vec();
         Ok(Renewed { chain: vec![issued.cert.to_vec(), ca.clone()], bundle: vec![ca], expires: issued.expires, key })

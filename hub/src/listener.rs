@@ -208,6 +208,9 @@ impl Port {
             }
         };
         if let Err(error) = ended {
+            if error.is_parse() {
+                self.front.metrics.refusals.with_label_values(&["framing"]).inc();
+            }
             tracing::debug!(%remote, "HTTP/1 connection ended: {error}");
         }
     }

@@ -41,6 +41,8 @@ async fn s34_s35_s36_s38_ambiguous_framing_is_refused_and_the_connection_ends() 
         assert!(end.is_ok(), "{case}: {rest:?}: the connection stayed open");
     }
     assert_eq!(agent.lines(), Vec::<String>::new());
+    let counted = world.metric("moorline_hub_refusals_total{reason=\"framing\"}");
+    assert_eq!(counted, cases.len() as f64);
 }
 
 #[tokio::test(flavor = "multi_thread")]

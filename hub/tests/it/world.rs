@@ -226,7 +226,12 @@ impl World {
         self.cluster(cluster).await;
         let token = self.join_token(cluster, 1, "2999-01-01T00:00:00Z").await;
         let member = self.join(&token, "a1", None).await.unwrap();
-        self.dial(&member, carrier, 1).await.unwrap()
+        let open = || self.metric(&format!("moorline_hub_sessions_open{{carrier=\"{carrier}\",role=\"agent\"}}"));
+        let before = open();
+        let agent = self.dial(&member, carrier, 1).await.unwrap();
+        // The agent hears its welcome a moment before the hub has it in its table.
+        eventually("in the table", async || open() > before).await;
+        agent
     }
 
     pub async fn dial(&self, member: &Member, carrier: Carrier, instance: u64) -> Result<Agent, DialError> {
