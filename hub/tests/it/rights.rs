@@ -83,6 +83,37 @@ async fn s51_a_withdrawn_grant_cuts_what_is_open_and_nothing_else() {
     echoes(&mut of_admin).await;
 }
 
+/// A reader that has stopped: a shell is cut at once; of an answer it gets what lay in the buffers, and then an error.
+#[tokio::test(flavor = "multi_thread")]
+async fn s51_a_stalled_reader_gets_nothing_more() {
+    let world = World::new().await;
+    let _agent = world.connected("edge1", Carrier::Tls).await;
+    let in_flight = || world.metric("moorline_proxy_requests_in_flight");
+    for (user, path, more) in [("ben", EXEC, UPGRADE), ("anna", "/large", "")] {
+        let token = world.user(user, &["edge1"]).await;
+        let ask = format!(
+            "GET /k8s/clusters/edge1{path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n{more}\r\n"
+        );
+        let (mut read, mut write) = tokio::io::split(world.connect("localhost", &[b"http/1.1"]).await);
+        write.write_all(ask.as_bytes()).await.unwrap();
+        write.flush().await.unwrap();
+        eventually("begun", async || in_flight() == 1.0).await;
+        // An echo that nobody reads fills every buffer up to this one.
+        let chunk = [b'x'; 64 << 10];
+        while !more.is_empty() && timeout(Duration::from_millis(500), write.write_all(&chunk)).await.is_ok() {}
+        let cut = world.metric("moorline_hub_streams_revoked_total");
+        world.patch(&format!("{API}/clustergrants/grant-{user}"), &json!({ "spec": { "clusters": [] } })).await;
+        eventually("withdrawn", async || world.get(&token, "/k8s/clusters/edge1/api").await.code == 403).await;
+        if more.is_empty() {
+            let mut got = Vec::new();
+            let _ = timeout(SOON, read.read_to_end(&mut got)).await.expect("an end in time");
+            assert!(got.len() < crate::bodies::LARGE, "{} bytes", got.len());
+        }
+        eventually("over", async || in_flight() == 0.0).await;
+        assert!(world.metric("moorline_hub_streams_revoked_total") > cut);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn s22_a_cluster_outside_the_grant_is_refused_and_the_connection_goes_on() {
     let world = World::new().await;
