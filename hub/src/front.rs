@@ -148,8 +148,7 @@ impl Front {
         who: &Authenticated,
         grants: &Grants,
     ) -> Result<Permit, Refusal> {
-        let headers = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-        let act_as = impersonation::parse(headers).map_err(|error| {
+        let act_as = impersonation::parse(pairs(request.headers())).map_err(|error| {
             let code = match error {
                 BadImpersonation::Malformed(_) => StatusCode::BAD_REQUEST,
                 _ => StatusCode::FORBIDDEN,
@@ -231,6 +230,11 @@ impl Front {
             Ok(who) => who,
             Err(response) => return response,
         };
+        // To do as oneself what somebody else was meant to do could do anything.
+        if !matches!(impersonation::parse(pairs(request.headers())), Ok(None)) {
+            self.count_refusal("impersonation");
+            return status_response(StatusCode::FORBIDDEN, "nobody acts as another user in the hub's own API");
+        }
         match (request.method(), path) {
             (&Method::GET, "/auth/whoami") => {
                 let me = &who.identity;
@@ -352,6 +356,10 @@ impl Front {
             Err(_) => Err(closing(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
         }
     }
+}
+
+fn pairs(headers: &http::HeaderMap) -> impl Iterator<Item = (&str, &[u8])> {
+    headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))
 }
 
 /// The answer, or a 500 where its making panics: that ends this request alone.

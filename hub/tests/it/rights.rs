@@ -210,6 +210,20 @@ async fn who_tried_in_vain_is_counted_and_stands_in_the_audit_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn s02_as_somebody_else_nothing_is_done_in_the_hubs_own_api() {
+    let world = World::new().await;
+    world.cluster("edge1").await;
+    let auth = format!("Authorization: Bearer {}", world.admin);
+    let path = format!("{API}/clusters/edge1");
+    for wish in ["Impersonate-User: bob", "Impersonate-Group: a", "Impersonate_User: bob", "Impersonate-Extra-a: b"] {
+        for (method, path) in [("DELETE", path.as_str()), ("GET", path.as_str()), ("GET", "/auth/whoami")] {
+            assert_eq!(world.send(method, path, &[&auth, wish], "").await.code, 403, "{method} {path} {wish}");
+        }
+    }
+    assert_eq!(world.get(&world.admin, &path).await.code, 200, "it is still there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn s71_whatever_clients_send_makes_no_series() {
     let world = World::new().await;
     let _agent = world.connected("edge1", Carrier::Tls).await;
