@@ -19,7 +19,7 @@ have=$(rustc --version | sed -n 's/^rustc 1\.\([0-9]*\).*/\1/p')
 # command:package pairs; only what is missing is installed.
 want="cc:gcc make:make"
 [ "${1:-test}" = build ] || want="$want curl:curl openssl:openssl python3:python3 pip3:python3-pip etcd:etcd-server containerd:containerd
- ctr:containerd runc:runc busybox:busybox-static ip:iproute2 nft:nftables nginx:nginx-light unshare:util-linux faketime:faketime"
+ ctr:containerd runc:runc busybox:busybox-static ip:iproute2 nft:nftables nginx:nginx-light haproxy:haproxy squid:squid unshare:util-linux faketime:faketime"
 missing=
 for pair in $want; do command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"; done
 [ "${1:-test}" = build ] || [ -x /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"

@@ -48,13 +48,15 @@ pub enum UpstreamConfig {
 /// What may carry the tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Preference {
-    /// QUIC with a head start, TLS where UDP does not get through.
+    /// The first of them that gets through, in this order.
     #[default]
     Auto,
     /// QUIC only.
     Quic,
     /// TLS over TCP only.
     Tls,
+    /// WebSocket only, with the same TLS inside.
+    WebSocket,
 }
 
 /// A setting that cannot be obeyed.

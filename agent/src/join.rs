@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use moorline_authz::token::TokenText;
-use moorline_link::{HubAddress, tls};
+use moorline_link::{HttpProxy, HubAddress, tls};
 use moorline_proto::id::{AgentName, ClusterId};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls_pki_types::ServerName;
@@ -139,14 +139,23 @@ pub async fn join(
     accept(&answer, pin, key, name, cluster)
 }
 
+/// A TCP connection to the hub, if need be through a proxy; the error is for people.
+async fn connect(hub: &HubAddress, proxy: Option<&HttpProxy>) -> Result<TcpStream, String> {
+    let (host, port) = proxy.map_or((hub.host.as_str(), hub.port), |proxy| (proxy.host(), proxy.port()));
+    let mut tcp = TcpStream::connect((host, port)).await.map_err(|e| e.to_string())?;
+    if let Some(proxy) = proxy {
+        proxy.tunnel(&mut tcp, hub).await.map_err(|cause| format!("proxy {proxy}: {cause}"))?;
+    }
+    Ok(tcp)
+}
+
 async fn call(hub: &HubAddress, pin: [u8; 32], question: Vec<u8>) -> Result<Bytes, JoinError> {
     let unreachable = |cause: String| JoinError::Unreachable { hub: hub.to_string(), cause };
     let config = tls::pinned_client_config(pin, &[b"http/1.1"]).map_err(|e| JoinError::Request(e.to_string()))?;
     let name = ServerName::try_from(hub.host.clone()).map_err(|e| JoinError::Request(e.to_string()))?;
-    let tcp = tokio::time::timeout(limits::UPSTREAM_CONNECT, TcpStream::connect((hub.host.as_str(), hub.port)))
-        .await
-        .map_err(|_| unreachable("no answer in time".to_owned()))?
-        .map_err(|e| unreachable(e.to_string()))?;
+    let proxy = HttpProxy::from_env(hub).map_err(|e| JoinError::Request(e.to_string()))?;
+    let tcp = tokio::time::timeout(limits::UPSTREAM_CONNECT, connect(hub, proxy.as_ref()));
+    let tcp = tcp.await.map_err(|_| unreachable("no answer in time".to_owned()))?.map_err(unreachable)?;
     let tls = TlsConnector::from(config)
         .connect(name, tcp)
         .await

@@ -6,7 +6,7 @@
 use crate::{
     Preference, facts::Facts, identity::Holder, limits, metrics::Metrics, renew, serve::Service, upstream::chain,
 };
-use moorline_link::{Carrier, CloseReason, DialError, HubAddress, Limits, Session, dial};
+use moorline_link::{BadProxy, Carrier, CloseReason, DialError, HttpProxy, HubAddress, Limits, Session, dial_through};
 use moorline_proto::{
     code::CloseCode,
     control::{Hello, VERSION, Welcome},
@@ -47,6 +47,8 @@ pub struct Dialler {
 enum AttemptError {
     #[error("own certificate or trust bundle cannot be used")]
     Tls(#[from] moorline_link::tls::TlsError),
+    #[error("the environment names a proxy")]
+    Proxy(#[from] BadProxy),
     #[error(transparent)]
     Dial(#[from] DialError),
 }
@@ -63,10 +65,13 @@ impl Dialler {
             facts: self.facts.borrow().clone(),
             now_ms: now_ms(),
         };
-        let by = |carrier| dial(&self.hub, carrier, tls.clone(), hello.clone(), &self.limits);
+        let proxy = HttpProxy::from_env(&self.hub)?;
+        let proxy = proxy.as_ref();
+        let by = |carrier| dial_through(&self.hub, carrier, proxy, tls.clone(), hello.clone(), &self.limits);
         Ok(match self.carrier {
             Preference::Quic => by(Carrier::Quic).await?,
             Preference::Tls => by(Carrier::Tls).await?,
+            Preference::WebSocket => by(Carrier::WebSocket).await?,
             Preference::Auto => race(by(Carrier::Quic), by(Carrier::Tls)).await?,
         })
     }
@@ -224,9 +229,11 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
         let label = match &result {
             Ok(_) => "welcomed",
             Err(AttemptError::Tls(_)) => "own_identity",
+            Err(AttemptError::Proxy(_)) => "proxy",
             Err(AttemptError::Dial(e)) => match e {
                 DialError::Dns { .. } => "dns",
                 DialError::Connect { .. } => "connect",
+                DialError::Proxy { .. } => "proxy",
                 DialError::Tls { .. } => "tls",
                 DialError::Timeout { .. } => "timeout",
                 DialError::Refused(goodbye) => goodbye.code.name(),

@@ -80,12 +80,15 @@ pub struct Args {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Carrier {
-    /// QUIC, and TLS where UDP does not get through
+    /// The first that gets through: QUIC, TLS, WebSocket
     Auto,
     /// QUIC only
     Quic,
     /// TLS over TCP only
     Tls,
+    /// WebSocket only, with the same TLS inside
+    #[value(name = "websocket")]
+    WebSocket,
 }
 
 /// The file's keys.
@@ -163,6 +166,7 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         Carrier::Auto => Preference::Auto,
         Carrier::Quic => Preference::Quic,
         Carrier::Tls => Preference::Tls,
+        Carrier::WebSocket => Preference::WebSocket,
     };
     let config = Config {
         hub,

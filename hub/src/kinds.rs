@@ -71,7 +71,7 @@ pub struct ClusterStatus {
     pub conditions: Vec<Condition>,
     /// Agents that are connected now.
     pub agents: u32,
-    /// What carries the newest session: `quic` or `tls`.
+    /// What carries the newest session: `quic`, `tls` or `websocket`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub carrier: Option<String>,
@@ -137,7 +137,7 @@ pub struct AgentStatus {
     /// `Connected`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
-    /// `quic` or `tls`.
+    /// `quic`, `tls` or `websocket`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub carrier: Option<String>,

@@ -28,6 +28,7 @@ mod sessions;
 mod specs;
 mod start;
 mod status;
+mod websocket;
 
 pub use config::{Config, ConfigError, Limits};
 pub use start::{Hub, HubError};

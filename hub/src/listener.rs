@@ -1,6 +1,6 @@
 //! The one port: TLS, then a tunnel or HTTP by what the client hello asks for.
 
-use crate::{front::Front, known::Known, pki::Authority, sessions::Sessions};
+use crate::{front::Front, known::Known, pki::Authority, sessions::Sessions, websocket::Door};
 use arc_swap::ArcSwap;
 use http::Request;
 use hyper::body::Incoming;
@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -24,6 +24,10 @@ use tokio::{
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
+/// Longest wait for an agent that was refused to hang up.
+const LINGER: Duration = Duration::from_secs(1);
+/// Bytes that such an agent may have sent meanwhile.
+const LAST_BYTES: u64 = 64 << 10;
 /// Window of one HTTP/2 stream, in bytes: throughput is this by RTT.
 const H2_STREAM_WINDOW: u32 = 1 << 20;
 /// Window of one HTTP/2 connection.
@@ -65,6 +69,7 @@ impl TlsPair {
 pub(crate) struct Port {
     pub front: Arc<Front>,
     pub sessions: Arc<Sessions>,
+    pub websocket: Arc<Door>,
     pub tls: Arc<ArcSwap<TlsPair>>,
     pub link_limits: moorline_link::Limits,
     pub handshakes: Arc<Semaphore>,
@@ -135,9 +140,13 @@ impl Port {
         let failed = |kind: &str| self.front.metrics.handshake_failures.with_label_values(&[kind]).inc();
         let stream = match shaken {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
+            Ok(Err((error, socket))) => {
                 tracing::debug!(%remote, "TLS handshake failed: {error}");
-                return failed("tls");
+                failed("tls");
+                if let Some(socket) = socket {
+                    let _ = timeout(LINGER, hang_up(socket)).await;
+                }
+                return;
             }
             Err(_) => return failed("slow"),
         };
@@ -159,7 +168,10 @@ impl Port {
     }
 
     /// The client hello decides which certificate rules apply.
-    async fn handshake(&self, socket: TcpStream) -> io::Result<TlsStream<Socket>> {
+    ///
+    /// # Errors
+    /// What went wrong, and the connection if it is an agent's that was told so.
+    async fn handshake(&self, socket: TcpStream) -> Result<TlsStream<Socket>, (io::Error, Option<Socket>)> {
         let accepting = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(socket));
         tokio::pin!(accepting);
         let start = match accepting.as_mut().await {
@@ -169,14 +181,14 @@ impl Port {
                     let words = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 35\r\n\r\nthis port speaks TLS: use https://\n";
                     let _ = socket.write_all(words).await;
                 }
-                return Err(error);
+                return Err((error, None));
             }
         };
         let tunnel = start.client_hello().alpn().is_some_and(|mut all| all.any(|alpn| alpn == tls::ALPN));
         let pair = self.tls.load();
         let config = if tunnel { Arc::clone(&pair.tunnel) } else { Arc::clone(&pair.http) };
         drop(pair);
-        start.into_stream(config).await
+        start.into_stream(config).into_fallible().await.map_err(|(error, socket)| (error, tunnel.then_some(socket)))
     }
 
     async fn http1(&self, stream: TlsStream<Socket>, remote: SocketAddr) {
@@ -184,13 +196,18 @@ impl Port {
         #[cfg(target_os = "linux")]
         let _ = socket2::SockRef::from(stream.get_ref().0.get_ref()).set_tcp_user_timeout(None);
         let sni = stream.get_ref().1.server_name().map(str::to_owned);
-        let front = Arc::clone(&self.front);
+        let (front, door) = (Arc::clone(&self.front), Arc::clone(&self.websocket));
         let known = Known::default();
         let seen = known.clone();
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-            let (front, sni) = (Arc::clone(&front), sni.clone());
+            let (front, door, sni) = (Arc::clone(&front), Arc::clone(&door), sni.clone());
             request.extensions_mut().insert(seen.clone());
-            async move { Ok::<_, Infallible>(front.serve(request, remote, sni.as_deref()).await) }
+            async move {
+                Ok::<_, Infallible>(match Door::takes(&request) {
+                    true => door.open(request, remote),
+                    false => front.serve(request, remote, sni.as_deref()).await,
+                })
+            }
         });
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(self.front.limits.head).max_headers(100).half_close(false);
@@ -254,6 +271,14 @@ impl Port {
             tracing::debug!(%remote, "HTTP/2 connection ended: {error}");
         }
     }
+}
+
+/// Closes a connection so that its peer reads what it was told last. An agent is done with its handshake before the
+/// hub has seen its certificate and sends on; to close with that unread would be a reset, and would take back the alert.
+async fn hang_up(mut socket: Socket) -> io::Result<()> {
+    socket.shutdown().await?;
+    tokio::io::copy(&mut socket.take(LAST_BYTES), &mut tokio::io::sink()).await?;
+    Ok(())
 }
 
 /// Whether the failure is of the one connection that was to be accepted, and the next may do.

@@ -79,10 +79,7 @@ impl Metrics {
     }
 
     pub fn session_gauge(&self, carrier: Carrier, node: bool) -> IntGauge {
-        let carrier = match carrier {
-            Carrier::Quic => "quic",
-            Carrier::Tls => "tls",
-        };
-        self.sessions.with_label_values(&[carrier, if node { "node" } else { "agent" }])
+        let carrier = carrier.to_string();
+        self.sessions.with_label_values(&[carrier.as_str(), if node { "node" } else { "agent" }])
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     sessions::{Registry, Sessions},
     specs::{self, JoinFacts},
     status::{StatusWriter, forget_sessions},
+    websocket::Door,
 };
 use arc_swap::ArcSwap;
 use moorline_apiserver::ApiServer;
@@ -256,12 +257,21 @@ impl Hub {
             .map_err(listening(config.listen, "UDP"))?;
         let quic = Arc::new(quic);
         let tls_pair = Arc::new(ArcSwap::from_pointee(pair));
+        let handshakes = Arc::new(Semaphore::new(config.limits.handshakes));
+        let websocket = Arc::new(Door {
+            sessions: Arc::clone(&sessions),
+            tls: Arc::clone(&tls_pair),
+            link_limits: link_limits.clone(),
+            handshakes: Arc::clone(&handshakes),
+            kill: kill.clone(),
+        });
         let port = Arc::new(Port {
             front: Arc::clone(&front),
             sessions: Arc::clone(&sessions),
             tls: Arc::clone(&tls_pair),
+            websocket,
             link_limits,
-            handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
+            handshakes,
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             stop: stop.clone(),
             finish: finish.clone(),

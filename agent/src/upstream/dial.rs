@@ -82,7 +82,10 @@ where
     }))
 }
 
-async fn connect(endpoint: &Endpoint, tls: Arc<rustls::ClientConfig>) -> Result<TlsStream<ReadAhead<TcpStream>>, UpstreamError> {
+async fn connect(
+    endpoint: &Endpoint,
+    tls: Arc<rustls::ClientConfig>,
+) -> Result<TlsStream<ReadAhead<TcpStream>>, UpstreamError> {
     let attempt = async {
         let tcp = TcpStream::connect(endpoint.address()).await?;
         tcp.set_nodelay(true)?;

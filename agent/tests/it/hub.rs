@@ -103,7 +103,11 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     while let Ok((conn, remote)) = listener.accept().await {
         let (shared, tunnel, front) = (shared.clone(), tunnel.clone(), front.clone());
         connections.spawn(async move {
-            let Ok(start) = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), moorline_link::ReadAhead::new(conn)).await else { return };
+            let Ok(start) =
+                LazyConfigAcceptor::new(rustls::server::Acceptor::default(), moorline_link::ReadAhead::new(conn)).await
+            else {
+                return;
+            };
             let for_tunnel = start.client_hello().alpn().is_some_and(|mut all| all.any(|name| name == tls::ALPN));
             let Ok(conn) = start.into_stream(if for_tunnel { tunnel } else { front }).await else { return };
             if for_tunnel {

@@ -13,7 +13,7 @@ use tokio::{
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_reaches_the_cluster_with_the_callers_name_alone() {
     let world = World::new().await;
-    for carrier in [Carrier::Tls, Carrier::Quic] {
+    for carrier in [Carrier::Tls, Carrier::Quic, Carrier::WebSocket] {
         let cluster = format!("edge-{carrier}");
         let agent = world.connected(&cluster, carrier).await;
         let token = world.user(&format!("anna-{carrier}"), &[&cluster]).await;
@@ -126,7 +126,7 @@ async fn unknown_clusters_are_told_to_those_alone_who_may_know() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_lost_mid_answer_is_an_error_and_no_clean_end() {
     let world = World::new().await;
-    for carrier in [Carrier::Tls, Carrier::Quic] {
+    for carrier in [Carrier::Tls, Carrier::Quic, Carrier::WebSocket] {
         let cluster = format!("edge-{carrier}");
         let agent = world.connected(&cluster, carrier).await;
         let mut stream = world.connect("localhost", &[b"http/1.1"]).await;

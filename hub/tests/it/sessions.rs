@@ -10,14 +10,17 @@ use moorline_proto::{
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::Value;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 
 const FAR: &str = "2999-01-01T00:00:00Z";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_shows_when_its_agent_comes_and_goes() {
     let world = World::new().await;
-    for carrier in [Carrier::Tls, Carrier::Quic] {
+    for carrier in [Carrier::Tls, Carrier::Quic, Carrier::WebSocket] {
         let name = format!("edge-{carrier}");
         let agent = world.connected(&name, carrier).await;
         let status = async || world.get(&world.admin, &format!("{API}/clusters/{name}")).await.json()["status"].clone();
@@ -104,4 +107,45 @@ async fn after_a_restart_nobody_is_connected_and_agents_come_back() {
     let registry = prometheus::Registry::new();
     let twice = moorline_hub::Hub::start(crate::world::config(&world.dir), &registry).await.err().unwrap();
     assert!(twice.to_string().contains("hub run on this folder"), "{twice}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s64_a_websocket_is_for_agents_that_ask_properly() {
+    let world = World::new().await;
+    let good = [
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Protocol: moorline.v1",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ];
+    for (n, (header, code)) in [
+        ("", 400),
+        ("", 400),
+        ("Sec-WebSocket-Version: 8", 426),
+        ("Sec-WebSocket-Protocol: chat", 400),
+        ("Sec-WebSocket-Key: x", 400),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut headers = good.to_vec();
+        headers[n] = header;
+        headers.retain(|header| !header.is_empty());
+        assert_eq!(world.send("GET", "/connect", &headers, "").await.code, code, "{n}");
+    }
+    assert_eq!(world.send("GET", "/connect", &[], "").await.code, 400);
+    assert_eq!(world.send("POST", "/connect", &good, "").await.code, 400);
+    // Whoever gets in and speaks no TLS is nobody's agent: the hub hangs up and says so in its metrics.
+    let mut stranger = world.connect("localhost", &[b"http/1.1"]).await;
+    let request = format!("GET /connect HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", good.join("\r\n"));
+    stranger.write_all(request.as_bytes()).await.unwrap();
+    let mut head = [0; 12];
+    stranger.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 101");
+    stranger.write_all(&[0x82, 0x84, 0, 0, 0, 0, b'G', b'E', b'T', b' ']).await.unwrap();
+    timeout(Duration::from_secs(20), stranger.read_to_end(&mut Vec::new())).await.unwrap().ok();
+    let metrics = world.registry.gather();
+    let failures = metrics.iter().find(|family| family.name() == "moorline_hub_handshake_failures_total").unwrap();
+    assert!(failures.get_metric().iter().any(|metric| metric.get_label()[0].value() == "handshake"));
 }

@@ -1,12 +1,15 @@
 //! The agent's side: dial and greet.
 
+mod connect;
+mod tapped;
+mod words;
+
+pub(crate) use connect::connect;
+
 use crate::{
-    Carrier, HubAddress, Limits, ReadAhead, Session,
-    carrier::{Conn, Quic},
+    Carrier, HttpProxy, HubAddress, Limits, Session,
+    carrier::Conn,
     control::{ReadError, read_message, write_message},
-    greeting::tune,
-    mux::{self, MuxRole},
-    quic,
     session::{Parts, Side},
     tls,
 };
@@ -16,27 +19,18 @@ use moorline_proto::{
     header::Class,
     id::SessionId,
 };
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::CertificateDer;
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    pin::Pin,
+    net::SocketAddr,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-    time::{timeout, timeout_at},
-};
-use tokio_rustls::TlsConnector;
-
-/// Addresses of one name that are tried, the first ones.
-const ADDRESSES: usize = 8;
+use tokio::time::timeout;
+use words::{tls_cause, words};
 
 /// Why a dial came to no session.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +48,16 @@ pub enum DialError {
     Connect {
         /// What was dialled.
         address: String,
+        /// The cause in words.
+        cause: String,
+    },
+    /// The proxy on the way cannot be used, or does not let the connection through.
+    #[error("no way to {address} through the proxy {proxy}: {cause}")]
+    Proxy {
+        /// What was dialled.
+        address: String,
+        /// The proxy, without its password.
+        proxy: String,
         /// The cause in words.
         cause: String,
     },
@@ -110,12 +114,13 @@ impl DialError {
 #[derive(Debug)]
 pub(crate) struct Dialled {
     pub conn: Conn,
-    remote: SocketAddr,
-    certs: Vec<CertificateDer<'static>>,
-    alert: Arc<OnceLock<String>>,
+    pub remote: SocketAddr,
+    pub certs: Vec<CertificateDer<'static>>,
+    /// The TLS error that ended it.
+    pub alert: Arc<OnceLock<String>>,
 }
 
-/// Dials a hub and greets it.
+/// Dials a hub without a proxy and greets it.
 ///
 /// # Errors
 /// See [`DialError`].
@@ -129,116 +134,27 @@ pub async fn dial(
     hello: Hello,
     limits: &Limits,
 ) -> Result<(Session, Welcome), DialError> {
-    let dialled = connect(address, carrier, tls, limits).await?;
-    greet(address, carrier, dialled, hello, limits).await
+    dial_through(address, carrier, None, tls, hello, limits).await
 }
 
-/// Dials the addresses of a hub one after the other until one has shaken hands.
-pub(crate) async fn connect(
+/// [`dial`] by way of a proxy: TLS and WebSocket alone, for QUIC there is no such thing.
+///
+/// # Errors
+/// See [`DialError`].
+///
+/// # Cancel safety
+/// Dropping the future closes the connection.
+pub async fn dial_through(
     address: &HubAddress,
     carrier: Carrier,
+    proxy: Option<&HttpProxy>,
     tls: Arc<rustls::ClientConfig>,
+    hello: Hello,
     limits: &Limits,
-) -> Result<Dialled, DialError> {
-    let host = &address.host;
-    let name = ServerName::try_from(host.clone())
-        .map_err(|_| DialError::Dns { host: host.clone(), cause: "not a DNS name or IP address".into() })?;
-    let deadline = tokio::time::Instant::now() + limits.handshake;
-    let addresses: Vec<_> = match timeout_at(deadline, tokio::net::lookup_host((host.as_str(), address.port))).await {
-        Err(_) => return Err(DialError::Dns { host: host.clone(), cause: "no answer in time".into() }),
-        Ok(Err(error)) => return Err(DialError::Dns { host: host.clone(), cause: error.to_string() }),
-        Ok(Ok(found)) => found.take(ADDRESSES).collect(),
-    };
-    let mut last = DialError::Dns { host: host.clone(), cause: "it has no address".into() };
-    for remote in addresses {
-        let attempt = async {
-            match carrier {
-                Carrier::Quic => dial_quic(address, remote, Arc::clone(&tls), limits).await,
-                Carrier::Tls => dial_tls(address, remote, name.clone(), Arc::clone(&tls), limits).await,
-            }
-        };
-        match timeout_at(deadline, attempt).await {
-            Ok(Ok(dialled)) => return Ok(dialled),
-            // Another address of the same name would say the same.
-            Ok(Err(error @ (DialError::Tls { .. } | DialError::Protocol { .. }))) => return Err(error),
-            Ok(Err(error)) => last = error,
-            Err(_) => return Err(DialError::Timeout { address: address.to_string(), phase: "handshake" }),
-        }
-    }
-    Err(last)
+) -> Result<(Session, Welcome), DialError> {
+    let dialled = connect(address, carrier, proxy, tls, limits).await?;
+    greet(address, carrier, dialled, hello, limits).await
 }
-
-async fn dial_quic(
-    address: &HubAddress,
-    remote: SocketAddr,
-    tls: Arc<rustls::ClientConfig>,
-    limits: &Limits,
-) -> Result<Dialled, DialError> {
-    let connect = |cause: String| DialError::Connect { address: address.to_string(), cause };
-    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).map_err(|error| connect(error.to_string()))?;
-    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    let transport = quic::transport(limits, limits.streams_start).map_err(|error| connect(error.to_string()))?;
-    config.transport_config(Arc::new(transport));
-    let local: SocketAddr = match remote {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let endpoint = UdpSocket::bind(local)
-        .and_then(|socket| quic::endpoint(socket, quinn::EndpointConfig::default(), None))
-        .map_err(|error| connect(error.to_string()))?;
-    let connecting =
-        endpoint.connect_with(config, remote, &address.host).map_err(|error| connect(error.to_string()))?;
-    let conn = match timeout(limits.connect_each, connecting).await {
-        Err(_) => return Err(DialError::Timeout { address: address.to_string(), phase: "QUIC handshake" }),
-        Ok(Err(error)) => {
-            return Err(match tls_cause(&error) {
-                Some(cause) => DialError::Tls { address: address.to_string(), cause },
-                None => connect(error.to_string()),
-            });
-        }
-        Ok(Ok(conn)) => conn,
-    };
-    if !quic::speaks_our_protocol(&conn) {
-        return Err(DialError::Protocol { address: address.to_string(), cause: NO_ALPN.into() });
-    }
-    let certs = quic::peer_certs(&conn);
-    let conn = Conn::Quic(Quic::new(conn, limits.streams_start, limits.streams_max, limits));
-    Ok(Dialled { conn, remote, certs, alert: Arc::default() })
-}
-
-async fn dial_tls(
-    address: &HubAddress,
-    remote: SocketAddr,
-    name: ServerName<'static>,
-    tls: Arc<rustls::ClientConfig>,
-    limits: &Limits,
-) -> Result<Dialled, DialError> {
-    let connect = |error: io::Error| DialError::Connect { address: address.to_string(), cause: error.to_string() };
-    let socket = match timeout(limits.connect_each, TcpStream::connect(remote)).await {
-        Err(_) => return Err(DialError::Timeout { address: address.to_string(), phase: "TCP connect" }),
-        Ok(socket) => socket.map_err(connect)?,
-    };
-    tune(&socket, limits).map_err(connect)?;
-    let stream = TlsConnector::from(tls).connect(name, ReadAhead::new(socket)).await.map_err(|error| {
-        let address = address.to_string();
-        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(error) => DialError::Tls { address, cause: words(&error.to_string()) },
-            None => DialError::Lost { address, cause: format!("{error} during the TLS handshake") },
-        }
-    })?;
-    let (_, session) = stream.get_ref();
-    if session.alpn_protocol() != Some(tls::ALPN) {
-        return Err(DialError::Protocol { address: address.to_string(), cause: NO_ALPN.into() });
-    }
-    let certs =
-        session.peer_certificates().unwrap_or_default().iter().cloned().map(CertificateDer::into_owned).collect();
-    let alert = Arc::default();
-    let tapped = Tapped { inner: stream, alert: Arc::clone(&alert) };
-    let conn = Conn::Mux(mux::spawn(tapped, MuxRole::Client, limits));
-    Ok(Dialled { conn, remote, certs, alert })
-}
-
-const NO_ALPN: &str = "it does not speak moorline/1: no hub, or a proxy that ends TLS is in the way";
 
 /// Sessions of this process, for [`Session::id`] on the agent's side.
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
@@ -308,91 +224,5 @@ async fn explain(address: String, conn: &Conn, alert: &OnceLock<String>, error: 
         }
         Ok(reason) => DialError::Lost { address, cause: reason.message },
         Err(_) => DialError::Lost { address, cause: error.to_string() },
-    }
-}
-
-/// The TLS failure in a QUIC error: codes 0x100 to 0x1ff are 0x100 plus the alert (RFC 9001 §4.8).
-fn tls_cause(error: &quinn::ConnectionError) -> Option<String> {
-    let alert = |code: u64| match code {
-        0x100..=0x1ff => u8::try_from(code - 0x100).ok().map(rustls::AlertDescription::from),
-        _ => None,
-    };
-    match error {
-        quinn::ConnectionError::TransportError(error) => alert(error.code.into()).map(|_| words(&error.reason)),
-        quinn::ConnectionError::ConnectionClosed(close) => {
-            alert(close.error_code.into()).map(|alert| words(&format!("received fatal alert: {alert:?}")))
-        }
-        _ => None,
-    }
-}
-
-/// What a TLS error means for whoever has to mend it.
-fn words(error: &str) -> String {
-    let (theirs, ours) = ("the hub's certificate", "the hub refused this agent's certificate");
-    let has = |text: &str| error.contains(text);
-    if has("received fatal alert") {
-        if has("CertificateExpired") {
-            return format!("{ours}: expired or not valid yet; check the clocks of both, or join again");
-        } else if has("UnknownCA") {
-            return format!("{ours}: it comes from an authority that the hub does not know; join again");
-        } else if has("NoApplicationProtocol") {
-            return NO_ALPN.into();
-        } else if has("Certificate") || has("AccessDenied") || has("DecryptError") {
-            return format!("{ours}: it names nobody who may dial in ({error})");
-        }
-    } else if has("not valid yet") || has("NotValidYet") {
-        return format!("{theirs} is not valid yet: is this machine's clock right? ({error})");
-    } else if has("expired") || has("Expired") {
-        return format!("{theirs} has expired: is this machine's clock right? ({error})");
-    } else if has("UnknownIssuer") || has("BadSignature") {
-        return format!("{theirs} comes from an authority that this agent does not trust: is this the right hub?");
-    } else if has("wrong identity") || has("WrongIdentity") {
-        return format!("{theirs} is somebody else's ({error})");
-    } else if has("InvalidPurpose") {
-        return format!("{theirs} is not made for servers ({error})");
-    }
-    error.to_owned()
-}
-
-/// Passes bytes on and remembers the TLS error that ended them: the mux above knows only that it was an error.
-struct Tapped<IO> {
-    inner: IO,
-    alert: Arc<OnceLock<String>>,
-}
-impl<IO> Tapped<IO> {
-    fn note<T>(&self, outcome: &Poll<io::Result<T>>) {
-        if let Poll::Ready(Err(error)) = outcome
-            && let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
-        {
-            let _ = self.alert.set(error.to_string()); // the first one counts
-        }
-    }
-}
-impl<IO: AsyncRead + Unpin> AsyncRead for Tapped<IO> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let outcome = Pin::new(&mut self.inner).poll_read(cx, buf);
-        self.note(&outcome);
-        outcome
-    }
-}
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Tapped<IO> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
-    }
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }

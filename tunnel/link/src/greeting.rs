@@ -6,7 +6,7 @@ use crate::{
     control::{read_message, write_message},
     mux::{self, MuxRole},
     session::{Parts, Side},
-    tls,
+    tls, websocket,
 };
 use moorline_proto::{
     code::CloseCode,
@@ -14,8 +14,13 @@ use moorline_proto::{
     id::{Role, SessionId, SpiffeId},
 };
 use rustls_pki_types::CertificateDer;
-use std::{io, net::SocketAddr, time::Duration};
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 /// How long a refused agent may take to hang up once it was told.
 const LINGER: Duration = Duration::from_secs(2);
@@ -123,19 +128,52 @@ async fn say_goodbye(conn: &Conn, control: &mut Raw, goodbye: Goodbye) {
 /// # Errors
 /// See [`AcceptError`]; the peer has been told the code by then.
 pub async fn accept_tls(
-    conn: tokio_rustls::server::TlsStream<ReadAhead<TcpStream>>,
+    conn: TlsStream<ReadAhead<TcpStream>>,
     remote: SocketAddr,
     limits: &Limits,
 ) -> Result<Greeting, AcceptError> {
-    let (socket, session) = conn.get_ref();
+    tune(conn.get_ref().0.get_ref(), limits).map_err(|error| AcceptError::Lost(error.to_string()))?;
+    accept_mux(conn, Carrier::Tls, remote, limits).await
+}
+
+/// Runs TLS and the hello on a connection that was upgraded to a WebSocket, as [`crate::websocket::upgrade`] agreed to.
+///
+/// # Errors
+/// See [`AcceptError`].
+pub async fn accept_websocket<IO>(
+    upgraded: IO,
+    tls: Arc<rustls::ServerConfig>,
+    remote: SocketAddr,
+    limits: &Limits,
+) -> Result<Greeting, AcceptError>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let bytes = websocket::serve(upgraded).await;
+    match timeout(limits.handshake, TlsAcceptor::from(tls).accept(bytes)).await {
+        Ok(Ok(conn)) => accept_mux(conn, Carrier::WebSocket, remote, limits).await,
+        Ok(Err(error)) => Err(AcceptError::Handshake(error.to_string())),
+        Err(_) => Err(AcceptError::Timeout),
+    }
+}
+
+async fn accept_mux<IO>(
+    conn: TlsStream<IO>,
+    carrier: Carrier,
+    remote: SocketAddr,
+    limits: &Limits,
+) -> Result<Greeting, AcceptError>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (_, session) = conn.get_ref();
     if session.alpn_protocol() != Some(tls::ALPN) {
         return Err(AcceptError::Protocol("no common application protocol".into()));
     }
     let certs =
         session.peer_certificates().unwrap_or_default().iter().cloned().map(CertificateDer::into_owned).collect();
-    tune(socket.get_ref(), limits).map_err(|error| AcceptError::Lost(error.to_string()))?;
     let conn = Conn::Mux(mux::spawn(conn, MuxRole::Server, limits));
-    listen(conn, Peer { carrier: Carrier::Tls, remote, certs }, limits).await
+    listen(conn, Peer { carrier, remote, certs }, limits).await
 }
 
 /// Bytes that the kernel may hold unsent: what is queued there, no urgent stream can overtake.
@@ -145,7 +183,8 @@ const NOT_SENT: u32 = 128 * 1024;
 pub(crate) fn tune(socket: &TcpStream, limits: &Limits) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let sock = socket2::SockRef::from(socket);
-    let probes = socket2::TcpKeepalive::new().with_time(limits.keep_alive).with_interval(limits.keep_alive);
+    let every = limits.keep_alive.max(Duration::from_secs(1)); // the system counts in seconds
+    let probes = socket2::TcpKeepalive::new().with_time(every).with_interval(every);
     sock.set_tcp_keepalive(&probes)?;
     #[cfg(target_os = "linux")]
     {

@@ -1,4 +1,4 @@
-//! Sessions over real sockets, each scene on both carriers.
+//! Sessions over real sockets, each scene on every carrier.
 
 use crate::{AcceptError, DialError, dial, tls};
 use crate::{
@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// What a live session gets from a peer that breaks the rules, or is gone.
 mod faults;
 
-const BOTH: [Carrier; 2] = [Carrier::Tls, Carrier::Quic];
+const ALL: [Carrier; 3] = [Carrier::Tls, Carrier::Quic, Carrier::WebSocket];
 
 fn echo() -> StreamHeader {
     StreamHeader { target: Target::Echo, class: Class::Interactive, deadline_ms: 0, traceparent: None, principal: None }
@@ -48,7 +48,7 @@ fn cause(error: std::io::Error) -> StreamError {
 
 #[tokio::test]
 async fn bytes_go_both_ways_and_end_one_way_at_a_time() {
-    for carrier in BOTH {
+    for carrier in ALL {
         let (hub, agent, _listener) = pair(carrier).await;
         assert_eq!((hub.carrier(), hub.hello().unwrap().facts.len()), (carrier, 1));
         let (mut a, mut b) = stream(&hub, &agent).await;
@@ -84,7 +84,7 @@ async fn bytes_go_both_ways_and_end_one_way_at_a_time() {
 
 #[tokio::test]
 async fn a_reset_is_never_an_end_of_input() {
-    for carrier in BOTH {
+    for carrier in ALL {
         let (hub, agent, _listener) = pair(carrier).await;
         let (mut a, mut b) = stream(&hub, &agent).await;
         b.write_all(b"x").await.unwrap();
@@ -99,7 +99,7 @@ async fn a_reset_is_never_an_end_of_input() {
 
 #[tokio::test]
 async fn giving_up_is_heard_by_a_side_that_has_read_everything() {
-    for carrier in BOTH {
+    for carrier in ALL {
         let (hub, agent, _listener) = pair(carrier).await;
         let mut a = hub.open(&echo()).await.unwrap();
         a.write_all(b"question").await.unwrap();
@@ -118,7 +118,7 @@ async fn giving_up_is_heard_by_a_side_that_has_read_everything() {
 
 #[tokio::test]
 async fn an_acceptor_that_answers_at_once_says_so_with_its_first_bytes() {
-    for carrier in BOTH {
+    for carrier in ALL {
         let (hub, agent, _listener) = pair(carrier).await;
         let mut a = hub.open(&echo()).await.unwrap();
         let mut b = agent.accept().await.unwrap().accept_quietly();
@@ -135,7 +135,7 @@ async fn an_acceptor_that_answers_at_once_says_so_with_its_first_bytes() {
 
 #[tokio::test]
 async fn a_refusal_ends_one_stream_and_says_why() {
-    for carrier in BOTH {
+    for carrier in ALL {
         let (hub, agent, _listener) = pair(carrier).await;
         let refusal = Refusal { code: RefuseCode::Policy, message: "no".into(), retry_elsewhere: true };
         for _ in 0..3 {
@@ -162,7 +162,7 @@ async fn a_refusal_ends_one_stream_and_says_why() {
 
 #[tokio::test]
 async fn an_acceptor_that_only_reads_has_said_yes() {
-    for carrier in BOTH {
+    for carrier in ALL {
         let (hub, agent, _listener) = pair(carrier).await;
         let (mut a, mut b) = stream(&hub, &agent).await;
         let mut seen = String::new();
@@ -181,7 +181,7 @@ async fn an_acceptor_that_only_reads_has_said_yes() {
 
 #[tokio::test]
 async fn a_thousand_streams_and_nothing_left() {
-    for carrier in BOTH {
+    for carrier in ALL {
         let (hub, agent, _listener) = pair(carrier).await;
         let serve = async {
             for _ in 0..1000 {
@@ -210,7 +210,7 @@ async fn a_thousand_streams_and_nothing_left() {
 
 #[tokio::test]
 async fn more_streams_than_were_permitted_at_first() {
-    for carrier in BOTH {
+    for carrier in ALL {
         let (hub, agent, _listener) = pair(carrier).await;
         let mut held = Vec::new();
         for _ in 0..1000 {
@@ -222,7 +222,7 @@ async fn more_streams_than_were_permitted_at_first() {
 
 #[tokio::test]
 async fn an_agent_that_opens_a_stream_is_cut() {
-    for carrier in BOTH {
+    for carrier in ALL {
         let (hub, agent, _listener) = pair(carrier).await;
         let _stream = agent.open(&echo()).await.unwrap();
         let (at_hub, at_agent) = (hub.closed().await, agent.closed().await);
@@ -234,7 +234,7 @@ async fn an_agent_that_opens_a_stream_is_cut() {
 
 #[tokio::test]
 async fn a_drain_lets_streams_end_and_then_closes() {
-    for carrier in BOTH {
+    for carrier in ALL {
         for by_hub in [true, false] {
             let (hub, agent, _listener) = pair(carrier).await;
             let (mut a, mut b) = stream(&hub, &agent).await;
@@ -258,7 +258,7 @@ async fn a_drain_lets_streams_end_and_then_closes() {
 
 #[tokio::test]
 async fn closing_tells_code_and_streams() {
-    for carrier in BOTH {
+    for carrier in ALL {
         let (hub, agent, _listener) = pair(carrier).await;
         let (_a, mut b) = stream(&hub, &agent).await;
         hub.close(CloseCode::Replaced, "a newer one");
@@ -275,7 +275,7 @@ async fn closing_tells_code_and_streams() {
 
 #[tokio::test]
 async fn messages_reach_the_other_side_only_in_their_direction() {
-    for carrier in BOTH {
+    for carrier in ALL {
         let (hub, agent, _listener) = pair(carrier).await;
         let facts = Control::Facts(vec![("kubernetesVersion".into(), "v1.36".into())]);
         agent.send(facts.clone()).await.unwrap();
@@ -354,7 +354,7 @@ async fn a_hello_that_is_none_is_told_so() {
 #[tokio::test]
 async fn an_agent_hears_why_and_for_how_long_it_is_refused() {
     let (ca, limits) = (Authority::new(), Limits::default());
-    for carrier in BOTH {
+    for carrier in ALL {
         let server = tls::server_config(&ca.identity(HUB), &ca.trust()).unwrap();
         let client = tls::client_config(&ca.identity(AGENT), &ca.trust()).unwrap();
         let (listener, at) = Listener::bind(carrier, server, &limits).await;

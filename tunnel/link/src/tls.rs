@@ -12,7 +12,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
-use verify::{AgentVerifier, HubVerifier, PinVerifier};
+use verify::{AgentVerifier, AnyCertificate, HubVerifier, PinVerifier};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 /// The protocol name in the TLS handshake of both carriers.
@@ -135,6 +135,21 @@ pub fn pinned_client_config(pin: [u8; 32], alpn: &[&[u8]]) -> Result<Arc<rustls:
         .with_custom_certificate_verifier(Arc::new(PinVerifier { pin, provider }))
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// For the TLS around a WebSocket, which may end at any proxy on the way: every certificate is taken, for nothing in it
+/// is secret or believed. Agent and hub recognise each other in the TLS within.
+pub(crate) fn outer_client_config() -> Result<Arc<rustls::ClientConfig>, TlsError> {
+    let provider = provider();
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Settings)?
+        .dangerous() // see above
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate { provider }))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::{
-    AcceptError, Carrier, DialError, Greeting, HubAddress, Limits, QuicKeys, QuicListener, Session, accept_tls, dial,
+    AcceptError, Carrier, DialError, Greeting, HubAddress, Limits, QuicKeys, QuicListener, Session, accept_tls,
+    accept_websocket, dial,
 };
 use moorline_proto::{
     control::{Hello, VERSION, Welcome},
@@ -10,7 +11,10 @@ use moorline_proto::{
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType, date_time_ymd};
 use std::net::{Ipv4Addr, SocketAddr};
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpListener,
+};
 
 pub(crate) const AGENT: &str = "spiffe://example/cluster/c1/agent/a1";
 pub(crate) const HUB: &str = "spiffe://example/hub/h1";
@@ -61,16 +65,18 @@ pub(crate) fn welcome() -> Welcome {
 /// A hub that takes one connection at a time.
 pub(crate) enum Listener {
     Tls(TcpListener, Arc<rustls::ServerConfig>, Limits),
+    WebSocket(TcpListener, Arc<rustls::ServerConfig>, Limits),
     Quic(QuicListener),
 }
 impl Listener {
     pub async fn bind(carrier: Carrier, tls: Arc<rustls::ServerConfig>, limits: &Limits) -> (Self, HubAddress) {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let (listener, at) = match carrier {
-            Carrier::Tls => {
+            Carrier::Tls | Carrier::WebSocket => {
                 let socket = TcpListener::bind(any).await.unwrap();
                 let at = socket.local_addr().unwrap();
-                (Self::Tls(socket, tls, limits.clone()), at)
+                let make = if carrier == Carrier::Tls { Self::Tls } else { Self::WebSocket };
+                (make(socket, tls, limits.clone()), at)
             }
             Carrier::Quic => {
                 let listener =
@@ -89,9 +95,52 @@ impl Listener {
                 let conn = tokio_rustls::TlsAcceptor::from(Arc::clone(tls)).accept(crate::ReadAhead::new(socket)).await;
                 accept_tls(conn.map_err(|e| AcceptError::Handshake(e.to_string()))?, remote, limits).await
             }
+            Self::WebSocket(socket, tls, limits) => {
+                let (socket, remote) = socket.accept().await.unwrap();
+                let outer = tokio_rustls::TlsAcceptor::from(outer_server_config()).accept(socket).await.unwrap();
+                let outer = upgraded(outer).await;
+                accept_websocket(outer, Arc::clone(tls), remote, limits).await
+            }
             Self::Quic(listener) => listener.accept().await.unwrap().greet().await,
         }
     }
+}
+
+/// The TLS around a WebSocket: a certificate that nobody knows, for no name that was dialled.
+fn outer_server_config() -> Arc<rustls::ServerConfig> {
+    let identity = Authority::new().identity("https://a.proxy.on.the.way");
+    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(identity.chain, identity.key)
+        .unwrap();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config)
+}
+
+/// Reads a request's head and agrees to a WebSocket.
+pub(crate) async fn upgraded<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO) -> IO {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        assert_ne!(io.read_buf(&mut head).await.unwrap(), 0);
+    }
+    let text = String::from_utf8(head).unwrap();
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some("GET /connect HTTP/1.1"));
+    let mut request = http::Request::get(crate::websocket::PATH);
+    for line in lines.take_while(|line| !line.is_empty()) {
+        let (name, value) = line.split_once(": ").unwrap();
+        request = request.header(name, value);
+    }
+    let response = crate::websocket::upgrade(&request.body(()).unwrap()).unwrap();
+    let mut answer = "HTTP/1.1 101 Switching Protocols\r\n".to_owned();
+    for (name, value) in response.headers() {
+        answer.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
+    }
+    io.write_all(format!("{answer}\r\n").as_bytes()).await.unwrap();
+    io.flush().await.unwrap();
+    io
 }
 
 /// A hub's and an agent's session over real sockets. The listener has to live as long.
@@ -133,7 +182,7 @@ async fn only_the_right_identities_meet() {
     let (hub, agent) = (ours.identity(HUB), ours.identity(AGENT));
     let expired = |p: &mut CertificateParams| p.not_after = date_time_ymd(2001, 1, 1);
     let early = |p: &mut CertificateParams| p.not_before = date_time_ymd(2999, 1, 1);
-    for carrier in [Carrier::Tls, Carrier::Quic] {
+    for carrier in [Carrier::Tls, Carrier::Quic, Carrier::WebSocket] {
         let (at_hub, at_agent) = meet(carrier, (&hub, &trust), (&agent, &trust)).await;
         at_hub.unwrap();
         at_agent.unwrap();

@@ -1,0 +1,9 @@
+//! A hub, agents that do as they are told, and real proxies between them, all on loopback.
+#![forbid(unsafe_code)]
+
+pub mod middle;
+pub mod recorder;
+pub mod world;
+
+/// Far more than anything here takes; a scene that takes longer has failed.
+pub const LONG: std::time::Duration = std::time::Duration::from_secs(30);
