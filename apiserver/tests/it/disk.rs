@@ -14,6 +14,9 @@ use std::{
 const WELL: u8 = 0;
 const FULL: u8 = 1;
 const SYNC: u8 = 2;
+const SYNC_FULL: u8 = 3;
+/// The write is done, and said to have failed.
+const LATE: u8 = 4;
 
 /// A disk in memory that fails on demand.
 #[derive(Debug, Clone, Default)]
@@ -33,8 +36,8 @@ impl Faulty {
         self.0.fault.store(fault, Ordering::SeqCst);
     }
 
-    fn is_full(&self) -> io::Result<()> {
-        if self.0.fault.load(Ordering::SeqCst) == FULL && self.0.grace.fetch_sub(1, Ordering::SeqCst) <= 0 {
+    fn is_full(&self, fault: u8) -> io::Result<()> {
+        if self.0.fault.load(Ordering::SeqCst) == fault && self.0.grace.fetch_sub(1, Ordering::SeqCst) <= 0 {
             return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(())
@@ -51,21 +54,23 @@ impl StorageBackend for Faulty {
         Ok(())
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.is_full()?;
+        self.is_full(FULL)?;
         self.0.bytes.lock().unwrap().resize(usize::try_from(len).unwrap(), 0);
         Ok(())
     }
     fn sync_data(&self) -> io::Result<()> {
-        if self.0.fault.load(Ordering::SeqCst) == SYNC {
-            return Err(io::Error::from_raw_os_error(5));
+        match self.0.fault.load(Ordering::SeqCst) {
+            SYNC => return Err(io::Error::from_raw_os_error(5)),
+            SYNC_FULL => return Err(io::ErrorKind::StorageFull.into()),
+            _ => {}
         }
         Ok(())
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.is_full()?;
+        self.is_full(FULL)?;
         let offset = usize::try_from(offset).unwrap();
         self.0.bytes.lock().unwrap()[offset..offset + data.len()].copy_from_slice(data);
-        Ok(())
+        self.is_full(LATE)
     }
 }
 
@@ -131,21 +136,24 @@ async fn f32_a_readiness_probe_is_enough_to_come_back() {
     assert!(matches!(store.commit(thing(1)).await, Err(CommitError::Full(_))));
     disk.set(WELL, 0);
     // Each probe asks the writer for one attempt; how soon it comes to it is its own.
-    while store.healthy().is_err() {
-        tokio::task::yield_now().await;
-    }
+    let probing = async {
+        while store.healthy().is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), probing).await.expect("it came back");
 }
 
 /// Wherever in a commit the space ends: after it is there again, and after a restart, each object is whole or not there,
 /// all that was acknowledged is, and revisions go on.
 #[tokio::test]
 async fn p06_space_that_ends_at_any_write_leaves_nothing_half_there() {
-    let mut refused = 0;
-    for after in 0..40 {
+    let (mut refused, mut came_true) = (0, 0);
+    for (fault, after) in [FULL, LATE].into_iter().flat_map(|fault| (0..40).map(move |after| (fault, after))) {
         let disk = Faulty::default();
         let store = Store::open_on(disk.clone(), &quick()).unwrap();
         let first = store.commit(thing(0)).await.unwrap();
-        disk.set(FULL, after);
+        disk.set(fault, after);
         let second = store.commit(thing(1)).await;
         refused += u32::from(second.is_err());
         assert!(matches!(second, Ok(_) | Err(CommitError::Full(_))), "{second:?}");
@@ -161,18 +169,27 @@ async fn p06_space_that_ends_at_any_write_leaves_nothing_half_there() {
             object.is_some()
         };
         let there = check(&store);
+        came_true += u32::from(second.is_err() && there);
         store.close();
         assert_eq!(check(&Store::open_on(disk, &quick()).unwrap()), there, "a restart sees something else");
     }
     assert!(refused > 2, "the fault never struck");
+    assert!(came_true > 0, "no refused write was found to be there after all");
 }
 
 #[tokio::test]
 async fn f33_a_failed_fsync_stops_writes_for_good_and_loses_nothing_acknowledged() {
+    // Also one that only says that the disk is full: what was written before it is as uncertain.
+    for fault in [SYNC, SYNC_FULL] {
+        fails_to_sync(fault).await;
+    }
+}
+
+async fn fails_to_sync(fault: u8) {
     let disk = Faulty::default();
     let world = world(&disk);
     world.boat("ada", json!({})).await;
-    disk.set(SYNC, 0);
+    disk.set(fault, 0);
     let boat = json!({ "metadata": { "name": "bob" }, "spec": { "metres": 1 } }).to_string();
     let (code, status) = world.call("POST", "/boats", "application/json", &boat).await;
     assert_eq!((code.as_u16(), &status["reason"]), (500, &json!("InternalError")));

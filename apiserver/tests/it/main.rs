@@ -4,6 +4,7 @@
 
 mod applies;
 mod bounds;
+mod crash;
 mod deletions;
 mod disk;
 mod forms;
