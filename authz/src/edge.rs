@@ -71,6 +71,8 @@ pub struct EdgeRequest<'a> {
     pub info: &'a RequestInfo,
     /// The raw path, without query.
     pub path: &'a str,
+    /// It asks for an upgrade: what follows are bytes both ways that nobody judges.
+    pub upgrade: bool,
 }
 
 /// A refusal. The text is for the caller and names the rule.
@@ -129,7 +131,7 @@ impl EdgePolicy {
         }
         self.path(request.path)?;
         self.namespace(request.info)?;
-        self.verb(request.info)
+        self.verb(request.info, request.upgrade)
     }
 
     fn admit(&self, who: &Identity) -> Result<(), EdgeDenial> {
@@ -193,7 +195,7 @@ impl EdgePolicy {
         Ok(())
     }
 
-    fn verb(&self, info: &RequestInfo) -> Result<(), EdgeDenial> {
+    fn verb(&self, info: &RequestInfo, upgrade: bool) -> Result<(), EdgeDenial> {
         // Asking about oneself changes nothing, though it is a POST.
         let asks = matches!(info.api_group.as_str(), "authorization.k8s.io" | "authentication.k8s.io")
             && matches!(
@@ -201,6 +203,10 @@ impl EdgePolicy {
                 "selfsubjectaccessreviews" | "selfsubjectrulesreviews" | "selfsubjectreviews"
             );
         let reads = matches!(info.verb.as_str(), "get" | "list" | "watch" | "head" | "options");
+        // Watches and logs may come over a WebSocket too. Any other GET of one is a console of some kind, built in or of
+        // an API that was added to the cluster.
+        let listens = info.verb == "watch" || (info.verb == "get" && info.subresource == "log");
+        let reads = reads && (!upgrade || listens);
         if self.0.api.read_only && !reads && !asks { Err(EdgeDenial::ReadOnly(info.verb.clone())) } else { Ok(()) }
     }
 }
@@ -247,13 +253,13 @@ mod tests {
     fn who(policy: &EdgePolicy, user: &str, groups: &[&str]) -> Result<(), EdgeDenial> {
         let principal = Identity::new(user, groups.iter().copied());
         let info = request_info("GET", "/api", None);
-        policy.decide(&EdgeRequest { principal: &principal, act_as: None, info: &info, path: "/api" })
+        policy.decide(&EdgeRequest { principal: &principal, act_as: None, info: &info, path: "/api", upgrade: false })
     }
     fn what(policy: &EdgePolicy, method: &str, target: &str) -> Result<(), EdgeDenial> {
         let principal = Identity::new("ann", ["dev"]);
         let (path, query) = target.split_once('?').map_or((target, None), |(p, q)| (p, Some(q)));
         let info = request_info(method, path, query);
-        policy.decide(&EdgeRequest { principal: &principal, act_as: None, info: &info, path })
+        policy.decide(&EdgeRequest { principal: &principal, act_as: None, info: &info, path, upgrade: false })
     }
 
     #[test]
@@ -277,7 +283,8 @@ mod tests {
     fn s03_the_identity_to_act_as_is_judged_too() {
         let (principal, act_as) = (Identity::new("ann", ["dev"]), ActAs(Identity::new("bob", ["system:masters"])));
         let info = request_info("GET", "/api", None);
-        let request = EdgeRequest { principal: &principal, act_as: Some(&act_as), info: &info, path: "/api" };
+        let request =
+            EdgeRequest { principal: &principal, act_as: Some(&act_as), info: &info, path: "/api", upgrade: false };
         assert!(EdgePolicy::default().decide(&request).is_err());
     }
 

@@ -5,7 +5,7 @@ use crate::{
     headers::strip_identity,
     status::status_response,
     upgrade::Io,
-    wire::{self, WireError},
+    wire::{self, WantsUpgrade, WireError},
 };
 use futures_util::future::BoxFuture;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
@@ -111,8 +111,9 @@ async fn admit<R: Reviewer>(
     let forbidden = |message: &str| Box::new(status_response(StatusCode::FORBIDDEN, message));
     let path = request.uri().path();
     let info = request_info(request.method().as_str(), path, request.uri().query());
+    let upgrade = request.extensions().get::<WantsUpgrade>().is_some();
     policy
-        .decide(&EdgeRequest { principal, act_as, info: &info, path })
+        .decide(&EdgeRequest { principal, act_as, info: &info, path, upgrade })
         .map_err(|denial| forbidden(&denial.to_string()))?;
     for review in act_as.map(required_reviews).unwrap_or_default() {
         match reviewer.allowed(principal, &review).await {

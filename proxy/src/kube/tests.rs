@@ -301,8 +301,16 @@ async fn s48_a_get_that_runs_something_is_no_read() {
         assert_eq!(world.call(empty(get(path))).await.status(), 403, "{path}");
     }
     assert!(world.up.seen().is_empty());
-    let events = world.log.events.lock().unwrap();
-    assert!(events.iter().all(|event| event.verb == "create"), "{events:?}");
+    assert!(world.log.events.lock().unwrap().iter().all(|event| event.verb == "create"));
+    // An API that was added to the cluster has consoles of its own: by the upgrade they are known.
+    let console = "/apis/subresources.kubevirt.io/v1/namespaces/x/virtualmachineinstances/v/console";
+    let over = |path: &str| empty(get(path).header("connection", "upgrade").header("upgrade", "websocket"));
+    assert_eq!(world.call(over(console)).await.status(), 403);
+    assert!(world.up.seen().is_empty());
+    for path in ["/api/v1/namespaces/x/pods/p/log?follow=1", "/api/v1/pods?watch=1"] {
+        assert_ne!(world.call(over(path)).await.status(), 403, "{path}");
+    }
+    assert_eq!(world.up.seen().len(), 2, "what only listens may come so");
 }
 
 #[tokio::test]
