@@ -323,9 +323,10 @@ impl Front {
         let Ok(NewPassword { password }) = serde_json::from_slice(&body) else {
             return status_response(StatusCode::BAD_REQUEST, "the body must be {\"password\": \"…\"}");
         };
-        match self.logins.set_password(user, password).await {
-            Ok(()) => {
-                tracing::info!(user, by = who.identity.user, "password set");
+        match self.logins.change_password(user, password, &who.token).await {
+            Ok(ended) => {
+                ended.iter().for_each(|id| self.directory.revoke(id));
+                tracing::info!(user, by = who.identity.user, ended = ended.len(), "password set");
                 json(StatusCode::OK, &serde_json::json!({}))
             }
             Err(error) => login_refused(&error),

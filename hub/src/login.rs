@@ -21,6 +21,9 @@ use tokio::{sync::Semaphore, time::timeout};
 /// Lengths of a password, in bytes.
 pub const PASSWORD: std::ops::RangeInclusive<usize> = 8..=1024;
 
+/// `spec.description` of the tokens that logins make.
+const LOGIN: &str = "login";
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct LoginRequest {
@@ -132,7 +135,7 @@ impl Logins {
             return Err(LoginError::Bad("ttlSeconds is over what this hub permits"));
         }
         let name = user.metadata.name.clone();
-        let (token, expires) = self.issue(&user, "login", life).await?;
+        let (token, expires) = self.issue(&user, LOGIN, life).await?;
         Ok(LoginAnswer { token, expires, user: name })
     }
 
@@ -153,6 +156,24 @@ impl Logins {
         let made = self.records.create(&Object::new("", spec)).await?;
         let token = made.status.and_then(|status| status.token);
         Ok((token.ok_or_else(|| RecordError::Failed("no token was made".to_owned()))?, expires))
+    }
+
+    /// Sets a password and ends what was logged in with the one before, for whoever knew it may be in; but not `except`.
+    /// Tokens that were made as such stay. Returns the ids of those that are gone.
+    pub async fn change_password(&self, user: &str, new: String, except: &str) -> Result<Vec<String>, LoginError> {
+        self.set_password(user, new).await?;
+        let mut ended = Vec::new();
+        for token in self.records.list::<TokenSpec>()? {
+            let (spec, id) = (token.spec, token.metadata.name);
+            if spec.user != user || spec.description.as_deref() != Some(LOGIN) || id == except {
+                continue;
+            }
+            match self.records.delete_token(&id).await {
+                Ok(()) | Err(RecordError::NotFound) => ended.push(id),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(ended)
     }
 
     /// Sets a password.

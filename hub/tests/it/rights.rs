@@ -210,6 +210,34 @@ async fn who_tried_in_vain_is_counted_and_stands_in_the_audit_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn s51_a_new_password_ends_what_the_old_one_opened() {
+    let world = World::new().await;
+    let _agent = world.connected("edge1", Carrier::Tls).await;
+    let key = world.user("anna", &["edge1"]).await;
+    let set = async |token: &str, user: &str, password: &str| {
+        let path = format!("{API}/users/{user}/password");
+        assert_eq!(world.call(token, "PUT", &path, &json!({ "password": password })).await.code, 200);
+    };
+    let login = async |user: &str, password: &str| {
+        let body = json!({ "username": user, "password": password }).to_string();
+        world.send("POST", "/auth/login", &[], &body).await.json()["token"].as_str().unwrap().to_owned()
+    };
+    set(&world.admin, "anna", "the-old-one").await;
+    let of_anna = login("anna", "the-old-one").await;
+    let shell = open(&world, &of_anna, EXEC, UPGRADE).await;
+    set(&world.admin, "anna", "the-new-one").await;
+    ended(shell, "a shell").await;
+    assert_eq!(world.get(&of_anna, "/auth/whoami").await.code, 401);
+    assert_eq!(world.get(&key, "/auth/whoami").await.code, 200, "a token that was made as such stays");
+    // Who changes the password stays logged in.
+    set(&world.admin, "admin", "first-of-admin").await;
+    let (mine, other) = (login("admin", "first-of-admin").await, login("admin", "first-of-admin").await);
+    set(&mine, "admin", "second-of-admin").await;
+    assert_eq!(world.get(&mine, "/auth/whoami").await.code, 200);
+    assert_eq!(world.get(&other, "/auth/whoami").await.code, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn s02_as_somebody_else_nothing_is_done_in_the_hubs_own_api() {
     let world = World::new().await;
     world.cluster("edge1").await;
