@@ -38,7 +38,12 @@ pub(crate) struct File(pub(crate) PathBuf);
 
 impl Disk for File {
     fn open(&self) -> io::Result<Box<dyn StorageBackend>> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&self.0)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        // Hashes of secrets are in it.
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(&self.0)?;
         Ok(Box::new(redb::backends::FileBackend::new(file).map_err(io::Error::other)?))
     }
 
@@ -140,8 +145,13 @@ impl Redb {
         }
     }
 
-    /// Makes the changes in one transaction; returns once it is on disk.
-    pub(crate) fn write(&self, events: &[StoreEvent], records: &[(String, Option<Bytes>)]) -> Result<(), redb::Error> {
+    /// Makes the changes in one transaction, after which the store is at `revision`; returns once it is on disk.
+    pub(crate) fn write(
+        &self,
+        events: &[StoreEvent],
+        records: &[(String, Option<Bytes>)],
+        revision: Option<u64>,
+    ) -> Result<(), redb::Error> {
         let write = self.database.begin_write()?;
         {
             let mut objects = write.open_table(OBJECTS)?;
@@ -163,8 +173,8 @@ impl Redb {
                     None => private.remove(key.as_str())?,
                 };
             }
-            if let Some(last) = events.last() {
-                write.open_table(META)?.insert("revision", last.revision)?;
+            if let Some(revision) = revision {
+                write.open_table(META)?.insert("revision", revision)?;
             }
         }
         write.commit()?;

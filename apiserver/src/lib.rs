@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod auth;
+mod backup;
 mod body;
 mod check;
 mod client;
@@ -40,6 +41,7 @@ mod watch;
 mod writer;
 
 pub use auth::{Attributes, Authorizer, Everything};
+pub use backup::{BackupError, BackupInfo, open_idle, restore};
 pub use body::{Body, BoxError};
 pub use client::{Api, ApiWatch, WatchEvent};
 pub use disk::Disk;

@@ -217,14 +217,12 @@ impl Ops {
         options: WriteOptions,
         (manager, force): (&str, bool),
     ) -> Result<Written, ApiError> {
-        let (mut config, warnings) = decode::object(kind, config.clone(), options.unknown)?;
+        let (config, warnings) = decode::object(kind, config.clone(), options.unknown)?;
         if !config["metadata"]["managedFields"].as_array().is_none_or(Vec::is_empty) {
             return Err(ApiError::bad_request("metadata.managedFields must be nil"));
         }
-        match name_of(&config) {
-            "" => config["metadata"]["name"] = name.into(),
-            said if said != name => return Err(wrong_name(said, name)),
-            _ => {}
+        if name_of(&config) != name {
+            return Err(wrong_name(name_of(&config), name));
         }
         for _ in 0..self.limits.conflict_retries {
             let Some(old) = self.store.get(&kind.key(name)) else {
@@ -364,6 +362,10 @@ fn set_managers(object: &mut Value, managers: &Managers) {
 }
 
 pub(crate) fn wrong_name(said: &str, name: &str) -> ApiError {
+    if said.is_empty() {
+        let why = format!("the name of the object ({name} based on URL) was undeterminable: name must be provided");
+        return ApiError::bad_request(why);
+    }
     ApiError::bad_request(format!("the name of the object ({said}) does not match the name on the URL ({name})"))
 }
 

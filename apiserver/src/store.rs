@@ -128,6 +128,13 @@ pub(crate) struct Shared {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// The whole content at one revision, as the events that make it.
+pub(crate) struct Moment {
+    pub(crate) revision: u64,
+    pub(crate) events: Vec<StoreEvent>,
+    pub(crate) private: Vec<(String, Option<Bytes>)>,
+}
+
 /// A handle; clones are the same store. It closes when the last one is dropped.
 #[derive(Clone)]
 pub struct Store {
@@ -226,6 +233,22 @@ impl Store {
     pub fn list(&self, prefix: &str) -> (u64, Vec<(Arc<str>, Entry)>) {
         let state = self.state();
         (state.revision, under(&state.objects, prefix).map(|(k, e)| (Arc::clone(k), e.clone())).collect())
+    }
+
+    /// All that is stored, private records too.
+    pub(crate) fn moment(&self) -> Moment {
+        let state = self.state();
+        let event = |(key, entry): (&Arc<str>, &Entry)| StoreEvent {
+            revision: entry.revision,
+            key: Arc::clone(key),
+            value: Some(Arc::clone(&entry.value)),
+            previous: None,
+        };
+        Moment {
+            revision: state.revision,
+            events: state.objects.iter().map(event).collect(),
+            private: state.private.iter().map(|(key, value)| (key.clone(), Some(value.clone()))).collect(),
+        }
     }
 
     /// The same as it was at an earlier revision.

@@ -60,7 +60,7 @@ impl Writer {
                 continue;
             }
             let began = Instant::now();
-            let written = redb.write(&group.events, &group.private);
+            let written = redb.write(&group.events, &group.private, group.events.last().map(|e| e.revision));
             if let Some(metrics) = self.shared.metrics.get() {
                 metrics.commits.observe(began.elapsed().as_secs_f64());
             }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod applies;
+mod backup;
 mod bounds;
 mod crash;
 mod deletions;

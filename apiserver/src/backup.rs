@@ -1,0 +1,135 @@
+//! A store's content as one file: a backup is a store of its own, and restoring it is opening it.
+
+use crate::{
+    Limits,
+    disk::{Disk, File, Redb},
+    store::{OpenError, Store},
+};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Why there is no backup, or why it was not put back.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// A file is in the way: no backup overwrites another, and no restore a store.
+    #[error("{0} is there already")]
+    Exists(PathBuf),
+    /// It cannot be written or read.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is no store, or one of a newer version.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+/// What a backup holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackupInfo {
+    /// The one revision at which all of it was so.
+    pub revision: u64,
+    /// Objects in it.
+    pub objects: usize,
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BackupError {
+    let path = path.to_owned();
+    move |source| BackupError::Io { path, source }
+}
+
+impl Store {
+    /// Writes all that is stored at this moment into a new file, while reads and writes go on. Blocks.
+    ///
+    /// The file appears under its name once it is whole and on disk.
+    ///
+    /// # Errors
+    /// See [`BackupError`].
+    pub fn backup(&self, to: &Path) -> Result<BackupInfo, BackupError> {
+        if to.exists() {
+            return Err(BackupError::Exists(to.to_owned()));
+        }
+        let part = part_of(to);
+        let _ = fs::remove_file(&part);
+        let moment = self.moment();
+        let info = BackupInfo { revision: moment.revision, objects: moment.events.len() };
+        {
+            let (redb, _) = Redb::open(&File(part.clone())).map_err(|e| e.named(&part.display().to_string()))?;
+            redb.write(&moment.events, &moment.private, Some(moment.revision))
+                .map_err(|e| io_error(&part)(io::Error::other(e.to_string())))?;
+        }
+        publish(&part, to)?;
+        Ok(info)
+    }
+}
+
+/// How far a restored store is ahead of its backup. Revisions that clients saw after the backup was made must not come
+/// again with other content: all of them are older than this, and a watch from one is told to list again.
+const LEAP: u64 = 1_000_000_000;
+
+/// Makes a store out of a backup. The store must not be there yet; its server must not run.
+///
+/// # Errors
+/// See [`BackupError`].
+pub fn restore(backup: &Path, to: &Path) -> Result<BackupInfo, BackupError> {
+    if to.exists() {
+        return Err(BackupError::Exists(to.to_owned()));
+    }
+    let part = part_of(to);
+    let made = prepare(backup, &part).and_then(|info| publish(&part, to).map(|()| info));
+    if made.is_err() {
+        let _ = fs::remove_file(&part);
+    }
+    made
+}
+
+fn prepare(backup: &Path, part: &Path) -> Result<BackupInfo, BackupError> {
+    fs::copy(backup, part).map_err(io_error(backup))?;
+    // Read as a server will read it: what cannot be opened does not get the name.
+    let disk = File(part.to_owned());
+    let (redb, state) = Redb::open(&disk).map_err(|e| e.named(&disk.name()))?;
+    let revision = state.revision.saturating_add(LEAP);
+    redb.write(&[], &[], Some(revision)).map_err(|e| io_error(part)(io::Error::other(e.to_string())))?;
+    Ok(BackupInfo { revision, objects: state.objects.len() })
+}
+
+/// Opens a store for what does not serve it: to back it up while its server does not run.
+///
+/// # Errors
+/// See [`OpenError`]; also when its server does run.
+pub fn open_idle(path: &Path) -> Result<Store, OpenError> {
+    if !path.exists() {
+        return Err(OpenError::Database { path: path.display().to_string(), why: "there is no such file".into() });
+    }
+    Store::open(path, &Limits::default())
+}
+
+fn part_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".part");
+    name.into()
+}
+
+/// Gives a whole file its name, on disk too.
+fn publish(part: &Path, to: &Path) -> Result<(), BackupError> {
+    let sync = || {
+        fs::File::open(part)?.sync_all()?;
+        // Unlike a rename, a link does not replace what came in the meantime.
+        fs::hard_link(part, to)?;
+        fs::remove_file(part)?;
+        match to.parent().filter(|p| !p.as_os_str().is_empty()) {
+            Some(folder) => fs::File::open(folder)?.sync_all(),
+            None => fs::File::open(".")?.sync_all(),
+        }
+    };
+    sync().map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists => BackupError::Exists(to.to_owned()),
+        _ => io_error(to)(e),
+    })
+}
