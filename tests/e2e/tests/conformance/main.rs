@@ -7,6 +7,7 @@
 #![allow(missing_docs, reason = "a test")]
 
 mod boats;
+mod kube_rs;
 mod kubectl;
 mod rows;
 mod same;
@@ -159,6 +160,8 @@ fn main() {
             }));
         }
     }
+    let slot = Arc::clone(&world);
+    trials.push(Trial::test("kube_rs_sees_the_same", move || with(&slot, kube_rs::check)));
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(world.lock().unwrap_or_else(PoisonError::into_inner).take());
     conclusion.exit();

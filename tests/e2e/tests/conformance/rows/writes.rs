@@ -148,6 +148,25 @@ pub fn applies() -> Vec<Row> {
         row("apply_needs_a_kind", APPLY, vec![apply("/boats/ada?fieldManager=one", json!({"metadata": {"name": "ada"}}))]).without(&["/body/message"]),
         row("apply_of_managed_fields_is_refused", APPLY, vec![by("one", json!({"metadata": {"managedFields": [{"manager": "x", "operation": "Apply", "apiVersion": "moorline.dev/v1alpha1", "fieldsType": "FieldsV1", "fieldsV1": {}}]}}))]),
         row("apply_of_another_name_is_refused", APPLY, vec![apply("/boats/ada?fieldManager=one", boat("bob", json!({})))]),
+        row(
+            "apply_without_a_name_is_refused",
+            APPLY,
+            vec![apply(
+                "/boats/ada?fieldManager=one",
+                json!({"apiVersion": "moorline.dev/v1alpha1", "kind": "Boat", "metadata": {}, "spec": {"metres": 1}}),
+            )],
+        ),
+        row(
+            "update_without_a_name_is_refused",
+            CONVENTIONS,
+            vec![
+                post("/boats", boat("ada", json!({}))),
+                put(
+                    "/boats/ada",
+                    json!({"apiVersion": "moorline.dev/v1alpha1", "kind": "Boat", "metadata": {"resourceVersion": "{rv:1}"}, "spec": {"metres": 1}}),
+                ),
+            ],
+        ),
         row("apply_of_something_invalid", APPLY, vec![by("one", json!({"spec": {"metres": 401}}))]),
         row("apply_dry_run_stores_nothing", APPLY, vec![apply("/boats/ada?fieldManager=one&dryRun=All", boat("ada", json!({}))), get("/boats/ada")]),
         row("apply_with_an_old_revision_conflicts", APPLY, vec![
