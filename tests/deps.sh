@@ -56,5 +56,15 @@ PY
   rm -rf "$tmp"
 fi
 
+# The Python client, one of those that the API is shown to.
+python=$cache/python
+python_version=37.0.2
+if [ ! -d "$python/kubernetes-$python_version.dist-info" ]; then
+  say "fetching the Python client $python_version"
+  rm -rf "$python" "$python.part"
+  pip3 install -q --disable-pip-version-check --target "$python.part" "kubernetes==$python_version" || die "could not fetch the Python client"
+  mv "$python.part" "$python"
+fi
+
 "$here/kube/build-from-debian.sh" "$cache/kube"
 say "ready"

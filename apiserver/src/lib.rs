@@ -2,6 +2,21 @@
 //!
 //! [`Store`] keeps JSON documents under one revision counter; [`KindSpec`] says what a kind is; [`ApiServer`] serves
 //! the kinds over HTTP as kubectl, kube-rs and client-go expect it; [`Api`] is the same door for code in this process.
+//!
+//! From the outside in:
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `server` | paths and verbs; `flow` says how many at once, `auth` asks who may |
+//! | `request`, `negotiate` | parameters and bodies in; forms, YAML and gzip out |
+//! | `discovery`, `openapi`, `openapi_pb` | what clients ask before they ask for objects |
+//! | `list`, `watch`, `table`, `select` | reading many |
+//! | `decode`, `check`, `schema`, `validate` | what was sent, in the shape of its kind and by its rules |
+//! | `ops`, `patch`, `scale`, `delete` | the rules of writing one object, and what goes with it |
+//! | `manage`, `shape`, `fields` | whose field is whose: server-side apply |
+//! | `store`, `writer`, `disk`, `backup` | revisions, one writer, one file |
+//!
+//! Where it differs from kube-apiserver on purpose, the rows of `tests/e2e/tests/conformance` say why.
 #![forbid(unsafe_code)]
 
 mod auth;

@@ -9,6 +9,7 @@
 mod boats;
 mod kube_rs;
 mod kubectl;
+mod python;
 mod rows;
 mod same;
 mod target;
@@ -162,6 +163,8 @@ fn main() {
     }
     let slot = Arc::clone(&world);
     trials.push(Trial::test("kube_rs_sees_the_same", move || with(&slot, kube_rs::check)));
+    let slot = Arc::clone(&world);
+    trials.push(Trial::test("python_sees_the_same", move || with(&slot, python::check)));
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(world.lock().unwrap_or_else(PoisonError::into_inner).take());
     conclusion.exit();
