@@ -157,9 +157,8 @@ impl Redb {
             let mut objects = write.open_table(OBJECTS)?;
             for event in events {
                 match &event.value {
-                    Some(value) => {
-                        let bytes = serde_json::to_vec(&**value).map_err(|e| redb::Error::Corrupted(e.to_string()))?;
-                        objects.insert(&*event.key, bytes.as_slice())?;
+                    Some(_) => {
+                        objects.insert(&*event.key, event.text().as_bytes())?;
                     }
                     None => {
                         objects.remove(&*event.key)?;
@@ -209,10 +208,11 @@ fn load(database: &Database) -> Result<State, LoadError> {
     let mut state = State { revision, compacted: revision, ..State::default() };
     for row in read.open_table(OBJECTS)?.iter()? {
         let (key, value) = row?;
+        let size = value.value().len();
         let value: Value = serde_json::from_slice(value.value())
             .map_err(|e| redb::Error::Corrupted(format!("object {}: {e}", key.value())))?;
         let revision = revision_of(&value);
-        state.objects.insert(key.value().into(), Entry { revision, value: Arc::new(value) });
+        state.objects.insert(key.value().into(), Entry { revision, value: Arc::new(value), size });
     }
     for row in read.open_table(PRIVATE)?.iter()? {
         let (key, value) = row?;

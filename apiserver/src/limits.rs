@@ -14,6 +14,8 @@ pub struct Limits {
     pub body_time: Duration,
     /// Events the store keeps for watchers. A watcher that falls further behind gets 410 and lists again.
     pub history: usize,
+    /// Bytes of objects, as text, that those events may keep: large objects that change often shorten the history.
+    pub history_bytes: usize,
     /// Writes waiting for the writer thread; further writers wait for a place.
     pub queued_writes: usize,
     /// Longest a write waits for a place in that queue, or its answer, before it is refused with 503.
@@ -49,6 +51,7 @@ impl Default for Limits {
             object: 1536 * 1024,
             body_time: Duration::from_secs(30),
             history: 10_000,
+            history_bytes: 16 * 1024 * 1024,
             queued_writes: 1024,
             write_time: Duration::from_secs(10),
             full_retry: Duration::from_secs(1),

@@ -6,6 +6,7 @@ use crate::{
 };
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
 
 /// What to do with fields that the kind does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -383,15 +384,15 @@ pub(crate) fn unavailable(error: &CommitError) -> ApiError {
 }
 
 /// How a watcher that selects only some objects sees a change: `ADDED`, `MODIFIED`, `DELETED`, or not at all.
-pub(crate) fn seen(event: &StoreEvent, selects: impl Fn(&Value) -> bool) -> Option<(&'static str, Value)> {
+pub(crate) fn seen(event: &StoreEvent, selects: impl Fn(&Value) -> bool) -> Option<(&'static str, Arc<Value>)> {
     let before = event.previous.as_ref().is_some_and(|e| selects(&e.value));
     match &event.value {
-        Some(value) if selects(value) => Some((if before { "MODIFIED" } else { "ADDED" }, Value::clone(value))),
+        Some(value) if selects(value) => Some((if before { "MODIFIED" } else { "ADDED" }, Arc::clone(value))),
         // Deleted, or changed so that it is no longer selected: its last state, at the revision of the change.
         _ if before => {
             let mut last = event.previous.as_ref().map(|e| (*e.value).clone())?;
             last["metadata"]["resourceVersion"] = event.revision.to_string().into();
-            Some(("DELETED", last))
+            Some(("DELETED", Arc::new(last)))
         }
         _ => None,
     }

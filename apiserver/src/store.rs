@@ -70,6 +70,8 @@ pub struct Entry {
     pub revision: u64,
     /// The object.
     pub value: Arc<Value>,
+    /// Bytes of its text.
+    pub(crate) size: usize,
 }
 
 /// One change, as watchers see it.
@@ -83,6 +85,20 @@ pub struct StoreEvent {
     pub value: Option<Arc<Value>>,
     /// The object before it; `None`: created.
     pub previous: Option<Entry>,
+    /// The object after it as text, made once: for the disk, and for all that watch.
+    pub(crate) text: Arc<OnceLock<Box<str>>>,
+}
+
+impl StoreEvent {
+    /// The object after it as text; empty: deleted.
+    pub(crate) fn text(&self) -> &str {
+        self.text.get_or_init(|| self.value.as_ref().map(|v| v.to_string().into()).unwrap_or_default())
+    }
+
+    /// Bytes of objects that are kept for as long as this is: before and after.
+    pub(crate) fn size(&self) -> usize {
+        self.key.len() + self.text().len() + self.previous.as_ref().map_or(0, |e| e.size)
+    }
 }
 
 /// What an object must be at for a change to be made.
@@ -114,6 +130,8 @@ pub(crate) struct State {
     pub(crate) objects: BTreeMap<Arc<str>, Entry>,
     pub(crate) private: BTreeMap<String, Bytes>,
     pub(crate) history: VecDeque<StoreEvent>,
+    /// The sum of the sizes of those.
+    pub(crate) history_bytes: usize,
     /// The newest revision whose event is no longer in the history.
     pub(crate) compacted: u64,
 }
@@ -243,6 +261,7 @@ impl Store {
             key: Arc::clone(key),
             value: Some(Arc::clone(&entry.value)),
             previous: None,
+            text: Arc::default(),
         };
         Moment {
             revision: state.revision,

@@ -1,7 +1,7 @@
 //! A watch as a body: one line of JSON for each event.
 
 use crate::{
-    ApiError, ApiServer, Authorizer, Cause, KindSpec, Watcher,
+    ApiError, ApiServer, Authorizer, Cause, KindSpec, StoreEvent, Watcher,
     body::{Body, BoxError},
     list::from_the_future,
     negotiate::{Form, render},
@@ -15,7 +15,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use prometheus::IntGauge;
 use serde_json::{Value, json};
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fmt::Display, sync::Arc, time::Duration};
 use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, sleep_until},
@@ -88,7 +88,7 @@ impl ApiServer {
             Err(_) => {
                 let error =
                     ApiError::expired(format!("too old resource version: {from} ({})", self.store().revision()));
-                crate::body::full(line("ERROR", &error.to_status()))
+                crate::body::full(line("ERROR", error.to_status()))
             }
         });
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -133,10 +133,8 @@ impl ApiServer {
     }
 }
 
-fn line(what: &str, object: &Value) -> Bytes {
-    let mut line = json!({ "type": what, "object": object }).to_string();
-    line.push('\n');
-    line.into()
+fn line(what: &str, object: impl Display) -> Bytes {
+    format!("{{\"type\":\"{what}\",\"object\":{object}}}\n").into()
 }
 
 struct Running {
@@ -166,7 +164,21 @@ impl Watch {
 
 impl Running {
     fn shown(&self, what: &str, object: &Value) -> Bytes {
-        line(what, &render(&self.watch.kind, object, self.watch.form))
+        match self.watch.form {
+            Form::Whole => line(what, object),
+            form => line(what, render(&self.watch.kind, object, form)),
+        }
+    }
+
+    /// One change, as this watch sees it. The text of an object is made once for all watches.
+    fn change(&self, event: &StoreEvent) -> Option<Bytes> {
+        let watch = &self.watch;
+        let selects = |object: &Value| (watch.selects)(object) && watch.authorizer.visible(watch.kind.plural, object);
+        let (what, object) = seen(event, selects)?;
+        if watch.form == Form::Whole && what != "DELETED" {
+            return Some(line(what, event.text()));
+        }
+        Some(self.shown(what, &object))
     }
 
     fn bookmark(&self, ends_first: bool) -> Bytes {
@@ -178,7 +190,7 @@ impl Running {
         if ends_first {
             object["metadata"]["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
         }
-        line("BOOKMARK", &object)
+        line("BOOKMARK", object)
     }
 
     async fn next(&mut self) -> Option<Bytes> {
@@ -200,18 +212,15 @@ impl Running {
                 () = sleep_until(self.watch.until) => return None,
                 event = self.watch.watcher.next() => match event {
                     Ok(Some(event)) => {
-                        let selects = |object: &Value| {
-                            (self.watch.selects)(object) && self.watch.authorizer.visible(self.watch.kind.plural, object)
-                        };
-                        if let Some((what, object)) = seen(&event, selects) {
-                            return Some(self.shown(what, &object));
+                        if let Some(line) = self.change(&event) {
+                            return Some(line);
                         }
                     }
                     Ok(None) => return None,
                     Err(_) => {
                         self.ended = true;
                         let status = ApiError::expired("too old resource version; list again").to_status();
-                        return Some(line("ERROR", &status));
+                        return Some(line("ERROR", status));
                     }
                 },
                 () = sleep_until(bookmark_at), if self.next_bookmark.is_some() => {

@@ -18,6 +18,7 @@ pub(crate) struct Writer {
     shared: Arc<Shared>,
     group: usize,
     history: usize,
+    history_bytes: usize,
     retry: Duration,
     health: Health,
 }
@@ -43,8 +44,8 @@ struct Group {
 
 impl Writer {
     pub(crate) fn new(disk: Box<dyn Disk>, redb: Redb, shared: Arc<Shared>, limits: &Limits) -> Self {
-        let Limits { group, history, full_retry, .. } = *limits;
-        Self { disk, shared, group, history, retry: full_retry, health: Health::Well(redb) }
+        let Limits { group, history, history_bytes, full_retry, .. } = *limits;
+        Self { disk, shared, group, history, history_bytes, retry: full_retry, health: Health::Well(redb) }
     }
 
     pub(crate) fn run(mut self, mut inbox: mpsc::Receiver<Order>) {
@@ -132,7 +133,7 @@ impl Writer {
             if let Some((key, expect, value)) = batch.object {
                 let newest = group.events.iter().rev().find(|e| *e.key == *key);
                 let current = match newest {
-                    Some(e) => e.value.clone().map(|value| Entry { revision: e.revision, value }),
+                    Some(e) => e.value.clone().map(|value| Entry { revision: e.revision, value, size: e.text().len() }),
                     None => state.objects.get(key.as_str()).cloned(),
                 };
                 let at = current.as_ref().map(|e| e.revision);
@@ -161,7 +162,13 @@ impl Writer {
                     let own: Vec<_> = stored.chain(pending.map(|(k, _)| k.clone())).map(|k| (k, None)).collect();
                     group.private.extend(own);
                 }
-                group.events.push(StoreEvent { revision, key: key.into(), value, previous: current });
+                group.events.push(StoreEvent {
+                    revision,
+                    key: key.into(),
+                    value,
+                    previous: current,
+                    text: Arc::default(),
+                });
             }
             group.private.extend(batch.private);
             group.acknowledge.push((done, revision));
@@ -181,14 +188,18 @@ impl Writer {
             state.revision = event.revision;
             match &event.value {
                 Some(value) => {
-                    let entry = Entry { revision: event.revision, value: Arc::clone(value) };
+                    let size = event.text().len();
+                    let entry = Entry { revision: event.revision, value: Arc::clone(value), size };
                     state.objects.insert(Arc::clone(&event.key), entry)
                 }
                 None => state.objects.remove(&event.key),
             };
+            state.history_bytes += event.size();
             state.history.push_back(event);
-            if self.history < state.history.len() {
-                state.compacted = state.history.pop_front().map_or(state.compacted, |e| e.revision);
+            while self.history < state.history.len() || self.history_bytes < state.history_bytes {
+                let Some(oldest) = state.history.pop_front() else { break };
+                state.history_bytes -= oldest.size();
+                state.compacted = oldest.revision;
             }
         }
         let revision = state.revision;

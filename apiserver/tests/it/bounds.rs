@@ -121,3 +121,22 @@ async fn dependents_of_an_owner_that_went_unnoticed_go_at_the_next_start() {
     world.server.collect_orphans().await.unwrap();
     assert_eq!(world.get("/lines").await.1["items"], json!([]));
 }
+
+#[tokio::test]
+async fn large_objects_that_change_often_do_not_fill_the_memory() {
+    let world = World::with(Limits { history: 10_000, history_bytes: 100_000, ..limits() });
+    let store = world.server.store();
+    let first = store.revision();
+    let text = "x".repeat(10_000);
+    let mut expect = Expect::Absent;
+    for i in 0..50 {
+        let object = json!({ "metadata": {}, "spec": i, "text": text });
+        let batch = Batch { object: Some(("t/things/a".into(), expect, Some(object))), private: vec![] };
+        expect = Expect::Revision(store.commit(batch).await.unwrap());
+    }
+    let newest = store.revision();
+    // Each change keeps the object before and after it: ten of them are 200 kB.
+    assert!(store.watch("t/", first).is_err());
+    assert!(store.watch("t/", newest - 10).is_err());
+    assert!(store.watch("t/", newest - 3).is_ok(), "what is small enough is kept");
+}
