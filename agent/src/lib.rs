@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod dialler;
 pub mod facts;
 pub mod identity;
 pub mod join;
@@ -126,12 +127,13 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             policy.clone(),
             metrics.clone(),
         );
-        let dialler = uplink::Dialler {
+        let dialler = dialler::Dialler {
             hub: config.hub.clone(),
             carrier: config.carrier,
             holder: Arc::new(holder),
             facts,
             limits: moorline_link::Limits::default(),
+            memory: std::sync::Mutex::default(),
         };
         let driver = uplink::Driver::new(dialler, service, metrics.clone());
         tokio::select! {

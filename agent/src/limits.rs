@@ -48,10 +48,14 @@ pub const JOIN_PAUSE: Duration = Duration::from_secs(30);
 /// Shortest pause after a failure that time alone seldom heals.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
-/// How long QUIC may try alone before TLS is tried as well.
-pub const QUIC_HEAD_START: Duration = Duration::from_millis(300);
+/// How long a carrier may try before the next one is tried as well.
+pub const HEAD_START: Duration = Duration::from_millis(300);
 /// How often a session is probed.
 pub const PROBE: Duration = Duration::from_secs(10);
+/// A probe that is not answered in this time puts the session's carrier in doubt: another one is dialled beside it.
+pub const DOUBT: Duration = Duration::from_secs(5);
+/// How long streams may stay on a session whose place one on another carrier took.
+pub const MOVED_GRACE: Duration = Duration::from_secs(24 * 3600);
 /// How long open streams may take to end when the agent goes away or a session is replaced by a newer one.
 pub const GRACE: Duration = Duration::from_secs(30);
 /// Sessions that may be ending while a newer one serves.

@@ -1,6 +1,7 @@
 //! What an agent counts.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use moorline_link::Carrier;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// The agent's metrics, registered once.
 #[derive(Debug, Clone)]
@@ -11,6 +12,10 @@ pub struct Metrics {
     pub dials: IntCounterVec,
     /// Ends of sessions, by code.
     pub closes: IntCounterVec,
+    /// Moves of the session to another carrier, by both.
+    pub moves: IntCounterVec,
+    /// What carries the session (1) and what does not (0).
+    pub carrier: IntGaugeVec,
     /// Streams being served.
     pub streams: IntGauge,
     /// Streams refused before they were served, by code.
@@ -52,7 +57,15 @@ impl Metrics {
             registry.register(Box::new(metric.clone()))?;
             Ok(metric)
         };
+        let moves = Opts::new("moorline_agent_moves_total", "Moves of the session to another carrier");
+        let moves = IntCounterVec::new(moves, &["from", "to"])?;
+        registry.register(Box::new(moves.clone()))?;
+        let carrier = Opts::new("moorline_agent_session_carrier", "What carries the session to the hub");
+        let carrier = IntGaugeVec::new(carrier, &["carrier"])?;
+        registry.register(Box::new(carrier.clone()))?;
         Ok(Self {
+            moves,
+            carrier,
             session_up: gauge("moorline_agent_session_up", "Whether a session to the hub serves")?,
             dials: counters("moorline_agent_dials_total", "Attempts to dial the hub", "result")?,
             closes: counters("moorline_agent_session_closes_total", "Ends of sessions to the hub", "code")?,
@@ -77,5 +90,12 @@ impl Metrics {
             )?,
             policy_current: gauge("moorline_agent_policy_current", "Whether the policy file as it is now is in force")?,
         })
+    }
+
+    /// Notes what carries the session.
+    pub fn carries(&self, now: Carrier) {
+        for carrier in [Carrier::Quic, Carrier::Tls, Carrier::WebSocket] {
+            self.carrier.with_label_values(&[carrier.to_string()]).set(i64::from(carrier == now));
+        }
     }
 }

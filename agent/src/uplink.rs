@@ -1,24 +1,31 @@
 //! Keeps one session to the hub: the machine of `proto::uplink` says when, this driver holds the sockets.
 //!
 //! A session that is to end (the hub drains, or shows that it holds an older certificate of ours) goes on serving its
-//! streams while its successor is dialled: make before break.
+//! streams while its successor is dialled: make before break. So does one that moves to another carrier, when the
+//! machine of `proto::ladder` finds a better one or the one in use is in doubt.
 
 use crate::{
-    Preference, facts::Facts, identity::Holder, limits, metrics::Metrics, renew, serve::Service, upstream::chain,
+    dialler::{Attempt, AttemptError, Dialler, now_ms, rung_of},
+    limits,
+    metrics::Metrics,
+    renew,
+    serve::Service,
+    upstream::chain,
 };
-use moorline_link::{BadProxy, Carrier, CloseReason, DialError, HttpProxy, HubAddress, Limits, Session, dial_through};
+use moorline_link::{CloseReason, DialError, Session};
 use moorline_proto::{
     code::CloseCode,
-    control::{Hello, VERSION, Welcome},
+    control::Welcome,
+    ladder::{self, Ladder, Rungs},
     uplink::{Die, Effect, Event, Policy, Uplink},
 };
 use moorline_proxy::edge::{Reviewer, Upstream};
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -27,90 +34,6 @@ use tracing::Instrument;
 
 /// Longest wait for the hub to hear that the session ends.
 const LAST_WORD: Duration = Duration::from_secs(1);
-
-/// What a dial needs.
-pub struct Dialler {
-    /// Whom.
-    pub hub: HubAddress,
-    /// Over what.
-    pub carrier: Preference,
-    /// As whom.
-    pub holder: Arc<Holder>,
-    /// With which facts.
-    pub facts: watch::Receiver<Facts>,
-    /// Within which bounds.
-    pub limits: Limits,
-}
-
-/// Why there is no session.
-#[derive(Debug, thiserror::Error)]
-enum AttemptError {
-    #[error("own certificate or trust bundle cannot be used")]
-    Tls(#[from] moorline_link::tls::TlsError),
-    #[error("the environment names a proxy")]
-    Proxy(#[from] BadProxy),
-    #[error(transparent)]
-    Dial(#[from] DialError),
-}
-
-impl Dialler {
-    async fn attempt(&self) -> Attempt {
-        let tls = self.holder.tls()?;
-        let hello = Hello {
-            min_version: VERSION,
-            max_version: VERSION,
-            instance: self.holder.instance,
-            software: concat!("moorline-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
-            capabilities: Vec::new(),
-            facts: self.facts.borrow().clone(),
-            now_ms: now_ms(),
-        };
-        let proxy = HttpProxy::from_env(&self.hub)?;
-        let proxy = proxy.as_ref();
-        let by = |carrier| dial_through(&self.hub, carrier, proxy, tls.clone(), hello.clone(), &self.limits);
-        Ok(match self.carrier {
-            Preference::Quic => by(Carrier::Quic).await?,
-            Preference::Tls => by(Carrier::Tls).await?,
-            Preference::WebSocket => by(Carrier::WebSocket).await?,
-            Preference::Auto => race(by(Carrier::Quic), by(Carrier::Tls)).await?,
-        })
-    }
-}
-
-/// QUIC with a head start, then both; the first to be welcomed wins and the other is dropped. Where neither is, TLS says
-/// why: its errors are the more telling ones.
-async fn race<T>(
-    quic: impl Future<Output = Result<T, DialError>>,
-    tls: impl Future<Output = Result<T, DialError>>,
-) -> Result<T, DialError> {
-    tokio::pin!(quic, tls);
-    let early = tokio::select! {
-        early = &mut quic => Some(early),
-        () = sleep(limits::QUIC_HEAD_START) => None,
-    };
-    match early {
-        // The hub itself has spoken: on the other carrier it would say the same.
-        Some(Ok(won)) => return Ok(won),
-        Some(Err(e @ DialError::Refused(_))) => return Err(e),
-        Some(Err(e)) => {
-            tracing::debug!(cause = %chain(&e), "no session over QUIC; TLS is tried");
-            return tls.await;
-        }
-        None => {}
-    }
-    tokio::select! {
-        quic = &mut quic => match quic {
-            Err(e) if !matches!(e, DialError::Refused(_)) => tls.await,
-            spoken => spoken,
-        },
-        tls = &mut tls => match tls {
-            Err(e) if !matches!(e, DialError::Refused(_)) => quic.await.map_err(|_| e),
-            spoken => spoken,
-        },
-    }
-}
-
-type Attempt = Result<(Session, Welcome), AttemptError>;
 
 /// A session that serves, and the task that serves it.
 struct Live {
@@ -122,6 +45,8 @@ struct Live {
 enum News {
     /// It lives.
     Heard,
+    /// It has not answered for [`limits::DOUBT`].
+    Doubt,
     /// Another should take its place; how long its streams may still take.
     MoveOn(Duration),
     /// It is over.
@@ -136,6 +61,9 @@ enum Turn {
     Stop,
     Step(Event),
     Dialled(Attempt),
+    /// The second dial, beside a session.
+    Second(Attempt),
+    Look,
     News(u64, News),
     Retired,
 }
@@ -146,6 +74,10 @@ pub struct Driver<U, R> {
     service: Arc<Service<U, R>>,
     metrics: Metrics,
     policy: Policy,
+    ladder: Ladder,
+    ladder_policy: ladder::Policy,
+    second: Option<AbortOnDropHandle<Attempt>>,
+    begin: Instant,
     live: Option<Live>,
     /// Number of the newest session; news of older ones are not about the link.
     generation: u64,
@@ -163,6 +95,10 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
             service,
             metrics,
             policy: Policy::default(),
+            ladder: Ladder::new(),
+            ladder_policy: ladder::Policy::default(),
+            second: None,
+            begin: Instant::now(),
             live: None,
             generation: 0,
             retiring: JoinSet::new(),
@@ -176,17 +112,19 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
     /// # Cancel safety
     /// Dropping the future ends every session at once.
     pub async fn run(mut self, stop: CancellationToken) {
-        let begin = Instant::now();
-        let mut link = Uplink::new(Duration::ZERO);
+        let begin = self.begin;
+        let mut link = Uplink::new(begin.elapsed());
         let mut dialling: Option<AbortOnDropHandle<Attempt>> = None;
         loop {
             let turn = tokio::select! {
                 biased;
                 () = stop.cancelled() => Turn::Stop,
                 Some(done) = ended(&mut dialling) => Turn::Dialled(done),
+                Some(done) = ended(&mut self.second) => Turn::Second(done),
                 Some((generation, news)) = self.told.recv() => Turn::News(generation, news),
                 Some(_) = self.retiring.join_next() => Turn::Retired,
                 () = sleep_until(begin + link.wake_at()) => Turn::Step(Event::Tick),
+                () = look(begin, &self.ladder) => Turn::Look,
             };
             let event = match turn {
                 Turn::Stop => break,
@@ -194,6 +132,11 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
                 Turn::Dialled(result) => {
                     dialling = None;
                     Some(self.dialled(result))
+                }
+                Turn::Second(result) => self.second_dialled(result),
+                Turn::Look => {
+                    self.climb(ladder::Event::Tick);
+                    None
                 }
                 Turn::News(generation, news) if generation == self.generation => self.heard(news),
                 Turn::News(..) | Turn::Retired => None,
@@ -203,8 +146,7 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
                 (link, effect) = link.step(event, begin.elapsed(), &self.policy, Die(rand::random()));
                 match effect {
                     Some(Effect::Dial) => {
-                        let dialler = self.dialler.clone();
-                        dialling = Some(AbortOnDropHandle::new(tokio::spawn(async move { dialler.attempt().await })));
+                        dialling = Some(self.dial(self.dialler.allowed()));
                     }
                     Some(Effect::Abandon) => {
                         self.metrics.dials.with_label_values(&["abandoned"]).inc();
@@ -215,14 +157,57 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
                         if let Some(live) = self.live.take() {
                             live.session.close(CloseCode::Silent, "nothing heard");
                         }
+                        self.climb(ladder::Event::Fell);
                     }
                     None => {}
                 }
             }
             self.metrics.session_up.set(i64::from(self.live.is_some() || !self.retiring.is_empty()));
         }
-        drop(dialling);
+        drop((dialling, self.second.take()));
         self.finish().await;
+    }
+
+    fn dial(&self, rungs: Rungs) -> AbortOnDropHandle<Attempt> {
+        let dialler = self.dialler.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move { dialler.attempt(rungs).await }))
+    }
+
+    /// Steps the ladder and does what it says.
+    fn climb(&mut self, event: ladder::Event) {
+        let (now, allowed) = (self.begin.elapsed(), self.dialler.allowed());
+        let effect;
+        (self.ladder, effect) =
+            std::mem::take(&mut self.ladder).step(event, now, &self.ladder_policy, allowed, Die(rand::random()));
+        match effect {
+            // A session more than may be retired would have to be cut.
+            Some(ladder::Effect::Dial(_)) if limits::RETIRING <= self.retiring.len() => {
+                self.climb(ladder::Event::Failed);
+            }
+            Some(ladder::Effect::Dial(rungs)) => self.second = Some(self.dial(rungs)),
+            Some(ladder::Effect::Abandon) => self.second = None,
+            None => {}
+        }
+    }
+
+    /// A second session, if it came to one, takes the place of the first, whose streams go on.
+    fn second_dialled(&mut self, result: Attempt) -> Option<Event> {
+        match result {
+            Ok((session, welcome)) => {
+                let old = self.live.take()?; // the ladder abandons its dial with the session
+                let (from, to) = (old.session.carrier(), session.carrier());
+                tracing::info!(%from, %to, "moving to another carrier; open streams stay where they are");
+                self.metrics.moves.with_label_values(&[&from.to_string(), &to.to_string()]).inc();
+                self.retiring.spawn(retire(old, limits::MOVED_GRACE));
+                self.begin(session, &welcome);
+                Some(Event::Heard)
+            }
+            Err(error) => {
+                tracing::debug!(cause = %chain(&error), "no session on another carrier");
+                self.climb(ladder::Event::Failed);
+                None
+            }
+        }
     }
 
     fn dialled(&mut self, result: Attempt) -> Event {
@@ -286,21 +271,30 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
             (self.generation, self.tell.clone()),
         );
         let task = AbortOnDropHandle::new(tokio::spawn(task.instrument(span)));
+        let carrier = session.carrier();
+        self.metrics.carries(carrier);
         self.live = Some(Live { session, task });
+        self.climb(ladder::Event::Stands(rung_of(carrier)));
     }
 
     fn heard(&mut self, news: News) -> Option<Event> {
         match news {
             News::Heard => Some(Event::Heard),
+            News::Doubt => {
+                self.climb(ladder::Event::Doubt);
+                None
+            }
             News::MoveOn(grace) => {
                 let live = self.live.take()?;
                 if self.retiring.len() < limits::RETIRING {
                     self.retiring.spawn(retire(live, grace));
                 }
+                self.climb(ladder::Event::Fell);
                 Some(Event::Lost { retry_after: None })
             }
             News::Over(reason) => {
                 self.live = None;
+                self.climb(ladder::Event::Fell);
                 self.metrics.closes.with_label_values(&[reason.code.name()]).inc();
                 let (retry_after, advice) = slow(reason.code, None);
                 tracing::warn!(code = %reason.code, message = %reason.message, by_hub = reason.by_peer, advice, "session ended");
@@ -318,6 +312,14 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
         self.told.close();
         let _ = timeout(limits::GRACE + 2 * LAST_WORD, all).await; // what is left is cut
         self.metrics.session_up.set(0);
+    }
+}
+
+/// The ladder's next moment; never, if it has none.
+async fn look(begin: Instant, ladder: &Ladder) {
+    match ladder.wake_at() {
+        Some(at) => sleep_until(begin + at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -374,7 +376,16 @@ async fn serve<U: Upstream, R: Reviewer>(
     let probe = async {
         loop {
             sleep(limits::PROBE).await;
-            if let Ok(rtt) = session.ping().await {
+            let ping = session.ping();
+            tokio::pin!(ping);
+            let answer = match timeout(limits::DOUBT, &mut ping).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    tell(News::Doubt).await;
+                    ping.await
+                }
+            };
+            if let Ok(rtt) = answer {
                 metrics.rtt.set(i64::try_from(rtt.as_millis()).unwrap_or(i64::MAX));
                 tell(News::Heard).await;
             }
@@ -408,46 +419,9 @@ async fn leave(live: Live) {
     }
 }
 
-fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use moorline_proto::control::Goodbye;
-
-    fn refused() -> DialError {
-        DialError::Refused(Goodbye { code: CloseCode::Busy, message: "full".into(), retry_after_ms: 7_000 })
-    }
-    fn lost() -> DialError {
-        DialError::Timeout { address: "hub:1".into(), phase: "handshake" }
-    }
-    async fn after(ms: u64, result: Result<&'static str, DialError>) -> Result<&'static str, DialError> {
-        sleep(Duration::from_millis(ms)).await;
-        result
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_first_carrier_to_be_welcomed_wins() {
-        let begin = Instant::now();
-        assert_eq!(race(after(50, Ok("quic")), after(0, Ok("tls"))).await.unwrap(), "quic");
-        assert_eq!(begin.elapsed(), Duration::from_millis(50));
-        let begin = Instant::now();
-        assert_eq!(race(after(9_000, Ok("quic")), after(50, Ok("tls"))).await.unwrap(), "tls");
-        assert_eq!(begin.elapsed(), limits::QUIC_HEAD_START + Duration::from_millis(50));
-        let begin = Instant::now();
-        assert_eq!(race(after(10, Err(lost())), after(50, Ok("tls"))).await.unwrap(), "tls");
-        assert_eq!(begin.elapsed(), Duration::from_millis(60), "TLS is tried at once when QUIC fails");
-        assert_eq!(race(after(900, Ok("quic")), after(1, Err(lost()))).await.unwrap(), "quic");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_the_hub_said_is_not_asked_again_on_the_other_carrier() {
-        assert!(matches!(race(after(10, Err(refused())), after(0, Ok("tls"))).await, Err(DialError::Refused(_))));
-        assert!(matches!(race(after(900, Ok("quic")), after(10, Err(refused()))).await, Err(DialError::Refused(_))));
-    }
 
     #[test]
     fn p16_a_refused_identity_is_no_tight_loop() {

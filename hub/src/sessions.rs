@@ -27,6 +27,10 @@ use std::{
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+/// How long streams may stay on a session that the agent has replaced, be it for a new certificate or a better carrier.
+/// The older certificate ends it sooner.
+const REPLACED: Duration = Duration::from_secs(24 * 3600);
+
 /// Where an agent's greeting begins to be let in.
 pub(crate) const VERSION: u16 = 1;
 
@@ -296,7 +300,7 @@ impl Sessions {
         });
         self.registry.insert(Arc::clone(&entry));
         for older in admitted.older.iter().filter(|older| older.instance == instance) {
-            older.session.drain(self.limits.grace); // the newer one is up: no stream is lost
+            older.session.drain(REPLACED); // the newer one is up: no stream is lost
         }
         let sessions = Arc::clone(self);
         let task = Arc::clone(&entry);

@@ -1,8 +1,10 @@
 //! A hub, agents that do as they are told, and real proxies between them, all on loopback.
 #![forbid(unsafe_code)]
 
+pub mod gate;
 pub mod middle;
 pub mod recorder;
+pub mod site;
 pub mod world;
 
 /// Far more than anything here takes; a scene that takes longer has failed.

@@ -11,19 +11,21 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
     net::TcpStream,
     task::JoinSet,
     time::timeout,
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::task::AbortOnDropHandle;
 
 /// The one cluster.
 pub const CLUSTER: &str = "edge1";
+/// How long open work may take when the hub goes away: short, so that a scene sees what is cut by it and what is not.
+pub const GRACE: Duration = Duration::from_secs(2);
 const API: &str = "/apis/moorline.dev/v1alpha1";
 
 /// A hub with one cluster, and the credentials of an agent of it.
@@ -46,6 +48,7 @@ impl World {
         config.listen = "127.0.0.1:0".parse()?;
         config.ops_listen = config.listen;
         config.names = vec!["localhost".to_owned()];
+        config.limits.grace = GRACE;
         let hub = Hub::start(config, &prometheus::Registry::new()).await?;
         let kubeconfig: Value = serde_json::from_slice(&std::fs::read(dir.path().join("hub/admin.kubeconfig"))?)?;
         let admin = kubeconfig["users"][0]["user"]["token"].as_str().context("no admin token")?.to_owned();
@@ -55,10 +58,9 @@ impl World {
             Identity { chain: Vec::new(), key: PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())) };
         let mut world = Self { hub, dir, admin, identity, trust: Trust { roots, domain: "moorline.local".parse()? } };
         world.make("clusters", "Cluster", json!({ "name": CLUSTER }), json!({})).await?;
-        let spec = json!({ "cluster": CLUSTER, "expires": "2999-01-01T00:00:00Z", "maxUses": 1 });
-        let made = world.make("jointokens", "JoinToken", json!({}), spec).await?;
+        let token = world.join_token().await?;
         let csr = CertificateParams::default().serialize_request(&key)?.pem()?;
-        let question = json!({ "token": made["status"]["token"], "csr": csr, "name": "a1" });
+        let question = json!({ "token": token, "csr": csr, "name": "a1" });
         let (code, answer) = world.ask("POST", "/agent/join", &question.to_string()).await?;
         anyhow::ensure!(code == 200, "join: {code}");
         let answer: Value = serde_json::from_slice(&answer)?;
@@ -84,6 +86,32 @@ impl World {
         let (code, body) = self.ask("POST", &format!("{API}/{plural}"), &object.to_string()).await?;
         anyhow::ensure!(code == 201, "{plural}: {code} {}", String::from_utf8_lossy(&body));
         Ok(serde_json::from_slice(&body)?)
+    }
+
+    /// A token with which one more agent may join.
+    ///
+    /// # Errors
+    /// The hub makes none.
+    pub async fn join_token(&self) -> Result<String> {
+        let spec = json!({ "cluster": CLUSTER, "expires": "2999-01-01T00:00:00Z", "maxUses": 1 });
+        let made = self.make("jointokens", "JoinToken", json!({}), spec).await?;
+        Ok(made["status"]["token"].as_str().context("no token")?.to_owned())
+    }
+
+    /// A request to the cluster whose answer does not end: what comes of it, line by line.
+    ///
+    /// # Errors
+    /// The hub cannot be reached.
+    pub async fn watch(&self, path: &str) -> Result<Watch> {
+        let socket = TcpStream::connect(self.hub.addr()).await?;
+        let mut stream = TlsConnector::from(self.client()?).connect(ServerName::try_from("localhost")?, socket).await?;
+        let request = format!(
+            "GET /k8s/clusters/{CLUSTER}{path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\r\n",
+            self.admin
+        );
+        stream.write_all(request.as_bytes()).await?;
+        stream.flush().await?;
+        Ok(Watch { lines: BufReader::new(stream).lines() })
     }
 
     /// TLS of a client that knows the hub's authority.
@@ -175,6 +203,31 @@ impl World {
         let (code, back) = self.ask("POST", &format!("/k8s/clusters/{CLUSTER}/echo"), body).await?;
         anyhow::ensure!(code == 200 && back == body.as_bytes(), "{code} with {} bytes", back.len());
         Ok(())
+    }
+}
+
+/// An answer that does not end.
+pub struct Watch {
+    lines: Lines<BufReader<TlsStream<TcpStream>>>,
+}
+
+impl Watch {
+    /// The next line that begins so; the rest of it. `None`: the answer ended, or broke off.
+    ///
+    /// # Errors
+    /// Neither a line nor an end in time: it hangs.
+    pub async fn next(&mut self, begin: &str) -> Result<Option<String>> {
+        loop {
+            let line = timeout(LONG, self.lines.next_line()).await.context("the answer hangs")?;
+            match line.ok().flatten() {
+                None => return Ok(None),
+                Some(line) => {
+                    if let Some(rest) = line.strip_prefix(begin) {
+                        return Ok(Some(rest.to_owned()));
+                    }
+                }
+            }
+        }
     }
 }
 

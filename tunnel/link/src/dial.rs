@@ -4,7 +4,7 @@ mod connect;
 mod tapped;
 mod words;
 
-pub(crate) use connect::connect;
+pub(crate) use connect::shake_hands;
 
 use crate::{
     Carrier, HttpProxy, HubAddress, Limits, Session,
@@ -152,8 +152,52 @@ pub async fn dial_through(
     hello: Hello,
     limits: &Limits,
 ) -> Result<(Session, Welcome), DialError> {
-    let dialled = connect(address, carrier, proxy, tls, limits).await?;
-    greet(address, carrier, dialled, hello, limits).await
+    connect(address, carrier, proxy, tls, limits).await?.greet(hello, limits).await
+}
+
+/// A connection whose handshake is done and on which nobody has greeted: that a carrier works can be found out without
+/// the hub taking it for a session. Dropping it closes it.
+#[derive(Debug)]
+pub struct Connection {
+    address: HubAddress,
+    carrier: Carrier,
+    dialled: Dialled,
+}
+
+/// Dials a hub and shakes hands with it.
+///
+/// # Errors
+/// See [`DialError`].
+///
+/// # Cancel safety
+/// Dropping the future closes the connection.
+pub async fn connect(
+    address: &HubAddress,
+    carrier: Carrier,
+    proxy: Option<&HttpProxy>,
+    tls: Arc<rustls::ClientConfig>,
+    limits: &Limits,
+) -> Result<Connection, DialError> {
+    let dialled = shake_hands(address, carrier, proxy, tls, limits).await?;
+    Ok(Connection { address: address.clone(), carrier, dialled })
+}
+
+impl Connection {
+    /// What carries it.
+    pub fn carrier(&self) -> Carrier {
+        self.carrier
+    }
+
+    /// Says hello and hears the hub's answer.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection.
+    pub async fn greet(self, hello: Hello, limits: &Limits) -> Result<(Session, Welcome), DialError> {
+        greet(&self.address, self.carrier, self.dialled, hello, limits).await
+    }
 }
 
 /// Sessions of this process, for [`Session::id`] on the agent's side.

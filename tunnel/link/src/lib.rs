@@ -26,7 +26,7 @@ mod stream;
 pub mod testing;
 
 pub use address::{HubAddress, InvalidAddress};
-pub use dial::{DialError, dial, dial_through};
+pub use dial::{Connection, DialError, connect, dial, dial_through};
 pub use greeting::{AcceptError, Greeting, accept_tls, accept_websocket};
 pub use limits::Limits;
 pub use proxy::{BadProxy, HttpProxy};

@@ -10,6 +10,7 @@ pub mod codec;
 pub mod control;
 pub mod header;
 pub mod id;
+pub mod ladder;
 pub mod mux;
 pub mod tlv;
 pub mod uplink;

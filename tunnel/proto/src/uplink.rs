@@ -13,7 +13,7 @@ pub type Moment = Duration;
 pub struct Die(pub u32);
 impl Die {
     /// A share of `longest`, from nothing to all of it.
-    fn share(self, longest: Duration) -> Duration {
+    pub(crate) fn share(self, longest: Duration) -> Duration {
         longest.mul_f64(f64::from(self.0) / f64::from(u32::MAX))
     }
 }

@@ -29,7 +29,7 @@ use tokio_rustls::TlsConnector;
 const ADDRESSES: usize = 8;
 
 /// Dials the addresses of a hub, or of the proxy on the way, one after the other until the hub has shaken hands.
-pub(crate) async fn connect(
+pub(crate) async fn shake_hands(
     address: &HubAddress,
     carrier: Carrier,
     proxy: Option<&HttpProxy>,

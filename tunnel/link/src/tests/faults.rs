@@ -3,7 +3,7 @@ use crate::{
     CloseReason, QuicKeys, QuicListener,
     carrier::{Conn, Raw},
     control::{read_message, write_message},
-    dial::connect,
+    dial::shake_hands,
     testing::silent_session,
     tls::tests::welcome,
 };
@@ -39,7 +39,7 @@ async fn bare_agent(carrier: Carrier) -> (Session, Conn, Raw, Listener) {
     let (listener, at) = Listener::bind(carrier, server, &limits).await;
     let greet = async { listener.greet().await.unwrap().welcome(SessionId(1), welcome()).await.unwrap() };
     let agent = async {
-        let conn = connect(&at, carrier, None, client, &limits).await.unwrap().conn;
+        let conn = shake_hands(&at, carrier, None, client, &limits).await.unwrap().conn;
         let mut control = conn.open(Class::Interactive).await.unwrap();
         write_message(&mut control, &Control::Hello(hello())).await.unwrap();
         assert!(matches!(read_message(&mut control).await.unwrap(), Control::Welcome(_)));
@@ -184,7 +184,7 @@ async fn a_slow_greeting_is_given_up_by_both_sides() {
         let (listener, at) = Listener::bind(carrier, server, &limits).await;
         // An agent that says half a hello.
         let agent = async {
-            let conn = connect(&at, carrier, None, client.clone(), &limits).await.unwrap().conn;
+            let conn = shake_hands(&at, carrier, None, client.clone(), &limits).await.unwrap().conn;
             let mut control = conn.open(Class::Interactive).await.unwrap();
             control.write_all(&[0, 0]).await.unwrap();
             control.flush().await.unwrap();
@@ -209,7 +209,7 @@ async fn a_port_that_says_nothing_is_given_up() {
     let (tcp, udp) = (TcpListener::bind(any).await.unwrap(), UdpSocket::bind(any).unwrap());
     for (carrier, at) in [(Carrier::Tls, tcp.local_addr().unwrap()), (Carrier::Quic, udp.local_addr().unwrap())] {
         let at = format!("127.0.0.1:{}", at.port()).parse().unwrap();
-        let error = soon(connect(&at, carrier, None, client.clone(), &limits)).await.err().unwrap();
+        let error = soon(shake_hands(&at, carrier, None, client.clone(), &limits)).await.err().unwrap();
         assert!(matches!(error, DialError::Timeout { phase: "handshake", .. }), "{carrier}: {error}");
     }
 }
@@ -307,7 +307,7 @@ async fn s60_quic_grants_no_more_than_the_limits() {
     let (listener, at) = Listener::bind(Carrier::Quic, server, &limits).await;
     let (greeting, conn) = soon(async {
         tokio::join!(listener.greet(), async {
-            let conn = connect(&at, Carrier::Quic, None, client, &limits).await.unwrap().conn;
+            let conn = shake_hands(&at, Carrier::Quic, None, client, &limits).await.unwrap().conn;
             let mut control = conn.open(Class::Interactive).await.unwrap();
             write_message(&mut control, &Control::Hello(hello())).await.unwrap();
             (conn, control)
