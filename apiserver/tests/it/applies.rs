@@ -1,6 +1,7 @@
 //! Server-side apply. The table against kube-apiserver has each rule; these run without one.
 
 use super::*;
+use moorline_apiserver::{Batch, Expect};
 
 const APPLY: &str = "application/apply-patch+yaml";
 const MERGE: &str = "application/merge-patch+json";
@@ -70,4 +71,45 @@ async fn s56_yaml_that_grows_when_it_is_read_is_refused() {
     }
     let (code, _) = apply(&world, "one", &bomb).await;
     assert!(matches!(code.as_u16(), 400 | 413), "{code}");
+}
+
+/// An object of a version of this program that kept no managers.
+#[tokio::test]
+async fn fields_that_nobody_is_known_to_own_are_not_taken_silently() {
+    let world = World::new();
+    let old = json!({
+        "apiVersion": "moorline.dev/v1alpha1", "kind": "Boat", "metadata": { "name": "ada", "uid": "u" },
+        "spec": { "metres": 10 },
+    });
+    let object = Some(("moorline.dev/boats/ada".into(), Expect::Absent, Some(old)));
+    world.server.store().commit(Batch { object, private: vec![] }).await.unwrap();
+    let (code, status) = apply(&world, "one", "spec: {metres: 12}").await;
+    let message =
+        r#"Apply failed with 1 conflict: conflict with "before-first-apply" using moorline.dev/v1alpha1: .spec.metres"#;
+    assert_eq!((code.as_u16(), &status["message"]), (409, &json!(message)));
+    assert_eq!(apply(&world, "one", "spec: {metres: 10}").await.0, 200);
+}
+
+#[tokio::test]
+async fn two_writers_of_one_object_lose_nothing() {
+    let world = World::new();
+    world.boat("ada", json!({})).await;
+    let patch = |i: u32| {
+        let body = json!({ "metadata": { "labels": { (format!("l{i}")): "x" } } }).to_string();
+        let world = &world;
+        async move { world.call("PATCH", &format!("/boats/ada?fieldManager=m{}", i % 3), MERGE, &body).await.0 }
+    };
+    let all = futures_util::future::join_all((0..6).map(patch)).await;
+    assert!(all.iter().all(|code| *code == 200), "{all:?}");
+    let (_, boat) = world.get("/boats/ada").await;
+    assert_eq!(boat["metadata"]["labels"].as_object().unwrap().len(), 6);
+    let owned: usize = boat["metadata"]["managedFields"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| {
+            m["fieldsV1"]["f:metadata"]["f:labels"].as_object().map_or(0, |l| l.keys().filter(|k| *k != ".").count())
+        })
+        .sum();
+    assert_eq!(owned, 6, "each label has its owner");
 }
