@@ -190,7 +190,7 @@ impl Running {
         if ends_first {
             object["metadata"]["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
         }
-        line("BOOKMARK", object)
+        self.shown("BOOKMARK", &object)
     }
 
     async fn next(&mut self) -> Option<Bytes> {

@@ -116,3 +116,22 @@ async fn a_stopped_server_ends_its_watches() {
     world.stop.cancel();
     assert!(lines.next().await.is_none());
 }
+
+/// Clients that asked for metadata alone know no other kind.
+#[tokio::test]
+async fn bookmarks_have_the_form_that_was_asked_for() {
+    let world = World::new();
+    world.boat("ada", json!({})).await;
+    let query =
+        "watch=true&timeoutSeconds=0&sendInitialEvents=true&allowWatchBookmarks=true&resourceVersionMatch=NotOlderThan";
+    let accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+    let request = Request::get(format!("/apis/moorline.dev/v1alpha1/boats?{query}")).header("accept", accept);
+    let response = world.send(request.body(Full::default()).unwrap(), Arc::new(Everything)).await;
+    let mut lines = Lines { body: response.into_body(), rest: Vec::new() };
+    for wanted in ["ADDED", "BOOKMARK"] {
+        let (what, object) = lines.next().await.unwrap();
+        assert_eq!((what.as_str(), &object["kind"]), (wanted, &json!("PartialObjectMetadata")));
+        let ends = &object["metadata"]["annotations"]["k8s.io/initial-events-end"];
+        assert_eq!(ends == "true", wanted == "BOOKMARK");
+    }
+}
