@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr};
 pub struct HubAddress {
     /// DNS name, IPv4 address, or IPv6 address without brackets.
     pub host: String,
-    /// Port of both carriers.
+    /// Port of every carrier.
     pub port: u16,
 }
 

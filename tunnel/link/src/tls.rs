@@ -12,10 +12,10 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
-use verify::{AgentVerifier, AnyCertificate, HubVerifier, PinVerifier};
+use verify::{AgentVerifier, Check, HubVerifier};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
-/// The protocol name in the TLS handshake of both carriers.
+/// The protocol name in the TLS handshake of every carrier.
 pub const ALPN: &[u8] = b"moorline/1";
 
 /// A certificate chain, leaf first, and the key of its leaf.
@@ -108,7 +108,8 @@ pub fn server_config(identity: &Identity, trust: &Trust) -> Result<Arc<rustls::S
 /// No usable root, or an identity that cannot be used.
 pub fn client_config(identity: &Identity, trust: &Trust) -> Result<Arc<rustls::ClientConfig>, TlsError> {
     let provider = provider();
-    let verifier = HubVerifier { roots: trust.store()?, domain: trust.domain.clone(), provider: Arc::clone(&provider) };
+    let verifier =
+        HubVerifier { check: Check::Trusted(trust.store()?, trust.domain.clone()), provider: Arc::clone(&provider) };
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Settings)?
@@ -132,7 +133,7 @@ pub fn pinned_client_config(pin: [u8; 32], alpn: &[&[u8]]) -> Result<Arc<rustls:
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Settings)?
         .dangerous() // see above
-        .with_custom_certificate_verifier(Arc::new(PinVerifier { pin, provider }))
+        .with_custom_certificate_verifier(Arc::new(HubVerifier { check: Check::Pinned(pin), provider }))
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.resumption = Resumption::disabled();
@@ -147,7 +148,7 @@ pub(crate) fn outer_client_config() -> Result<Arc<rustls::ClientConfig>, TlsErro
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Settings)?
         .dangerous() // see above
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate { provider }))
+        .with_custom_certificate_verifier(Arc::new(HubVerifier { check: Check::Nothing, provider }))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.resumption = Resumption::disabled();

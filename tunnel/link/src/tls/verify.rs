@@ -79,56 +79,44 @@ impl ClientCertVerifier for AgentVerifier {
     }
 }
 
-/// Chain and time of a hub's certificate, then: is it a hub's, and of which domain?
-fn check_hub(
-    leaf: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
-    roots: &RootCertStore,
-    now: UnixTime,
-    provider: &CryptoProvider,
-) -> Result<SpiffeId, Error> {
-    let parsed = ParsedCertificate::try_from(leaf)?;
-    let algorithms = provider.signature_verification_algorithms.all;
-    verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
-    let id = identity(leaf)?;
-    match id.role {
-        Role::Hub(_) => Ok(id),
-        _ => Err(wrong(format!("{id} is no hub"))),
-    }
-}
-
-macro_rules! signatures_by_provider {
-    () => {
-        fn verify_tls12_signature(
-            &self,
-            message: &[u8],
-            cert: &CertificateDer<'_>,
-            signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls12_signature(message, cert, signature, &self.provider.signature_verification_algorithms)
-        }
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            cert: &CertificateDer<'_>,
-            signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls13_signature(message, cert, signature, &self.provider.signature_verification_algorithms)
-        }
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.provider.signature_verification_algorithms.supported_schemes()
-        }
-    };
-}
-
 /// The agent's check of a hub. The DNS name that was dialled plays no part: whoever can forge a name in public may
 /// not pass for the hub.
 #[derive(Debug)]
 pub(super) struct HubVerifier {
-    pub roots: RootCertStore,
-    pub domain: TrustDomain,
+    pub check: Check,
     pub provider: Arc<CryptoProvider>,
 }
+
+/// Who is taken for the hub.
+#[derive(Debug)]
+pub(super) enum Check {
+    /// A hub of this trust domain, vouched for by one of these authorities.
+    Trusted(RootCertStore, TrustDomain),
+    /// A hub of the authority whose key has this SHA-256, and that it shows: nothing else is known of it.
+    Pinned([u8; 32]),
+    /// Whoever is there: for TLS that protects nothing.
+    Nothing,
+}
+
+impl HubVerifier {
+    fn chain(
+        &self,
+        roots: &RootCertStore,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<SpiffeId, Error> {
+        let parsed = ParsedCertificate::try_from(leaf)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
+        let id = identity(leaf)?;
+        match id.role {
+            Role::Hub(_) => Ok(id),
+            _ => Err(wrong(format!("{id} is no hub"))),
+        }
+    }
+}
+
 impl ServerCertVerifier for HubVerifier {
     fn verify_server_cert(
         &self,
@@ -138,60 +126,46 @@ impl ServerCertVerifier for HubVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let id = check_hub(leaf, intermediates, &self.roots, now, &self.provider)?;
-        if id.trust_domain != self.domain {
-            return Err(wrong(format!("{id} is of another trust domain")));
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-    signatures_by_provider!();
-}
-
-/// The check of a hub of whose authority only the pin is known.
-#[derive(Debug)]
-pub(super) struct PinVerifier {
-    pub pin: [u8; 32],
-    pub provider: Arc<CryptoProvider>,
-}
-impl ServerCertVerifier for PinVerifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let mut roots = RootCertStore::empty();
-        for cert in intermediates {
-            if is_authority(cert) && spki_sha256(cert).is_ok_and(|hash| hash == self.pin) {
-                roots.add(cert.clone().into_owned())?;
+        match &self.check {
+            Check::Trusted(roots, domain) => {
+                let id = self.chain(roots, leaf, intermediates, now)?;
+                if id.trust_domain != *domain {
+                    return Err(wrong(format!("{id} is of another trust domain")));
+                }
             }
+            Check::Pinned(pin) => {
+                let mut roots = RootCertStore::empty();
+                for cert in intermediates {
+                    if is_authority(cert) && spki_sha256(cert).is_ok_and(|hash| hash == *pin) {
+                        roots.add(cert.clone().into_owned())?;
+                    }
+                }
+                if roots.is_empty() {
+                    return Err(wrong("the hub did not show the authority that was pinned"));
+                }
+                self.chain(&roots, leaf, intermediates, now)?;
+            }
+            Check::Nothing => {}
         }
-        if roots.is_empty() {
-            return Err(wrong("the hub did not show the authority that was pinned"));
-        }
-        check_hub(leaf, intermediates, &roots, now, &self.provider)?;
         Ok(ServerCertVerified::assertion())
     }
-    signatures_by_provider!();
-}
-
-/// No check: for TLS that protects nothing.
-#[derive(Debug)]
-pub(super) struct AnyCertificate {
-    pub provider: Arc<CryptoProvider>,
-}
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
+    fn verify_tls12_signature(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, signature, &self.provider.signature_verification_algorithms)
     }
-    signatures_by_provider!();
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, signature, &self.provider.signature_verification_algorithms)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
 }

@@ -1,6 +1,18 @@
 extern crate std;
 use super::*;
-use alloc::{boxed::Box, format, string::ToString, vec};
+use crate::{
+    code::{CloseCode, RefuseCode},
+    control::{Control, Goodbye, Hello, Welcome},
+    header::{ActAs, Class, Principal, Refusal, StreamHeader, Target, Verdict},
+    id::InstanceId,
+    tlv::{Need::Critical, Need::Optional, Writer, put_varint},
+};
+use alloc::{
+    boxed::Box,
+    format,
+    string::{String, ToString},
+    vec,
+};
 use proptest::{collection::vec as many, prelude::*, sample::Index};
 
 fn name() -> impl Strategy<Value = String> {
