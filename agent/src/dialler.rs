@@ -96,8 +96,8 @@ impl Dialler {
         let mut failures = Vec::new();
         while !left.is_empty() {
             let contenders = left.clone().into_iter();
-            let contenders = contenders
-                .map(|rung| (rung, connect(&self.hub, carrier_of(rung), proxy, tls.clone(), &self.limits)));
+            let contenders =
+                contenders.map(|rung| (rung, connect(&self.hub, carrier_of(rung), proxy, tls.clone(), &self.limits)));
             let Ok((rung, connection)): Result<(Rung, Connection), ()> = race(contenders, &mut failures).await else {
                 break;
             };
