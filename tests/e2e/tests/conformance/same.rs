@@ -14,6 +14,12 @@ pub fn normal(answers: &[Answer], row: &Row) -> Vec<Value> {
     let steps = answers.iter().map(|answer| {
         let mut body = answer.body.clone();
         clean(&mut body, &own, row);
+        if body["kind"] == "APIResourceList"
+            && let Some(resources) = body["resources"].as_array_mut()
+        {
+            // The real one lists them in the order in which it heard of the definitions: any.
+            resources.sort_by_key(|resource| resource["name"].to_string());
+        }
         let mut out = json!({ "code": answer.code, "body": body });
         if !answer.warnings.is_empty() {
             out["warnings"] = json!(answer.warnings);
