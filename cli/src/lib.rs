@@ -47,7 +47,7 @@ pub fn main() -> ExitCode {
     end(args::run(command))
 }
 
-/// The same for a program that is the agent alone: a third of the size, and of the memory.
+/// The same for a program that is the agent alone: two thirds of the size, and of the memory.
 pub fn agent_main() -> ExitCode {
     end(agent::alone())
 }
