@@ -245,6 +245,11 @@ impl KindSpec {
         self
     }
 
+    /// Its plural, which is its name in paths.
+    pub fn plural(&self) -> &'static str {
+        self.plural
+    }
+
     pub(crate) fn api_version(&self) -> String {
         format!("{}/{}", self.group, self.version)
     }

@@ -105,6 +105,16 @@ impl Permit {
     }
 }
 
+/// What begins the names of the hub's own users towards clusters. Nobody who logs in has such a name.
+pub const PLUGIN_PREFIX: &str = "moorline:plugin:";
+
+/// The permit of one of the hub's plugins: it reaches every cluster as the user `moorline:plugin:<name>`, who may do
+/// there what the cluster lets it. An edge policy that does not name the plugin lets it do nothing.
+pub fn permit_plugin(plugin: &str, cluster: &str) -> Permit {
+    let principal = Identity::new(format!("{PLUGIN_PREFIX}{plugin}"), ["moorline:plugins"]);
+    Permit { cluster: cluster.to_owned(), principal, act_as: None }
+}
+
 /// A refusal. The text is for the caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
@@ -127,6 +137,12 @@ pub enum Denial {
     ForbiddenGroup {
         /// The group.
         group: String,
+    },
+    /// Nobody passes for one of the hub's plugins.
+    #[error("user {user:?} is one of the hub's own")]
+    OwnUser {
+        /// Who it would be.
+        user: String,
     },
     /// The hub's own API.
     #[error("user {user:?} cannot {verb} resource {resource:?} in API group \"moorline.dev\"")]
@@ -153,6 +169,10 @@ pub fn authorize(facts: &Facts<'_>, cluster: &str, act_as: Option<ActAs>) -> Res
     }
     if act_as.as_ref().is_some_and(|ActAs(who)| who.in_group(MASTERS)) {
         return Err(Denial::ForbiddenGroup { group: MASTERS.to_owned() });
+    }
+    let names = [Some(&facts.identity.user), act_as.as_ref().map(|ActAs(who)| &who.user)];
+    if let Some(user) = names.into_iter().flatten().find(|user| user.starts_with(PLUGIN_PREFIX)) {
+        return Err(Denial::OwnUser { user: user.clone() });
     }
     let mut principal = facts.identity.clone();
     for grant in facts.grants.held_by(facts.identity).filter(|grant| grant.covers(cluster)) {
@@ -284,6 +304,19 @@ mod tests {
         let facts = Facts { identity: &admin, token_clusters: None, grants: &grants };
         let asked = Some(ActAs(Identity::new("bob", ["x", "system:masters"])));
         assert!(matches!(authorize(&facts, "a", asked), Err(Denial::ForbiddenGroup { .. })));
+    }
+
+    #[test]
+    fn nobody_passes_for_a_plugin() {
+        let grants = grants();
+        let (false_one, admin) =
+            (Identity::new("moorline:plugin:rbac", ["all"]), Identity::new("x", ["moorline:admins"]));
+        let as_plugin = Some(ActAs(Identity::new("moorline:plugin:rbac", ["x"])));
+        for (who, act_as) in [(false_one, None), (admin, as_plugin)] {
+            let facts = Facts { identity: &who, token_clusters: None, grants: &grants };
+            assert!(matches!(authorize(&facts, "a", act_as), Err(Denial::OwnUser { .. })));
+        }
+        assert_eq!(permit_plugin("rbac", "a").principal().user, "moorline:plugin:rbac");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The edge policy: what the owner of a cluster refuses, whatever the hub says.
 
 use crate::{
+    access::PLUGIN_PREFIX,
     identity::{ActAs, Identity},
     verb::{RequestInfo, percent_decode},
 };
@@ -36,6 +37,14 @@ struct Metadata {
 struct Spec {
     impersonation: Impersonation,
     api: Api,
+    plugins: Plugins,
+}
+
+/// Which of the hub's plugins may do something here, each as the user `moorline:plugin:<name>`. Without it: none.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct Plugins {
+    allow: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
@@ -81,6 +90,11 @@ pub enum EdgeDenial {
     /// The user may not be used here.
     #[error("the cluster's edge policy refuses user {0:?}")]
     User(String),
+    /// A plugin of the hub that the owner has not let in.
+    #[error(
+        "the cluster's edge policy does not allow the hub's plugin {0:?}: its owner can name it in spec.plugins.allow"
+    )]
+    Plugin(String),
     /// The group may not be used here.
     #[error("the cluster's edge policy refuses group {0:?}")]
     Group(String),
@@ -113,7 +127,8 @@ impl EdgePolicy {
             return Err(PolicyError(format!("denyPaths: {path:?} does not start with '/'")));
         }
         let named = &file.spec.impersonation;
-        let mut names = named.allow_users.iter().chain(&named.allow_groups).chain(&api.deny_namespaces);
+        let plugins = &file.spec.plugins.allow;
+        let mut names = plugins.iter().chain(&named.allow_users).chain(&named.allow_groups).chain(&api.deny_namespaces);
         if let Some(name) = names.find(|name| name.is_empty() || name.contains('*')) {
             return Err(PolicyError(format!("{name:?}: what is allowed, and each namespace, has to be named in full")));
         }
@@ -142,6 +157,11 @@ impl EdgePolicy {
             || (system_user(&who.user) && !rules.allow_users.contains(&who.user));
         if refused {
             return Err(EdgeDenial::User(who.user.clone()));
+        }
+        if let Some(plugin) = who.user.strip_prefix(PLUGIN_PREFIX)
+            && !self.0.plugins.allow.iter().any(|allowed| allowed == plugin)
+        {
+            return Err(EdgeDenial::Plugin(plugin.to_owned()));
         }
         let system_group = |name: &str| {
             name.starts_with("system:")
@@ -260,6 +280,17 @@ mod tests {
         let (path, query) = target.split_once('?').map_or((target, None), |(p, q)| (p, Some(q)));
         let info = request_info(method, path, query);
         policy.decide(&EdgeRequest { principal: &principal, act_as: None, info: &info, path, upgrade: false })
+    }
+
+    #[test]
+    fn plugins_are_let_in_by_name() {
+        let open = policy("  plugins: {allow: [rbac]}");
+        assert_eq!(who(&open, "moorline:plugin:rbac", &["moorline:plugins"]), Ok(()));
+        let refused = |policy: &EdgePolicy, name: &str| matches!(who(policy, name, &[]), Err(EdgeDenial::Plugin(_)));
+        assert!(refused(&open, "moorline:plugin:projects") && refused(&open, "moorline:plugin:rbac2"));
+        assert!(refused(&EdgePolicy::default(), "moorline:plugin:rbac"), "none by default");
+        let any = "apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec:\n  plugins: {allow: [\"*\"]}";
+        assert!(EdgePolicy::from_yaml(any).is_err(), "each has to be named");
     }
 
     #[test]

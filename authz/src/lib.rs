@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod edge;
+pub mod hubrules;
 pub mod identity;
 pub mod impersonation;
 pub mod password;

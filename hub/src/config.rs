@@ -1,10 +1,12 @@
 //! What a hub is told at its start.
 
+use moorline_plugin::Plugin;
 use moorline_proto::id::{HubName, TrustDomain};
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -31,6 +33,8 @@ pub struct Config {
     pub login_life: Duration,
     /// Longest life that a login may ask for.
     pub login_life_max: Duration,
+    /// Management logic that rides on the hub.
+    pub plugins: Vec<Arc<dyn Plugin>>,
     /// Bounds.
     pub limits: Limits,
 }
@@ -49,6 +53,7 @@ impl Config {
             agent_certificate_life: Duration::from_secs(24 * 3600),
             login_life: Duration::from_secs(12 * 3600),
             login_life_max: Duration::from_secs(30 * 24 * 3600),
+            plugins: Vec::new(),
             limits: Limits::default(),
         }
     }

@@ -13,6 +13,7 @@ use crate::{
     login::{LoginError, Logins},
     metrics::Metrics,
     ops::{Health, readiness},
+    plugins,
     records::Records,
     route::CallDial,
     sessions::Registry,
@@ -27,6 +28,7 @@ use moorline_authz::{
     impersonation::{self, BadImpersonation},
     verb::request_info,
 };
+use moorline_plugin::Host;
 use moorline_proxy::{
     Body,
     audit::AuditSink,
@@ -46,6 +48,7 @@ pub(crate) struct Front {
     pub registry: Arc<Registry>,
     pub records: Records,
     pub api: HubApi,
+    pub plugins: Arc<Host>,
     pub joiner: Arc<Joiner>,
     pub logins: Logins,
     pub audit: Arc<dyn AuditSink>,
@@ -247,6 +250,14 @@ impl Front {
                 }
                 Err(error) => store_failed(&error),
             },
+            _ if path.starts_with("/plugins/") => {
+                let may_see = plugins::may_see(&who, self.directory.grants());
+                let (parts, incoming) = request.into_parts();
+                match self.collect(incoming, self.limits.body).await {
+                    Ok(bytes) => plugins::route(&self.plugins, Request::from_parts(parts, bytes), &who, may_see).await,
+                    Err(response) => response,
+                }
+            }
             _ if HubApi::serves(path) => {
                 let method = request.method().clone();
                 if matches!(method, Method::GET | Method::HEAD) {
@@ -419,6 +430,7 @@ fn kind_of(path: &str) -> &'static str {
         "/agent/join" => "join",
         "/livez" | "/readyz" | "/healthz" => "health",
         _ if path.starts_with("/auth/") => "auth",
+        _ if path.starts_with("/plugins/") => "plugin",
         _ => "other",
     }
 }

@@ -9,7 +9,10 @@ use http::{Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::Full;
 use moorline_apiserver::{ApiServer, Attributes, Authorizer, Spec};
-use moorline_authz::access::{Facts, HubRequest, Scope, hub_api};
+use moorline_authz::{
+    access::{Facts, HubRequest, Scope, hub_api},
+    hubrules::{Asked, HubRule, HubRules},
+};
 use moorline_proxy::{Body, BodyError, body};
 use serde_json::Value;
 use std::{
@@ -17,13 +20,18 @@ use std::{
     sync::Arc,
     task::{Context, Poll},
 };
+use tokio::sync::watch;
 
 /// Serves objects to callers.
-pub(crate) struct HubApi(Arc<ApiServer>);
+pub(crate) struct HubApi {
+    server: Arc<ApiServer>,
+    /// What plugins permit users.
+    rules: watch::Receiver<Arc<Vec<HubRule>>>,
+}
 
 impl HubApi {
-    pub fn new(server: Arc<ApiServer>) -> Self {
-        Self(server)
+    pub fn new(server: Arc<ApiServer>, rules: watch::Receiver<Arc<Vec<HubRule>>>) -> Self {
+        Self { server, rules }
     }
 
     /// Whether a path is one of the API's.
@@ -38,8 +46,8 @@ impl HubApi {
         who: &Authenticated,
         directory: &Arc<Directory>,
     ) -> Response<Body> {
-        let caller = Arc::new(Caller { who: who.clone(), directory: Arc::clone(directory) });
-        let response = self.0.handle(request.map(Full::new), caller).await.map(body::from);
+        let caller = Arc::new(Caller { who: who.clone(), directory: Arc::clone(directory), rules: self.rules.clone() });
+        let response = self.server.handle(request.map(Full::new), caller).await.map(body::from);
         if response.body().size_hint().exact().is_some() {
             return response;
         }
@@ -52,6 +60,7 @@ impl HubApi {
 struct Caller {
     who: Authenticated,
     directory: Arc<Directory>,
+    rules: watch::Receiver<Arc<Vec<HubRule>>>,
 }
 
 impl Caller {
@@ -59,12 +68,22 @@ impl Caller {
         let grants = self.directory.grants();
         judge(&Facts { identity: &self.who.identity, token_clusters: self.who.clusters.as_deref(), grants: &grants })
     }
+
+    /// The rules that count for this caller. A token that is restricted to clusters is for nothing of the hub's own.
+    fn rules(&self) -> Arc<Vec<HubRule>> {
+        if self.who.clusters.is_some() { Arc::default() } else { Arc::clone(&self.rules.borrow()) }
+    }
 }
 
 /// Whose token an object is.
 fn owner<'a>(resource: &str, object: Option<&'a Value>) -> Option<&'a str> {
     let object = object.filter(|_| resource == TokenSpec::PLURAL)?;
     object.pointer("/spec/user").and_then(Value::as_str)
+}
+
+/// The texts of an object.
+fn field(object: Option<&Value>) -> impl Fn(&str) -> Option<String> {
+    move |at| object?.pointer(at)?.as_str().map(str::to_owned)
 }
 
 impl Authorizer for Caller {
@@ -80,15 +99,24 @@ impl Authorizer for Caller {
             name: asked.name,
             owner: owner(asked.resource, asked.object),
         };
-        self.with_facts(|facts| hub_api(facts, &request)).map(drop).map_err(|denial| denial.to_string())
+        let Err(denial) = self.with_facts(|facts| hub_api(facts, &request)) else { return Ok(()) };
+        let rules = self.rules();
+        let (verb, resource, subresource, name) = (asked.verb, asked.resource, asked.subresource, asked.name);
+        let field = field(asked.object);
+        let asked = Asked { verb, resource, subresource, name, field: &field };
+        let permitted = HubRules(&rules).permit(&self.who.identity, &asked);
+        if permitted { Ok(()) } else { Err(denial.to_string()) }
     }
 
     fn visible(&self, resource: &str, object: &Value) -> bool {
         let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         let asked = HubRequest { verb: "list", resource, ..HubRequest::default() };
-        self.with_facts(|facts| {
+        let rules = self.rules();
+        let shows = || HubRules(&rules).shows(&self.who.identity, resource, name, &field(Some(object)));
+        let own = self.with_facts(|facts| {
             hub_api(facts, &asked).is_ok_and(|scope: Scope| scope.shows(facts, name, owner(resource, Some(object))))
-        })
+        });
+        own || shows()
     }
 }
 

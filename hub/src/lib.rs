@@ -21,6 +21,7 @@ mod login;
 mod metrics;
 mod ops;
 pub mod pki;
+mod plugins;
 mod rate;
 mod records;
 mod route;

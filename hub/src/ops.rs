@@ -5,6 +5,7 @@ use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use moorline_plugin::Readiness;
 use prometheus::{Encoder, Registry, TextEncoder};
 use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::Semaphore};
@@ -19,6 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) trait Health: Send + Sync + 'static {
     /// Name of each check, and what is wrong.
     fn checks(&self) -> Vec<(&'static str, Result<(), String>)>;
+    /// The same of what the hub is ready without.
+    fn plugins(&self) -> Vec<Readiness> {
+        Vec::new()
+    }
 }
 
 /// Serves until `stop`.
@@ -84,6 +89,7 @@ fn answer(request: &Request<Incoming>, registry: &Registry, health: &dyn Health)
 pub(crate) fn readiness(health: &dyn Health, verbose: bool) -> (bool, String) {
     let checks = health.checks();
     let ready = checks.iter().all(|(_, result)| result.is_ok());
+    let plugins = health.plugins();
     if ready && !verbose {
         return (true, "ok\n".to_owned());
     }
@@ -91,6 +97,10 @@ pub(crate) fn readiness(health: &dyn Health, verbose: bool) -> (bool, String) {
         Ok(()) => format!("[+]{name} ok\n"),
         Err(why) => format!("[-]{name} failed: {why}\n"),
     });
+    let plugins = plugins.iter().map(|Readiness { plugin, trouble }| match trouble {
+        None => format!("[+]plugin-{plugin} ok\n"),
+        Some(why) => format!("[!]plugin-{plugin} failed, which the hub is ready without: {why}\n"),
+    });
     let end = if ready { "readyz check passed\n" } else { "readyz check failed\n" };
-    (ready, lines.chain([end.to_owned()]).collect())
+    (ready, lines.chain(plugins).chain([end.to_owned()]).collect())
 }

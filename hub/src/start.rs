@@ -14,6 +14,7 @@ use crate::{
     metrics::Metrics,
     ops::{self, Health},
     pki::{Authority, CaError, HUB_LIFE},
+    plugins::{self, Backing},
     rate::RateLimit,
     records::{RecordError, Records},
     sessions::{Registry, Sessions},
@@ -23,7 +24,9 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use moorline_apiserver::ApiServer;
+use moorline_apiserver::KindSpec;
 use moorline_link::{QuicKeys, QuicListener, tls};
+use moorline_plugin::{Host, HostError, Readiness};
 use moorline_proto::id::{Role, SpiffeId};
 use moorline_proxy::{
     audit::{AuditSink, FileSink},
@@ -103,6 +106,9 @@ pub enum HubError {
     /// First user and files.
     #[error("the first start could not be finished")]
     Bootstrap(#[from] BootstrapError),
+    /// Plugins that cannot run together.
+    #[error("plugins: {0}")]
+    Plugins(#[from] HostError),
     /// Certificates or metrics that fit into nothing: a defect.
     #[error("internal: {0}")]
     Internal(String),
@@ -120,6 +126,7 @@ pub struct Hub {
     ops_addr: SocketAddr,
     sessions: Arc<Sessions>,
     front: Arc<Front>,
+    plugins: Arc<Host>,
     quic: Arc<QuicListener>,
     audit: Arc<FileSink>,
     stop: CancellationToken,
@@ -137,6 +144,7 @@ struct Checks {
     draining: CancellationToken,
     ca_expires: SystemTime,
     alive: Arc<Alive>,
+    plugins: Arc<Host>,
 }
 
 impl Health for Checks {
@@ -150,6 +158,10 @@ impl Health for Checks {
             ("changes", self.alive.following()),
             ("draining", draining),
         ]
+    }
+
+    fn plugins(&self) -> Vec<Readiness> {
+        self.plugins.readiness()
     }
 }
 
@@ -176,7 +188,12 @@ impl Hub {
         let join_facts = JoinFacts { pin: authority.pin(), public_url: config.public_url.clone() };
         let stop = CancellationToken::new();
         let (finish, draining, kill) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let kinds = specs::all(&store, join_facts);
+        let mut host = Host::new(config.plugins.clone(), registry)?;
+        let mut kinds = specs::all(&store, join_facts);
+        kinds.extend(host.kinds());
+        if let Some(plural) = twice(&kinds) {
+            return Err(HubError::Internal(format!("a plugin brings the kind {plural:?}, which the hub has itself")));
+        }
         let api_limits = moorline_apiserver::Limits::default();
         let server = ApiServer::new(store.clone(), kinds, api_limits, registry, finish.clone());
         let server = Arc::new(server.map_err(|e| internal(&e))?);
@@ -217,18 +234,37 @@ impl Hub {
             greetings: Semaphore::new(config.limits.greetings),
             next_id: AtomicU64::new(1),
         });
+        let front_tasks = TaskTracker::new();
+        let (clusters, seen_clusters) = tokio::sync::watch::channel(Arc::default());
+        let backing = Backing {
+            server: Arc::clone(&server),
+            access: host.access(),
+            registry: Arc::clone(&session_registry),
+            records: records.clone(),
+            audit: Arc::clone(&sink),
+            metrics: metrics.clone(),
+            proxy_metrics: proxy_metrics.clone(),
+            finish: finish.clone(),
+            tasks: front_tasks.clone(),
+            spread: config.limits.watch_spread,
+        };
+        host.start(Arc::new(backing), &seen_clusters);
+        let rules = host.rules();
+        let host = Arc::new(host);
         let alive = Arc::new(Alive::default());
         let health: Arc<dyn Health> = Arc::new(Checks {
             records: records.clone(),
             draining: draining.clone(),
             ca_expires: authority.expires(),
             alive: Arc::clone(&alive),
+            plugins: Arc::clone(&host),
         });
         let front = Arc::new(Front {
             directory: Arc::clone(&directory),
             registry: Arc::clone(&session_registry),
             records: records.clone(),
-            api: HubApi::new(server),
+            api: HubApi::new(server, rules),
+            plugins: Arc::clone(&host),
             joiner,
             logins,
             audit: sink,
@@ -237,7 +273,7 @@ impl Hub {
             proxy_metrics,
             limits: config.limits.clone(),
             ca_pem: authority.pem().to_owned(),
-            tasks: TaskTracker::new(),
+            tasks: front_tasks,
             finish: finish.clone(),
             alive: Arc::clone(&alive),
             strangers: Semaphore::new(config.limits.bodies_of_strangers),
@@ -281,6 +317,7 @@ impl Hub {
         let mut background = JoinSet::new();
         directory.load()?;
         follow::start(&mut background, &directory, &sessions, &records, &kill, &alive);
+        background.spawn(plugins::follow(records.watch(), clusters));
         background.spawn(alive.while_running(Part::Tcp, port.serve(tcp)));
         let udp = serve_quic(Arc::clone(&quic), Arc::clone(&sessions), stop.clone());
         background.spawn(alive.while_running(Part::Quic, udp));
@@ -294,6 +331,7 @@ impl Hub {
             ops_addr,
             sessions,
             front,
+            plugins: host,
             quic,
             audit,
             stop,
@@ -324,6 +362,7 @@ impl Hub {
         self.sessions.drain(self.grace);
         self.stop.cancel();
         self.finish.cancel();
+        self.plugins.shutdown().await;
         self.front.tasks.close();
         if timeout(self.grace, self.front.tasks.wait()).await.is_err() {
             tracing::warn!(open = self.front.tasks.len(), "connections were cut at the end of the grace");
@@ -338,6 +377,12 @@ impl Hub {
         self.background.shutdown().await;
         tracing::info!("hub ended");
     }
+}
+
+/// A kind that is there twice.
+fn twice(kinds: &[KindSpec]) -> Option<&'static str> {
+    let mut seen = std::collections::HashSet::new();
+    kinds.iter().map(KindSpec::plural).find(|plural| !seen.insert(*plural))
 }
 
 /// A hub that has just ended may hold the file for a moment longer.

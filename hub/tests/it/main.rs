@@ -8,6 +8,7 @@ mod framing;
 mod http2;
 mod joins;
 mod parsers;
+mod plugins;
 mod proxying;
 mod rights;
 mod sessions;

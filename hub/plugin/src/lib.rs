@@ -1,0 +1,43 @@
+//! What management logic that rides on the hub is written against.
+//!
+//! A [`Plugin`] says in [`Plugin::register`] what it adds to the hub's API, and runs controllers against two ordinary
+//! kube-rs clients: the hub's own API ([`HubView::client`]) and that of each connected cluster
+//! ([`ClusterView::client`], through the tunnel). The hub serves traffic with no plugin at all, and a plugin that panics
+//! or stands still takes nothing else with it: each has a runtime of its own, of low priority, and what the hub asks of
+//! a plugin while it answers a request is asked with a bound on time.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `plugin`, `register` | what a plugin is, and what it may add |
+//! | `factory` | a plugin made from its table of the configuration |
+//! | `view`, `client` | what a running plugin sees: hub, clusters, two clients |
+//! | `host`, `keeper`, `guard` | runs plugins: own threads, restarts with pauses, a watchdog, bounds |
+//! | `kind`, `object`, `condition` | kinds of the hub's API, typed for kube-rs |
+#![forbid(unsafe_code)]
+
+mod client;
+mod condition;
+mod factory;
+mod guard;
+mod host;
+mod keeper;
+mod kind;
+pub mod limits;
+mod metrics;
+mod object;
+mod plugin;
+mod register;
+mod view;
+
+pub use client::{Backend, Body, BoxError};
+pub use condition::{Condition, set_condition};
+pub use factory::{Configured, Factory, FactoryError};
+pub use host::{Access, Host, HostError, Readiness};
+pub use kind::PluginKind;
+pub use metrics::PluginMetrics;
+pub use moorline_apiserver::{Cause, Spec};
+pub use moorline_authz::hubrules::{HubRule, HubRules};
+pub use object::HubObject;
+pub use plugin::{Plugin, PluginError};
+pub use register::{Registration, RouteAnswer, RouteRequest};
+pub use view::{ClusterFacts, ClusterView, Clusters, HubView};

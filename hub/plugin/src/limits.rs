@@ -1,0 +1,28 @@
+//! Every bound of this crate.
+
+use std::time::Duration;
+
+/// First pause before a part of a plugin that failed is started again. Doubled each time, with jitter.
+pub const RESTART_FIRST: Duration = Duration::from_secs(1);
+/// Longest such pause.
+pub const RESTART_LONGEST: Duration = Duration::from_secs(60);
+/// A part that ran this long has recovered: its next pause is the first one again.
+pub const RECOVERED: Duration = Duration::from_secs(120);
+/// How often a plugin's runtime has to show that it lives.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Without a sign of life for this long it stands still: not ready, and its rules are not asked.
+pub const STUCK: Duration = Duration::from_secs(5);
+/// Longest that a rule (validation, defaults) of a plugin may take: the write is refused after it.
+pub const RULE: Duration = Duration::from_secs(1);
+/// Rules of one plugin that are being asked at a time. Those that never end count until the hub does.
+pub const RULES: usize = 4;
+/// Longest that a route of a plugin may take: 504 after it.
+pub const ROUTE: Duration = Duration::from_secs(30);
+/// Longest wait for the head of an answer to a plugin's request, watches too.
+pub const ANSWER: Duration = Duration::from_secs(30);
+/// Longest request that a plugin may send, in bytes.
+pub const REQUEST: usize = 4 << 20;
+/// How long a plugin may take to end with the hub.
+pub const END: Duration = Duration::from_secs(5);
+/// By how much a plugin's threads step back behind the traffic (nice(2)).
+pub const NICE: i32 = 5;

@@ -1,0 +1,86 @@
+//! What a running plugin sees of the hub. It keeps nothing alive.
+
+use crate::{HubRule, PluginMetrics};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// A cluster, as far as every plugin needs to know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterFacts {
+    /// Its name.
+    pub name: String,
+    /// `metadata.uid` of its object: another one is another cluster.
+    pub uid: String,
+    /// Its labels, to select by.
+    pub labels: BTreeMap<String, String>,
+    /// Whether an agent is connected.
+    pub connected: bool,
+}
+
+/// All clusters, by name.
+pub type Clusters = BTreeMap<String, Arc<ClusterFacts>>;
+
+/// The hub.
+#[derive(Clone)]
+pub struct HubView {
+    /// kube-rs for the hub's own API.
+    pub client: kube::Client,
+    /// All clusters as they are now, and every change.
+    pub clusters: watch::Receiver<Arc<Clusters>>,
+    /// The plugin's counters.
+    pub metrics: PluginMetrics,
+    /// Fires when the plugin has to end.
+    pub stop: CancellationToken,
+    pub(crate) rules: RuleBook,
+    pub(crate) plugin: &'static str,
+}
+
+impl HubView {
+    /// Says what users may do in the hub's API because of this plugin, in place of what it said before. Only adds to
+    /// what the hub permits, and is forgotten when the plugin is switched off.
+    pub fn publish_rules(&self, rules: Vec<HubRule>) {
+        self.rules.set(self.plugin, rules);
+    }
+}
+
+/// One connected cluster.
+#[derive(Clone)]
+pub struct ClusterView {
+    /// Its name.
+    pub name: String,
+    /// `metadata.uid` of its object.
+    pub uid: String,
+    /// kube-rs for its API server, through the tunnel, as the user `moorline:plugin:<name>`. What that user may do there
+    /// is decided by the cluster: its edge policy has to let the plugin in by name, and its RBAC says the rest.
+    pub client: kube::Client,
+    /// Fires when the cluster is no longer connected.
+    pub stop: CancellationToken,
+}
+
+/// What each plugin has published.
+#[derive(Clone)]
+pub(crate) struct RuleBook(Arc<Book>);
+
+struct Book {
+    pages: Mutex<BTreeMap<&'static str, Vec<HubRule>>>,
+    all: watch::Sender<Arc<Vec<HubRule>>>,
+}
+
+impl RuleBook {
+    pub(crate) fn new() -> (Self, watch::Receiver<Arc<Vec<HubRule>>>) {
+        let (all, seen) = watch::channel(Arc::default());
+        (Self(Arc::new(Book { pages: Mutex::default(), all })), seen)
+    }
+
+    fn set(&self, plugin: &'static str, rules: Vec<HubRule>) {
+        let mut pages = self.0.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        if pages.get(plugin) != Some(&rules) {
+            pages.insert(plugin, rules);
+            self.0.all.send_replace(Arc::new(pages.values().flatten().cloned().collect()));
+        }
+    }
+}
