@@ -2,6 +2,7 @@
 
 use moorline_link::HubAddress;
 use moorline_proto::id::{AgentName, ClusterId};
+use serde::{Deserialize, Serialize};
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
 /// How an agent runs. `Debug` does not show the token.
@@ -15,6 +16,10 @@ pub struct Config {
     pub name: Option<AgentName>,
     /// The cluster that the token must be for. Default: the token's.
     pub cluster: Option<ClusterId>,
+    /// What this agent serves.
+    pub role: AgentRole,
+    /// A node agent's Kubernetes node, as its `Node` object is called: the agent asks there for its zone.
+    pub node_name: Option<String>,
     /// Where key, certificate and trust bundle are kept. Made if missing, readable by its owner alone.
     pub state_dir: PathBuf,
     /// How the cluster's API server is reached.
@@ -25,6 +30,27 @@ pub struct Config {
     pub carrier: Preference,
     /// Address for `/livez`, `/readyz` and `/metrics`, plain HTTP. `None`: nowhere.
     pub http_addr: Option<SocketAddr>,
+}
+
+/// What an agent serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentRole {
+    /// The whole cluster: as the hub writes it, `agent`.
+    #[default]
+    #[serde(rename = "agent")]
+    Cluster,
+    /// One node, and the cluster while none of its cluster agents is there.
+    Node,
+}
+
+impl fmt::Display for AgentRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cluster => "cluster",
+            Self::Node => "node",
+        })
+    }
 }
 
 /// How the cluster's API server is reached.
@@ -109,6 +135,8 @@ impl fmt::Debug for Config {
             .field("token", &self.token.as_ref().map(|_| "***"))
             .field("name", &self.name)
             .field("cluster", &self.cluster)
+            .field("role", &self.role)
+            .field("node_name", &self.node_name)
             .field("state_dir", &self.state_dir)
             .field("upstream", &self.upstream)
             .field("policy_file", &self.policy_file)
@@ -129,6 +157,8 @@ mod tests {
             token,
             name: None,
             cluster: None,
+            role: AgentRole::Cluster,
+            node_name: None,
             state_dir: "/tmp/x".into(),
             upstream: UpstreamConfig::InCluster { dir: "/tmp/y".into() },
             policy_file: None,

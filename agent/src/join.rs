@@ -1,6 +1,7 @@
 //! The first contact: a token and a signing request for a certificate. Nothing is sent before the hub proved the pin.
 
 use crate::{
+    config::AgentRole,
     limits,
     state::{BadChain, Membership, certificates},
     upstream::chain,
@@ -90,6 +91,7 @@ struct Question<'a> {
     token: &'a str,
     csr: String,
     name: &'a str,
+    role: AgentRole,
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<&'a str>,
 }
@@ -125,18 +127,18 @@ pub async fn join(
     hub: &HubAddress,
     token: &str,
     key: &KeyPair,
-    name: &AgentName,
+    (name, role): (&AgentName, AgentRole),
     cluster: Option<&ClusterId>,
 ) -> Result<Membership, JoinError> {
     let pin = TokenText::parse(token).ok().and_then(|token| token.pin);
     let pin = pin.ok_or_else(|| JoinError::Request("the token is not a join token".to_owned()))?;
     let csr = signing_request(key).and_then(|csr| csr.pem().map_err(|e| e.to_string())).map_err(JoinError::Request)?;
-    let question = Question { token, csr, name: name.as_str(), cluster: cluster.map(ClusterId::as_str) };
+    let question = Question { token, csr, name: name.as_str(), role, cluster: cluster.map(ClusterId::as_str) };
     let question = serde_json::to_vec(&question).map_err(|e| JoinError::Request(e.to_string()))?;
     let answer = tokio::time::timeout(limits::JOIN, call(hub, pin, question))
         .await
         .map_err(|_| JoinError::Broken("no answer in time".to_owned()))??;
-    accept(&answer, pin, key, name, cluster)
+    accept(&answer, pin, key, (name, role), cluster)
 }
 
 /// A TCP connection to the hub, if need be through a proxy; the error is for people.
@@ -204,7 +206,7 @@ fn accept(
     answer: &[u8],
     pin: [u8; 32],
     key: &KeyPair,
-    name: &AgentName,
+    (name, role): (&AgentName, AgentRole),
     cluster: Option<&ClusterId>,
 ) -> Result<Membership, JoinError> {
     let wrong = |cause: String| JoinError::Answer(cause);
@@ -212,6 +214,7 @@ fn accept(
     let membership = Membership {
         cluster: answer.cluster.parse().map_err(|e: moorline_proto::id::InvalidName| wrong(e.to_string()))?,
         name: answer.name.parse().map_err(|e: moorline_proto::id::InvalidName| wrong(e.to_string()))?,
+        role,
         trust_domain: answer.trust_domain.parse().map_err(|e: moorline_proto::id::InvalidName| wrong(e.to_string()))?,
         chain: certificates(&answer.chain).map_err(wrong)?,
         bundle: certificates(&answer.bundle).map_err(wrong)?,

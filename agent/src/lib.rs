@@ -21,7 +21,7 @@ pub mod state;
 pub mod uplink;
 pub mod upstream;
 
-pub use config::{Config, ConfigError, Preference, UpstreamConfig};
+pub use config::{AgentRole, Config, ConfigError, Preference, UpstreamConfig};
 
 use identity::Holder;
 use join::JoinError;
@@ -67,6 +67,16 @@ pub enum AgentError {
         found: String,
         /// What the configuration says.
         wanted: String,
+    },
+    /// The state is for another role than the one named.
+    #[error(
+        "the state folder belongs to a {found} agent, not to a {wanted} agent; name another folder, or delete it and join anew"
+    )]
+    OtherRole {
+        /// What the state says.
+        found: AgentRole,
+        /// What the configuration says.
+        wanted: AgentRole,
     },
     /// The hub did not take the agent.
     #[error(transparent)]
@@ -120,7 +130,8 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         tracing::info!(cluster = %membership.cluster, name = %membership.name, hub = %config.hub, "agent starts");
         let holder = Holder::new(key, state, config.hub.to_string(), membership, metrics.clone());
         let mut told = None;
-        let (tell, facts) = watch::channel(facts::look(&upstream, &mut told).await);
+        let looker = facts::Looker { upstream: upstream.clone(), node: config.node_name.clone() };
+        let (tell, facts) = watch::channel(looker.look(&mut told).await);
         let service = Service::new(
             upstream.clone(),
             Arc::new(ClusterRules::new(upstream.clone())),
@@ -138,7 +149,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         let driver = uplink::Driver::new(dialler, service, metrics.clone());
         tokio::select! {
             () = driver.run(stop.clone()) => {}
-            () = facts::watch(&upstream, &tell, told) => {}
+            () = looker.watch(&tell, told) => {}
         }
         Ok(())
     };
@@ -166,6 +177,9 @@ async fn membership(
                     Some(wanted) if *wanted != kept.cluster => {
                         Err(AgentError::OtherCluster { found: kept.cluster.to_string(), wanted: wanted.to_string() })
                     }
+                    _ if kept.role != config.role => {
+                        Err(AgentError::OtherRole { found: kept.role, wanted: config.role })
+                    }
                     _ => Ok(Some(kept)),
                 };
             }
@@ -185,7 +199,7 @@ async fn membership(
     let mut pause = Duration::from_secs(1);
     loop {
         let joined = tokio::select! {
-            joined = join::join(&config.hub, token, key, &name, config.cluster.as_ref()) => joined,
+            joined = join::join(&config.hub, token, key, (&name, config.role), config.cluster.as_ref()) => joined,
             () = stop.cancelled() => return Ok(None),
         };
         match joined {

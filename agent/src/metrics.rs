@@ -8,6 +8,8 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registr
 pub struct Metrics {
     /// Whether a session to the hub serves (0 or 1).
     pub session_up: IntGauge,
+    /// Whether the hub wants no session of this agent now (0 or 1): others stand by.
+    pub parked: IntGauge,
     /// Attempts to dial the hub, by result.
     pub dials: IntCounterVec,
     /// Ends of sessions, by code.
@@ -67,6 +69,10 @@ impl Metrics {
             moves,
             carrier,
             session_up: gauge("moorline_agent_session_up", "Whether a session to the hub serves")?,
+            parked: gauge(
+                "moorline_agent_parked",
+                "Whether the hub wants no session of this agent now: others stand by",
+            )?,
             dials: counters("moorline_agent_dials_total", "Attempts to dial the hub", "result")?,
             closes: counters("moorline_agent_session_closes_total", "Ends of sessions to the hub", "code")?,
             streams: gauge("moorline_agent_streams", "Streams being served")?,

@@ -45,7 +45,10 @@ pub async fn serve(listener: TcpListener, registry: Registry, metrics: Metrics) 
 fn answer(request: &Request<Incoming>, registry: &Registry, metrics: &Metrics) -> Response<Full<Bytes>> {
     let (status, kind, text) = match request.uri().path() {
         "/livez" => (StatusCode::OK, "text/plain", Bytes::from_static(b"ok\n")),
-        "/readyz" if metrics.session_up.get() > 0 => (StatusCode::OK, "text/plain", Bytes::from_static(b"ok\n")),
+        // Parked is as it should be: the hub was reached and has enough of this agent's kind.
+        "/readyz" if metrics.session_up.get() > 0 || metrics.parked.get() > 0 => {
+            (StatusCode::OK, "text/plain", Bytes::from_static(b"ok\n"))
+        }
         "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", Bytes::from_static(b"no session to the hub\n")),
         "/metrics" => {
             let mut text = Vec::new();

@@ -3,7 +3,7 @@
 //! Two files in a folder of its owner's alone: `agent.key` (PKCS #8, PEM) and `agent.json` (everything else). Each is
 //! replaced as a whole, so that a crash leaves the old one or the new one.
 
-use crate::limits::MAX_FILE;
+use crate::{config::AgentRole, limits::MAX_FILE};
 use moorline_link::{Identity, Trust, tls};
 use moorline_proto::id::{AgentName, ClusterId, Role, SpiffeId, TrustDomain};
 use rcgen::{KeyPair, PublicKeyData};
@@ -79,6 +79,8 @@ pub struct Membership {
     pub cluster: ClusterId,
     /// Its name there.
     pub name: AgentName,
+    /// What it serves.
+    pub role: AgentRole,
     /// Which hub authority vouches for it.
     pub trust_domain: TrustDomain,
     /// Its certificate, leaf first.
@@ -95,6 +97,8 @@ struct File {
     hub: String,
     cluster: String,
     name: String,
+    #[serde(default)]
+    role: AgentRole,
     trust_domain: String,
     chain: Vec<String>,
     bundle: Vec<String>,
@@ -154,6 +158,7 @@ impl StateDir {
         let membership = Membership {
             cluster: file.cluster.parse().map_err(name)?,
             name: file.name.parse().map_err(name)?,
+            role: file.role,
             trust_domain: file.trust_domain.parse().map_err(name)?,
             chain: certificates(&file.chain).map_err(corrupt)?,
             bundle: certificates(&file.bundle).map_err(corrupt)?,
@@ -173,6 +178,7 @@ impl StateDir {
             hub: hub.to_owned(),
             cluster: membership.cluster.to_string(),
             name: membership.name.to_string(),
+            role: membership.role,
             trust_domain: membership.trust_domain.to_string(),
             chain: membership.chain.iter().map(to_pem).collect(),
             bundle: membership.bundle.iter().map(to_pem).collect(),
@@ -216,10 +222,12 @@ impl StateDir {
 impl Membership {
     /// The identity in this agent's certificate.
     pub fn spiffe_id(&self) -> SpiffeId {
-        SpiffeId {
-            trust_domain: self.trust_domain.clone(),
-            role: Role::ClusterAgent(self.cluster.clone(), self.name.clone()),
-        }
+        let (cluster, name) = (self.cluster.clone(), self.name.clone());
+        let role = match self.role {
+            AgentRole::Cluster => Role::ClusterAgent(cluster, name),
+            AgentRole::Node => Role::NodeAgent(cluster, name),
+        };
+        SpiffeId { trust_domain: self.trust_domain.clone(), role }
     }
 
     /// For the TLS of the tunnel.
@@ -328,6 +336,7 @@ mod tests {
         Membership {
             cluster: "c1".parse().unwrap(),
             name: "a1".parse().unwrap(),
+            role: AgentRole::Cluster,
             trust_domain: "example".parse().unwrap(),
             chain: vec![leaf.signed_by(key, &authority).unwrap().der().clone()],
             bundle: vec![authority.der().clone()],

@@ -229,10 +229,20 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
         self.metrics.dials.with_label_values(&[label]).inc();
         match result {
             Ok((session, welcome)) => {
+                self.metrics.parked.set(0);
                 self.begin(session, &welcome);
                 Event::Welcomed
             }
             Err(e) => {
+                if let AttemptError::Dial(DialError::Refused(goodbye)) = &e
+                    && goodbye.code == CloseCode::Parked
+                {
+                    self.metrics.parked.set(1);
+                    let again = Duration::from_millis(goodbye.retry_after_ms.into());
+                    tracing::debug!(hub = %self.dialler.hub, seconds = again.as_secs(), "the hub needs no session of this node now; asking again");
+                    return Event::Failed { retry_after: Some(again) };
+                }
+                self.metrics.parked.set(0);
                 let (mut retry_after, mut advice) = (None, None);
                 if let AttemptError::Dial(e) = &e {
                     retry_after = e.retry_after();
@@ -296,6 +306,11 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
                 self.live = None;
                 self.climb(ladder::Event::Fell);
                 self.metrics.closes.with_label_values(&[reason.code.name()]).inc();
+                if reason.code == CloseCode::Parked {
+                    self.metrics.parked.set(1);
+                    tracing::info!("the hub needs no session of this node any more");
+                    return Some(Event::Lost { retry_after: Some(limits::PARKED) });
+                }
                 let (retry_after, advice) = slow(reason.code, None);
                 tracing::warn!(code = %reason.code, message = %reason.message, by_hub = reason.by_peer, advice, "session ended");
                 Some(Event::Lost { retry_after })

@@ -6,7 +6,7 @@ use crate::{
     files,
     logging::LogFormat,
 };
-use moorline_agent::{Config, Preference, UpstreamConfig};
+use moorline_agent::{AgentRole, Config, Preference, UpstreamConfig};
 use moorline_link::HubAddress;
 use moorline_proto::id::{AgentName, ClusterId};
 use serde::Deserialize;
@@ -47,6 +47,12 @@ pub struct Args {
     /// The cluster to join; must be the token's [default: the token's]
     #[arg(long, value_name = "NAME", env = "MOORLINE_CLUSTER")]
     cluster: Option<ClusterId>,
+    /// What this agent serves [default: cluster]
+    #[arg(long, value_enum, env = "MOORLINE_ROLE")]
+    role: Option<Role>,
+    /// With --role node: the Kubernetes node that it stands for [default: the host's name]
+    #[arg(long, value_name = "NODE", env = "NODE_NAME")]
+    node_name: Option<String>,
     /// Where key and certificate are kept [default: /var/lib/moorline-agent for root]
     #[arg(long, value_name = "DIR", env = "MOORLINE_STATE_DIR")]
     state_dir: Option<PathBuf>,
@@ -91,6 +97,16 @@ pub enum Carrier {
     WebSocket,
 }
 
+/// What an agent serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The whole cluster
+    Cluster,
+    /// One node; stands in for the cluster's agents where none is left
+    Node,
+}
+
 /// The file's keys.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -99,6 +115,8 @@ struct FileConfig {
     token_file: Option<PathBuf>,
     name: Option<String>,
     cluster: Option<String>,
+    role: Option<Role>,
+    node_name: Option<String>,
     state_dir: Option<PathBuf>,
     kubeconfig: Option<PathBuf>,
     context: Option<String>,
@@ -168,11 +186,21 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         Carrier::Tls => Preference::Tls,
         Carrier::WebSocket => Preference::WebSocket,
     };
+    let (role, node_name, named) = match args.role.or(file.role).unwrap_or(Role::Cluster) {
+        Role::Cluster => (AgentRole::Cluster, None, None),
+        Role::Node => {
+            let node = args.node_name.or(file.node_name).filter(|name| !name.is_empty());
+            let named = node.as_deref().map(agent_name).transpose()?;
+            (AgentRole::Node, node, named)
+        }
+    };
     let config = Config {
         hub,
         token,
-        name: daemon::either(args.name, file.name, "name")?,
+        name: daemon::either(args.name, file.name, "name")?.or(named),
         cluster: daemon::either(args.cluster, file.cluster, "cluster")?,
+        role,
+        node_name,
         state_dir,
         upstream,
         policy_file: args.policy_file.or(file.policy_file),
@@ -181,4 +209,12 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
     };
     let log_format = args.log_format.or(file.log_format).unwrap_or(LogFormat::Text);
     Ok((config, Process { log_format, threads: args.threads.or(file.threads).unwrap_or(THREADS) }))
+}
+
+/// A node's name as an agent's: Kubernetes calls nodes by DNS names, the hub agents by one label.
+fn agent_name(node: &str) -> anyhow::Result<AgentName> {
+    let label = node.replace('.', "-");
+    label
+        .parse()
+        .map_err(|e| usage(format!("node name {node:?}: {e}"), "give the agent a name of its own: --name NAME"))
 }

@@ -152,8 +152,19 @@ pub struct Limits {
     pub sessions: usize,
     /// Sessions of one cluster.
     pub sessions_per_cluster: usize,
-    /// Agents that may join one cluster.
+    /// Cluster agents that may join one cluster.
     pub agents_per_cluster: usize,
+    /// Node agents that may join one cluster. Kubernetes itself is tried with 5,000 nodes.
+    pub nodes_per_cluster: usize,
+    /// Node agents of one cluster that hold a session although nobody asked for one of them: they stand by for its
+    /// cluster agents. The others are told to ask again, so that a hub's memory does not grow with a fleet's nodes.
+    pub standby_nodes: usize,
+    /// How long a node agent without a session rests before it asks again: this, and up to as much again.
+    pub park_pause: Duration,
+    /// How often a cluster agent is probed that node agents stand by for, so that they take over in time.
+    pub probe: Duration,
+    /// A cluster agent that does not answer its probe in this time gets no new streams while a node agent can.
+    pub doubt: Duration,
     /// Renewals and facts of one session at once, earned back one each second; a session that sends more is closed.
     pub control_burst: u32,
     /// What an agent that is told to come back waits: this, and up to as much again.
@@ -212,6 +223,11 @@ impl Default for Limits {
             sessions: 20_000,
             sessions_per_cluster: 256,
             agents_per_cluster: 256,
+            nodes_per_cluster: 5_000,
+            standby_nodes: 3,
+            park_pause: Duration::from_secs(20),
+            probe: Duration::from_secs(3),
+            doubt: Duration::from_secs(3),
             control_burst: 30,
             busy_pause: Duration::from_secs(5),
             duplicate_ping: Duration::from_secs(2),

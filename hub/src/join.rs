@@ -81,12 +81,14 @@ pub(crate) enum JoinError {
         held: String,
     },
     #[error(
-        "cluster {cluster} has {most} agents, as many as it may: let an administrator delete those that are gone \
+        "cluster {cluster} has {most} {role} agents, as many as it may: let an administrator delete those that are gone \
          (kubectl get agents.moorline.dev)"
     )]
     Full {
         /// The cluster.
         cluster: String,
+        /// Of which kind.
+        role: AgentRole,
         /// How many it may have.
         most: usize,
     },
@@ -105,6 +107,7 @@ pub(crate) struct Joiner {
     pub metrics: Metrics,
     pub life: Duration,
     pub agents_per_cluster: usize,
+    pub nodes_per_cluster: usize,
     pub rate: RateLimit<IpAddr>,
 }
 
@@ -210,8 +213,13 @@ impl Joiner {
         }
         if before.is_none() {
             let agents = self.records.list::<AgentSpec>().map_err(store)?;
-            if agents.iter().filter(|agent| agent.spec.cluster == spec.cluster).count() >= self.agents_per_cluster {
-                return Err(JoinError::Full { cluster: spec.cluster.clone(), most: self.agents_per_cluster });
+            let most = match spec.role {
+                AgentRole::Agent => self.agents_per_cluster,
+                AgentRole::Node => self.nodes_per_cluster,
+            };
+            let same = |agent: &&Object<AgentSpec>| agent.spec.cluster == spec.cluster && agent.spec.role == spec.role;
+            if agents.iter().filter(same).count() >= most {
+                return Err(JoinError::Full { cluster: spec.cluster.clone(), role: spec.role, most });
             }
         }
         Ok(before)

@@ -69,8 +69,10 @@ pub struct ClusterStatus {
     /// `Connected`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
-    /// Agents that are connected now.
+    /// Cluster agents that are connected now.
     pub agents: u32,
+    /// Node agents that stand by now. The others are parked: they come when they are needed.
+    pub node_agents: u32,
     /// What carries the newest session: `quic`, `tls` or `websocket`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
@@ -110,6 +112,15 @@ pub enum AgentRole {
     Agent,
     /// One node; stands in for the cluster's agents where none is left.
     Node,
+}
+
+impl std::fmt::Display for AgentRole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Agent => "cluster",
+            Self::Node => "node",
+        })
+    }
 }
 
 /// An agent's identity.

@@ -27,6 +27,7 @@ mod records;
 mod route;
 mod sessions;
 mod specs;
+mod standby;
 mod start;
 mod status;
 mod websocket;

@@ -18,6 +18,7 @@ pub(crate) struct Metrics {
     pub requests: IntCounterVec,
     pub panics: IntCounter,
     pub streams_revoked: IntCounter,
+    pub fallback_streams: IntCounter,
     pub refusals: IntCounterVec,
     pub status_writes: IntCounterVec,
 }
@@ -53,6 +54,10 @@ impl Metrics {
             accept_errors: counter("moorline_hub_accept_errors_total", "Failures of accept(2)")?,
             requests: counters("moorline_hub_requests_total", "HTTP requests by kind and status", &["kind", "code"])?,
             panics: counter("moorline_hub_request_panics_total", "Requests whose handling panicked")?,
+            fallback_streams: counter(
+                "moorline_hub_fallback_streams_total",
+                "Streams that a node agent took because no cluster agent could",
+            )?,
             streams_revoked: counter(
                 "moorline_hub_streams_revoked_total",
                 "Tokens, users and streams whose right was taken away",

@@ -33,6 +33,8 @@ pub(crate) struct Candidate {
     pub node: bool,
     /// Takes no new streams.
     pub draining: bool,
+    /// Has not answered its last probe: its network or its host may be gone.
+    pub doubt: bool,
     /// Streams open on it.
     pub open: usize,
     /// Its round trip.
@@ -42,14 +44,14 @@ pub(crate) struct Candidate {
 /// Which of `all` to use, or `None`. `dice` are two random numbers: of two sessions drawn by chance the better one
 /// is taken, which spreads load without everybody rushing to the one that looked best a moment ago.
 pub(crate) fn pick(all: &[Candidate], tried: &[usize], dice: [usize; 2]) -> Option<usize> {
-    let usable = |node: bool| -> Vec<usize> {
-        let fits = |&at: &usize| all.get(at).is_some_and(|c| c.node == node && !c.draining) && !tried.contains(&at);
-        (0..all.len()).filter(fits).collect()
-    };
-    let mut pool = usable(false);
-    if pool.is_empty() {
-        pool = usable(true);
-    }
+    // Better to wait for one that may be slow than to have nobody.
+    let classes = [(false, false), (true, false), (false, true), (true, true)];
+    let mut pool = classes.into_iter().find_map(|(node, doubt)| {
+        let fits = |c: &Candidate| c.node == node && c.doubt == doubt && !c.draining;
+        let pool: Vec<usize> =
+            (0..all.len()).filter(|at| all.get(*at).is_some_and(fits) && !tried.contains(at)).collect();
+        (!pool.is_empty()).then_some(pool)
+    })?;
     let first = *pool.get(dice[0] % pool.len().max(1))?;
     pool.retain(|&at| at != first);
     let Some(&second) = pool.get(dice[1] % pool.len().max(1)) else { return Some(first) };
@@ -131,7 +133,12 @@ impl Dial for CallDial {
                 tried.push(at);
                 let Some(session) = sessions.get(at) else { continue };
                 match session.session.open(header).await {
-                    Ok(stream) => return Ok(LeasedStream::new(stream, self.end_of(permit, header.class))),
+                    Ok(stream) => {
+                        if session.node {
+                            self.metrics.fallback_streams.inc();
+                        }
+                        return Ok(LeasedStream::new(stream, self.end_of(permit, header.class)));
+                    }
                     Err(OpenError::TooMany) => busy = true,
                     Err(OpenError::Closed(_) | OpenError::Draining) => {}
                     Err(e @ OpenError::Header) => {
@@ -207,7 +214,20 @@ mod tests {
     use super::*;
 
     fn candidate(node: bool, draining: bool, open: usize) -> Candidate {
-        Candidate { node, draining, open, rtt: Duration::from_millis(1) }
+        Candidate { node, draining, doubt: false, open, rtt: Duration::from_millis(1) }
+    }
+    fn doubtful(node: bool) -> Candidate {
+        Candidate { doubt: true, ..candidate(node, false, 0) }
+    }
+
+    #[test]
+    fn a_silent_cluster_agent_is_passed_over_while_a_node_agent_answers() {
+        let all = [doubtful(false), candidate(true, false, 5), doubtful(true)];
+        assert_eq!(pick(&all, &[], [1, 2]), Some(1));
+        assert_eq!(pick(&all, &[1], [1, 2]), Some(0), "nobody answers: then the cluster agent, it may be slow");
+        assert_eq!(pick(&all, &[1, 0], [1, 2]), Some(2));
+        let back = [candidate(false, false, 9), candidate(true, false, 0)];
+        assert_eq!(pick(&back, &[], [1, 2]), Some(0), "back at once when it answers again");
     }
 
     #[test]

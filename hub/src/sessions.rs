@@ -8,6 +8,7 @@ use crate::{
     rate::RateLimit,
     records::Records,
     route::Candidate,
+    standby::{self, Place, Standing},
     status::StatusWriter,
 };
 use moorline_link::{Greeting, Session};
@@ -20,7 +21,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -46,8 +47,10 @@ pub(crate) struct Entry {
     pub agent: String,
     /// Its cluster.
     pub cluster: String,
-    /// What it serves.
+    /// A node agent's.
     pub node: bool,
+    /// It has not answered its last probe.
+    pub doubt: AtomicBool,
     /// Which run of the agent.
     pub instance: InstanceId,
     /// Since when.
@@ -69,6 +72,7 @@ impl Entry {
         Candidate {
             node: self.node,
             draining: self.session.is_draining(),
+            doubt: self.doubt.load(Ordering::Relaxed),
             open: self.session.open_streams(),
             rtt: self.session.rtt(),
         }
@@ -88,6 +92,8 @@ struct Table {
     count: usize,
     /// Agents whose greeting is being judged: two at once would not see each other.
     judged: HashSet<String>,
+    /// Node agents of a cluster that were promised a place and have no session yet.
+    coming: HashMap<String, usize>,
 }
 
 /// All sessions. No I/O happens under its lock.
@@ -116,6 +122,32 @@ impl Registry {
     /// All of them.
     pub fn all(&self) -> Vec<Arc<Entry>> {
         self.lock().clusters.values().flatten().cloned().collect()
+    }
+
+    /// Whether a node agent of this cluster can take streams.
+    pub fn has_node(&self, cluster: &str) -> bool {
+        let usable = |entry: &Arc<Entry>| entry.node && !entry.session.is_draining();
+        self.lock().clusters.get(cluster).is_some_and(|all| all.iter().any(usable))
+    }
+
+    /// A place for one more node agent of a cluster, if it is to have one; and whom it replaces.
+    fn place(&self, cluster: &str, zone: Option<&str>, most: usize) -> Option<(Coming<'_>, Option<Arc<Entry>>)> {
+        let mut table = self.lock();
+        let coming = table.coming.get(cluster).copied().unwrap_or_default();
+        let nodes = table.clusters.get(cluster).into_iter().flatten();
+        let nodes: Vec<Arc<Entry>> = nodes.filter(|e| e.node && !e.session.is_draining()).cloned().collect();
+        let zones: Vec<Option<String>> = nodes.iter().map(|entry| entry.fact("zone")).collect();
+        let standing = nodes.iter().zip(&zones);
+        let standing: Vec<Standing<'_>> = standing
+            .map(|(entry, zone)| Standing { zone: zone.as_deref(), busy: entry.session.open_streams() > 0 })
+            .collect();
+        let replaced = match standby::place(&standing, coming, zone, most) {
+            Place::Stand => None,
+            Place::Instead(at) => Some(nodes.get(at).cloned()?),
+            Place::Park => return None,
+        };
+        *table.coming.entry(cluster.to_owned()).or_default() += 1;
+        Some((Coming(self, cluster.to_owned()), replaced))
     }
 
     fn insert(&self, entry: Arc<Entry>) {
@@ -148,6 +180,20 @@ impl<'a> Judging<'a> {
 impl Drop for Judging<'_> {
     fn drop(&mut self) {
         self.0.lock().judged.remove(&self.1);
+    }
+}
+
+/// A place that a node agent was promised.
+struct Coming<'a>(&'a Registry, String);
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        let mut table = self.0.lock();
+        if let Some(coming) = table.coming.get_mut(&self.1) {
+            *coming -= 1;
+            if *coming == 0 {
+                table.coming.remove(&self.1);
+            }
+        }
     }
 }
 
@@ -192,7 +238,10 @@ impl Sessions {
             }
             Err(Refused(goodbye)) => {
                 self.metrics.greetings.with_label_values(&[goodbye.code.name()]).inc();
-                tracing::warn!(peer, %remote, %carrier, code = %goodbye.code, "agent refused: {}", goodbye.message);
+                match goodbye.code {
+                    CloseCode::Parked => tracing::debug!(peer, %remote, %carrier, "node agent parked"),
+                    code => tracing::warn!(peer, %remote, %carrier, %code, "agent refused: {}", goodbye.message),
+                }
                 greeting.refuse(goodbye).await;
             }
         }
@@ -246,7 +295,21 @@ impl Sessions {
                 .session
                 .close(CloseCode::Replaced, "it did not answer while a newer agent with this identity connected");
         }
-        Ok(Admitted { agent, cluster: cluster.to_string(), node, older, _judging: judging })
+        // One that has a session already may always replace it: it renews its certificate, or moves.
+        let mut place = None;
+        if node && older.is_empty() {
+            let zone = greeting.hello.facts.iter().find(|(key, _)| key == "zone").map(|(_, zone)| plain(zone));
+            let found = self.registry.place(cluster.as_str(), zone.as_deref(), self.limits.standby_nodes);
+            let Some((coming, replaced)) = found else {
+                let pause = self.limits.park_pause.mul_f64(1.0 + rand::random::<f64>());
+                return Err(refused(CloseCode::Parked, "enough node agents of this cluster stand by", pause));
+            };
+            if let Some(replaced) = replaced {
+                replaced.session.close(CloseCode::Parked, "a node agent of another zone stands by instead");
+            }
+            place = Some(coming);
+        }
+        Ok(Admitted { agent, cluster: cluster.to_string(), node, older, _judging: judging, _place: place })
     }
 
     /// The objects must say what the certificate says.
@@ -290,6 +353,7 @@ impl Sessions {
             agent: admitted.agent.clone(),
             cluster: admitted.cluster.clone(),
             node: admitted.node,
+            doubt: AtomicBool::new(false),
             instance,
             since: SystemTime::now(),
             facts: Mutex::new(facts),
@@ -318,6 +382,10 @@ impl Sessions {
         gauge.inc();
         self.status.changed(&entry.cluster, &entry.agent);
         let mut expires = entry.expires.subscribe();
+        let watch = (self.limits.probe, self.limits.doubt);
+        let watched =
+            standby::watch(&entry, &self.registry, watch, || self.status.changed(&entry.cluster, &entry.agent));
+        tokio::pin!(watched);
         let reason = loop {
             let until = *expires.borrow_and_update() + self.limits.expiry_slack;
             let left = until.duration_since(SystemTime::now()).unwrap_or_default();
@@ -329,6 +397,7 @@ impl Sessions {
                     }
                 }
                 _ = expires.changed() => {}
+                () = &mut watched => {}
                 message = entry.session.recv() => match message {
                     Some(message) => self.hear(&entry, message).await,
                     None => break entry.session.closed().await,
@@ -425,6 +494,7 @@ struct Admitted<'a> {
     node: bool,
     older: Vec<Arc<Entry>>,
     _judging: Judging<'a>,
+    _place: Option<Coming<'a>>,
 }
 
 pub(crate) fn software_name() -> String {

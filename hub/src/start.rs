@@ -220,6 +220,7 @@ impl Hub {
             metrics: metrics.clone(),
             life: config.agent_certificate_life,
             agents_per_cluster: config.limits.agents_per_cluster,
+            nodes_per_cluster: config.limits.nodes_per_cluster,
             rate: RateLimit::new(config.limits.join_burst, Duration::from_secs(1), config.limits.remembered),
         });
         let sessions = Arc::new(Sessions {

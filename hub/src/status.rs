@@ -8,7 +8,7 @@ use crate::{
 };
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 use tokio::sync::Notify;
@@ -107,7 +107,8 @@ async fn write_agent(registry: &Registry, records: &Records, cluster: &str, agen
         let before = object.status.clone().unwrap_or_default();
         let newest = newest(registry.of_agent(cluster, agent));
         let status = object.status.get_or_insert_default();
-        condition(&mut status.conditions, newest.is_some(), "NoSession", "not connected");
+        let (reason, message) = if newest.is_some() { ("AgentConnected", "") } else { ("NoSession", "not connected") };
+        condition(&mut status.conditions, newest.is_some(), reason, message);
         match newest {
             Some(entry) => {
                 status.carrier = Some(entry.session.carrier().to_string());
@@ -147,8 +148,21 @@ async fn write_cluster(
         let before = object.status.clone().unwrap_or_default();
         let sessions = registry.of_cluster(cluster);
         let status = object.status.get_or_insert_default();
-        let agents: BTreeSet<&str> = sessions.iter().map(|entry| entry.agent.as_str()).collect();
-        status.agents = u32::try_from(agents.len()).unwrap_or(u32::MAX);
+        let count = |node: bool| {
+            let names: BTreeSet<&str> =
+                sessions.iter().filter(|entry| entry.node == node).map(|entry| entry.agent.as_str()).collect();
+            u32::try_from(names.len()).unwrap_or(u32::MAX)
+        };
+        (status.agents, status.node_agents) = (count(false), count(true));
+        let healthy = sessions.iter().any(|entry| !entry.node && !entry.doubt.load(Ordering::Relaxed));
+        let (reason, message) = match (sessions.is_empty(), healthy) {
+            (true, _) => (reason, message),
+            (false, true) => ("AgentConnected", ""),
+            (false, false) if status.node_agents > 0 => {
+                ("NodeAgentOnly", "no cluster agent answers; a node agent carries the requests")
+            }
+            (false, false) => ("AgentSilent", "the cluster agent has not answered its last probe"),
+        };
         condition(&mut status.conditions, !sessions.is_empty(), reason, message);
         match newest(sessions.clone()) {
             Some(entry) => {
@@ -185,13 +199,15 @@ fn newest(sessions: Vec<Arc<Entry>>) -> Option<Arc<Entry>> {
 
 fn condition(all: &mut Vec<Condition>, connected: bool, reason: &str, message: &str) {
     let status = if connected { "True" } else { "False" };
-    let (reason, message) = if connected { ("AgentConnected", "") } else { (reason, message) };
     let now = || time(SystemTime::now());
     match all.iter_mut().find(|c| c.r#type == CONNECTED) {
-        Some(c) if c.status == status => {}
+        // While nobody is connected the first cause stays: the later ones follow from it.
+        Some(c) if c.status == status && !connected => {}
         Some(c) => {
+            if c.status != status {
+                c.last_transition_time = now();
+            }
             (c.status, c.reason, c.message) = (status.to_owned(), reason.to_owned(), message.to_owned());
-            c.last_transition_time = now();
         }
         None => all.push(Condition {
             r#type: CONNECTED.to_owned(),
@@ -221,8 +237,11 @@ mod tests {
         all[0].last_transition_time = "then".to_owned();
         condition(&mut all, false, "HubRestarted", "new");
         assert_eq!((all[0].last_transition_time.as_str(), all[0].reason.as_str()), ("then", "NoAgent"));
-        condition(&mut all, true, "", "");
+        condition(&mut all, true, "AgentConnected", "");
         assert_ne!(all[0].last_transition_time, "then");
         assert_eq!((all.len(), all[0].reason.as_str()), (1, "AgentConnected"));
+        all[0].last_transition_time = "then".to_owned();
+        condition(&mut all, true, "NodeAgentOnly", "");
+        assert_eq!((all[0].last_transition_time.as_str(), all[0].reason.as_str()), ("then", "NodeAgentOnly"));
     }
 }

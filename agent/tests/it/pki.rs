@@ -50,6 +50,7 @@ impl Authority {
         Membership {
             cluster: "edge1".parse().unwrap(),
             name: "a1".parse().unwrap(),
+            role: moorline_agent::AgentRole::Cluster,
             trust_domain: "example".parse().unwrap(),
             chain: vec![params.signed_by(key, &self.0).unwrap().der().clone()],
             bundle: vec![self.der()],

@@ -37,6 +37,8 @@ impl Site {
             token,
             name: Some("a1".parse().unwrap()),
             cluster: None,
+            role: moorline_agent::AgentRole::Cluster,
+            node_name: None,
             state_dir: self.state(),
             upstream: kubeconfig(self.dir.path(), &self.authority, self.recorder.addr),
             policy_file: None,
@@ -121,7 +123,14 @@ async fn s67_another_hub_gets_no_token() {
     let hub = Hub::start().await;
     let other = moorline_authz::token::TokenText::generate_join(Authority::new().pin()).reveal().to_string();
     let key = rcgen::KeyPair::generate().unwrap();
-    let joined = moorline_agent::join::join(&hub.address(), &other, &key, &"a1".parse().unwrap(), None).await;
+    let joined = moorline_agent::join::join(
+        &hub.address(),
+        &other,
+        &key,
+        (&"a1".parse().unwrap(), moorline_agent::AgentRole::Cluster),
+        None,
+    )
+    .await;
     let error = joined.unwrap_err();
     assert!(matches!(error, JoinError::NotTheHub { .. }) && error.is_retryable(), "{error}");
     assert_eq!(hub.shared.requests.load(Ordering::SeqCst), 0);

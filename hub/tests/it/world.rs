@@ -190,6 +190,12 @@ impl World {
         self.join_with(token, name, cluster, &KeyPair::generate().unwrap()).await
     }
 
+    /// A node agent joins.
+    pub async fn join_node(&self, token: &str, name: &str) -> Member {
+        let question = json!({ "token": token, "name": name, "role": "node" });
+        self.ask_to_join(question, &KeyPair::generate().unwrap()).await.unwrap()
+    }
+
     pub async fn join_with(
         &self,
         token: &str,
@@ -197,11 +203,16 @@ impl World {
         cluster: Option<&str>,
         key: &KeyPair,
     ) -> Result<Member, Answer> {
-        let csr = CertificateParams::default().serialize_request(key).unwrap().pem().unwrap();
-        let mut question = json!({ "token": token, "csr": csr, "name": name });
+        let mut question = json!({ "token": token, "name": name });
         if let Some(cluster) = cluster {
             question["cluster"] = cluster.into();
         }
+        self.ask_to_join(question, key).await
+    }
+
+    async fn ask_to_join(&self, mut question: Value, key: &KeyPair) -> Result<Member, Answer> {
+        let csr = CertificateParams::default().serialize_request(key).unwrap().pem().unwrap();
+        question["csr"] = csr.into();
         let answer = self.send("POST", "/agent/join", &[], &question.to_string()).await;
         if answer.code != 200 {
             return Err(answer);
@@ -235,17 +246,31 @@ impl World {
     }
 
     pub async fn dial(&self, member: &Member, carrier: Carrier, instance: u64) -> Result<Agent, DialError> {
+        self.dial_with(member, carrier, instance, self.hub.addr().port(), &[]).await
+    }
+
+    /// Through what listens on `port`, with more facts.
+    pub async fn dial_with(
+        &self,
+        member: &Member,
+        carrier: Carrier,
+        instance: u64,
+        port: u16,
+        facts: &[(&str, &str)],
+    ) -> Result<Agent, DialError> {
         let tls = tls::client_config(&member.identity, &member.trust).unwrap();
+        let known = [("kubernetesVersion", "v1.99.0")];
+        let facts = known.iter().chain(facts).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let hello = Hello {
             min_version: 1,
             max_version: 1,
             instance: InstanceId(instance),
             software: "test/1".to_owned(),
             capabilities: Vec::new(),
-            facts: vec![("kubernetesVersion".to_owned(), "v1.99.0".to_owned())],
+            facts,
             now_ms: 0,
         };
-        let address = HubAddress { host: "127.0.0.1".to_owned(), port: self.hub.addr().port() };
+        let address = HubAddress { host: "127.0.0.1".to_owned(), port };
         let (session, _) = dial(&address, carrier, tls, hello, &Limits::default()).await?;
         Ok(Agent::serve(session))
     }

@@ -59,6 +59,8 @@ impl Site {
             token,
             name: Some(name.parse()?),
             cluster: None,
+            role: moorline_agent::AgentRole::Cluster,
+            node_name: None,
             state_dir: dir.join("state"),
             upstream,
             policy_file: None,

@@ -63,6 +63,8 @@ codes! {
         Flood = 0xf, "flood";
         /// The peer knows nothing of this session: it was started anew. Never sent; what a stateless reset reads as.
         Forgotten = 0x10, "forgotten";
+        /// Nothing is wrong: the hub has as many sessions of this kind as it wants. Come back after the pause.
+        Parked = 0x11, "parked";
     }
 }
 codes! {

@@ -1,0 +1,198 @@
+//! Node agents: they stand by, take over, and hand back.
+
+use crate::world::{API, Agent, Member, World, eventually};
+use moorline_link::{Carrier, DialError};
+use moorline_proto::code::CloseCode;
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, tcp},
+    task::JoinSet,
+};
+
+const LATE: &str = "2999-01-01T00:00:00Z";
+
+impl World {
+    async fn nodes(&self, count: u32) -> Vec<Member> {
+        let token = self.join_token("edge1", count, LATE).await;
+        let mut members = Vec::new();
+        for n in 0..count {
+            members.push(self.join_node(&token, &format!("n{n}")).await);
+        }
+        members
+    }
+
+    async fn node_in(&self, member: &Member, zone: &str) -> Result<Agent, DialError> {
+        self.dial_with(member, Carrier::Tls, 1, self.hub.addr().port(), &[("zone", zone)]).await
+    }
+
+    async fn reason(&self) -> String {
+        let cluster = self.get(&self.admin, &format!("{API}/clusters/edge1")).await.json();
+        cluster["status"]["conditions"][0]["reason"].as_str().unwrap_or_default().to_owned()
+    }
+
+    fn standing(&self) -> f64 {
+        self.metric("moorline_hub_sessions_open{carrier=\"tls\",role=\"node\"}")
+    }
+}
+
+fn parked(result: Result<Agent, DialError>) -> Option<u32> {
+    match result {
+        Err(DialError::Refused(goodbye)) if goodbye.code == CloseCode::Parked => Some(goodbye.retry_after_ms),
+        Err(other) => panic!("{other}"),
+        Ok(_) => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_agent_carries_requests_while_there_is_no_cluster_agent() {
+    let world = World::new().await;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    let user = world.user("ana", &["edge1"]).await;
+    let node = world.nodes(1).await.remove(0);
+    let node = world.dial(&node, Carrier::Tls, 1).await.unwrap();
+    eventually("standing by", async || world.standing() == 1.0).await;
+    let path = "/k8s/clusters/edge1/api/v1/nodes";
+
+    assert_eq!(world.get(&user, path).await.code, 200);
+    assert!(node.lines().is_empty(), "a node agent only stands by: {:?}", node.lines());
+
+    agent.session.close(CloseCode::Normal, "evicted");
+    eventually("taken over", async || world.get(&user, path).await.code == 200 && !node.lines().is_empty()).await;
+    assert!(world.metric("moorline_hub_fallback_streams_total") >= 1.0);
+    assert_eq!(node.last().principal.user, "ana", "the same identity, whoever carries it");
+    eventually("told", async || world.reason().await == "NodeAgentOnly").await;
+
+    let token = world.join_token("edge1", 1, LATE).await;
+    let back = world.join(&token, "a2", None).await.unwrap();
+    let back = world.dial(&back, Carrier::Tls, 1).await.unwrap();
+    eventually("told", async || world.reason().await == "AgentConnected").await;
+    let before = node.lines().len();
+    assert_eq!(world.get(&user, path).await.code, 200);
+    assert_eq!((node.lines().len(), back.lines().is_empty()), (before, false), "handed back at once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn few_node_agents_hold_sessions_and_the_others_are_asked_to_come_again() {
+    let world = World::with(|config| config.limits.standby_nodes = 2).await;
+    world.cluster("edge1").await;
+    let nodes = world.nodes(4).await;
+    // All at once: promised places count.
+    let mut standing = Vec::new();
+    let mut pauses = Vec::new();
+    let (a, b, c, d) = tokio::join!(
+        world.dial(&nodes[0], Carrier::Tls, 1),
+        world.dial(&nodes[1], Carrier::Tls, 1),
+        world.dial(&nodes[2], Carrier::Tls, 1),
+        world.dial(&nodes[3], Carrier::Tls, 1),
+    );
+    for (n, result) in [a, b, c, d].into_iter().enumerate() {
+        match result {
+            Ok(agent) => standing.push((n, agent)),
+            other => pauses.extend(parked(other)),
+        }
+    }
+    assert_eq!((standing.len(), pauses.len()), (2, 2));
+    assert!(pauses.iter().all(|pause| *pause >= 20_000), "{pauses:?}");
+    eventually("in the table", async || world.standing() == 2.0).await;
+
+    // A session of one's own may be replaced at any time, and a place that is free goes to whoever asks.
+    let (first, _) = &standing[0];
+    let again = world.dial(&nodes[*first], Carrier::Tls, 1).await.unwrap();
+    again.session.close(CloseCode::Normal, "gone");
+    for (_, agent) in &standing {
+        agent.session.close(CloseCode::Normal, "gone");
+    }
+    eventually("gone", async || world.standing() == 0.0).await;
+    let waiting = (0..4).find(|n| standing.iter().all(|(stood, _)| stood != n)).unwrap();
+    world.dial(&nodes[waiting], Carrier::Tls, 1).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_agents_that_stand_by_are_spread_over_zones() {
+    let world = World::with(|config| config.limits.standby_nodes = 2).await;
+    world.cluster("edge1").await;
+    let nodes = world.nodes(4).await;
+    let first = world.node_in(&nodes[0], "a").await.unwrap();
+    let second = world.node_in(&nodes[1], "a").await.unwrap();
+    eventually("standing", async || world.standing() == 2.0).await;
+    assert!(parked(world.node_in(&nodes[2], "a").await).is_some());
+
+    let third = world.node_in(&nodes[2], "b").await.unwrap();
+    let reason =
+        tokio::select! { reason = first.session.closed() => reason, reason = second.session.closed() => reason };
+    assert_eq!((reason.code, reason.by_peer), (CloseCode::Parked, true));
+    eventually("one of each zone", async || world.standing() == 2.0).await;
+    assert!(parked(world.node_in(&nodes[3], "b").await).is_some());
+    assert!(third.session.ping().await.is_ok());
+}
+
+/// A way to the hub that can fall silent.
+struct Gate {
+    port: u16,
+    shut: Arc<AtomicBool>,
+    _task: tokio::task::JoinHandle<()>,
+}
+
+impl Gate {
+    async fn to(hub: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, shut) = (listener.local_addr().unwrap().port(), Arc::new(AtomicBool::new(false)));
+        let closed = shut.clone();
+        let task = tokio::spawn(async move {
+            let mut all = JoinSet::new();
+            while let Ok((near, _)) = listener.accept().await {
+                let far = TcpStream::connect(hub).await.unwrap();
+                let ((a, b), (c, d)) = (near.into_split(), far.into_split());
+                all.spawn(pass(a, d, closed.clone()));
+                all.spawn(pass(c, b, closed.clone()));
+            }
+        });
+        Self { port, shut, _task: task }
+    }
+}
+
+/// Passes bytes on while the gate is open, and swallows them while it is shut.
+async fn pass(mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf, shut: Arc<AtomicBool>) {
+    let mut buffer = [0; 16 << 10];
+    while let Ok(n @ 1..) = from.read(&mut buffer).await {
+        if !shut.load(Ordering::SeqCst) && to.write_all(&buffer[..n]).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_agent_that_fell_silent_gets_no_new_requests() {
+    let world = World::with(|config| {
+        config.limits.probe = Duration::from_millis(100);
+        config.limits.doubt = Duration::from_millis(300);
+    })
+    .await;
+    world.cluster("edge1").await;
+    let user = world.user("ana", &["edge1"]).await;
+    let token = world.join_token("edge1", 1, LATE).await;
+    let member = world.join(&token, "a1", None).await.unwrap();
+    let gate = Gate::to(world.hub.addr()).await;
+    let agent = world.dial_with(&member, Carrier::Tls, 1, gate.port, &[]).await.unwrap();
+    let node = world.nodes(1).await.remove(0);
+    let node = world.dial(&node, Carrier::Tls, 1).await.unwrap();
+    eventually("standing by", async || world.standing() == 1.0).await;
+    let path = "/k8s/clusters/edge1/api/v1/nodes";
+    assert_eq!(world.get(&user, path).await.code, 200);
+    assert_eq!((agent.lines().len(), node.lines().len()), (1, 0));
+
+    gate.shut.store(true, Ordering::SeqCst);
+    eventually("noticed", async || world.reason().await == "NodeAgentOnly").await;
+    let open = world.metric("moorline_hub_sessions_open{carrier=\"tls\",role=\"agent\"}");
+    assert_eq!(open, 1.0, "long before the session counts as dead");
+    assert_eq!(world.get(&user, path).await.code, 200);
+    assert_eq!((agent.lines().len(), node.lines().len()), (1, 1));
+}
