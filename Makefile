@@ -16,12 +16,13 @@ check: ## formatting, lints, unit and simulation tests: a few minutes
 	@tests/deps.sh build
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(CARGO) test --locked --workspace --exclude moorline-e2e --exclude moorline-netsim
+	$(CARGO) test --locked --workspace --exclude moorline-e2e --exclude moorline-netsim --exclude moorline-logins-tests
 
 test: check ## everything: installs what is missing, then unit tests and a real Kubernetes control plane end to end
 	@tests/deps.sh test
 	$(CARGO) build --locked -p moorline-cli
 	$(CARGO) test --locked -p moorline-netsim
+	$(CARGO) test --locked -p moorline-logins-tests
 	$(CARGO) test --locked -p moorline-e2e
 
 test-long: test ## the long ones too: properties with many more cases, the scenes several times

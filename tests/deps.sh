@@ -19,10 +19,13 @@ have=$(rustc --version | sed -n 's/^rustc 1\.\([0-9]*\).*/\1/p')
 # command:package pairs; only what is missing is installed.
 want="cc:gcc make:make"
 [ "${1:-test}" = build ] || want="$want curl:curl openssl:openssl python3:python3 pip3:python3-pip etcd:etcd-server containerd:containerd
- ctr:containerd runc:runc busybox:busybox-static ip:iproute2 nft:nftables nginx:nginx-light haproxy:haproxy squid:squid unshare:util-linux faketime:faketime"
+ ctr:containerd runc:runc busybox:busybox-static ip:iproute2 nft:nftables nginx:nginx-light haproxy:haproxy squid:squid unshare:util-linux faketime:faketime
+ slapd:slapd ldapmodify:ldap-utils node:nodejs npm:npm"
 missing=
 for pair in $want; do command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"; done
 [ "${1:-test}" = build ] || [ -x /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
+[ "${1:-test}" = build ] || { [ -x /usr/sbin/samba ] && [ -e /usr/share/samba/setup/provision.ldif ]; } ||
+  missing="$missing samba samba-ad-dc samba-dsdb-modules samba-ad-provision winbind python3-samba ldb-tools"
 if [ -n "$missing" ]; then
   [ "$(id -u)" = 0 ] || die "missing:$missing; run as root, or install them"
   say "installing$missing"
@@ -64,6 +67,15 @@ if [ ! -d "$python/kubernetes-$python_version.dist-info" ]; then
   rm -rf "$python" "$python.part"
   pip3 install -q --disable-pip-version-check --target "$python.part" "kubernetes==$python_version" || die "could not fetch the Python client"
   mv "$python.part" "$python"
+fi
+
+# The certified OpenID provider, that logins are shown to.
+oidc=$cache/oidc
+oidc_version=9.13.3
+if [ ! -d "$oidc/node_modules/oidc-provider" ]; then
+  say "fetching oidc-provider $oidc_version"
+  mkdir -p "$oidc"
+  (cd "$oidc" && npm install --silent --no-audit --no-fund --ignore-scripts "oidc-provider@$oidc_version") || die "could not fetch oidc-provider"
 fi
 
 "$here/kube/build-from-debian.sh" "$cache/kube"

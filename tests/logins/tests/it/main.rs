@@ -1,0 +1,7 @@
+//! Logins at real directories and providers.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod active_directory;
+mod github;
+mod ldap;
+mod oidc;
