@@ -132,6 +132,12 @@ pub enum Denial {
         /// For what.
         cluster: String,
     },
+    /// The token is for other verbs.
+    #[error("this token is not valid for the verb {verb:?}")]
+    TokenVerb {
+        /// Which was asked.
+        verb: String,
+    },
     /// Nobody acts as this group through the hub.
     #[error("nobody may act as group {group:?} through this hub")]
     ForbiddenGroup {
@@ -183,6 +189,17 @@ pub fn authorize(facts: &Facts<'_>, cluster: &str, act_as: Option<ActAs>) -> Res
         }
     }
     Ok(Permit { cluster: cluster.to_owned(), principal, act_as })
+}
+
+/// Whether a token that is bound to `verbs` is good for a request with this verb; `None`: it is bound to none.
+///
+/// # Errors
+/// It is not.
+pub fn within_verbs(verbs: Option<&[String]>, verb: &str) -> Result<(), Denial> {
+    match verbs {
+        Some(only) if !only.iter().any(|v| v == verb) => Err(Denial::TokenVerb { verb: verb.to_owned() }),
+        _ => Ok(()),
+    }
 }
 
 /// A request to the hub's own API.

@@ -3,10 +3,12 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod access_token;
 pub mod edge;
 pub mod hubrules;
 pub mod identity;
 pub mod impersonation;
 pub mod password;
+pub mod refresh;
 pub mod token;
 pub mod verb;

@@ -77,7 +77,7 @@ pub(crate) async fn bootstrap(
         }
     };
     logins.set_password(ADMIN, password).await.map_err(|e| BootstrapError::Store(e.to_string()))?;
-    let (token, _) = logins.issue(&user, "admin.kubeconfig", KUBECONFIG_LIFE).await?;
+    let (token, _) = logins.key(&user, "admin.kubeconfig", KUBECONFIG_LIFE).await?;
     let kubeconfig = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "moorline",
         "clusters": [{ "name": "moorline", "cluster": {

@@ -35,6 +35,10 @@ pub struct Config {
     pub login_life_max: Duration,
     /// Management logic that rides on the hub.
     pub plugins: Vec<Arc<dyn Plugin>>,
+    /// Life of an access token; what it was made by renews it. At most an hour.
+    pub access_life: Duration,
+    /// How long one key signs access tokens before the next one does.
+    pub signing_key_life: Duration,
     /// Bounds.
     pub limits: Limits,
 }
@@ -54,6 +58,8 @@ impl Config {
             login_life: Duration::from_secs(12 * 3600),
             login_life_max: Duration::from_secs(30 * 24 * 3600),
             plugins: Vec::new(),
+            access_life: moorline_authz::access_token::MAX_LIFE,
+            signing_key_life: Duration::from_secs(30 * 24 * 3600),
             limits: Limits::default(),
         }
     }
@@ -81,6 +87,15 @@ impl Config {
         }
         if self.login_life.is_zero() || self.login_life > self.login_life_max {
             return wrong("loginLife", "more than nothing, and at most loginLifeMax");
+        }
+        if self.access_life < Duration::from_secs(1) || self.access_life > moorline_authz::access_token::MAX_LIFE {
+            return wrong(
+                "accessLife",
+                "from 1 s to 1 h: it bounds what a revocation that could not be told leaves open",
+            );
+        }
+        if self.signing_key_life < self.access_life {
+            return wrong("signingKeyLife", "at least as long as accessLife");
         }
         Ok(())
     }
@@ -270,5 +285,7 @@ mod tests {
         assert_eq!(wrong(|c| c.public_url = "http://a".into()), "publicUrl");
         assert_eq!(wrong(|c| c.public_url = "https://a/b".into()), "publicUrl");
         assert_eq!(wrong(|c| c.login_life = Duration::ZERO), "loginLife");
+        assert_eq!(wrong(|c| c.access_life = Duration::from_secs(3601)), "accessLife");
+        assert_eq!(wrong(|c| c.signing_key_life = Duration::from_secs(60)), "signingKeyLife");
     }
 }

@@ -9,6 +9,7 @@ use crate::{
 use moorline_apiserver::{Object, Spec};
 use moorline_authz::{
     access::{Grant, Grants},
+    access_token::{self, Audience, Claims, Verifier},
     identity::Identity,
     token::{TokenHash, TokenText},
 };
@@ -28,6 +29,8 @@ pub(crate) struct Authenticated {
     pub token: String,
     /// The clusters it is restricted to.
     pub clusters: Option<Arc<[String]>>,
+    /// The verbs it is restricted to.
+    pub verbs: Option<Arc<[String]>>,
     /// How long the right lasts.
     pub lease: Lease,
 }
@@ -40,10 +43,20 @@ struct TokenEntry {
     user: String,
     /// `metadata.uid` of the user that it was made for: a namesake made later is somebody else.
     user_uid: String,
-    hash: TokenHash,
+    proof: Proof,
     expires: SystemTime,
     clusters: Option<Arc<[String]>>,
+    verbs: Option<Arc<[String]>>,
     gone: CancellationToken,
+}
+
+/// What shows that a caller holds a token.
+#[derive(Debug)]
+enum Proof {
+    /// An API key's secret.
+    Key(TokenHash),
+    /// A login's: access tokens that the hub signed.
+    Login,
 }
 
 #[derive(Debug)]
@@ -68,11 +81,13 @@ pub(crate) struct Directory {
     index: watch::Sender<Arc<Grants>>,
     records: Records,
     metrics: Metrics,
+    verifier: Arc<Verifier>,
 }
 
 impl Directory {
-    pub fn new(records: Records, metrics: Metrics) -> Self {
-        Self { maps: RwLock::default(), index: watch::Sender::default(), records, metrics }
+    /// Knows callers by API keys, and by access tokens that `verifier` takes.
+    pub fn new(records: Records, metrics: Metrics, verifier: Arc<Verifier>) -> Self {
+        Self { maps: RwLock::default(), index: watch::Sender::default(), records, metrics, verifier }
     }
 
     /// All grants.
@@ -87,17 +102,22 @@ impl Directory {
 
     /// Who presents this token; `None` whatever the reason.
     pub fn authenticate(&self, text: &str) -> Option<Authenticated> {
-        let token = TokenText::parse(text).ok()?;
-        if token.kind != moorline_authz::token::Kind::Api {
-            return None;
-        }
-        match self.look_up(&token) {
+        let shown = if access_token::looks_like_one(text) {
+            let claims = self.verifier.verify(text, crate::signing::now()).inspect_err(|error| {
+                self.metrics.bad_tokens.with_label_values(&[error.label()]).inc();
+                tracing::debug!("an access token was refused: {error}");
+            });
+            Shown::Access(claims.ok()?)
+        } else {
+            Shown::Key(TokenText::parse(text).ok().filter(|token| token.kind == moorline_authz::token::Kind::Api)?)
+        };
+        match self.look_up(&shown) {
             Found::Yes(who) => Some(*who),
             Found::No => None,
             // Made a moment ago, and the watch has not told us yet.
             Found::Unknown => {
-                self.fetch(&token.id)?;
-                match self.look_up(&token) {
+                self.fetch(shown.id())?;
+                match self.look_up(&shown) {
                     Found::Yes(who) => Some(*who),
                     _ => None,
                 }
@@ -129,10 +149,10 @@ impl Directory {
         None
     }
 
-    fn look_up(&self, token: &TokenText) -> Found {
+    fn look_up(&self, shown: &Shown) -> Found {
         let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(entry) = maps.tokens.get(&token.id) else { return Found::Unknown };
-        if !entry.hash.verify(token) || entry.expires <= SystemTime::now() || entry.gone.is_cancelled() {
+        let Some(entry) = maps.tokens.get(shown.id()) else { return Found::Unknown };
+        if !shown.proves(entry) || entry.expires <= SystemTime::now() || entry.gone.is_cancelled() {
             return Found::No;
         }
         let Some(user) = maps.users.get(&entry.user) else { return Found::Unknown };
@@ -142,8 +162,9 @@ impl Directory {
         let mut identity = Identity::new(entry.user.clone(), user.groups.iter().cloned());
         identity.uid = user.uid.clone();
         let lease = Lease { token: entry.gone.clone(), user: user.gone.clone(), expires: entry.expires };
-        let clusters = entry.clusters.clone();
-        Found::Yes(Box::new(Authenticated { identity, token: token.id.clone(), clusters, lease }))
+        let clusters = shown.clusters(entry);
+        let verbs = entry.verbs.clone();
+        Found::Yes(Box::new(Authenticated { identity, token: shown.id().to_owned(), clusters, verbs, lease }))
     }
 
     /// Fills the index. Run before anybody is served.
@@ -231,23 +252,28 @@ impl Directory {
     fn put_token(&self, token: &Object<TokenSpec>) {
         let id = &token.metadata.name;
         let expires = token.spec.expires.parse::<jiff::Timestamp>().map(SystemTime::from);
-        let (Some(hash), Ok(expires)) = (self.records.token_hash::<TokenSpec>(id), expires) else {
+        let proof = match token.spec.provider {
+            Some(_) => Some(Proof::Login),
+            None => self.records.token_hash::<TokenSpec>(id).map(Proof::Key),
+        };
+        let (Some(proof), Ok(expires)) = (proof, expires) else {
             return self.revoke(id);
         };
+        let verbs: Option<Arc<[String]>> = token.spec.verbs.clone().map(Into::into);
         let clusters: Option<Arc<[String]>> = token.spec.clusters.clone().map(Into::into);
         let user = token.spec.user.clone();
         let owner = token.metadata.owner_references.iter().find(|owner| owner.kind == UserSpec::KIND);
         let user_uid = owner.map(|owner| owner.uid.clone()).unwrap_or_default();
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         let gone = match maps.tokens.get(id) {
-            Some(old) if old.user == user && old.clusters == clusters => old.gone.clone(),
+            Some(old) if old.user == user && old.clusters == clusters && old.verbs == verbs => old.gone.clone(),
             Some(old) => {
                 self.cut(&old.gone);
                 CancellationToken::new()
             }
             None => CancellationToken::new(),
         };
-        maps.tokens.insert(id.clone(), TokenEntry { user, user_uid, hash, expires, clusters, gone });
+        maps.tokens.insert(id.clone(), TokenEntry { user, user_uid, proof, expires, clusters, verbs, gone });
     }
 
     fn put_grant(&self, grant: &Object<ClusterGrantSpec>) {
@@ -256,6 +282,42 @@ impl Directory {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         maps.grants.insert(grant.metadata.name.clone(), made);
         self.index.send_replace(Arc::new(Grants::new(maps.grants.values().cloned())));
+    }
+}
+
+/// What a caller presented.
+enum Shown {
+    Key(TokenText),
+    /// Verified: what it says is what the hub signed. Whether its login lives is seen here.
+    Access(Arc<Claims>),
+}
+
+impl Shown {
+    fn id(&self) -> &str {
+        match self {
+            Self::Key(token) => &token.id,
+            Self::Access(claims) => &claims.sid,
+        }
+    }
+
+    fn proves(&self, entry: &TokenEntry) -> bool {
+        match (self, &entry.proof) {
+            (Self::Key(token), Proof::Key(hash)) => hash.verify(token),
+            (Self::Key(_), Proof::Login) => false,
+            // Those for clusters alone are made from keys too.
+            (Self::Access(claims), _) => claims.sub == entry.user && claims.uid == entry.user_uid,
+        }
+    }
+
+    /// What it is restricted to: a token that is not for the hub is for its clusters alone.
+    fn clusters(&self, entry: &TokenEntry) -> Option<Arc<[String]>> {
+        match self {
+            Self::Access(claims) if !claims.is_for(&Audience::Hub) => {
+                let within = |name: &&str| entry.clusters.as_ref().is_none_or(|only| only.iter().any(|c| c == name));
+                Some(claims.clusters().filter(within).map(str::to_owned).collect())
+            }
+            _ => entry.clusters.clone(),
+        }
     }
 }
 

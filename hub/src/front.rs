@@ -2,15 +2,19 @@
 
 #![allow(clippy::result_large_err)] // a refusal is the answer itself, made once and moved out
 
+mod answers;
+mod tokens;
+
 use crate::{
     alive::Alive,
     audit,
     config::Limits,
     directory::{Authenticated, Directory, bearer},
     hubapi::HubApi,
-    join::{JoinError, Joiner},
+    issue::Issuer,
+    join::Joiner,
     known::Known,
-    login::{LoginError, Logins},
+    login::Logins,
     metrics::Metrics,
     ops::{Health, readiness},
     plugins,
@@ -18,13 +22,14 @@ use crate::{
     route::CallDial,
     sessions::Registry,
 };
+use answers::{closing, join_answer, json, later, login_refused, store_failed, text};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use moorline_authz::{
-    access::{Facts, Grants, HubRequest, Permit, authorize, hub_api},
+    access::{Facts, Grants, HubRequest, Permit, authorize, hub_api, within_verbs},
     impersonation::{self, BadImpersonation},
     verb::request_info,
 };
@@ -35,7 +40,7 @@ use moorline_proxy::{
     body,
     kube::{Caller, KubeProxy, ProxyMetrics},
     path::{self, ClusterPath},
-    status::{Details, reason_of, status_response, status_with},
+    status::status_response,
 };
 use serde::Deserialize;
 use std::{net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -51,6 +56,7 @@ pub(crate) struct Front {
     pub plugins: Arc<Host>,
     pub joiner: Arc<Joiner>,
     pub logins: Logins,
+    pub issuer: Arc<Issuer>,
     pub audit: Arc<dyn AuditSink>,
     pub health: Arc<dyn Health>,
     pub metrics: Metrics,
@@ -158,6 +164,13 @@ impl Front {
             };
             Refusal { reason: "impersonation", code, message: error.to_string() }
         })?;
+        let (at, query) = path.rest.split_once('?').map_or((path.rest, None), |(at, query)| (at, Some(query)));
+        let verb = request_info(request.method().as_str(), at, query).verb;
+        within_verbs(who.verbs.as_deref(), &verb).map_err(|denial| Refusal {
+            reason: "token_verb",
+            code: StatusCode::FORBIDDEN,
+            message: denial.to_string(),
+        })?;
         let facts = Facts { identity: &who.identity, token_clusters: who.clusters.as_deref(), grants };
         let permit = authorize(&facts, path.cluster, act_as).map_err(|denial| Refusal {
             reason: "not_granted",
@@ -223,7 +236,14 @@ impl Front {
                 Ok(body) => self.login(&body, remote).await,
                 Err(response) => response,
             },
-            (_, "/agent/join" | "/auth/login") => closing(StatusCode::METHOD_NOT_ALLOWED, "only POST"),
+            (&Method::GET | &Method::HEAD, "/auth/keys") => self.public_keys(),
+            (&Method::POST, "/auth/refresh") => self.by_refresh_token(request, remote, false).await,
+            (&Method::POST, "/auth/logout") if !request.headers().contains_key(header::AUTHORIZATION) => {
+                self.by_refresh_token(request, remote, true).await
+            }
+            (_, "/agent/join" | "/auth/login" | "/auth/refresh") => {
+                closing(StatusCode::METHOD_NOT_ALLOWED, "only POST")
+            }
             _ => self.authenticated(request, &path, remote).await,
         }
     }
@@ -258,6 +278,8 @@ impl Front {
                     Err(response) => response,
                 }
             }
+            (&Method::POST, "/auth/token") => self.cluster_token(request, &who).await,
+            (&Method::POST, "/auth/keys/rotate") => self.rotate_keys(request, &who, remote).await,
             _ if HubApi::serves(path) => {
                 let method = request.method().clone();
                 if matches!(method, Method::GET | Method::HEAD) {
@@ -292,7 +314,7 @@ impl Front {
             return self.audit_full();
         }
         let result = self.logins.login(body, remote.ip()).await;
-        let user = result.as_ref().map(|answer| answer.user().to_owned()).unwrap_or_default();
+        let user = result.as_ref().map(|answer| answer.user.clone()).unwrap_or_default();
         let response = match result {
             Ok(answer) => json(StatusCode::OK, &answer),
             Err(error) => login_refused(&error),
@@ -432,65 +454,6 @@ fn kind_of(path: &str) -> &'static str {
         _ if path.starts_with("/auth/") => "auth",
         _ if path.starts_with("/plugins/") => "plugin",
         _ => "other",
-    }
-}
-
-fn closing(code: StatusCode, message: &str) -> Response<Body> {
-    status_with(code, reason_of(code), message, &Details { close: true, ..Details::default() })
-}
-
-fn later(code: StatusCode, message: &str, wait: Duration) -> Response<Body> {
-    let wait = Duration::from_secs(wait.as_secs() + 1);
-    status_with(code, reason_of(code), message, &Details { retry_after: Some(wait), ..Details::default() })
-}
-
-pub(crate) fn store_failed(error: &crate::records::RecordError) -> Response<Body> {
-    tracing::error!("the store failed: {error}");
-    later(StatusCode::SERVICE_UNAVAILABLE, "the hub's store does not answer", Duration::from_secs(1))
-}
-
-fn text(code: StatusCode, words: &str) -> Response<Body> {
-    let mut response = Response::new(body::full(words.to_owned()));
-    *response.status_mut() = code;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    response
-}
-
-fn json(code: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
-    let bytes = serde_json::to_vec(value).unwrap_or_default();
-    let mut response = Response::new(body::full(bytes));
-    *response.status_mut() = code;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
-}
-
-fn login_refused(error: &LoginError) -> Response<Body> {
-    let message = error.to_string();
-    match error {
-        LoginError::Wrong => status_response(StatusCode::UNAUTHORIZED, &message),
-        LoginError::Often(wait) => later(StatusCode::TOO_MANY_REQUESTS, &message, *wait),
-        LoginError::Busy => later(StatusCode::SERVICE_UNAVAILABLE, &message, Duration::from_secs(1)),
-        LoginError::Bad(_) => status_response(StatusCode::BAD_REQUEST, &message),
-        LoginError::Store(error) => store_failed(error),
-    }
-}
-
-fn join_answer(result: Result<crate::join::JoinAnswer, JoinError>) -> Response<Body> {
-    let error = match result {
-        Ok(answer) => return json(StatusCode::OK, &answer),
-        Err(error) => error,
-    };
-    let message = error.to_string();
-    match error {
-        JoinError::Token => status_response(StatusCode::UNAUTHORIZED, &message),
-        JoinError::Cluster => status_response(StatusCode::FORBIDDEN, &message),
-        JoinError::Bad(_) => status_response(StatusCode::BAD_REQUEST, &message),
-        JoinError::Full { .. } => status_response(StatusCode::FORBIDDEN, &message),
-        JoinError::Taken { .. } => status_response(StatusCode::CONFLICT, &message),
-        JoinError::Often(wait) => later(StatusCode::TOO_MANY_REQUESTS, &message, wait),
-        JoinError::Busy(_) => later(StatusCode::SERVICE_UNAVAILABLE, &message, Duration::from_secs(1)),
     }
 }
 

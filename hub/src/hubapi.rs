@@ -10,7 +10,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::Full;
 use moorline_apiserver::{ApiServer, Attributes, Authorizer, Spec};
 use moorline_authz::{
-    access::{Facts, HubRequest, Scope, hub_api},
+    access::{Facts, HubRequest, Scope, hub_api, within_verbs},
     hubrules::{Asked, HubRule, HubRules},
 };
 use moorline_proxy::{Body, BodyError, body};
@@ -99,6 +99,17 @@ impl Authorizer for Caller {
             name: asked.name,
             owner: owner(asked.resource, asked.object),
         };
+        within_verbs(self.who.verbs.as_deref(), asked.verb).map_err(|denial| denial.to_string())?;
+        if asked.resource == TokenSpec::PLURAL && !matches!(asked.verb, "get" | "list" | "watch") {
+            // A token that is bound to verbs could make one that is not.
+            if self.who.verbs.is_some() {
+                return Err("a token that is bound to verbs makes and ends no tokens".to_owned());
+            }
+            let made = (asked.verb == "create").then_some(asked.object).flatten();
+            if made.is_some_and(|object| object.pointer("/spec/provider").is_some()) {
+                return Err("logins are made by logging in, not by writing them".to_owned());
+            }
+        }
         let Err(denial) = self.with_facts(|facts| hub_api(facts, &request)) else { return Ok(()) };
         let rules = self.rules();
         let (verb, resource, subresource, name) = (asked.verb, asked.resource, asked.subresource, asked.name);

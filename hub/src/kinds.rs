@@ -212,6 +212,14 @@ pub struct TokenSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Vec<String>", length(max = 256))]
     pub clusters: Option<Vec<String>>,
+    /// It is good for these verbs only, such as get, list and watch, and makes no other tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Vec<String>", length(max = 16))]
+    pub verbs: Option<Vec<String>>,
+    /// A login, and which provider proved who it is. Absent: an API key. The hub alone sets it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", length(max = 63))]
+    pub provider: Option<String>,
 }
 
 /// In the answer to its creation only.

@@ -1,7 +1,8 @@
-//! Passwords in, tokens out.
+//! Passwords in, logins out.
 
 use crate::{
     config::{Config, Limits},
+    issue::{IssueError, Issued, Issuer, Proven},
     kinds::{TokenSpec, UserSpec},
     metrics::Metrics,
     rate::RateLimit,
@@ -10,10 +11,13 @@ use crate::{
 };
 use moorline_apiserver::Object;
 use moorline_authz::password;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::{
     net::IpAddr,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 use tokio::{sync::Semaphore, time::timeout};
@@ -21,8 +25,8 @@ use tokio::{sync::Semaphore, time::timeout};
 /// Lengths of a password, in bytes.
 pub const PASSWORD: std::ops::RangeInclusive<usize> = 8..=1024;
 
-/// `spec.description` of the tokens that logins make.
-const LOGIN: &str = "login";
+/// The provider of those who log in with a password that this hub keeps.
+pub(crate) const LOCAL: &str = "local";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -31,21 +35,6 @@ struct LoginRequest {
     password: String,
     #[serde(default)]
     ttl_seconds: Option<u64>,
-}
-
-/// The answer to a login.
-#[derive(Serialize)]
-pub(crate) struct LoginAnswer {
-    token: String,
-    expires: String,
-    user: String,
-}
-
-impl LoginAnswer {
-    /// Who logged in.
-    pub fn user(&self) -> &str {
-        &self.user
-    }
 }
 
 /// Why there is none.
@@ -69,8 +58,7 @@ pub(crate) struct Logins {
     records: Records,
     metrics: Metrics,
     limits: Limits,
-    life: Duration,
-    life_max: Duration,
+    issuer: Arc<Issuer>,
     slots: Semaphore,
     waiting: AtomicUsize,
     rate: RateLimit<(String, IpAddr)>,
@@ -78,13 +66,12 @@ pub(crate) struct Logins {
 }
 
 impl Logins {
-    pub fn new(records: Records, metrics: Metrics, config: &Config) -> Self {
+    pub fn new(records: Records, metrics: Metrics, issuer: Arc<Issuer>, config: &Config) -> Self {
         let limits = config.limits.clone();
         Self {
             records,
             metrics,
-            life: config.login_life,
-            life_max: config.login_life_max,
+            issuer,
             slots: Semaphore::new(limits.password_checks),
             waiting: AtomicUsize::new(0),
             rate: RateLimit::new(limits.login_burst, Duration::from_secs(10), limits.remembered),
@@ -94,7 +81,7 @@ impl Logins {
     }
 
     /// One login, counted.
-    pub async fn login(&self, body: &[u8], remote: IpAddr) -> Result<LoginAnswer, LoginError> {
+    pub async fn login(&self, body: &[u8], remote: IpAddr) -> Result<Issued, LoginError> {
         let result = self.decide(body, remote).await;
         let label = match &result {
             Ok(_) => "ok",
@@ -108,7 +95,7 @@ impl Logins {
         result
     }
 
-    async fn decide(&self, body: &[u8], remote: IpAddr) -> Result<LoginAnswer, LoginError> {
+    async fn decide(&self, body: &[u8], remote: IpAddr) -> Result<Issued, LoginError> {
         let request: LoginRequest = serde_json::from_slice(body)
             .map_err(|_| LoginError::Bad("the body must be {\"username\", \"password\"}"))?;
         if request.password.len() > *PASSWORD.end() || request.username.len() > 253 || request.username.is_empty() {
@@ -130,17 +117,17 @@ impl Logins {
         let user = user.filter(|user| known && right && !user.spec.disabled).ok_or(LoginError::Wrong)?;
         self.rate.give_back(&key);
         self.addresses.give_back(&remote);
-        let life = request.ttl_seconds.map_or(self.life, Duration::from_secs);
-        if life.is_zero() || life > self.life_max {
-            return Err(LoginError::Bad("ttlSeconds is over what this hub permits"));
-        }
-        let name = user.metadata.name.clone();
-        let (token, expires) = self.issue(&user, LOGIN, life).await?;
-        Ok(LoginAnswer { token, expires, user: name })
+        let life = request.ttl_seconds.map(Duration::from_secs);
+        let issued = self.issuer.issue(Proven { user: &user, provider: LOCAL, life }).await;
+        issued.map_err(|error| match error {
+            IssueError::TooLong => LoginError::Bad("ttlSeconds is over what this hub permits"),
+            IssueError::Store(error) => LoginError::Store(error),
+            IssueError::Over | IssueError::Reused => LoginError::Wrong,
+        })
     }
 
-    /// A new token.
-    pub async fn issue(
+    /// A new API key.
+    pub async fn key(
         &self,
         user: &Object<UserSpec>,
         description: &str,
@@ -151,7 +138,7 @@ impl Logins {
             user: user.metadata.name.clone(),
             description: Some(description.to_owned()),
             expires: expires.clone(),
-            clusters: None,
+            ..TokenSpec::default()
         };
         let made = self.records.create(&Object::new("", spec)).await?;
         let token = made.status.and_then(|status| status.token);
@@ -165,7 +152,7 @@ impl Logins {
         let mut ended = Vec::new();
         for token in self.records.list::<TokenSpec>()? {
             let (spec, id) = (token.spec, token.metadata.name);
-            if spec.user != user || spec.description.as_deref() != Some(LOGIN) || id == except {
+            if spec.user != user || spec.provider.as_deref() != Some(LOCAL) || id == except {
                 continue;
             }
             match self.records.delete_token(&id).await {

@@ -109,6 +109,7 @@ impl Backend for Backing {
                 identity: identity.clone(),
                 token: String::new(),
                 clusters: None,
+                verbs: None,
                 lease: Lease { token: never.clone(), user: never, expires },
             },
             // Nobody withdraws it: a plugin ends with the configuration.

@@ -2,11 +2,11 @@
 
 use crate::{
     kinds::{CONNECTED, ClusterSpec, TokenSpec, UserSpec},
-    specs::{HASH, PASSWORD},
+    specs::{HASH, PASSWORD, REFRESH},
 };
 use bytes::Bytes;
 use moorline_apiserver::{Api, ApiError, ApiServer, Batch, Object, Spec, Store, StoreEvent, Watcher};
-use moorline_authz::token::TokenHash;
+use moorline_authz::{refresh::RefreshRecord, token::TokenHash};
 use serde::Deserialize;
 use serde_json::Value;
 use std::{collections::BTreeSet, marker::PhantomData, path::Path, sync::Arc};
@@ -125,6 +125,27 @@ impl Records {
     pub async fn set_password(&self, user: &str, hash: &str) -> Result<(), RecordError> {
         let record = (format!("{}/{PASSWORD}", key::<UserSpec>(user)), Some(Bytes::copy_from_slice(hash.as_bytes())));
         let batch = Batch { object: None, private: vec![record] };
+        self.store.commit(batch).await.map(drop).map_err(|e| RecordError::Failed(e.to_string()))
+    }
+
+    /// What proves a login's refresh tokens.
+    pub fn refresh(&self, id: &str) -> Option<RefreshRecord> {
+        RefreshRecord::read(&self.store.private(&format!("{}/{REFRESH}", key::<TokenSpec>(id)))?)
+    }
+
+    /// Keeps that, once a token was answered with the next one.
+    pub async fn set_refresh(&self, id: &str, record: &RefreshRecord) -> Result<(), RecordError> {
+        self.set_secret(format!("{}/{REFRESH}", key::<TokenSpec>(id)), record.store().into()).await
+    }
+
+    /// A record of the hub's own that belongs to no object.
+    pub fn secret(&self, name: &str) -> Option<Bytes> {
+        self.store.private(name)
+    }
+
+    /// Keeps one.
+    pub async fn set_secret(&self, name: String, value: Bytes) -> Result<(), RecordError> {
+        let batch = Batch { object: None, private: vec![(name, Some(value))] };
         self.store.commit(batch).await.map(drop).map_err(|e| RecordError::Failed(e.to_string()))
     }
 

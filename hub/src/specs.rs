@@ -4,7 +4,7 @@ use crate::kinds::{AgentSpec, CONNECTED, ClusterGrantSpec, ClusterSpec, JoinToke
 use bytes::Bytes;
 use futures_util::FutureExt;
 use moorline_apiserver::{ApiError, Cause, Column, Created, KindSpec, Object, Spec, Store, dns_label};
-use moorline_authz::token::TokenText;
+use moorline_authz::{refresh::RefreshText, token::TokenText};
 use moorline_proto::id::{AgentName, ClusterId};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// Suffix of the private record that holds the hash of a token.
 pub(crate) const HASH: &str = "hash";
+/// Suffix of the private record that holds what proves a login's refresh tokens.
+pub(crate) const REFRESH: &str = "refresh";
 /// Suffix of the private record that holds the hash of a user's password.
 pub(crate) const PASSWORD: &str = "password";
 
@@ -141,11 +143,16 @@ fn never_used_name() -> String {
     TokenText::generate_api().id
 }
 
+/// The verbs that a token can be bound to: those of Kubernetes' own requests.
+const VERBS: [&str; 9] = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "proxy"];
+
 fn token(store: Store) -> KindSpec {
     KindSpec::of::<TokenSpec>()
         .column(Column::at("User", "/spec/user"))
         .column(Column::at("Description", "/spec/description"))
+        .column(Column::at("Login", "/spec/provider").described("Who proved it; none: an API key"))
         .column(Column::with("Clusters", joined("/spec/clusters")))
+        .column(Column::with("Verbs", joined("/spec/verbs")).wide())
         .column(Column::at("Expires", "/spec/expires"))
         .selectable(&["spec.user"])
         .make_name(never_used_name)
@@ -153,6 +160,13 @@ fn token(store: Store) -> KindSpec {
             let mut wrong = check_expires(object, old);
             if old.is_some_and(|old| text(old, "/spec/user") != text(object, "/spec/user")) {
                 wrong.push(invalid("spec.user", "a token never changes its user"));
+            }
+            if old.is_some_and(|old| text(old, "/spec/provider") != text(object, "/spec/provider")) {
+                wrong.push(invalid("spec.provider", "a login stays a login, and a key stays a key"));
+            }
+            let verbs = object.pointer("/spec/verbs").and_then(Value::as_array).into_iter().flatten();
+            for verb in verbs.filter_map(Value::as_str).filter(|verb| !VERBS.contains(verb)) {
+                wrong.push(invalid("spec.verbs", format!("{verb:?} is none of {}", VERBS.join(", "))));
             }
             wrong
         })
@@ -162,6 +176,14 @@ fn token(store: Store) -> KindSpec {
                 let id = token_id(new.object)?;
                 let user = text(new.object, "/spec/user").to_owned();
                 own::<UserSpec>(&store, new.object, "spec.user", &user)?;
+                if !text(new.object, "/spec/provider").is_empty() {
+                    let token = RefreshText::generate(id);
+                    let kept = token.record(crate::signing::now()).store();
+                    return Ok(Created {
+                        response: Some(json!({ "status": { "token": token.reveal().as_str() } })),
+                        private: vec![(REFRESH.to_owned(), Bytes::from(kept))],
+                    });
+                }
                 let token = TokenText { id, ..TokenText::generate_api() };
                 Ok(Created {
                     response: Some(json!({ "status": { "token": token.reveal().as_str() } })),

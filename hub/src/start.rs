@@ -8,6 +8,7 @@ use crate::{
     files, follow,
     front::Front,
     hubapi::HubApi,
+    issue::Issuer,
     join::Joiner,
     listener::{Port, TlsPair, serve_quic},
     login::Logins,
@@ -18,6 +19,7 @@ use crate::{
     rate::RateLimit,
     records::{RecordError, Records},
     sessions::{Registry, Sessions},
+    signing::Signing,
     specs::{self, JoinFacts},
     status::{StatusWriter, forget_sessions},
     websocket::Door,
@@ -203,9 +205,11 @@ impl Hub {
         }
         let records = Records::new(store, Arc::clone(&server));
         forget_sessions(&records).await?;
-        let logins = Logins::new(records.clone(), metrics.clone(), &config);
+        let signing = Arc::new(Signing::open(records.clone(), &config).await.map_err(HubError::Records)?);
+        let issuer = Arc::new(Issuer::new(records.clone(), Arc::clone(&signing), &config));
+        let logins = Logins::new(records.clone(), metrics.clone(), Arc::clone(&issuer), &config);
         bootstrap(&config, &records, &logins, &authority).await?;
-        let directory = Arc::new(Directory::new(records.clone(), metrics.clone()));
+        let directory = Arc::new(Directory::new(records.clone(), metrics.clone(), signing.verifier()));
 
         let audit_path = dir.join("audit.log");
         let audit = FileSink::open(&audit_path).map_err(|source| HubError::Audit { path: audit_path, source })?;
@@ -268,6 +272,7 @@ impl Hub {
             plugins: Arc::clone(&host),
             joiner,
             logins,
+            issuer: Arc::clone(&issuer),
             audit: sink,
             health: Arc::clone(&health),
             metrics: metrics.clone(),
@@ -319,6 +324,8 @@ impl Hub {
         directory.load()?;
         follow::start(&mut background, &directory, &sessions, &records, &kill, &alive);
         background.spawn(plugins::follow(records.watch(), clusters));
+        background.spawn(signing.run(kill.clone()));
+        background.spawn(issuer.sweep(kill.clone()));
         background.spawn(alive.while_running(Part::Tcp, port.serve(tcp)));
         let udp = serve_quic(Arc::clone(&quic), Arc::clone(&sessions), stop.clone());
         background.spawn(alive.while_running(Part::Quic, udp));

@@ -7,6 +7,7 @@ mod bodies;
 mod framing;
 mod http2;
 mod joins;
+mod logins;
 mod nodes;
 mod parsers;
 mod plugins;

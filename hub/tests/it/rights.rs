@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 const SOON: Duration = Duration::from_secs(5);
 
 /// A stream that goes on until somebody ends it: an answer without an end, or an upgraded connection.
-async fn open(world: &World, token: &str, path: &str, more: &str) -> TlsStream<TcpStream> {
+pub async fn open(world: &World, token: &str, path: &str, more: &str) -> TlsStream<TcpStream> {
     let mut stream = world.connect("localhost", &[b"http/1.1"]).await;
     let ask = format!(
         "GET /k8s/clusters/edge1{path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n{more}\r\n"
@@ -32,7 +32,7 @@ async fn open(world: &World, token: &str, path: &str, more: &str) -> TlsStream<T
     stream
 }
 
-async fn ended(mut stream: TlsStream<TcpStream>, what: &str) {
+pub async fn ended(mut stream: TlsStream<TcpStream>, what: &str) {
     let mut rest = Vec::new();
     assert!(timeout(SOON, stream.read_to_end(&mut rest)).await.is_ok(), "{what}: still open");
     assert!(!rest.ends_with(b"0\r\n\r\n"), "{what}: ended as if it were whole");
@@ -46,8 +46,8 @@ async fn echoes(stream: &mut TlsStream<TcpStream>) {
     assert_eq!(&echo, b"hello");
 }
 
-const EXEC: &str = "/api/v1/namespaces/a/pods/b/exec?command=sh";
-const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+pub const EXEC: &str = "/api/v1/namespaces/a/pods/b/exec?command=sh";
+pub const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn s51_a_withdrawn_grant_cuts_what_is_open_and_nothing_else() {

@@ -1,0 +1,147 @@
+//! What keeps a login going, and what ends it: refreshes, tokens for clusters alone, logouts, public keys.
+
+use super::{
+    Front,
+    answers::{closing, json, store_failed},
+};
+use crate::{audit, directory::Authenticated, issue::IssueError};
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use moorline_authz::{access::Facts, access_token::MAX_AUDIENCES};
+use moorline_proxy::{Body, status::status_response};
+use serde::Deserialize;
+use std::net::SocketAddr;
+
+/// How long a JWKS may be kept: less than a key is published before it signs.
+const KEYS_AGE: &str = "public, max-age=300";
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Refresh {
+    refresh_token: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ForClusters {
+    clusters: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rotate {
+    #[serde(default)]
+    lost: bool,
+}
+
+const WANTS_REFRESH: &str = "the body must be {\"refreshToken\": \"mlr_…\"}";
+
+impl Front {
+    /// `GET /auth/keys`: a JWKS.
+    pub(super) fn public_keys(&self) -> Response<Body> {
+        let mut response = json(StatusCode::OK, &self.issuer.signing().keys());
+        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static(KEYS_AGE));
+        response
+    }
+
+    /// `POST /auth/refresh`, and `POST /auth/logout` of somebody whose access token is over.
+    pub(super) async fn by_refresh_token(
+        &self,
+        request: Request<Incoming>,
+        remote: SocketAddr,
+        out: bool,
+    ) -> Response<Body> {
+        let body = match self.read_of_stranger(request).await {
+            Ok(body) => body,
+            Err(response) => return response,
+        };
+        let Ok(Refresh { refresh_token }) = serde_json::from_slice(&body) else {
+            return status_response(StatusCode::BAD_REQUEST, WANTS_REFRESH);
+        };
+        if self.audit.admit().await.is_err() {
+            return self.audit_full();
+        }
+        let (result, path) = if out {
+            let ended = self.issuer.log_out(&refresh_token, &self.directory).await;
+            (ended.map(|()| (String::new(), json(StatusCode::OK, &serde_json::json!({})))), "/auth/logout")
+        } else {
+            let issued = self.issuer.refresh(&refresh_token, &self.directory).await;
+            (issued.map(|issued| (issued.user.clone(), json(StatusCode::OK, &issued))), "/auth/refresh")
+        };
+        let label = match &result {
+            Ok(_) => "ok",
+            Err(IssueError::Over | IssueError::TooLong) => "over",
+            Err(IssueError::Reused) => "reused",
+            Err(IssueError::Store(_)) => "store",
+        };
+        self.metrics.refreshes.with_label_values(&[label]).inc();
+        let (user, response) = result.unwrap_or_else(|error| (String::new(), issue_refused(&error)));
+        let known = !user.is_empty() || label == "reused" || out;
+        if known {
+            self.audit.push(audit::event("create", path, &user, remote, response.status().as_u16(), "tokens", ""));
+        }
+        response
+    }
+
+    /// `POST /auth/token`: an access token for clusters alone.
+    pub(super) async fn cluster_token(&self, request: Request<Incoming>, who: &Authenticated) -> Response<Body> {
+        let body = match self.read(request).await {
+            Ok(body) => body,
+            Err(response) => return response,
+        };
+        let Ok(ForClusters { clusters }) = serde_json::from_slice(&body) else {
+            return status_response(StatusCode::BAD_REQUEST, "the body must be {\"clusters\": [\"NAME\"]}");
+        };
+        if clusters.is_empty() || MAX_AUDIENCES < clusters.len() {
+            return status_response(StatusCode::BAD_REQUEST, "from 1 to 32 clusters");
+        }
+        let grants = self.directory.grants();
+        let facts = Facts { identity: &who.identity, token_clusters: who.clusters.as_deref(), grants: &grants };
+        match clusters.iter().find(|cluster| !facts.reaches(cluster)) {
+            Some(cluster) => {
+                self.count_refusal("not_granted");
+                let user = &who.identity.user;
+                status_response(StatusCode::FORBIDDEN, &format!("user {user:?} has no access to cluster {cluster:?}"))
+            }
+            None => json(StatusCode::OK, &self.issuer.for_clusters(who, &clusters)),
+        }
+    }
+
+    /// `POST /auth/keys/rotate`, for administrators.
+    pub(super) async fn rotate_keys(
+        &self,
+        request: Request<Incoming>,
+        who: &Authenticated,
+        remote: SocketAddr,
+    ) -> Response<Body> {
+        if !who.identity.is_admin() || who.clusters.is_some() || who.verbs.is_some() {
+            self.count_refusal("not_admin");
+            return status_response(StatusCode::FORBIDDEN, "only administrators rotate signing keys");
+        }
+        let body = match self.read(request).await {
+            Ok(body) => body,
+            Err(response) => return response,
+        };
+        let Ok(Rotate { lost }) = serde_json::from_slice(&body) else {
+            return closing(StatusCode::BAD_REQUEST, "the body must be {\"lost\": true or false}");
+        };
+        if self.audit.admit().await.is_err() {
+            return self.audit_full();
+        }
+        let response = match self.issuer.signing().rotate(lost).await {
+            Ok(()) => self.public_keys(),
+            Err(error) => store_failed(&error),
+        };
+        let (user, code) = (&who.identity.user, response.status().as_u16());
+        self.audit.push(audit::event("update", "/auth/keys/rotate", user, remote, code, "signingkeys", ""));
+        response
+    }
+}
+
+pub(super) fn issue_refused(error: &IssueError) -> Response<Body> {
+    match error {
+        IssueError::Over | IssueError::Reused => status_response(StatusCode::UNAUTHORIZED, &error.to_string()),
+        IssueError::TooLong => status_response(StatusCode::BAD_REQUEST, &error.to_string()),
+        IssueError::Store(error) => store_failed(error),
+    }
+}
