@@ -11,8 +11,8 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 /// How long the token before is still taken, in seconds: the answer may have been lost on its way, or two programs of
-/// one user may have asked at once.
-pub const GRACE: u64 = 60;
+/// one user may have asked at once. Links that come and go need minutes.
+pub const GRACE: u64 = 300;
 
 /// Lengths of the two halves, in bytes: 128 bits each.
 const HALF: usize = 16;
@@ -172,8 +172,8 @@ mod tests {
         let two = one.turn();
         let record = record.turned(&one, &two, NOW + 10);
         assert_eq!(record.judge(&two, NOW + 10), Verdict::Good);
-        assert_eq!(record.judge(&one, NOW + 70), Verdict::Good, "the answer may have been lost");
-        assert_eq!(record.judge(&one, NOW + 71), Verdict::Reused);
+        assert_eq!(record.judge(&one, NOW + 310), Verdict::Good, "the answer may have been lost");
+        assert_eq!(record.judge(&one, NOW + 311), Verdict::Reused);
         let three = two.turn();
         let record = record.turned(&two, &three, NOW + 20);
         assert_eq!(record.judge(&one, NOW + 20), Verdict::Reused, "two turns ago is long ago, however soon");

@@ -20,6 +20,7 @@ pub enum Command {
 Examples:
   moorline apikey create --ttl 90d --description 'CI of shop'
   moorline apikey create --user ci --cluster edge1 --cluster edge2 > key
+  moorline apikey create --user dash --verb get --verb list --verb watch
 
 The key is shown once; the hub keeps only its hash.")]
     Create(CreateArgs),
@@ -41,6 +42,9 @@ pub struct CreateArgs {
     /// Only for this cluster; can be repeated [default: all that the user may use]
     #[arg(short, long = "cluster", value_name = "NAME")]
     clusters: Vec<ClusterId>,
+    /// Only for this verb (get, list, watch, create, …); can be repeated [default: all]
+    #[arg(long = "verb", value_name = "VERB")]
+    verbs: Vec<String>,
     /// What it is for
     #[arg(short, long)]
     description: Option<String>,
@@ -72,6 +76,9 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
     }
     if !args.clusters.is_empty() {
         spec["clusters"] = args.clusters.iter().map(ClusterId::as_str).collect();
+    }
+    if !args.verbs.is_empty() {
+        spec["verbs"] = args.verbs.into();
     }
     let made = client.create(Resource::Token, &Resource::Token.object(None, spec)).await?;
     if let Some(form) = args.form.form {

@@ -109,7 +109,6 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Hub(args) => hub::run(*args),
         Command::Agent(args) => agent::run(*args),
         Command::Completion { shell } => completion(shell).map(|()| ExitCode::SUCCESS),
-        Command::Kube(command) => kube::run(command).map(|()| ExitCode::SUCCESS),
         other => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let result = runtime.block_on(ask(other));
@@ -136,9 +135,10 @@ async fn ask(command: Command) -> anyhow::Result<ExitCode> {
         Command::Grant(command) => grant::run(command).await,
         Command::Get(args) => get::run(args).await,
         Command::Delete(args) => delete::run(args).await,
+        Command::Kube(command) => kube::run(command).await,
         Command::Version(args) => version::run(args).await,
         // Taken care of by the caller.
-        Command::Hub(_) | Command::Agent(_) | Command::Kube(_) | Command::Completion { .. } => Ok(()),
+        Command::Hub(_) | Command::Agent(_) | Command::Completion { .. } => Ok(()),
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 use crate::{
     failure::usage,
     resource::Resource,
+    session,
     settings::{KnownHub, Secret},
     target::HubUrl,
     tls,
@@ -98,6 +99,12 @@ pub enum ApiError {
         /// Seconds.
         retry_after: Option<u64>,
     },
+    /// The login could not be renewed for a reason that lies on this machine.
+    #[error("the login could not be renewed")]
+    Local {
+        /// Why.
+        source: anyhow::Error,
+    },
     /// Something answered that is no hub.
     #[error("{url} answered with something that is not the hub's API")]
     NotAHub {
@@ -122,7 +129,7 @@ impl ApiError {
                 "is the hub running, and does a firewall stand in between? more: moorline doctor".into()
             }
             Self::Tls { url, .. } => format!("see what stands in between: moorline doctor --hub {url}"),
-            Self::Broken { .. } | Self::TooLarge { .. } => return None,
+            Self::Broken { .. } | Self::TooLarge { .. } | Self::Local { .. } => return None,
             Self::NotAHub { url } => format!("check the address; is {url} a moorline hub?"),
             Self::Refused { code, reason, retry_after, url, .. } => match (code.as_u16(), reason.as_str()) {
                 (401, _) => format!("log in: moorline login {url}"),
@@ -168,6 +175,8 @@ pub struct Client {
     url: HubUrl,
     tls: Arc<rustls::ClientConfig>,
     token: Option<Secret>,
+    /// What the token is renewed by, where it can be.
+    login: Option<Arc<KnownHub>>,
     patience: Duration,
 }
 
@@ -178,12 +187,13 @@ impl Client {
             .url
             .parse()
             .map_err(|e: InvalidAddress| usage(e.to_string(), "log in again: moorline login https://HUB"))?;
-        Ok(Self { url, tls: tls::trusting(&hub.ca)?, token: hub.token.clone(), patience })
+        let login = session::is_due(hub).then(|| Arc::new(hub.clone()));
+        Ok(Self { url, tls: tls::trusting(&hub.ca)?, token: hub.token.clone(), login, patience })
     }
 
     /// A client without a token, with trust of any kind.
     pub fn anonymous(url: HubUrl, tls: Arc<rustls::ClientConfig>, patience: Duration) -> Self {
-        Self { url, tls, token: None, patience }
+        Self { url, tls, token: None, login: None, patience }
     }
 
     /// The hub's address.
@@ -281,6 +291,10 @@ impl Client {
         accept: &str,
         body: Option<(&'static str, &Value)>,
     ) -> Result<(AbortOnDropHandle<()>, http::Response<Incoming>), ApiError> {
+        let token = match &self.login {
+            Some(login) => Box::pin(session::fresh(login)).await?.token,
+            None => self.token.clone(),
+        };
         let io = self.connect().await?;
         let url = || self.url.to_string();
         let broken = |source| ApiError::Broken { url: url(), source };
@@ -295,7 +309,7 @@ impl Client {
             .header(header::HOST, self.url.authority())
             .header(header::ACCEPT, accept)
             .header(header::USER_AGENT, concat!("moorline/", env!("CARGO_PKG_VERSION")));
-        if let Some(token) = &self.token {
+        if let Some(token) = &token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
         }
         let mut bytes = Bytes::new();

@@ -49,6 +49,44 @@ impl Drop for FileLock {
     }
 }
 
+/// A lock that the system itself lets go of when its holder ends, however that happens: for work that takes a while.
+pub struct ProcessLock {
+    _file: File,
+}
+
+impl ProcessLock {
+    /// Takes the lock `<path>.lock`, waiting for at most `patience`.
+    pub async fn take(path: &Path, patience: Duration) -> anyhow::Result<Self> {
+        if let Some(dir) = path.parent() {
+            make_private_dir(dir)?;
+        }
+        let lock = with_suffix(path, ".lock");
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(&lock).with_context(|| format!("cannot create {}", lock.display()))?;
+        let started = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(fs::TryLockError::WouldBlock) if started.elapsed() < patience => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(fs::TryLockError::WouldBlock) => {
+                    return Err(advise(
+                        format!("another program holds {} for too long", lock.display()),
+                        "see which moorline still runs, and end it",
+                    ));
+                }
+                Err(fs::TryLockError::Error(e)) => {
+                    return Err(e).with_context(|| format!("cannot lock {}", lock.display()));
+                }
+            }
+        }
+    }
+}
+
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

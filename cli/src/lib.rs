@@ -23,6 +23,7 @@ mod logging;
 mod login;
 mod output;
 mod resource;
+mod session;
 mod settings;
 mod status;
 mod target;

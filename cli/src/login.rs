@@ -4,6 +4,7 @@ use crate::{
     client::{ApiError, Client, field, tls_words},
     failure::{advise, usage},
     output::{DataArgs, data},
+    session,
     settings::{KnownHub, Secret, Settings},
     target::{HubArgs, HubUrl},
     text,
@@ -63,7 +64,7 @@ pub async fn login(args: LoginArgs) -> anyhow::Result<()> {
     };
     let known = settings.hub(&url.to_string());
     let ca = trust(&args, &url, known).await?;
-    let mut hub = KnownHub { url: url.to_string(), ca, user: None, token: None, expires: None };
+    let mut hub = KnownHub { url: url.to_string(), ca, ..KnownHub::default() };
     if args.token_stdin {
         hub.token = Some(Secret::new(text::secret_from_stdin()?));
         let me = Client::new(&hub, STEP)?.get("/auth/whoami").await.context("the hub did not take the key")?;
@@ -85,11 +86,16 @@ pub async fn login(args: LoginArgs) -> anyhow::Result<()> {
             }
             other => other?,
         };
-        hub.token = Some(Secret::new(field(&answer, "/token")?.to_owned()));
-        hub.user = Some(answer.get("user").and_then(Value::as_str).unwrap_or(&user).to_owned());
-        hub.expires = answer.get("expires").and_then(Value::as_str).map(str::to_owned);
+        hub.user = Some(user);
+        session::take(&mut hub, &answer)?;
     }
-    let until = hub.expires.as_deref().map(|at| format!(" until {}", text::clean(at))).unwrap_or_default();
+    session::forget(&hub.url);
+    let until = hub
+        .login_expires
+        .as_deref()
+        .or(hub.expires.as_deref())
+        .map(|at| format!(" until {}", text::clean(at)))
+        .unwrap_or_default();
     text::say(&format!("Logged in to {url} as {}{until}.", text::clean(hub.user.as_deref().unwrap_or("?"))));
     Settings::change(|settings| settings.remember(hub))?;
     text::say("next: moorline clusters, or moorline kubeconfig --merge");
@@ -207,12 +213,27 @@ pub async fn logout(args: LogoutArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     let client = Client::new(&hub, args.hub.request_timeout)?;
-    let revoked = client.call(Method::POST, "/auth/logout", Some(&json!({}))).await;
+    // The refresh token says which login it is, also where the access token is over.
+    let body = hub.refresh.as_ref().map(|refresh| json!({ "refreshToken": refresh.reveal() }));
+    let bare = KnownHub { token: None, refresh: None, ..hub.clone() };
+    let revoked = match body {
+        Some(body) => {
+            let client = Client::new(&bare, args.hub.request_timeout)?;
+            client.call(Method::POST, "/auth/logout", Some(&body)).await
+        }
+        None => client.call(Method::POST, "/auth/logout", Some(&json!({}))).await,
+    };
     Settings::change(|settings| {
         for known in settings.hubs.iter_mut().filter(|known| known.url == hub.url) {
-            (known.token, known.expires) = (None, None);
+            *known = KnownHub {
+                url: known.url.clone(),
+                ca: known.ca.clone(),
+                user: known.user.clone(),
+                ..KnownHub::default()
+            };
         }
     })?;
+    session::forget(&hub.url);
     match revoked {
         Ok(_) | Err(ApiError::Refused { code: StatusCode::UNAUTHORIZED, .. }) => {
             text::say(&format!("Logged out of {}.", hub.url));
@@ -243,6 +264,7 @@ pub async fn whoami(args: WhoamiArgs) -> anyhow::Result<()> {
     let groups = me.get("groups").and_then(Value::as_array).cloned().unwrap_or_default();
     let groups: Vec<_> = groups.iter().filter_map(Value::as_str).map(text::clean).collect();
     let groups = if groups.is_empty() { "<none>".to_owned() } else { groups.join(", ") };
-    let expires = hub.expires.as_deref().map_or_else(|| "<unknown>".to_owned(), text::clean);
+    let expires =
+        hub.login_expires.as_deref().or(hub.expires.as_deref()).map_or_else(|| "<unknown>".to_owned(), text::clean);
     Ok(text::print(&format!("User:     {user}\nGroups:   {groups}\nHub:      {}\nExpires:  {expires}\n", hub.url))?)
 }

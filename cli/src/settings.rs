@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::{env, fmt, path::PathBuf};
 
 /// Text that is never shown by accident.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 
@@ -26,7 +26,7 @@ impl fmt::Debug for Secret {
 }
 
 /// One hub that was logged in to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownHub {
     /// `https://host:port`, without a slash at its end.
     pub url: String,
@@ -35,12 +35,21 @@ pub struct KnownHub {
     /// Who is logged in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// The login's token. `None` after a logout.
+    /// The access token, or an API key. `None` after a logout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
     /// When the token ends, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<String>,
+    /// From when on a newer token is asked for, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renew: Option<String>,
+    /// What the next token is asked for with. Good once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh: Option<Secret>,
+    /// When the login itself ends, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login_expires: Option<String>,
 }
 
 /// The whole file.
@@ -124,6 +133,8 @@ mod tests {
             user: Some("0123".into()),
             token: Some(Secret::new("mlt_abc.def".into())),
             expires: Some("2026-11-21T08:00:00Z".into()),
+            refresh: Some(Secret::new("mlr_abc.def".into())),
+            ..KnownHub::default()
         };
         settings.remember(hub("https://a:8443"));
         settings.remember(hub("https://b:8443"));

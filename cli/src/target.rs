@@ -70,9 +70,7 @@ impl HubArgs {
         let ca = self.ca_file.as_deref().map(tls::ca_from_file).transpose()?;
         let mut hub = match (stored, &self.hub, &ca) {
             (Some(stored), _, _) => stored.clone(),
-            (None, Some(url), Some(ca)) => {
-                KnownHub { url: url.to_string(), ca: ca.clone(), user: None, token: None, expires: None }
-            }
+            (None, Some(url), Some(ca)) => KnownHub { url: url.to_string(), ca: ca.clone(), ..KnownHub::default() },
             (None, Some(url), None) => {
                 return Err(advise(format!("{url} is not known yet"), format!("log in: moorline login {url}")));
             }
@@ -82,7 +80,7 @@ impl HubArgs {
         };
         hub.ca = ca.unwrap_or(hub.ca);
         if let Some(key) = std::env::var("MOORLINE_API_KEY").ok().filter(|key| !key.is_empty()) {
-            (hub.token, hub.expires, hub.user) = (Some(Secret::new(key)), None, None);
+            hub = KnownHub { token: Some(Secret::new(key)), url: hub.url, ca: hub.ca, ..KnownHub::default() };
         }
         Ok(hub)
     }

@@ -49,6 +49,8 @@ pub(crate) struct Issued {
     pub token: String,
     /// RFC 3339: when the access token ends.
     pub expires: String,
+    /// The same in seconds from now, for those whose clock is another.
+    pub expires_in: u64,
     /// The next refresh token; the one before is worth nothing.
     pub refresh_token: String,
     /// RFC 3339: when the login ends, however often it is refreshed.
@@ -63,6 +65,7 @@ pub(crate) struct Issued {
 pub(crate) struct ClusterToken {
     token: String,
     expires: String,
+    expires_in: u64,
     session_expires: String,
 }
 
@@ -126,9 +129,17 @@ impl Issuer {
 
     fn issued(&self, session: &Object<TokenSpec>, uid: &str, ends: SystemTime, refresh_token: String) -> Issued {
         let (user, id) = (session.spec.user.clone(), session.metadata.name.clone());
-        let (token, expires) =
+        let (token, expires, expires_in) =
             self.access(&user, uid, &id, ends, session.spec.verbs.clone(), vec![Audience::Hub.text()]);
-        Issued { user, token, expires, refresh_token, session_expires: session.spec.expires.clone(), session: id }
+        Issued {
+            user,
+            token,
+            expires,
+            expires_in,
+            refresh_token,
+            session_expires: session.spec.expires.clone(),
+            session: id,
+        }
     }
 
     /// An access token: no longer than what it was made by.
@@ -140,7 +151,7 @@ impl Issuer {
         ends: SystemTime,
         verbs: Option<Vec<String>>,
         aud: Vec<String>,
-    ) -> (String, String) {
+    ) -> (String, String, u64) {
         let at = now();
         let sid_exp = ends.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let exp = at.saturating_add(self.signing.access_life().as_secs()).min(sid_exp);
@@ -157,7 +168,7 @@ impl Issuer {
             sid_exp,
             verbs,
         };
-        (self.signing.sign(&claims), time(SystemTime::UNIX_EPOCH + Duration::from_secs(exp)))
+        (self.signing.sign(&claims), time(SystemTime::UNIX_EPOCH + Duration::from_secs(exp)), exp.saturating_sub(at))
     }
 
     /// An access token that is good for these clusters and nothing else, for whoever is at the other end of a way that
@@ -166,8 +177,8 @@ impl Issuer {
         let aud = clusters.iter().map(|name| Audience::Cluster(name.clone()).text()).collect();
         let verbs = who.verbs.as_ref().map(|verbs| verbs.to_vec());
         let (user, ends) = (&who.identity, who.lease.expires);
-        let (token, expires) = self.access(&user.user, &user.uid, &who.token, ends, verbs, aud);
-        ClusterToken { token, expires, session_expires: time(ends) }
+        let (token, expires, expires_in) = self.access(&user.user, &user.uid, &who.token, ends, verbs, aud);
+        ClusterToken { token, expires, expires_in, session_expires: time(ends) }
     }
 
     /// Two refreshes of one login go one after the other.

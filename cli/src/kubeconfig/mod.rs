@@ -29,7 +29,7 @@ const HUB_CONTEXT: &str = "moorline";
 Examples:
   moorline kubeconfig edge1 > edge1.kubeconfig
   moorline kubeconfig edge1 --merge --use
-  moorline kubeconfig --merge --exec
+  moorline kubeconfig --merge
   moorline kubeconfig edge1 edge2 --output clusters.kubeconfig
 
 Each cluster becomes a context of its name. Without names: every cluster that you may use, and the
@@ -46,9 +46,12 @@ pub struct Args {
     /// Write to this file; with --merge, merge into it
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Let kubectl ask moorline for the token each time, instead of writing it into the file
-    #[arg(long)]
+    /// Let kubectl ask moorline for the token each time: what is done for a login
+    #[arg(long, conflicts_with = "static_token")]
     exec: bool,
+    /// Write the token itself: that of a login ends within the hour
+    #[arg(long = "static")]
+    static_token: bool,
     /// Make the first cluster the current context
     #[arg(long = "use")]
     use_context: bool,
@@ -154,7 +157,8 @@ fn plan(args: &Args, hub: &KnownHub, client: &Client, clusters: &[String]) -> an
     }
     let user = format!("{}@{place}", hub.user.as_deref().unwrap_or("apikey"));
     let token = hub.token.as_ref().map_or("", |token| token.reveal());
-    let credential = if args.exec {
+    // A login's token is renewed all the time; a key is what it is.
+    let credential = if args.exec || (hub.refresh.is_some() && !args.static_token) {
         if env::var_os("MOORLINE_API_KEY").is_some() {
             return Err(usage("--exec works with a login, not with MOORLINE_API_KEY", "log in, or leave out --exec"));
         }

@@ -7,6 +7,7 @@ mod fake;
 mod hub;
 mod real;
 mod service;
+mod sessions;
 mod usage;
 
 use std::{

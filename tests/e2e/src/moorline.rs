@@ -149,7 +149,7 @@ impl Hub {
     /// When the hub refuses.
     pub fn kubeconfig(&self, user: &str, cluster: &str) -> Result<PathBuf> {
         let path = self.dir.join(format!("{user}-{cluster}.kubeconfig"));
-        std::fs::write(&path, self.moorline(user, &["kubeconfig", cluster])?)?;
+        std::fs::write(&path, self.moorline(user, &["kubeconfig", cluster, "--static"])?)?;
         Ok(path)
     }
 

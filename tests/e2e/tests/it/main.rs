@@ -6,6 +6,7 @@ mod commands;
 mod failures;
 mod hub_api;
 mod identity;
+mod logins;
 mod streams;
 mod world;
 
@@ -25,6 +26,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("s03_nobody_becomes_system_masters", identity::masters),
     ("s01_s06_smuggled_identity_never_arrives", identity::smuggled),
     ("errors_are_a_status_that_kubectl_prints", identity::errors),
+    ("kubectl_renews_its_login_once_for_all", logins::credential_plugin),
     ("hub_api_speaks_kubectl", hub_api::kubectl),
     ("agent_runs_in_a_pod_with_its_service_account", hub_api::pod),
     ("a_copied_identity_is_refused", failures::copied_identity),
