@@ -1,5 +1,6 @@
 //! What an agent is told at its start.
 
+use crate::secret::SecretName;
 use moorline_link::HubAddress;
 use moorline_proto::id::{AgentName, ClusterId};
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,8 @@ pub struct Config {
     pub node_name: Option<String>,
     /// Where key, certificate and trust bundle are kept. Made if missing, readable by its owner alone.
     pub state_dir: PathBuf,
+    /// A Secret that keeps a copy of the state, for pods whose folder goes with them. `None`: the folder is all.
+    pub state_secret: Option<SecretName>,
     /// How the cluster's API server is reached.
     pub upstream: UpstreamConfig,
     /// The edge policy of the cluster's owner. `None`: the built-in one.
@@ -160,6 +163,7 @@ mod tests {
             role: AgentRole::Cluster,
             node_name: None,
             state_dir: "/tmp/x".into(),
+            state_secret: None,
             upstream: UpstreamConfig::InCluster { dir: "/tmp/y".into() },
             policy_file: None,
             carrier: Preference::Auto,

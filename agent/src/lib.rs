@@ -16,6 +16,7 @@ pub mod ops;
 pub mod policy;
 pub mod renew;
 pub mod review;
+pub mod secret;
 pub mod serve;
 pub mod state;
 pub mod uplink;
@@ -33,6 +34,7 @@ use prometheus::Registry;
 use rand::Rng;
 use rcgen::KeyPair;
 use review::ClusterRules;
+use secret::{SecretCopy, SecretError};
 use serve::Service;
 use state::{Membership, StateDir, StateError};
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -49,6 +51,9 @@ pub enum AgentError {
     /// The state folder cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The state's Secret cannot be used.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// There is no state, and no token to get one.
     #[error(
         "this agent has not joined a hub: {dir} holds no state and no token was given. Make one at the hub (moorline token \
@@ -125,8 +130,25 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
     };
     let work = async {
         let state = StateDir::open(&config.state_dir)?;
-        let key = state.key()?;
+        let account = match &config.upstream {
+            UpstreamConfig::InCluster { dir } => Some(dir.as_path()),
+            UpstreamConfig::Kubeconfig { .. } => None,
+        };
+        let copy = config.state_secret.as_ref().map(|name| SecretCopy::new(upstream.clone(), name, account));
+        let Some(key) = before(&stop, prepare(&state, copy.as_ref())).await? else { return Ok(()) };
         let Some(membership) = membership(&config, &state, &key, &stop).await? else { return Ok(()) };
+        if let Some(copy) = &copy
+            && before(&stop, copy.save(&state)).await?.is_none()
+        {
+            return Ok(());
+        }
+        let kept = state.clone();
+        let follow = async {
+            match &copy {
+                Some(copy) => copy.follow(&kept).await,
+                None => std::future::pending().await,
+            }
+        };
         tracing::info!(cluster = %membership.cluster, name = %membership.name, hub = %config.hub, "agent starts");
         let holder = Holder::new(key, state, config.hub.to_string(), membership, metrics.clone());
         let mut told = None;
@@ -150,6 +172,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         tokio::select! {
             () = driver.run(stop.clone()) => {}
             () = looker.watch(&tell, told) => {}
+            () = follow => {}
         }
         Ok(())
     };
@@ -158,6 +181,23 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         () = ops => Ok(()),
         () = upstream.maintain() => Ok(()),
         () = policy.watch(&metrics) => Ok(()),
+    }
+}
+
+/// The agent's key. With a Secret it is there too before the hub hears of it: a join is good for one key alone.
+async fn prepare(state: &StateDir, copy: Option<&SecretCopy>) -> Result<KeyPair, AgentError> {
+    let Some(copy) = copy else { return Ok(state.key()?) };
+    copy.restore(state).await?;
+    let key = state.key()?;
+    copy.save(state).await?;
+    Ok(key)
+}
+
+/// What `work` comes to; `None`: stopped before that.
+async fn before<T, E>(stop: &CancellationToken, work: impl Future<Output = Result<T, E>>) -> Result<Option<T>, E> {
+    tokio::select! {
+        done = work => done.map(Some),
+        () = stop.cancelled() => Ok(None),
     }
 }
 
@@ -230,7 +270,7 @@ async fn membership(
 /// The host's name as far as it makes an agent's name.
 fn host_name() -> AgentName {
     let host = state::read_text("/proc/sys/kernel/hostname".as_ref())
-        .or_else(|_| std::env::var("HOSTNAME").map_err(io::Error::other));
+        .or_else(|_| std::env::var("HOSTNAME").or_else(|_| std::env::var("COMPUTERNAME")).map_err(io::Error::other));
     let host = host.unwrap_or_default().trim().to_ascii_lowercase();
     let first = host.split('.').next().unwrap_or_default();
     let plain: String = first.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();

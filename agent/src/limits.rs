@@ -47,6 +47,8 @@ pub const JOIN_ANSWER: usize = 256 << 10;
 pub const JOIN_PAUSE: Duration = Duration::from_secs(30);
 /// Pause of a node agent whose session the hub ended because others stand by.
 pub const PARKED: Duration = Duration::from_secs(30);
+/// Longest pause between two attempts to read or write the state in its Secret.
+pub const SECRET_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Shortest pause after a failure that time alone seldom heals.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 

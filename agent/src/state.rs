@@ -10,12 +10,14 @@ use rcgen::{KeyPair, PublicKeyData};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     fs, io,
     io::{Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+use tokio::sync::watch;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 const KEY: &str = "agent.key";
@@ -108,6 +110,8 @@ struct File {
 #[derive(Debug, Clone)]
 pub struct StateDir {
     dir: PathBuf,
+    /// Told of each change; clones share it.
+    changed: Arc<watch::Sender<()>>,
 }
 
 impl StateDir {
@@ -121,7 +125,7 @@ impl StateDir {
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
         builder.create(dir).map_err(|source| StateError::Io { what: "make", path: dir.to_owned(), source })?;
-        let state = Self { dir: dir.to_owned() };
+        let state = Self { dir: dir.to_owned(), changed: Arc::default() };
         state.replace("probe", b"")?;
         let probe = dir.join("probe");
         fs::remove_file(&probe).map_err(|source| StateError::Io { what: "write", path: probe, source })?;
@@ -185,7 +189,36 @@ impl StateDir {
         };
         let text = serde_json::to_vec_pretty(&file)
             .map_err(|e| StateError::Corrupt { path: self.dir.join(FACTS), cause: e.to_string() })?;
-        self.replace(FACTS, &text)
+        self.replace(FACTS, &text)?;
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    /// What is in the folder, by name.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn files(&self) -> Result<BTreeMap<String, Vec<u8>>, StateError> {
+        let there = [KEY, FACTS].into_iter().filter_map(|name| match self.read(name) {
+            Ok(text) => text.map(|text| Ok((name.to_owned(), text.into_bytes()))),
+            Err(e) => Some(Err(e)),
+        });
+        there.collect()
+    }
+
+    /// Puts files as [`Self::files`] gave them into the folder; others are left out.
+    ///
+    /// # Errors
+    /// One cannot be written.
+    pub fn fill(&self, files: &BTreeMap<String, Vec<u8>>) -> Result<(), StateError> {
+        let known = [KEY, FACTS].into_iter().filter_map(|name| files.get_key_value(name));
+        let mut known = known.filter(|(_, bytes)| !bytes.is_empty());
+        known.try_for_each(|(name, bytes)| self.replace(name, bytes))
+    }
+
+    /// Hears of each change from now on.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     fn read(&self, name: &str) -> Result<Option<String>, StateError> {

@@ -6,7 +6,7 @@ use crate::{
     files,
     logging::LogFormat,
 };
-use moorline_agent::{AgentRole, Config, Preference, UpstreamConfig};
+use moorline_agent::{AgentRole, Config, Preference, UpstreamConfig, secret::SecretName};
 use moorline_link::HubAddress;
 use moorline_proto::id::{AgentName, ClusterId};
 use serde::Deserialize;
@@ -56,6 +56,9 @@ pub struct Args {
     /// Where key and certificate are kept [default: /var/lib/moorline-agent for root]
     #[arg(long, value_name = "DIR", env = "MOORLINE_STATE_DIR")]
     state_dir: Option<PathBuf>,
+    /// Keep a copy of the state in this Secret, for pods whose folder goes with them [default: none]
+    #[arg(long, value_name = "[NAMESPACE/]NAME", env = "MOORLINE_STATE_SECRET")]
+    state_secret: Option<SecretName>,
     /// Reach the API server as this kubeconfig says [default: as a pod's service account]
     #[arg(long, value_name = "FILE", env = "MOORLINE_KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
@@ -118,6 +121,7 @@ struct FileConfig {
     role: Option<Role>,
     node_name: Option<String>,
     state_dir: Option<PathBuf>,
+    state_secret: Option<String>,
     kubeconfig: Option<PathBuf>,
     context: Option<String>,
     service_account_dir: Option<PathBuf>,
@@ -145,7 +149,11 @@ pub fn alone() -> anyhow::Result<ExitCode> {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (config, process) = resolve(args)?;
     config.validate().map_err(|e| usage(e.to_string(), "the rules are in --help"))?;
-    daemon::run(process, |stop, registry| async move { moorline_agent::run(config, stop, &registry).await })
+    daemon::run(process, |stop, registry, notifier| async move {
+        // A hub that is not there now is dialled until it is: that is what an agent that works does.
+        notifier.ready();
+        moorline_agent::run(config, stop, &registry).await
+    })
 }
 
 fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
@@ -202,6 +210,7 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         role,
         node_name,
         state_dir,
+        state_secret: daemon::either(args.state_secret, file.state_secret, "stateSecret")?,
         upstream,
         policy_file: args.policy_file.or(file.policy_file),
         carrier,

@@ -1,8 +1,8 @@
 //! The command line as a whole.
 
 use crate::{
-    agent, apikey, clusters, delete, doctor, get, grant, hub, kube, kubeconfig, login, status, text, token, user,
-    version,
+    agent, apikey, clusters, delete, doctor, get, grant, hub, kube, kubeconfig, login, service, status, text, token,
+    user, version,
 };
 use clap::{CommandFactory, FromArgMatches};
 use std::{path::Path, process::ExitCode};
@@ -68,6 +68,9 @@ pub enum Command {
     Hub(Box<hub::Args>),
     /// Run a cluster's agent
     Agent(Box<agent::Args>),
+    /// Hub or agent as a Windows service
+    #[command(subcommand, arg_required_else_help = true)]
+    Service(service::Command),
     /// What kubectl calls by itself
     #[command(subcommand, arg_required_else_help = true, hide = true)]
     Kube(kube::Command),
@@ -98,6 +101,12 @@ pub fn parse() -> Command {
     }
 }
 
+/// Reads a command line without the program's name.
+pub fn read(words: Vec<std::ffi::OsString>) -> Result<Command, clap::Error> {
+    let words = std::iter::once("moorline".into()).chain(words);
+    Cli::command().try_get_matches_from(words).and_then(|m| Cli::from_arg_matches(&m)).map(|cli| cli.command)
+}
+
 /// Called by kubectl, as its plugin `kubectl-moorline`.
 fn is_plugin(program: &Path) -> bool {
     program.file_stem().is_some_and(|name| name.to_string_lossy().starts_with("kubectl-"))
@@ -109,6 +118,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Hub(args) => hub::run(*args),
         Command::Agent(args) => agent::run(*args),
         Command::Completion { shell } => completion(shell).map(|()| ExitCode::SUCCESS),
+        Command::Service(command) => service::run(command),
         other => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let result = runtime.block_on(ask(other));
@@ -138,7 +148,8 @@ async fn ask(command: Command) -> anyhow::Result<ExitCode> {
         Command::Kube(command) => kube::run(command).await,
         Command::Version(args) => version::run(args).await,
         // Taken care of by the caller.
-        Command::Hub(_) | Command::Agent(_) | Command::Completion { .. } => Ok(()),
+        Command::Hub(_) | Command::Agent(_) => Ok(()),
+        Command::Service(_) | Command::Completion { .. } => Ok(()),
     }?;
     Ok(ExitCode::SUCCESS)
 }

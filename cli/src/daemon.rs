@@ -4,6 +4,7 @@ use crate::{
     failure::{advise, usage},
     files,
     logging::{self, LogFormat},
+    notify::Notifier,
     text, yaml,
 };
 use anyhow::Context;
@@ -16,6 +17,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
+    sync::{Arc, LazyLock},
     thread,
     time::Duration,
 };
@@ -29,6 +31,14 @@ const MAX_THREADS: usize = 16;
 /// Threads for what cannot wait without one: password hashes, the store, name lookups.
 const MAX_BLOCKING: usize = 64;
 
+/// Asks the service of this process to end.
+static STOP: LazyLock<CancellationToken> = LazyLock::new(CancellationToken::new);
+
+/// Asks the service of this process to end, as a signal does.
+pub fn stop() {
+    STOP.cancel();
+}
+
 /// How the process runs.
 #[derive(Debug, Clone, Copy)]
 pub struct Process {
@@ -40,7 +50,12 @@ pub struct Process {
 
 /// Runs a service until it ends or a signal ends it. SIGTERM or SIGINT: it may finish its work; a second one ends
 /// the process at once.
-pub fn run<F, E>(process: Process, service: impl FnOnce(CancellationToken, Registry) -> F) -> anyhow::Result<ExitCode>
+///
+/// The service is given a notifier to say that it serves.
+pub fn run<F, E>(
+    process: Process,
+    service: impl FnOnce(CancellationToken, Registry, Arc<Notifier>) -> F,
+) -> anyhow::Result<ExitCode>
 where
     F: Future<Output = Result<(), E>>,
     E: Into<anyhow::Error>,
@@ -55,11 +70,15 @@ where
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let stop = CancellationToken::new();
+    let stop = STOP.clone();
+    let notifier = Arc::new(Notifier::from_environment());
     let result = runtime.block_on(async {
-        let signals = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(on_signals(stop.clone())));
-        let result = service(stop, registry).await;
-        drop(signals);
+        let own = tokio_util::task::AbortOnDropHandle::new;
+        let signals = own(tokio::spawn(on_signals(stop.clone(), notifier.clone())));
+        let alive = notifier.clone();
+        let alive = own(tokio::spawn(async move { alive.alive().await }));
+        let result = service(stop, registry, notifier).await;
+        drop((signals, alive));
         result
     });
     runtime.shutdown_timeout(LAST_WORK);
@@ -67,11 +86,12 @@ where
 }
 
 /// The first signal asks for the end, the second makes it.
-async fn on_signals(stop: CancellationToken) {
+async fn on_signals(stop: CancellationToken, notifier: Arc<Notifier>) {
     // Without a handler the system's own stays in place: the process ends at the first signal.
     let Ok(mut signals) = Signals::new() else { return };
     let first = signals.next().await;
     tracing::info!(signal = first.name, "shutting down; a second signal ends at once");
+    notifier.stopping();
     stop.cancel();
     let second = signals.next().await;
     // Standard error may be stuck; nothing must keep this from ending.
@@ -179,7 +199,21 @@ pub fn state_dir(name: &str) -> anyhow::Result<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Ok(Path::new("/var/lib").join(name));
     }
+    #[cfg(windows)]
+    return program_data().map(|base| base.join(name));
+    #[cfg(not(windows))]
+    user_state().map(|base| base.join(name))
+}
+
+/// Where Windows keeps what belongs to the machine; elsewhere the user's own place.
+pub fn program_data() -> anyhow::Result<PathBuf> {
+    match std::env::var_os("ProgramData").filter(|dir| cfg!(windows) && !dir.is_empty()) {
+        Some(dir) => Ok(dir.into()),
+        None => user_state(),
+    }
+}
+
+fn user_state() -> anyhow::Result<PathBuf> {
     let base = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty());
-    let base = base.map_or_else(|| files::home().map(|home| home.join(".local").join("state")), |dir| Ok(dir.into()));
-    base.map(|base| base.join(name))
+    base.map_or_else(|| files::home().map(|home| home.join(".local").join("state")), |dir| Ok(dir.into()))
 }

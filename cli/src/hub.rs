@@ -7,7 +7,7 @@ use crate::{
     target::HubUrl,
     text,
 };
-use moorline_hub::Config;
+use moorline_hub::{Config, Hub, HubError};
 use moorline_proto::id::{HubName, TrustDomain};
 use serde::Deserialize;
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode, time::Duration};
@@ -87,7 +87,13 @@ struct FileConfig {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (config, process) = resolve(args)?;
     config.validate().map_err(|e| usage(e.to_string(), "the rules are in --help"))?;
-    daemon::run(process, |stop, registry| async move { moorline_hub::run(config, stop, &registry).await })
+    daemon::run(process, |stop, registry, notifier| async move {
+        let hub = Hub::start(config, &registry).await?;
+        notifier.ready();
+        stop.cancelled().await;
+        hub.shutdown().await;
+        Ok::<_, HubError>(())
+    })
 }
 
 fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {

@@ -32,6 +32,14 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where the log goes, unless to standard error.
+static OUT: Mutex<Option<Box<dyn Write + Send>>> = Mutex::new(None);
+
+/// Sends the log of this process, once started, to `out`: a service has no standard error.
+pub fn write_to(out: Box<dyn Write + Send>) {
+    *OUT.lock().unwrap_or_else(PoisonError::into_inner) = Some(out);
+}
+
 /// Keeps the log running; dropping it writes what is still queued.
 pub struct LogGuard(Arc<Shared>);
 
@@ -51,7 +59,9 @@ pub fn start(format: LogFormat, registry: &Registry) -> anyhow::Result<LogGuard>
     let guard = LogGuard(shared.clone());
     let writer = shared.clone();
     // Not joined: it may be stuck in a write for ever, which must not keep the process from ending.
-    thread::Builder::new().name("log".into()).spawn(move || writer.write_to(&mut io::stderr()))?;
+    let out = OUT.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let mut out = out.unwrap_or_else(|| Box::new(io::stderr()));
+    thread::Builder::new().name("log".into()).spawn(move || writer.write_to(&mut *out))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Sink(shared));
     let colour = anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
     match format {

@@ -35,9 +35,8 @@ use moorline_proxy::{
     kube::ProxyMetrics,
 };
 use std::{
-    fs, io,
+    io,
     net::{SocketAddr, UdpSocket},
-    os::unix::fs::DirBuilderExt,
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
     time::{Duration, SystemTime},
@@ -175,11 +174,7 @@ impl Hub {
     pub async fn start(config: Config, registry: &prometheus::Registry) -> Result<Self, HubError> {
         config.validate()?;
         let dir = config.data_dir.clone();
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
-            .map_err(|source| HubError::DataDir { dir: dir.clone(), source })?;
+        files::private_folder(&dir).map_err(|source| HubError::DataDir { dir: dir.clone(), source })?;
         // The store's lock comes first: a second hub must not touch the authority's files.
         let store_path = dir.join("hub.redb");
         let internal = |e: &dyn std::fmt::Display| HubError::Internal(e.to_string());

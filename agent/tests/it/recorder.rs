@@ -10,7 +10,9 @@ use hyper_util::{
     server::conn::auto,
 };
 use moorline_agent::{UpstreamConfig, metrics::Metrics, upstream::ApiServer};
+use serde_json::Value;
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
@@ -44,6 +46,8 @@ pub struct Seen {
 pub struct Log {
     pub seen: Mutex<Vec<Seen>>,
     pub connections: AtomicUsize,
+    /// Objects by path: got, and patched by RFC 7396.
+    pub objects: Mutex<BTreeMap<String, Value>>,
     /// Answers to `/watch` that somebody listens to.
     pub watching: watch::Sender<usize>,
 }
@@ -99,15 +103,29 @@ async fn answer(mut request: Request<Incoming>, log: Arc<Log>) -> Result<Respons
         body.collect().await.map(|all| all.to_bytes()).unwrap_or_default()
     };
     let path = head.uri.path().to_owned();
+    let method = head.method.clone();
     log.seen.lock().unwrap().push(Seen {
         method: head.method,
         target: head.uri.path_and_query().unwrap().to_string(),
         version: head.version,
         headers: head.headers.clone(),
-        body,
+        body: body.clone(),
     });
     let full = |text: &str| Full::new(Bytes::copy_from_slice(text.as_bytes())).boxed_unsync();
     Ok(match (path.as_str(), upgrade) {
+        (path, None) if path.contains("/secrets/") => {
+            let mut objects = log.objects.lock().unwrap();
+            let Some(object) = objects.get_mut(path) else {
+                return Ok(Response::builder().status(404).body(full("{}")).unwrap());
+            };
+            if method == Method::PATCH {
+                let patch: Value = serde_json::from_slice(&body).unwrap();
+                for (key, value) in patch["data"].as_object().unwrap() {
+                    object["data"][key] = value.clone();
+                }
+            }
+            Response::new(full(&object.to_string()))
+        }
         ("/upgrade", Some(upgrade)) => {
             tokio::spawn(async move {
                 let mut io = TokioIo::new(upgrade.await.unwrap());

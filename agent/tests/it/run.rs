@@ -43,6 +43,7 @@ impl Site {
             upstream: kubeconfig(self.dir.path(), &self.authority, self.recorder.addr),
             policy_file: None,
             carrier: Preference::Tls,
+            state_secret: None,
             http_addr: None,
         }
     }
@@ -108,6 +109,36 @@ async fn joins_once_serves_and_needs_no_token_again() {
         assert_eq!(kube(&hub.session().await, "/x").await.status(), StatusCode::OK);
         agent.stop().await;
     }
+    assert_eq!(hub.shared.requests.load(Ordering::SeqCst), 1, "it joined once");
+}
+
+/// A pod's folder goes with it: the next one finds itself in the Secret, with neither token nor join.
+#[tokio::test]
+async fn the_state_survives_its_folder_in_a_secret() {
+    let (hub, site) = (Hub::start().await, Site::new().await);
+    let secret = "/api/v1/namespaces/moorline/secrets/state";
+    let config = |token: Option<String>| {
+        let _ = std::fs::remove_dir_all(site.state());
+        Config { state_secret: Some("moorline/state".parse().unwrap()), ..site.config(&hub, token) }
+    };
+    let error = start(config(Some(hub.token()))).fails().await;
+    assert!(error.to_string().contains("Secret moorline/state does not exist"), "{error}");
+    assert_eq!(
+        hub.shared.requests.load(Ordering::SeqCst),
+        0,
+        "no token is spent before there is a place for the state"
+    );
+
+    site.recorder.log.objects.lock().unwrap().insert(secret.to_owned(), serde_json::json!({ "data": {} }));
+    let agent = start(config(Some(hub.token())));
+    assert_eq!(kube(&hub.session().await, "/x").await.status(), StatusCode::OK);
+    agent.stop().await;
+    let mine = chain(&site.state());
+
+    let agent = start(config(None));
+    assert_eq!(kube(&hub.session().await, "/x").await.status(), StatusCode::OK);
+    agent.stop().await;
+    assert_eq!(chain(&site.state()), mine);
     assert_eq!(hub.shared.requests.load(Ordering::SeqCst), 1, "it joined once");
 }
 

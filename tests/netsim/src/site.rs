@@ -65,6 +65,7 @@ impl Site {
             upstream,
             policy_file: None,
             carrier,
+            state_secret: None,
             http_addr: None,
         };
         let (registry, stop) = (prometheus::Registry::new(), CancellationToken::new());

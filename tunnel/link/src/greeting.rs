@@ -177,6 +177,7 @@ where
 }
 
 /// Bytes that the kernel may hold unsent: what is queued there, no urgent stream can overtake.
+#[cfg(target_os = "linux")]
 const NOT_SENT: u32 = 128 * 1024;
 
 /// The options of a TCP socket under a session.
