@@ -1,0 +1,39 @@
+//! Every bound of a shell, by name.
+
+use std::time::Duration;
+
+/// Shells of one agent at once.
+pub const SHELLS: usize = 32;
+/// The first of the user ids that shells run as, one each: what one shell leaves behind no other can touch, and the
+/// kernel counts processes by user id. Far above what distributions and container runtimes hand out by default.
+pub const FIRST_UID: u32 = 1_900_000_000;
+/// Processes of one shell.
+pub const PROCESSES: u64 = 256;
+/// Open files of one process.
+pub const FILES: u64 = 1024;
+/// Largest file that a process may write, in bytes.
+pub const FILE_SIZE: u64 = 256 << 20;
+/// Bytes of memory that one process may ask for as data. kubectl takes some tens of MiB.
+pub const DATA: u64 = 1 << 30;
+/// Size of the home folder and of `/tmp`, each, in MiB. Both are memory, and end with the shell.
+pub const TMPFS_MIB: u32 = 64;
+/// A shell in which nothing is typed for this long ends.
+pub const IDLE: Duration = Duration::from_secs(30 * 60);
+/// The longest that a shell lasts.
+pub const TOTAL: Duration = Duration::from_secs(8 * 3600);
+/// Longest wait for the sandbox to stand.
+pub const START: Duration = Duration::from_secs(10);
+/// Longest wait for what the shell's last process wrote, after it ended.
+pub const LAST_OUTPUT: Duration = Duration::from_secs(2);
+/// Bytes moved between terminal and network at a time.
+pub const CHUNK: usize = 16 << 10;
+/// Largest message that a client may send, in bytes.
+pub const MESSAGE: usize = 64 << 10;
+/// Bytes that wait between the terminal and a slow network, each way.
+pub const PIPE: usize = 64 << 10;
+/// Calls of one shell to the API server at once: connections to its own little listener.
+pub const CALLS: usize = 64;
+/// Longest wait for the head of such a call.
+pub const HEAD: Duration = Duration::from_secs(30);
+/// Rows and columns of a terminal, at most.
+pub const CELLS: u16 = 4096;

@@ -1,0 +1,166 @@
+//! What a shell must not be good for.
+
+use crate::client::{House, processes};
+use std::{io::Read, net::TcpListener, time::Duration};
+use tokio::time::sleep;
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..500 {
+        if holds() {
+            return;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{what}: not in time");
+}
+
+pub async fn nobody_with_no_right() {
+    let house = House::new();
+    let mut client = house.enter().await;
+    let (id, _) = client.run("id -u; id -G").await;
+    assert_eq!(id, "1900000000\n1900000000");
+    let (status, _) = client.run("grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status | tr -d '\\t '").await;
+    let none =
+        ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(|set| format!("{set}:0000000000000000")).join("\n");
+    assert_eq!(status, format!("{none}\nNoNewPrivs:1\nSeccomp:2"));
+    let (open, _) = client.run("readlink /proc/$$/fd/* | sort -u").await;
+    // Its terminal; and what a shell has of its own: a pipe to a command, nothing at all.
+    let own = |to: &str| ["/dev/pts/", "/dev/console", "/dev/null", "pipe:"].iter().any(|own| to.starts_with(own));
+    assert!(open.lines().all(own), "something of the agent's is open: {open}");
+    let (environment, _) = client.run("tr '\\0' '\\n' < /proc/1/environ | cut -d= -f1 | sort | tr '\\n' ' '").await;
+    assert_eq!(environment, "HOME KUBECONFIG LANG LOGNAME PATH SHELL TERM USER");
+}
+
+pub async fn no_file_of_the_node_is_there() {
+    let house = House::new();
+    let mut client = house.enter().await;
+    let (root, _) = client.run("ls / | tr '\\n' ' '").await;
+    for folder in root.split_whitespace() {
+        assert!(
+            ["bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "etc", "dev", "proc", "tmp", "home"]
+                .contains(&folder),
+            "{folder}"
+        );
+    }
+    for path in
+        ["/etc/shadow", "/root", "/var", "/sys", "/run", "/boot", "/old", "/proc/1/root/root", "/var/run/secrets"]
+    {
+        assert_ne!(client.run(&format!("ls -d {path}")).await.1, 0, "{path}");
+    }
+    assert_ne!(client.run("ln -s /proc/1/root/../../etc/shadow /tmp/l; cat /tmp/l").await.1, 0);
+    for path in ["/x", "/usr/x", "/bin/x", "/etc/passwd", "/dev/x", "/proc/sys/kernel/hostname"] {
+        assert_ne!(client.run(&format!("echo x > {path}")).await.1, 0, "{path} can be written");
+    }
+    assert_ne!(client.run("mknod /tmp/sda b 8 0").await.1, 0);
+}
+
+pub async fn no_process_but_its_own_is_seen() {
+    let house = House::new();
+    let mut client = house.enter().await;
+    let (pids, _) = client.run("for p in /proc/[0-9]*; do cat $p/comm; done | sort -u | tr '\\n' ' '").await;
+    assert!(pids.split(' ').all(|name| ["bash", "cat", "sort", "tr"].contains(&name)), "{pids}");
+    let agent = std::process::id();
+    assert_ne!(client.run(&format!("kill -0 {agent}")).await.1, 0);
+    assert_ne!(client.run(&format!("ls /proc/{agent}")).await.1, 0);
+}
+
+pub async fn no_namespace_is_made_or_entered() {
+    let house = House::new();
+    let mut client = house.enter().await;
+    for attempt in [
+        "mount -t tmpfs x /tmp",
+        "umount /tmp",
+        "umount -l /proc",
+        "mount -o remount,rw /usr",
+        "unshare -Ur true",
+        "unshare -m true",
+        "unshare -n true",
+        "nsenter -t 1 -m true",
+        "nsenter -t 1 -n true",
+        "chroot /tmp true",
+        "hostname other",
+        "su -c true",
+        "sudo -n true",
+        "dmesg",
+        "perl -e 'exit(syscall(435, 0, 0) < 0 && $!{ENOSYS} ? 1 : 0)'",
+    ] {
+        let (said, code) = client.run(attempt).await;
+        assert_ne!(code, 0, "{attempt}: {said}");
+    }
+}
+
+pub async fn no_network_but_its_own() {
+    let host = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = host.local_addr().unwrap().port();
+    let house = House::new();
+    let mut client = house.enter().await;
+    let (interfaces, _) =
+        client.run("ls /sys/class/net 2>/dev/null; tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '").await;
+    assert_eq!(interfaces, "lo");
+    for address in ["127.0.0.1", "10.0.0.1", "169.254.169.254"] {
+        assert_ne!(client.run(&format!("exec 3<>/dev/tcp/{address}/{port}")).await.1, 0, "{address}");
+    }
+    assert_ne!(client.run("perl -MSocket -e 'socket(S,AF_INET,SOCK_RAW,1) or exit 1'").await.1, 0);
+}
+
+pub async fn nothing_is_typed_into_a_terminal_by_ioctl() {
+    let house = House::new();
+    let mut client = house.enter().await;
+    let (said, _) =
+        client.run("perl -e 'my $c = \"x\"; ioctl(STDIN, 0x5412, $c) ? print \"typed\" : print \"refused: $!\"'").await;
+    assert_eq!(said, "refused: Operation not permitted");
+}
+
+pub async fn one_shell_does_not_see_another() {
+    let house = House::new();
+    let (mut one, mut two) = (house.enter().await, house.enter().await);
+    one.run("echo secret > /tmp/s; echo secret > ~/s; sleep 1000 & true").await;
+    assert_eq!(two.run("id -u").await.0, "1900000001", "a user of its own");
+    assert_ne!(two.run("cat /tmp/s || cat ~/s").await.1, 0);
+    assert_ne!(two.run("pkill sleep || kill $(pgrep sleep)").await.1, 0);
+    assert_ne!(two.run("ls /dev/pts/1").await.1, 0);
+    assert_eq!(one.run("cat ~/s; kill %1").await, ("secret".to_owned(), 0));
+}
+
+pub async fn a_fork_bomb_is_bounded_and_ends_with_its_shell() {
+    let house = House::new();
+    let mut client = house.enter().await;
+    client.type_in("b() { b | b & }; b\r").await;
+    eventually("it forks", || processes() > 50).await;
+    sleep(Duration::from_millis(500)).await;
+    // The one that the kernel counts when it is changed to this user comes on top.
+    assert!(processes() as u64 <= moorline_shell::limits::PROCESSES + 1, "{}", processes());
+    // The node is not the shell's: another one begins and works beside it.
+    let mut other = house.enter().await;
+    assert_eq!(other.run("echo fine").await.0, "fine");
+    drop((client, other));
+    eventually("all of it has ended", || processes() == 0).await;
+}
+
+pub async fn a_client_that_does_not_read_holds_up_nobody() {
+    let house = House::new();
+    let mut deaf = house.enter().await;
+    let before = resident();
+    deaf.type_in("head -c 1G /dev/zero\r").await;
+    let mut other = house.enter().await;
+    assert_eq!(other.run("echo fine").await.0, "fine");
+    sleep(Duration::from_millis(300)).await;
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 8 << 20, "{grown} bytes for one that does not read");
+    assert_eq!(other.run("echo fine").await.0, "fine");
+}
+
+fn resident() -> usize {
+    let mut text = String::new();
+    std::fs::File::open("/proc/self/statm").unwrap().read_to_string(&mut text).unwrap();
+    text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+pub async fn nothing_outlives_its_client() {
+    let house = House::new();
+    let mut client = house.enter().await;
+    client.run("sleep 1000 & (setsid nohup sleep 1000 >/dev/null 2>&1 &) ; trap '' HUP TERM; true").await;
+    assert!(processes() >= 3);
+    drop(client);
+    eventually("all of it has ended", || processes() == 0 && house.shells.open() == 0).await;
+}

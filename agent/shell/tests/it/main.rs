@@ -1,0 +1,50 @@
+//! Real shells in real sandboxes, used and attacked. They need root, as a node agent that gives shells does.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod attacks;
+mod client;
+mod uses;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if let Some(code) = moorline_shell::inside() {
+        return code;
+    }
+    let root = std::fs::read_to_string("/proc/self/status").unwrap().contains("\nUid:\t0\t");
+    let mut trials = Vec::new();
+    macro_rules! trials {
+        ($($module:ident :: $name:ident),+ $(,)?) => {$(
+            let run = || -> Result<(), Failed> {
+                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+                let test = async { tokio::time::timeout(client::LONG, $module::$name()).await };
+                runtime.block_on(test).map_err(|_| Failed::from("not in time"))
+            };
+            trials.push(Trial::test(stringify!($name), run).with_ignored_flag(!root));
+        )+};
+    }
+    trials!(
+        uses::commands_run_and_the_exit_code_is_told,
+        uses::the_window_has_the_clients_size,
+        uses::a_megabyte_can_be_pasted,
+        uses::a_hundred_megabytes_of_output_arrive_whole,
+        uses::calls_to_the_api_server_are_the_users,
+        uses::a_shell_in_which_nothing_is_typed_ends,
+        uses::a_request_that_is_no_websocket_is_told_so,
+        attacks::nobody_with_no_right,
+        attacks::no_file_of_the_node_is_there,
+        attacks::no_process_but_its_own_is_seen,
+        attacks::no_namespace_is_made_or_entered,
+        attacks::no_network_but_its_own,
+        attacks::nothing_is_typed_into_a_terminal_by_ioctl,
+        attacks::one_shell_does_not_see_another,
+        attacks::a_fork_bomb_is_bounded_and_ends_with_its_shell,
+        attacks::a_client_that_does_not_read_holds_up_nobody,
+        attacks::nothing_outlives_its_client,
+    );
+    // One at a time: each counts the processes of the user ids that shells have.
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -1,0 +1,100 @@
+//! What a shell is for.
+
+use crate::client::House;
+use bytes::Bytes;
+use http::StatusCode;
+use moorline_proxy::wire::WantsUpgrade;
+use moorline_shell::{
+    Patience,
+    frames::{Input, Output, Size},
+};
+use std::time::Duration;
+
+pub async fn commands_run_and_the_exit_code_is_told() {
+    let house = House::new();
+    let mut client = house.enter().await;
+    assert_eq!(client.run("echo hello; echo ünï > /tmp/x; cat /tmp/x").await, ("hello\nünï".to_owned(), 0));
+    assert_eq!(
+        client.run("pwd; echo $TERM $HOME $KUBECONFIG; hostname").await.0,
+        "/home/shell\ndumb /home/shell /home/shell/.kube/config\nedge1"
+    );
+    assert_eq!(client.run("tty").await.0, "/dev/console", "its terminal has a name");
+    client.type_in("exit 7\r").await;
+    assert_eq!(client.end().await, Some((7, "the shell ended with exit code 7".to_owned())));
+    let mut client = house.enter().await;
+    client.type_in("echo o''n; sleep 1000\r").await;
+    client.until("on\r\n").await;
+    client.type_in("\x03").await; // ^C reaches the foreground process
+    assert_eq!(client.run("true").await.1, 0);
+    client.send(Input::End).await;
+    assert_eq!(client.end().await.map(|(code, _)| code), Some(0));
+}
+
+pub async fn the_window_has_the_clients_size() {
+    let house = House::new();
+    let mut client = house.enter().await;
+    assert_eq!(client.run("stty size").await.0, "24 80");
+    client.send(Input::Resize(Size { width: 132, height: 50 })).await;
+    assert_eq!(client.run("stty size").await.0, "50 132");
+}
+
+pub async fn a_megabyte_can_be_pasted() {
+    let house = House::new();
+    let mut client = house.enter().await;
+    client.type_in("cat > /tmp/pasted; echo ta''ken\r").await;
+    let line = Bytes::from(format!("{}\n", "x".repeat(127)).repeat(128));
+    for _ in 0..64 {
+        client.send(Input::Typed(line.clone())).await;
+    }
+    client.type_in("\x04").await;
+    client.until("taken\r\n").await;
+    assert_eq!(client.run("wc -c < /tmp/pasted").await.0, (1 << 20).to_string());
+}
+
+pub async fn a_hundred_megabytes_of_output_arrive_whole() {
+    const SIZE: usize = 100 << 20;
+    let house = House::new();
+    let mut client = house.enter().await;
+    client.type_in(&format!("stty -opost; head -c {SIZE} /dev/zero; exit\r")).await;
+    let mut zeros = 0;
+    while let Some(output) = client.hear().await {
+        if let Output::Shown(bytes) = output {
+            zeros += bytes.iter().filter(|byte| **byte == 0).count();
+        }
+    }
+    assert_eq!(zeros, SIZE);
+}
+
+pub async fn calls_to_the_api_server_are_the_users() {
+    let house = House::new();
+    let mut client = house.enter().await;
+    let call = "exec 3<>/dev/tcp/127.0.0.1/6443; printf 'GET /api/v1/pods HTTP/1.1\\r\\nHost: x\\r\\nConnection: close, x-hop\\r\\nX-Hop: 1\\r\\n\\r\\n' >&3; cat <&3";
+    let (said, _) = client.run(call).await;
+    assert!(said.starts_with("HTTP/1.1 200 OK") && said.ends_with("answered"), "{said}");
+    let seen = house.kube.0.lock().unwrap();
+    let (_, headers) = seen.iter().find(|(line, _)| line == "GET /api/v1/pods").expect("the call");
+    assert!(!headers.contains_key("x-hop") && !headers.contains_key("connection"), "{headers:?}");
+}
+
+pub async fn a_shell_in_which_nothing_is_typed_ends() {
+    let house = House::patient(Patience { idle: Duration::from_millis(700), ..Patience::default() });
+    let mut client = house.enter().await;
+    client.type_in("while :; do echo busy; sleep 0.1; done\r").await;
+    assert_eq!(client.end().await, Some((1, "nothing was typed for too long".to_owned())), "output is not typing");
+    let house = House::patient(Patience { total: Duration::from_millis(700), ..Patience::default() });
+    let mut client = house.enter().await;
+    assert_eq!(client.end().await, Some((1, "a shell lasts no longer".to_owned())));
+}
+
+pub async fn a_request_that_is_no_websocket_is_told_so() {
+    let house = House::new();
+    let mut plain = house.request("");
+    plain.extensions_mut().remove::<WantsUpgrade>();
+    assert_eq!(house.shells.serve(&plain, house.visitor()).await.status(), StatusCode::BAD_REQUEST);
+    for header in ["upgrade", "sec-websocket-version", "sec-websocket-protocol", "sec-websocket-key"] {
+        let mut bad = house.request("");
+        bad.headers_mut().remove(header);
+        assert_eq!(house.shells.serve(&bad, house.visitor()).await.status(), StatusCode::BAD_REQUEST, "{header}");
+    }
+    assert_eq!(house.shells.open(), 0, "nothing was begun");
+}
