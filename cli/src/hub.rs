@@ -4,13 +4,17 @@ use crate::{
     daemon::{self, Process},
     failure::usage,
     logging::LogFormat,
+    plugins,
     target::HubUrl,
     text,
 };
 use moorline_hub::{Config, Hub, HubError};
+use moorline_plugin::Factory;
 use moorline_proto::id::{HubName, TrustDomain};
 use serde::Deserialize;
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeMap, net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode, time::Duration,
+};
 
 /// Threads of a hub where there are that many processors.
 const THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
@@ -81,6 +85,8 @@ struct FileConfig {
     login_life: Option<String>,
     log_format: Option<LogFormat>,
     threads: Option<NonZeroUsize>,
+    /// A table for each plugin; `enabled: false` switches it off.
+    plugins: BTreeMap<String, serde_json::Value>,
 }
 
 /// `moorline hub`: returns when a signal has ended it.
@@ -137,6 +143,8 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         config.login_life = life;
         config.login_life_max = config.login_life_max.max(life);
     }
+    config.plugins =
+        Factory::build(plugins::ALL, file.plugins).map_err(|e| usage(e.to_string(), "see docs/src/plugins.md"))?;
     let log_format = args.log_format.or(file.log_format).unwrap_or(LogFormat::Text);
     Ok((config, Process { log_format, threads: args.threads.or(file.threads).unwrap_or(THREADS) }))
 }
@@ -181,5 +189,21 @@ mod tests {
         let made = config(&["--config", file, "--listen", "127.0.0.1:2"]).unwrap();
         assert_eq!((made.listen.port(), made.data_dir.to_str()), (2, Some("from-file")));
         assert_eq!(made.names, ["file.example"]);
+    }
+
+    #[test]
+    fn plugins_have_tables_and_can_be_switched_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hub.yaml");
+        let with = |tables: &str| {
+            std::fs::write(&path, format!("dataDir: x\nplugins: {tables}\n")).unwrap();
+            config(&["--config", path.to_str().unwrap()])
+                .map(|config| config.plugins.len())
+                .map_err(|e| format!("{e:#}"))
+        };
+        assert_eq!(with("{}"), Ok(plugins::ALL.len()));
+        assert_eq!(with("{rbac: {enabled: false}}"), Ok(plugins::ALL.len() - 1));
+        assert!(with("{rbac: {colour: red}}").is_err_and(|e| e.contains("plugins.rbac")));
+        assert!(with("{rback: {}}").is_err_and(|e| e.contains("there is no such plugin")));
     }
 }

@@ -23,6 +23,7 @@ mod logging;
 mod login;
 mod notify;
 mod output;
+mod plugins;
 mod resource;
 mod service;
 mod session;

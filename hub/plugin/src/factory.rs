@@ -52,7 +52,7 @@ fn make<P: Configured>(table: Value) -> Result<Arc<dyn Plugin>, FactoryError> {
 
 impl Factory {
     /// The factory of `P`.
-    pub fn of<P: Configured>() -> Self {
+    pub const fn of<P: Configured>() -> Self {
         Self { name: P::NAME, make: make::<P> }
     }
 

@@ -12,26 +12,31 @@
 //! | `factory` | a plugin made from its table of the configuration |
 //! | `view`, `client` | what a running plugin sees: hub, clusters, two clients |
 //! | `host`, `keeper`, `guard` | runs plugins: own threads, restarts with pauses, a watchdog, bounds |
-//! | `kind`, `object`, `condition` | kinds of the hub's API, typed for kube-rs |
+//! | `kind`, `object`, `condition`, `follow` | kinds of the hub's API, typed for kube-rs |
+//! | [`mirror`], `select` | keeps objects in clusters as the hub wants them, and tells how far it is |
 #![forbid(unsafe_code)]
 
 mod client;
 mod condition;
 mod factory;
+mod follow;
 mod guard;
 mod host;
 mod keeper;
 mod kind;
 pub mod limits;
 mod metrics;
+pub mod mirror;
 mod object;
 mod plugin;
 mod register;
+mod select;
 mod view;
 
 pub use client::{Backend, Body, BoxError};
 pub use condition::{Condition, set_condition};
 pub use factory::{Configured, Factory, FactoryError};
+pub use follow::{All, follow};
 pub use host::{Access, Host, HostError, Readiness};
 pub use kind::PluginKind;
 pub use metrics::PluginMetrics;
@@ -40,4 +45,5 @@ pub use moorline_authz::hubrules::{HubRule, HubRules};
 pub use object::HubObject;
 pub use plugin::{Plugin, PluginError};
 pub use register::{Registration, RouteAnswer, RouteRequest};
+pub use select::ClusterSelector;
 pub use view::{ClusterFacts, ClusterView, Clusters, HubView};

@@ -26,3 +26,13 @@ pub const REQUEST: usize = 4 << 20;
 pub const END: Duration = Duration::from_secs(5);
 /// By how much a plugin's threads step back behind the traffic (nice(2)).
 pub const NICE: i32 = 5;
+/// Changes of one moment are looked at once.
+pub const GATHER: Duration = Duration::from_millis(100);
+/// First pause before an object that could not be written is tried again. Doubled each time, with jitter.
+pub const RETRY_FIRST: Duration = Duration::from_secs(2);
+/// Longest such pause.
+pub const RETRY_LONGEST: Duration = Duration::from_secs(60);
+/// Failures that a status names; the rest is counted.
+pub const NAMED: usize = 10;
+/// A mirror tells of itself in its cluster's object at most this often.
+pub const TELL: Duration = Duration::from_secs(1);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
 /// One object of the kind whose spec is `S`: `kube::Api<HubObject<S>>`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", bound = "")]
 pub struct HubObject<S: Spec> {
     /// Version and kind.
@@ -36,6 +36,13 @@ impl<S: Spec> HubObject<S> {
     /// Its name; empty for one that has none yet.
     pub fn name(&self) -> &str {
         self.metadata.name.as_deref().unwrap_or_default()
+    }
+}
+
+/// Kind and name alone: what is in it may be a secret.
+impl<S: Spec> std::fmt::Debug for HubObject<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", S::KIND, self.name())
     }
 }
 

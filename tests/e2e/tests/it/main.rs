@@ -7,6 +7,7 @@ mod failures;
 mod hub_api;
 mod identity;
 mod logins;
+mod plugins;
 mod streams;
 mod world;
 
@@ -29,6 +30,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("kubectl_renews_its_login_once_for_all", logins::credential_plugin),
     ("hub_api_speaks_kubectl", hub_api::kubectl),
     ("agent_runs_in_a_pod_with_its_service_account", hub_api::pod),
+    ("plugin_rbac_keeps_roles_in_clusters", plugins::rbac),
     ("a_copied_identity_is_refused", failures::copied_identity),
     ("a_clock_an_hour_off_is_named", failures::clock),
     ("f40_api_server_down_is_a_502", failures::api_server_down),

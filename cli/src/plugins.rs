@@ -1,0 +1,6 @@
+//! The plugins that this hub is built with. All are on unless the configuration says otherwise.
+
+use moorline_plugin::Factory;
+
+/// Each by its factory. No other place names them.
+pub const ALL: &[Factory] = &[Factory::of::<moorline_plugin_rbac::Rbac>()];

@@ -1,0 +1,205 @@
+//! How far each cluster is: one board a plugin, written by the clusters' halves and read by the hub-wide one.
+
+use super::{Kept, Key, Mirror, Objects, Report};
+use crate::{ClusterFacts, ClusterView, Condition, HubView, PluginError, limits, set_condition};
+use kube::{
+    Api,
+    api::{ApiResource, DynamicObject, GroupVersionKind},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::{Notify, watch};
+
+/// Longest message of a condition that a mirror writes, in letters.
+const MESSAGE: usize = 400;
+
+/// How one object of the hub fares in one cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// As it is wanted.
+    Synced,
+    /// Nothing has been heard yet, or the cluster is not connected.
+    Waiting,
+    /// Why not.
+    Failed(String),
+}
+
+/// How one object of the hub fares in all clusters that it is meant for: a part of its status.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Tally {
+    /// Clusters that it is meant for.
+    pub clusters: u32,
+    /// Clusters that have it.
+    pub synced: u32,
+    /// Clusters that refuse it.
+    pub failed: u32,
+    /// The first of those, and why.
+    pub failures: Vec<String>,
+}
+
+impl Tally {
+    /// Takes one cluster into account.
+    pub fn add(&mut self, cluster: &str, outcome: Outcome) {
+        self.clusters += 1;
+        match outcome {
+            Outcome::Synced => self.synced += 1,
+            Outcome::Waiting => {}
+            Outcome::Failed(why) => {
+                self.failed += 1;
+                if self.failures.len() < limits::NAMED {
+                    self.failures.push(format!("{cluster}: {why}"));
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    wanted: Arc<Objects>,
+    report: Report,
+}
+
+/// How far each cluster is.
+#[derive(Debug, Default)]
+pub struct Board {
+    clusters: Mutex<BTreeMap<String, Entry>>,
+    changed: Notify,
+}
+
+/// Takes a cluster off the board when its half ends, however it ends.
+struct Listed<'a>(&'a Board, &'a str);
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.0.lock().remove(self.1);
+        self.0.changed.notify_one();
+    }
+}
+
+impl Board {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.clusters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Resolves when something has changed since it last did.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// How those objects fare in a cluster that come of one object of the hub.
+    pub fn outcome(&self, cluster: &str, of: impl Fn(&Key) -> bool) -> Outcome {
+        let all = self.lock();
+        let Some(entry) = all.get(cluster) else { return Outcome::Waiting };
+        if let Some(why) = &entry.report.trouble {
+            return Outcome::Failed(why.clone());
+        }
+        if let Some((key, why)) = entry.report.failed.iter().find(|(key, _)| of(key)) {
+            return Outcome::Failed(format!("{key}: {why}"));
+        }
+        match &entry.report.of {
+            Some(seen) if Arc::ptr_eq(seen, &entry.wanted) => Outcome::Synced,
+            _ => Outcome::Waiting,
+        }
+    }
+
+    /// Keeps one cluster as `desired` says of the newest `inputs`, and tells of it on this board and in a condition of
+    /// the cluster's object. The plugin's [`crate::Plugin::run_cluster`].
+    ///
+    /// # Errors
+    /// The hub's API failed.
+    pub async fn keep<T: Send + Sync + 'static>(
+        &self,
+        (hub, cluster): (&HubView, &ClusterView),
+        (kinds, condition): (&'static [Kept], &'static str),
+        mut inputs: watch::Receiver<Option<Arc<T>>>,
+        desired: impl Fn(&T, &ClusterFacts) -> Objects + Send,
+    ) -> Result<(), PluginError> {
+        let mut clusters = hub.clusters.clone();
+        // Nothing is taken away before it is known what is wanted.
+        let first = loop {
+            let known = inputs.borrow_and_update().clone();
+            match known {
+                Some(known) => break known,
+                None => inputs.changed().await.map_err(|_| PluginError::Other("nothing to go by".to_owned()))?,
+            }
+        };
+        let make = |inputs: &T, clusters: &crate::Clusters| {
+            clusters.get(&cluster.name).map(|facts| Arc::new(desired(inputs, facts)))
+        };
+        let begun = make(&first, &clusters.borrow_and_update()).unwrap_or_default();
+        let _listed = Listed(self, &cluster.name);
+        self.lock().insert(cluster.name.clone(), Entry { wanted: Arc::clone(&begun), report: Report::default() });
+        let (wish, wanted) = watch::channel(begun);
+        let (report, mut reports) = watch::channel(Report::default());
+        let mirror = Mirror::new(hub.plugin, cluster, kinds, hub.metrics.clone());
+        let mirror = mirror.run(wanted, |now| {
+            if let Some(entry) = self.lock().get_mut(&cluster.name) {
+                entry.report = now.clone();
+            }
+            report.send_replace(now.clone());
+            self.changed.notify_one();
+        });
+        let follow = async {
+            loop {
+                tokio::select! {
+                    changed = inputs.changed() => if changed.is_err() { return Ok(()) },
+                    changed = clusters.changed() => if changed.is_err() { return Ok(()) },
+                }
+                let (now, facts) = (inputs.borrow_and_update().clone(), Arc::clone(&clusters.borrow_and_update()));
+                let Some(new) = now.and_then(|now| make(&now, &facts)) else { continue };
+                if *wish.borrow() == new {
+                    continue;
+                }
+                if let Some(entry) = self.lock().get_mut(&cluster.name) {
+                    entry.wanted = Arc::clone(&new);
+                }
+                wish.send_replace(new);
+            }
+        };
+        let tell = async {
+            let kind = ApiResource::from_gvk_with_plural(
+                &GroupVersionKind::gvk("moorline.dev", "v1alpha1", "Cluster"),
+                "clusters",
+            );
+            let api: Api<DynamicObject> = Api::all_with(hub.client.clone(), &kind);
+            while reports.changed().await.is_ok() {
+                let now = reports.borrow_and_update().clone();
+                set_condition(&api, &cluster.name, as_condition(condition, &now)).await?;
+                tokio::time::sleep(limits::TELL).await;
+            }
+            Ok::<(), PluginError>(())
+        };
+        tokio::select! {
+            ended = mirror => ended,
+            ended = follow => ended,
+            ended = tell => ended,
+        }
+    }
+}
+
+fn as_condition(r#type: &str, report: &Report) -> Condition {
+    let drift = match &report.last_drift {
+        Some(key) => format!("; put right {} times what others changed, last {key}", report.drifted),
+        None => String::new(),
+    };
+    let (holds, reason, message) = match (&report.trouble, report.failed.iter().next()) {
+        (Some(why), _) if why.contains("edge policy") => (false, "NotAllowed", why.clone()),
+        (Some(why), _) => (false, "CannotWatch", why.clone()),
+        (None, Some((key, why))) => (
+            false,
+            "Failing",
+            format!(
+                "{} of {} objects, first {key}: {why}{drift}",
+                report.failed.len(),
+                report.failed.len() + report.synced
+            ),
+        ),
+        (None, None) => (true, "InSync", format!("{} objects{drift}", report.synced)),
+    };
+    Condition::new(r#type, holds, reason, message.chars().take(MESSAGE).collect::<String>())
+}

@@ -1,0 +1,378 @@
+//! Keeps a set of objects in a cluster as it is wanted at the hub: applies, puts drift right, takes away.
+//!
+//! What it made is known by two labels, [`PLUGIN_LABEL`] and [`CLUSTER_LABEL`], and only that is watched and ever
+//! deleted. Everything else in the cluster is out of its reach.
+
+mod board;
+mod plan;
+
+pub use board::{Board, Outcome, Tally};
+pub use plan::{Key, Objects};
+
+use crate::{ClusterView, PluginError, PluginMetrics, limits};
+use futures_util::{StreamExt, stream::BoxStream, stream::SelectAll};
+use kube::{
+    Api, ResourceExt,
+    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams},
+    runtime::{WatchStreamExt, watcher},
+};
+use plan::{Step, covers, steps};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+/// Which plugin made an object.
+pub const PLUGIN_LABEL: &str = "moorline.dev/plugin";
+/// For which registration of the cluster: the uid of its object at the hub.
+pub const CLUSTER_LABEL: &str = "moorline.dev/cluster";
+
+/// On what is wanted: it is taken over, whoever made it, where its kind is not in general.
+pub const ADOPT: &str = "moorline.dev/adopt";
+
+/// A kind that a mirror keeps.
+#[derive(Debug, Clone, Copy)]
+pub struct Kept {
+    /// API group; empty: the core one.
+    pub group: &'static str,
+    /// Its version.
+    pub version: &'static str,
+    /// The kind.
+    pub kind: &'static str,
+    /// Its plural.
+    pub plural: &'static str,
+    /// Whether an object of that name that somebody else made is taken over. Where it is not, that is reported.
+    pub take_over: bool,
+    /// Whether what nobody wants any more is let go, by taking off the labels, rather than deleted: for what holds
+    /// others' work, such as namespaces.
+    pub release: bool,
+}
+
+impl Kept {
+    fn resource(&self) -> ApiResource {
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(self.group, self.version, self.kind), self.plural)
+    }
+
+    fn api(&self, client: &kube::Client, namespace: &str) -> Api<DynamicObject> {
+        match namespace {
+            "" => Api::all_with(client.clone(), &self.resource()),
+            namespace => Api::namespaced_with(client.clone(), namespace, &self.resource()),
+        }
+    }
+}
+
+/// How far a mirror is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Objects that are as they are wanted.
+    pub synced: usize,
+    /// Those that are not, and why: for people.
+    pub failed: BTreeMap<Key, String>,
+    /// The cluster could not be asked at all.
+    pub trouble: Option<String>,
+    /// How often something that was as wanted was changed by others, and put right.
+    pub drifted: u64,
+    /// What was put right last.
+    pub last_drift: Option<Key>,
+    /// What was wanted when this was so; `None`: nothing has been looked at yet.
+    pub of: Option<Arc<Objects>>,
+}
+
+impl Report {
+    /// Whether the cluster has what is wanted.
+    pub fn in_sync(&self) -> bool {
+        self.failed.is_empty() && self.trouble.is_none() && self.of.is_some()
+    }
+}
+
+/// Keeps objects of some kinds in one cluster.
+pub struct Mirror {
+    client: kube::Client,
+    plugin: &'static str,
+    cluster_uid: String,
+    kinds: &'static [Kept],
+    metrics: PluginMetrics,
+    actual: Objects,
+    held: Objects,
+    /// Keys of what failed, and when to try again.
+    resting: HashMap<Key, (Instant, u32)>,
+    report: Report,
+}
+
+type Changes = SelectAll<BoxStream<'static, (&'static Kept, Result<watcher::Event<DynamicObject>, watcher::Error>)>>;
+
+impl Mirror {
+    /// A mirror into `cluster`. `plugin` is the plugin's name.
+    pub fn new(plugin: &'static str, cluster: &ClusterView, kinds: &'static [Kept], metrics: PluginMetrics) -> Self {
+        Self {
+            client: cluster.client.clone(),
+            plugin,
+            cluster_uid: cluster.uid.clone(),
+            kinds,
+            metrics,
+            actual: Objects::new(),
+            held: Objects::new(),
+            resting: HashMap::new(),
+            report: Report::default(),
+        }
+    }
+
+    /// What every object of this mirror carries besides what is wanted.
+    fn labelled(&self, object: &Value) -> Value {
+        let mut object = object.clone();
+        for (label, value) in [(PLUGIN_LABEL, self.plugin), (CLUSTER_LABEL, self.cluster_uid.as_str())] {
+            object["metadata"]["labels"][label] = value.into();
+        }
+        object["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "moorline".into();
+        object
+    }
+
+    fn watch(&self) -> Changes {
+        let labels = format!("{PLUGIN_LABEL}={},{CLUSTER_LABEL}={}", self.plugin, self.cluster_uid);
+        let one = |kind: &'static Kept| {
+            let config = watcher::Config::default().labels(&labels);
+            watcher(kind.api(&self.client, ""), config).default_backoff().map(move |event| (kind, event)).boxed()
+        };
+        self.kinds.iter().map(one).collect()
+    }
+
+    /// Keeps the cluster as `wanted` says, until the cluster is gone. `tell` hears of every change of the report.
+    ///
+    /// # Errors
+    /// Never by itself: what fails is reported and tried again.
+    pub async fn run(
+        mut self,
+        mut wanted: watch::Receiver<Arc<Objects>>,
+        mut tell: impl FnMut(&Report),
+    ) -> Result<(), PluginError> {
+        let mut changes = self.watch();
+        let mut listing: HashMap<&'static str, Objects> = HashMap::new();
+        let mut unlisted: Vec<&'static str> = self.kinds.iter().map(|kind| kind.kind).collect();
+        let mut look: Option<Instant> = None;
+        loop {
+            let soon = Instant::now() + limits::GATHER;
+            let sleep = async {
+                match look {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some((kind, event)) = changes.next() => match event {
+                    Ok(event) => {
+                        self.heard(kind, event, &mut listing, &mut unlisted);
+                        look = Some(look.map_or(soon, |at| at.min(soon)));
+                    }
+                    Err(error) => {
+                        let why = format!("cannot watch {}: {error}", kind.plural);
+                        if self.report.trouble.as_ref() != Some(&why) {
+                            self.report.trouble = Some(why);
+                            tell(&self.report);
+                        }
+                    }
+                },
+                changed = wanted.changed() => match changed {
+                    Ok(()) => {
+                        // What failed may be wanted in another way now.
+                        self.resting.clear();
+                        look = Some(look.map_or(soon, |at| at.min(soon)));
+                    }
+                    Err(_) => return Ok(()),
+                },
+                () = sleep => {
+                    look = None;
+                    // Before everything was listed nobody knows what is missing.
+                    if unlisted.is_empty() {
+                        let before = self.report.clone();
+                        let now = Arc::clone(&wanted.borrow_and_update());
+                        self.report.trouble = None;
+                        look = self.reconcile(&now).await;
+                        self.report.of = Some(now);
+                        if before != self.report {
+                            tell(&self.report);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn heard(
+        &mut self,
+        kind: &'static Kept,
+        event: watcher::Event<DynamicObject>,
+        listing: &mut HashMap<&'static str, Objects>,
+        unlisted: &mut Vec<&'static str>,
+    ) {
+        let key = |object: &DynamicObject| Key {
+            kind: kind.kind,
+            namespace: object.namespace().unwrap_or_default(),
+            name: object.name_any(),
+        };
+        match event {
+            watcher::Event::Init => drop(listing.insert(kind.kind, Objects::new())),
+            watcher::Event::InitApply(object) => {
+                listing.entry(kind.kind).or_default().insert(key(&object), plain(&object));
+            }
+            watcher::Event::InitDone => {
+                self.actual.retain(|key, _| key.kind != kind.kind);
+                self.actual.extend(listing.remove(kind.kind).unwrap_or_default());
+                unlisted.retain(|other| *other != kind.kind);
+            }
+            watcher::Event::Apply(object) => {
+                let (key, new) = (key(&object), plain(&object));
+                // What was written here comes back later, and what others wrote before it too.
+                if self.actual.get(&key).is_none_or(|old| revision(old) <= revision(&new)) {
+                    self.actual.insert(key, new);
+                }
+            }
+            watcher::Event::Delete(object) => drop(self.actual.remove(&key(&object))),
+        }
+    }
+
+    /// Takes every step that is due. Returns when to look again, if something failed.
+    async fn reconcile(&mut self, wanted: &Objects) -> Option<Instant> {
+        let wanted: Objects = wanted.iter().map(|(key, object)| (key.clone(), self.labelled(object))).collect();
+        self.report.failed.retain(|key, _| wanted.contains_key(key) || self.actual.contains_key(key));
+        self.resting.retain(|key, _| wanted.contains_key(key) || self.actual.contains_key(key));
+        let todo = steps(&wanted, &self.actual, &self.held);
+        self.held.retain(|key, object| wanted.get(key) == Some(object));
+        for step in todo {
+            let (key, drift) = match &step {
+                Step::Apply { key, drift } => (key.clone(), *drift),
+                Step::Delete(key) => (key.clone(), false),
+            };
+            if self.resting.get(&key).is_some_and(|(until, _)| Instant::now() < *until) {
+                continue;
+            }
+            let done = match &step {
+                Step::Apply { .. } => match wanted.get(&key) {
+                    Some(object) => self.apply(&key, object).await,
+                    None => Ok(()),
+                },
+                Step::Delete(_) => self.delete(&key).await,
+            };
+            match done {
+                Ok(()) => {
+                    self.resting.remove(&key);
+                    self.report.failed.remove(&key);
+                    self.metrics.count(match (&step, drift) {
+                        (Step::Delete(_), _) => "deleted",
+                        (_, true) => "drift_corrected",
+                        (_, false) => "applied",
+                    });
+                    if drift {
+                        tracing::warn!(plugin = self.plugin, %key, "was changed in the cluster, and is put right");
+                        self.report.drifted += 1;
+                        self.report.last_drift = Some(key);
+                    }
+                }
+                Err(why) => {
+                    self.metrics.count("failed");
+                    let failures = self.resting.get(&key).map_or(0, |(_, failures)| *failures);
+                    let wait = limits::RETRY_FIRST.saturating_mul(1 << failures.min(10)).min(limits::RETRY_LONGEST);
+                    let wait: Duration = wait.mul_f64(rand::random_range(0.75..1.0));
+                    self.resting.insert(key.clone(), (Instant::now() + wait, failures + 1));
+                    self.report.failed.insert(key, why);
+                }
+            }
+        }
+        for (key, object) in &wanted {
+            if self.actual.get(key).is_some_and(|there| covers(there, object)) {
+                self.held.insert(key.clone(), object.clone());
+                self.report.failed.remove(key);
+            }
+        }
+        self.report.synced = self.held.len();
+        self.resting.values().map(|(until, _)| *until).min()
+    }
+
+    fn kept(&self, key: &Key) -> Result<&'static Kept, String> {
+        self.kinds
+            .iter()
+            .find(|kept| kept.kind == key.kind)
+            .ok_or_else(|| format!("{}: not a kind of this plugin", key.kind))
+    }
+
+    async fn apply(&mut self, key: &Key, object: &Value) -> Result<(), String> {
+        let kept = self.kept(key)?;
+        let api = kept.api(&self.client, &key.namespace);
+        let adopt = object["metadata"]["annotations"].get(ADOPT).is_some();
+        if !kept.take_over && !adopt && !self.actual.contains_key(key) {
+            let there = api.get_metadata_opt(&key.name).await.map_err(words)?;
+            let mine = |labels: &BTreeMap<String, String>| labels.get(PLUGIN_LABEL).is_some_and(|p| p == self.plugin);
+            if there.is_some_and(|there| !mine(there.labels()) && !self.held.contains_key(key)) {
+                return Err("somebody else made an object of this name; it is left alone".to_owned());
+            }
+        }
+        let params = PatchParams::apply(&format!("moorline-{}", self.plugin)).force();
+        let applied = match api.patch(&key.name, &params, &Patch::Apply(object)).await {
+            // Some fields never change (`roleRef`): then it is made anew.
+            Err(kube::Error::Api(status)) if status.code == 422 && self.actual.contains_key(key) => {
+                api.delete(&key.name, &DeleteParams::background()).await.map_err(words)?;
+                api.patch(&key.name, &params, &Patch::Apply(object)).await
+            }
+            other => other,
+        };
+        let there = plain(&applied.map_err(words)?);
+        let as_wanted = covers(&there, object);
+        self.actual.insert(key.clone(), there);
+        if as_wanted { Ok(()) } else { Err("the cluster changes what is written".to_owned()) }
+    }
+
+    async fn delete(&mut self, key: &Key) -> Result<(), String> {
+        let kept = self.kept(key)?;
+        let api = kept.api(&self.client, &key.namespace);
+        let done = if kept.release {
+            let there = self.actual.get(key).unwrap_or(&Value::Null);
+            api.patch(&key.name, &PatchParams::default(), &Patch::Merge(released(there))).await.map(drop)
+        } else {
+            api.delete(&key.name, &DeleteParams::background()).await.map(drop)
+        };
+        match done {
+            Ok(()) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(words(error)),
+        }
+        self.actual.remove(key);
+        Ok(())
+    }
+}
+
+/// The patch that takes off an object what says that it is kept from here.
+fn released(object: &Value) -> Value {
+    let mut patch = serde_json::json!({ "metadata": { "labels": {}, "annotations": {} } });
+    for field in ["labels", "annotations"] {
+        let names = object["metadata"][field].as_object().into_iter().flatten().map(|(name, _)| name);
+        for name in names.filter(|name| name.starts_with("moorline.dev/") || *name == "app.kubernetes.io/managed-by") {
+            patch["metadata"][field][name] = Value::Null;
+        }
+    }
+    patch
+}
+
+fn words(error: kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// An object without what is nobody's business here.
+fn plain(object: &DynamicObject) -> Value {
+    let mut value = serde_json::to_value(object).unwrap_or_default();
+    if let Some(meta) = value["metadata"].as_object_mut() {
+        meta.remove("managedFields");
+    }
+    value
+}
+
+fn revision(object: &Value) -> u64 {
+    object["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse().ok()).unwrap_or(u64::MAX)
+}

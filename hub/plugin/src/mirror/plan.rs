@@ -1,0 +1,131 @@
+//! What has to be done so that a cluster has what is wanted: a pure comparison.
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// One object of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Its kind.
+    pub kind: &'static str,
+    /// Empty: cluster-scoped.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.namespace.as_str() {
+            "" => write!(f, "{} {}", self.kind, self.name),
+            namespace => write!(f, "{} {namespace}/{}", self.kind, self.name),
+        }
+    }
+}
+
+/// Objects by key.
+pub type Objects = BTreeMap<Key, Value>;
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Lay what is wanted over what is there. `drift`: it was as wanted before, and somebody changed it.
+    Apply { key: Key, drift: bool },
+    /// Nobody wants it any more.
+    Delete(Key),
+}
+
+/// The steps from `actual` to `wanted`. `held`: what was as it is wanted now, the last time that it was looked at.
+pub(crate) fn steps(wanted: &Objects, actual: &Objects, held: &Objects) -> Vec<Step> {
+    let stale = actual.keys().filter(|key| !wanted.contains_key(key)).cloned().map(Step::Delete);
+    let missing = wanted.iter().filter(|(key, object)| !actual.get(key).is_some_and(|there| covers(there, object)));
+    let apply = missing.map(|(key, object)| Step::Apply { key: key.clone(), drift: held.get(key) == Some(object) });
+    // What is gone first: a name may be wanted again in another kind.
+    stale.chain(apply).collect()
+}
+
+fn empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(all) => all.is_empty(),
+        Value::Object(all) => all.is_empty(),
+        Value::String(text) => text.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// Whether `there` is as `wanted` says, wherever it says something: what a server fills in besides is no difference.
+pub(crate) fn covers(there: &Value, wanted: &Value) -> bool {
+    match (there, wanted) {
+        (Value::Object(there), Value::Object(wanted)) => wanted.iter().all(|(key, value)| match there.get(key) {
+            Some(there) => covers(there, value),
+            None => empty(value),
+        }),
+        (Value::Array(there), Value::Array(wanted)) => {
+            there.len() == wanted.len() && there.iter().zip(wanted).all(|(there, wanted)| covers(there, wanted))
+        }
+        _ => there == wanted || (empty(there) && empty(wanted)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn key(name: &str) -> Key {
+        Key { kind: "Role", namespace: "a".to_owned(), name: name.to_owned() }
+    }
+    fn objects(all: &[(&str, Value)]) -> Objects {
+        all.iter().map(|(name, value)| (key(name), value.clone())).collect()
+    }
+
+    #[test]
+    fn what_a_server_fills_in_is_no_difference() {
+        let wanted = json!({ "rules": [{ "verbs": ["get"] }], "labels": { "a": "b" }, "subjects": [] });
+        let there =
+            json!({ "rules": [{ "verbs": ["get"], "apiGroups": [""] }], "labels": { "a": "b", "c": "d" }, "uid": "1" });
+        assert!(covers(&there, &wanted));
+        for changed in [
+            json!({ "rules": [{ "verbs": ["get", "list"] }], "labels": { "a": "b" } }),
+            json!({ "rules": [], "labels": { "a": "b" } }),
+            json!({ "rules": [{ "verbs": ["get"] }, { "verbs": ["*"] }], "labels": { "a": "b" } }),
+            json!({ "rules": [{ "verbs": ["get"] }], "labels": {} }),
+            json!({ "rules": [{ "verbs": ["get"] }], "labels": { "a": "b" }, "subjects": [{ "name": "eve" }] }),
+        ] {
+            assert!(!covers(&changed, &wanted), "{changed}");
+        }
+    }
+
+    #[test]
+    fn drift_is_told_from_a_new_wish() {
+        let wanted = objects(&[("r", json!({ "n": 1 }))]);
+        let changed = objects(&[("r", json!({ "n": 2 }))]);
+        assert_eq!(steps(&wanted, &changed, &wanted), [Step::Apply { key: key("r"), drift: true }]);
+        assert_eq!(steps(&wanted, &objects(&[]), &wanted), [Step::Apply { key: key("r"), drift: true }]);
+        assert_eq!(steps(&wanted, &changed, &changed), [Step::Apply { key: key("r"), drift: false }]);
+        assert_eq!(steps(&wanted, &wanted, &objects(&[])), []);
+        assert_eq!(steps(&objects(&[]), &changed, &objects(&[])), [Step::Delete(key("r"))]);
+    }
+
+    proptest! {
+        /// Taking the steps leads to what is wanted, and then there is nothing left to do.
+        #[test]
+        fn steps_end(
+            wanted in prop::collection::btree_map("[a-c]", 0u8..3, 0..4),
+            actual in prop::collection::btree_map("[a-c]", 0u8..3, 0..4),
+        ) {
+            let all = |map: &BTreeMap<String, u8>| -> Objects { map.iter().map(|(k, v)| (key(k), json!({ "n": v }))).collect() };
+            let (wanted, mut actual) = (all(&wanted), all(&actual));
+            for step in steps(&wanted, &actual.clone(), &Objects::new()) {
+                match step {
+                    Step::Delete(key) => drop(actual.remove(&key)),
+                    Step::Apply { key, .. } => drop(actual.insert(key.clone(), wanted[&key].clone())),
+                }
+            }
+            prop_assert_eq!(&actual, &wanted);
+            prop_assert_eq!(steps(&wanted, &actual, &actual), []);
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The hub's plugins on real clusters.
+
+use crate::world::{BOB, CAROL, World};
+use anyhow::{Context, Result, ensure};
+use moorline_e2e::{
+    moorline::{Agent, kubectl},
+    process::{eventually, run, text},
+    root,
+};
+use serde_json::Value;
+use std::{process::Command, time::Duration};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// kubectl as the hub's administrator in the hub's own API.
+struct Hub<'a>(&'a World);
+
+impl Hub<'_> {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(kubectl());
+        command.arg("--kubeconfig").arg(self.0.hub.data().join("admin.kubeconfig")).args(args);
+        command
+    }
+
+    fn k(&self, args: &[&str]) -> Result<String> {
+        text(&mut self.command(args))
+    }
+
+    fn apply(&self, yaml: &str) -> Result<()> {
+        let output = run(&mut self.command(&["apply", "-f", "-"]), yaml.as_bytes())?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    fn refused(&self, yaml: &str) -> Result<String> {
+        let output = run(&mut self.command(&["apply", "-f", "-"]), yaml.as_bytes())?;
+        ensure!(!output.status.success(), "was applied: {yaml}");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    fn json(&self, args: &[&str]) -> Result<Value> {
+        let mut all = vec!["get"];
+        all.extend(args);
+        all.extend(["-o", "json"]);
+        Ok(serde_json::from_str(&self.k(&all)?)?)
+    }
+
+    /// Status and reason of a condition of a cluster.
+    fn condition(&self, cluster: &str, r#type: &str) -> Result<(String, String, String)> {
+        let object = self.json(&["cluster", cluster])?;
+        let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let found = conditions.iter().find(|c| c["type"] == r#type).context("no such condition")?;
+        let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+        Ok((text("status"), text("reason"), text("message")))
+    }
+}
+
+/// Restarts edge1's agent with a policy that lets plugins in.
+pub fn let_in(world: &mut World, plugins: &[&str]) -> Result<()> {
+    let policy = world.dir.join("policy.yaml");
+    let allow = plugins.join(", ");
+    let yaml = format!("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec:\n  plugins: {{allow: [{allow}]}}\n");
+    std::fs::write(&policy, yaml)?;
+    world.agent1 = None;
+    let network = world.edge1.network().context("a network")?;
+    let url = format!("https://{}:{}", network.outside, world.hub.port);
+    let words = ["moorline", "agent", "--hub", &url].map(str::to_owned);
+    let more = ["--policy-file", policy.to_str().context("path")?];
+    world.agent1 = Some(Agent::start(&world.edge1, &words, &world.dir.join("agent-edge1"), &more)?);
+    for plugin in plugins {
+        let manifest = root().join(format!("deploy/plugins/{plugin}.yaml"));
+        world.edge1.admin(&["apply", "-f", manifest.to_str().context("path")?])?;
+    }
+    world.hub.wait_connected("edge1", Duration::from_secs(20))
+}
+
+fn can(world: &World, user: &str, args: &[&str]) -> Result<bool> {
+    let mut command = world.through(user, "edge1")?;
+    let output = command.args(["auth", "can-i"]).args(args).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim() == "yes")
+}
+
+const TEMPLATE: &str = "
+apiVersion: moorline.dev/v1alpha1
+kind: RoleTemplate
+metadata: {name: deployer}
+spec:
+  rules:
+  - {apiGroups: [apps], resources: [deployments], verbs: [get, list, create, delete]}
+---
+apiVersion: moorline.dev/v1alpha1
+kind: TemplateBinding
+metadata: {name: bob-deploys}
+spec:
+  template: deployer
+  users: [bob]
+  clusters: {matchLabels: {env: prod}}
+  namespaces: [team]
+";
+
+pub fn rbac(world: &mut World) -> Result<()> {
+    Hub(world).k(&["label", "cluster", "edge1", "env=prod"])?;
+    Hub(world).apply(TEMPLATE)?;
+    // The hub is not root: nothing happens before the cluster's owner has let the plugin in, by name.
+    eventually("the edge's refusal", SOON, || {
+        let (status, reason, message) = Hub(world).condition("edge1", "RolesSynced")?;
+        ensure!((status.as_str(), reason.as_str()) == ("False", "NotAllowed"), "{status} {reason} {message}");
+        Ok(())
+    })?;
+    ensure!(!can(world, BOB, &["create", "deployments", "-n", "team"])?);
+    let_in(world, &["rbac"])?;
+    eventually("bob's role", SOON, || {
+        ensure!(can(world, BOB, &["create", "deployments", "-n", "team"])?);
+        Ok(())
+    })?;
+    ensure!(!can(world, BOB, &["create", "deployments", "-n", "default"])?, "s53: in its namespace only");
+    let hub = Hub(world);
+    eventually("statuses", SOON, || {
+        let binding = hub.json(&["templatebinding", "bob-deploys"])?;
+        ensure!(binding["status"]["sync"]["synced"] == 1 && binding["status"]["sync"]["clusters"] == 1, "{binding}");
+        // Edge2 has let nobody in: that is told, and holds up nobody else.
+        let template = hub.json(&["roletemplate", "deployer"])?;
+        let sync = &template["status"]["sync"];
+        ensure!(sync["clusters"] == 2 && sync["synced"] == 1 && sync["failed"] == 1, "f44: {sync}");
+        ensure!(sync["failures"][0].as_str().is_some_and(|f| f.starts_with("edge2: ")), "{sync}");
+        ensure!(hub.condition("edge1", "RolesSynced")?.0 == "True");
+        Ok(())
+    })?;
+
+    // Drift is put right, whatever it is, counted and reported.
+    let edge = |args: &[&str]| world.edge1.admin(args);
+    edge(&["delete", "clusterrole", "moorline:deployer"])?;
+    eventually("the role is back", SOON, || edge(&["get", "clusterrole", "moorline:deployer"]).map(drop))?;
+    let more = r#"[{"op":"add","path":"/subjects/-","value":{"kind":"User","name":"eve","apiGroup":"rbac.authorization.k8s.io"}}]"#;
+    edge(&["-n", "team", "patch", "rolebinding", "moorline:bob-deploys", "--type=json", "-p", more])?;
+    let wider = r#"[{"op":"add","path":"/rules/0/verbs/-","value":"*"}]"#;
+    edge(&["patch", "clusterrole", "moorline:deployer", "--type=json", "-p", wider])?;
+    edge(&["label", "clusterrole", "moorline:deployer", "moorline.dev/plugin-", "moorline.dev/cluster-"])?;
+    eventually("all as it was", SOON, || {
+        let binding =
+            edge(&["-n", "team", "get", "rolebinding", "moorline:bob-deploys", "-o", "jsonpath={.subjects[*].name}"])?;
+        let role = edge(&["get", "clusterrole", "moorline:deployer", "-o", "json"])?;
+        let role: Value = serde_json::from_str(&role)?;
+        ensure!(binding == "bob", "{binding}");
+        ensure!(role["rules"][0]["verbs"].as_array().is_some_and(|v| v.len() == 4), "{role}");
+        ensure!(role["metadata"]["labels"]["moorline.dev/plugin"] == "rbac", "{role}");
+        Ok(())
+    })?;
+    eventually("drift is told", SOON, || {
+        ensure!(world.hub.metric("moorline_plugin_events_total", &["rbac", "drift_corrected"])? >= 3.0);
+        ensure!(hub.condition("edge1", "RolesSynced")?.2.contains("put right"));
+        Ok(())
+    })?;
+
+    // Nobody is given more than the owner's ceiling, and what is refused holds up nothing else.
+    hub.apply(
+        "
+apiVersion: moorline.dev/v1alpha1
+kind: RoleTemplate
+metadata: {name: anything}
+spec: {clusters: {names: [edge1]}, rules: [{apiGroups: ['*'], resources: ['*'], verbs: ['*']}]}
+---
+apiVersion: moorline.dev/v1alpha1
+kind: RoleTemplate
+metadata: {name: reader}
+spec: {clusters: {names: [edge1]}, rules: [{apiGroups: [''], resources: [pods], verbs: [get]}]}
+",
+    )?;
+    eventually("s55: the ceiling", SOON, || {
+        let sync = hub.json(&["roletemplate", "anything"])?["status"]["sync"].clone();
+        ensure!(sync["failures"][0].as_str().is_some_and(|f| f.contains("attempting to grant")), "{sync}");
+        ensure!(hub.json(&["roletemplate", "reader"])?["status"]["sync"]["synced"] == 1);
+        Ok(())
+    })?;
+    hub.k(&["delete", "roletemplate", "anything"])?;
+
+    // What nobody wants any more goes; what others made stays, whatever it is called.
+    edge(&["create", "clusterrole", "moorline:theirs", "--verb=get", "--resource=pods"])?;
+    hub.k(&["delete", "templatebinding", "bob-deploys"])?;
+    eventually("bob's role is gone", SOON, || {
+        ensure!(!can(world, BOB, &["create", "deployments", "-n", "team"])?);
+        ensure!(edge(&["-n", "team", "get", "rolebindings", "-o", "name"])?.lines().all(|l| !l.contains("moorline")));
+        Ok(())
+    })?;
+    edge(&["get", "clusterrole", "moorline:theirs"])?;
+
+    // Roles at the hub itself.
+    ensure!(!world.hub.moorline(CAROL, &["clusters", "-o", "name"])?.contains("edge"));
+    hub.apply(
+        "
+apiVersion: moorline.dev/v1alpha1
+kind: GlobalRole
+metadata: {name: looker}
+spec: {rules: [{resources: [clusters], verbs: [get, list, watch], resourceNames: [edge2]}]}
+---
+apiVersion: moorline.dev/v1alpha1
+kind: GlobalRoleBinding
+metadata: {name: carol-looks}
+spec: {role: looker, users: [carol]}
+",
+    )?;
+    eventually("carol's global role", SOON, || {
+        let seen = world.hub.moorline(CAROL, &["clusters", "-o", "name"])?;
+        ensure!(seen.contains("edge2") && !seen.contains("edge1"), "s52: {seen}");
+        Ok(())
+    })?;
+    let above = "{apiVersion: moorline.dev/v1alpha1, kind: GlobalRole, metadata: {name: up}, spec: {rules: [{resources: [users], verbs: [update]}]}}";
+    ensure!(hub.refused(above)?.contains("only administrators"));
+    hub.k(&["delete", "globalrolebinding", "carol-looks"])?;
+    eventually("no more", SOON, || {
+        ensure!(!world.hub.moorline(CAROL, &["clusters", "-o", "name"])?.contains("edge"));
+        Ok(())
+    })?;
+    hub.k(&["delete", "roletemplates", "--all"])?;
+    edge(&["delete", "clusterrole", "moorline:theirs"])?;
+    Ok(())
+}
