@@ -149,7 +149,11 @@ impl EdgePolicy {
         self.verb(request.info, request.upgrade)
     }
 
-    fn admit(&self, who: &Identity) -> Result<(), EdgeDenial> {
+    /// May anybody be this user here? For where the API server itself judges what they ask.
+    ///
+    /// # Errors
+    /// The rule that refuses.
+    pub fn admit(&self, who: &Identity) -> Result<(), EdgeDenial> {
         let rules = &self.0.impersonation;
         let system_user = |name: &str| name.starts_with("system:") && !name.starts_with("system:serviceaccount:");
         let refused = who.user.is_empty()
