@@ -326,11 +326,3 @@ enum Found {
     No,
     Unknown,
 }
-
-/// The token of an `Authorization: Bearer` header: exactly one such header, nothing else counts.
-pub(crate) fn bearer(headers: &http::HeaderMap) -> Option<&str> {
-    let mut all = headers.get_all(http::header::AUTHORIZATION).iter();
-    let (Some(one), None) = (all.next(), all.next()) else { return None };
-    let (scheme, token) = one.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(token)
-}

@@ -9,7 +9,7 @@ use crate::{
     alive::Alive,
     audit,
     config::Limits,
-    directory::{Authenticated, Directory, bearer},
+    directory::{Authenticated, Directory},
     hubapi::HubApi,
     issue::Issuer,
     join::Joiner,
@@ -29,8 +29,8 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use moorline_authz::{
-    access::{Facts, Grants, HubRequest, Permit, authorize, hub_api, within_verbs},
-    impersonation::{self, BadImpersonation},
+    access::{Facts, Grants, HubRequest, Permit, hub_api},
+    impersonation,
     verb::request_info,
 };
 use moorline_plugin::Host;
@@ -38,6 +38,7 @@ use moorline_proxy::{
     Body,
     audit::AuditSink,
     body,
+    judge::{Refusal, bearer, judge},
     kube::{Caller, KubeProxy, ProxyMetrics},
     path::{self, ClusterPath},
     status::status_response,
@@ -69,15 +70,6 @@ pub(crate) struct Front {
     pub alive: Arc<Alive>,
     /// Of [`Limits::bodies_of_strangers`].
     pub strangers: Semaphore,
-}
-
-/// Why a call goes to no cluster.
-struct Refusal {
-    /// For metrics and the audit log: one of a fixed set.
-    reason: &'static str,
-    code: StatusCode,
-    /// For the caller.
-    message: String,
 }
 
 /// The one answer to everybody who is not known, whatever is wrong.
@@ -157,26 +149,8 @@ impl Front {
         who: &Authenticated,
         grants: &Grants,
     ) -> Result<Permit, Refusal> {
-        let act_as = impersonation::parse(pairs(request.headers())).map_err(|error| {
-            let code = match error {
-                BadImpersonation::Malformed(_) => StatusCode::BAD_REQUEST,
-                _ => StatusCode::FORBIDDEN,
-            };
-            Refusal { reason: "impersonation", code, message: error.to_string() }
-        })?;
-        let (at, query) = path.rest.split_once('?').map_or((path.rest, None), |(at, query)| (at, Some(query)));
-        let verb = request_info(request.method().as_str(), at, query).verb;
-        within_verbs(who.verbs.as_deref(), &verb).map_err(|denial| Refusal {
-            reason: "token_verb",
-            code: StatusCode::FORBIDDEN,
-            message: denial.to_string(),
-        })?;
         let facts = Facts { identity: &who.identity, token_clusters: who.clusters.as_deref(), grants };
-        let permit = authorize(&facts, path.cluster, act_as).map_err(|denial| Refusal {
-            reason: "not_granted",
-            code: StatusCode::FORBIDDEN,
-            message: denial.to_string(),
-        })?;
+        let permit = judge(request, path.cluster, path.rest, &facts, who.verbs.as_deref())?;
         // Only who may know which clusters exist is told that one does not.
         if facts.reaches_all() && !self.records.cluster_exists(path.cluster) {
             let message = format!("clusters.moorline.dev {:?} not found", path.cluster);

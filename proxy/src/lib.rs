@@ -9,6 +9,7 @@ pub mod body;
 pub mod edge;
 pub mod guard;
 pub mod headers;
+pub mod judge;
 pub mod kube;
 pub mod path;
 pub mod status;
