@@ -1,0 +1,9 @@
+//! An endpoint on loopback, real TLS, a recorder in the API server's place, and bundles that a hub would sign.
+//!
+//! Numbers such as `s01_` are cases of the project's list of attacks (S), faults (F) and bad inputs (Z).
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod bundles;
+mod proxying;
+mod reviews;
+mod world;
