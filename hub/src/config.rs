@@ -178,7 +178,8 @@ pub struct Limits {
     pub park_pause: Duration,
     /// How often a cluster agent is probed that node agents stand by for, so that they take over in time.
     pub probe: Duration,
-    /// A cluster agent that does not answer its probe in this time gets no new streams while a node agent can.
+    /// A cluster agent that does not answer its probe in this time, and three of its usual round trips, gets no new
+    /// streams while a node agent can take them.
     pub doubt: Duration,
     /// Renewals and facts of one session at once, earned back one each second; a session that sends more is closed.
     pub control_burst: u32,
@@ -241,8 +242,8 @@ impl Default for Limits {
             nodes_per_cluster: 5_000,
             standby_nodes: 3,
             park_pause: Duration::from_secs(20),
-            probe: Duration::from_secs(3),
-            doubt: Duration::from_secs(3),
+            probe: Duration::from_secs(1),
+            doubt: Duration::from_secs(1),
             control_burst: 30,
             busy_pause: Duration::from_secs(5),
             duplicate_ping: Duration::from_secs(2),

@@ -69,6 +69,7 @@ pub(crate) async fn watch(
         }
         let ping = entry.session.ping();
         tokio::pin!(ping);
+        let patience = patience + 3 * entry.session.rtt();
         if timeout(patience, &mut ping).await.is_ok() {
             continue;
         }
@@ -76,7 +77,7 @@ pub(crate) async fn watch(
         tracing::warn!(
             cluster = entry.cluster,
             agent = entry.agent,
-            seconds = patience.as_secs(),
+            after = ?patience,
             "the cluster agent does not answer; node agents take its new streams"
         );
         changed();

@@ -7,6 +7,7 @@ mod failures;
 mod hub_api;
 mod identity;
 mod logins;
+mod nodes;
 mod plugins;
 mod streams;
 mod world;
@@ -31,6 +32,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("hub_api_speaks_kubectl", hub_api::kubectl),
     ("agent_runs_in_a_pod_with_its_service_account", hub_api::pod),
     ("plugin_rbac_keeps_roles_in_clusters", plugins::rbac),
+    ("a_node_agent_stands_in_for_its_cluster_agent", nodes::stands_in),
     ("a_copied_identity_is_refused", failures::copied_identity),
     ("a_clock_an_hour_off_is_named", failures::clock),
     ("f40_api_server_down_is_a_502", failures::api_server_down),
