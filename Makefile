@@ -3,7 +3,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help build check test test-long demo bench fmt clean
+.PHONY: help build cross check test test-long demo bench fmt clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s '	'
@@ -20,10 +20,13 @@ check: ## formatting, lints, unit and simulation tests: a few minutes
 
 test: check ## everything: installs what is missing, then unit tests and a real Kubernetes control plane end to end
 	@tests/deps.sh test
-	$(CARGO) build --locked -p moorline-cli
+	$(CARGO) build --locked -p moorline-cli -p moorline-pack
 	$(CARGO) test --locked -p moorline-netsim
 	$(CARGO) test --locked -p moorline-logins-tests
 	$(CARGO) test --locked -p moorline-e2e
+
+cross: ## release binaries for every platform, images, bills of materials, the air-gap bundle: into target/dist
+	cross/release.sh
 
 test-long: test ## the long ones too: properties with many more cases, the scenes several times
 	tests/long.sh

@@ -14,7 +14,7 @@ CROSS_SUITES=${CROSS_SUITES:-trixie-backports trixie sid}
 TARGETS_ALL="x86_64-unknown-linux-musl aarch64-unknown-linux-musl x86_64-pc-windows-gnu"
 TC=$CROSS_DIR/toolchain
 # What the layout of CROSS_DIR depends on; a new number builds it anew.
-LAYOUT=1
+LAYOUT=2
 
 say() { printf 'cross: [%ss] %s\n' "$SECONDS" "$*" >&2; }
 die() { printf 'cross: %s\n' "$*" >&2; exit 1; }
@@ -131,7 +131,9 @@ int __fprintf_chk(FILE *f, int flag, const char *fmt, ...) {
 }
 C
   "$4" -O2 -fPIC -U_FORTIFY_SOURCE -c "$w/fortify.c" -o "$w/fortify.o"
-  ar rD "$to/libunwind.a" "$w/fortify.o" 2>/dev/null
+  # jemalloc counts bits by a helper of gcc's own library, which nothing else here needs.
+  (cd "$w" && ar x "$($3 -print-libgcc-file-name)" _popcountdi2.o)
+  ar rD "$to/libunwind.a" "$w/fortify.o" "$w/_popcountdi2.o" 2>/dev/null
 }
 
 # Debian has no musl compiler for Arm64, but musl's headers and libraries for it: its glibc compiler with those headers.

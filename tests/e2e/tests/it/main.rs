@@ -3,6 +3,7 @@
 //! Run with `cargo test -p moorline-e2e`; `-- NAME` picks scenes. Needs root and what `tests/deps.sh` installs.
 
 mod commands;
+mod deploy;
 mod failures;
 mod hub_api;
 mod identity;
@@ -33,6 +34,10 @@ const SCENES: &[(&str, Scene)] = &[
     ("agent_runs_in_a_pod_with_its_service_account", hub_api::pod),
     ("plugin_rbac_keeps_roles_in_clusters", plugins::rbac),
     ("a_node_agent_stands_in_for_its_cluster_agent", nodes::stands_in),
+    ("deploy_manifests_and_chart_say_the_same", deploy::same),
+    ("deploy_units_are_hardened", deploy::units),
+    ("deploy_an_unused_right_is_named", deploy::judge),
+    ("deploy_agents_run_from_images_and_use_every_right", deploy::installed),
     ("a_copied_identity_is_refused", failures::copied_identity),
     ("a_clock_an_hour_off_is_named", failures::clock),
     ("f40_api_server_down_is_a_502", failures::api_server_down),

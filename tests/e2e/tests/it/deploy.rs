@@ -1,0 +1,307 @@
+//! The manifests and the chart: they say the same, the API server takes them, the agents run from images on the real node,
+//! and no right is given that nothing uses.
+
+use crate::world::{ALICE, World};
+use anyhow::{Context, Result, bail, ensure};
+use moorline_e2e::{
+    binary, cache,
+    moorline::kubectl,
+    process::{eventually, run, text},
+    root,
+};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+/// What the images are called on the node.
+const REGISTRY: &str = "docker.io/moorline-test";
+const CLUSTER: &str = "edge1-deploy";
+const AGENT: &str = "system:serviceaccount:moorline-system:moorline-agent";
+const NODE_AGENT: &str = "system:serviceaccount:moorline-nodes:moorline-node";
+
+/// `kind namespace/name` → object.
+fn objects(yaml: &str) -> Result<BTreeMap<String, Value>> {
+    let documents = yaml.split("\n---").map(|part| part.trim_start_matches("---").trim());
+    let documents = documents.filter(|part| part.lines().any(|line| !line.starts_with('#') && !line.trim().is_empty()));
+    let named = documents.map(|part| {
+        let object: Value = serde_saphyr::from_str(part).with_context(|| part.to_owned())?;
+        let word = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        Ok((format!("{} {}/{}", word("/kind"), word("/metadata/namespace"), word("/metadata/name")), object))
+    });
+    named.collect()
+}
+
+fn kustomized(folder: &str) -> Result<BTreeMap<String, Value>> {
+    objects(&text(Command::new(kubectl()).arg("kustomize").arg(root().join("deploy").join(folder)))?)
+}
+
+fn helm(settings: &[&str]) -> Command {
+    let mut command = Command::new(cache().join("helm/helm"));
+    command.args(["template", "moorline"]).arg(root().join("deploy/helm/moorline"));
+    settings.iter().for_each(|setting| {
+        let flag = if setting.starts_with("extraEnv") { "--set-string" } else { "--set" };
+        command.args([flag, setting]);
+    });
+    command
+}
+
+/// A chart and manifests kept apart would drift apart.
+pub fn same(_: &mut World) -> Result<()> {
+    let mut plain = BTreeMap::new();
+    for folder in ["agent", "daemonset", "hub"] {
+        plain.extend(kustomized(folder)?);
+    }
+    let chart = objects(&text(&mut helm(&["nodes.enabled=true", "hub.enabled=true"]))?)?;
+    ensure!(plain.keys().eq(chart.keys()), "{:?}\n{:?}", plain.keys(), chart.keys());
+    for (name, object) in &plain {
+        ensure!(chart.get(name) == Some(object), "{name} differs:\n{object}\n{:?}", chart.get(name));
+    }
+    for bad in ["hubUrl=http://x", "agent.replicas=3", "hub.storage=lots", "token=secret", "policy.api.readonly=true"] {
+        ensure!(text(&mut helm(&[bad])).is_err(), "the chart takes {bad}");
+    }
+    Ok(())
+}
+
+/// Kubernetes 1.20 has the disruption budget as a beta, in the same shape.
+fn for_1_20(mut object: Value) -> Value {
+    if object["kind"] == "PodDisruptionBudget" {
+        object["apiVersion"] = json!("policy/v1beta1");
+    }
+    object
+}
+
+fn apply<'a>(world: &World, objects: impl IntoIterator<Item = &'a Value>, more: &[&str]) -> Result<String> {
+    let items: Vec<Value> = objects.into_iter().cloned().map(for_1_20).collect();
+    let list = json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string();
+    let mut command = world.edge1.command(kubectl());
+    command.arg("--kubeconfig").arg(world.edge1.kubeconfig());
+    let output = run(command.args(["apply", "--server-side", "-f", "-"]).args(more), list.as_bytes())?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The libraries of a program that is not static, as `moorline-pack` takes them.
+fn libraries(program: &Path) -> Result<Vec<String>> {
+    let Ok(listed) = text(Command::new("ldd").arg(program)) else { return Ok(vec![]) };
+    let paths = listed.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok(paths.map(|path| format!("{path}={path}")).collect())
+}
+
+/// Makes the image as a release does, and brings it to the node.
+fn import(world: &World, program: &str) -> Result<()> {
+    let built = |name: &str| binary().with_file_name(name);
+    let released = std::env::var_os("MOORLINE_DIST").map(|d| PathBuf::from(d).join(format!("{program}-linux-amd64")));
+    let program_file = released.unwrap_or_else(|| built(program));
+    let archive = world.dir.join(format!("{program}.tar"));
+    let mut pack = Command::new(built("moorline-pack"));
+    pack.args(["image", "--name", &format!("{REGISTRY}/{program}:0.1.0"), "--program", program]);
+    pack.args(["--folder", "var/lib/moorline-agent", "--description", "test", "--output"]).arg(&archive);
+    pack.arg("--binary").arg(format!("amd64={}", program_file.display()));
+    for library in libraries(&program_file)? {
+        pack.args(["--file", &library]);
+    }
+    text(&mut pack).context("moorline-pack: cargo build -p moorline-pack")?;
+    let socket = world.edge1.dir.join("run/containerd.sock");
+    text(Command::new("ctr").arg("-a").arg(socket).args(["-n", "k8s.io", "images", "import"]).arg(archive)).map(drop)
+}
+
+/// Kustomize's output and the chart's; the agents join, serve, come back without a token; every right is used.
+pub fn installed(world: &mut World) -> Result<()> {
+    import(world, "moorline-agent")?;
+    let join = world.hub.moorline("admin", &["token", "create", "--cluster", CLUSTER, "--uses", "3"])?;
+    let token = join.split_whitespace().skip_while(|w| *w != "--token").nth(1).context("token")?;
+    let network = world.edge1.network().context("network")?;
+    let chart = objects(&text(&mut helm(&[
+        &format!("hubUrl=https://{}:{}", network.outside, world.hub.port),
+        &format!("token={token}"),
+        &format!("image.registry={REGISTRY}"),
+        "image.pullPolicy=Never",
+        "nodes.enabled=true",
+        &format!("nodes.stateDir={}", world.dir.join("node").display()),
+        // There is neither kube-proxy nor DNS here.
+        "hostNetwork=true",
+        "extraEnv[0].name=KUBERNETES_SERVICE_HOST,extraEnv[0].value=127.0.0.1",
+        &format!("extraEnv[1].name=KUBERNETES_SERVICE_PORT,extraEnv[1].value={}", world.edge1.port),
+    ]))?)?;
+    let is_namespace = |object: &&Value| object["kind"] == "Namespace";
+    let mut all = kustomized("agent")?;
+    all.extend(kustomized("daemonset")?);
+    all.extend(kustomized("hub")?);
+    apply(world, all.values().filter(is_namespace), &[])?;
+    apply(world, all.values(), &["--dry-run=server"]).context("the manifests")?;
+    apply(world, chart.values(), &["--force-conflicts"]).context("the chart")?;
+    let outcome = live(world);
+    let logs = world.edge1.admin(&["-n", "moorline-system", "logs", "moorline-agent-0", "--tail=20"]);
+    let pods = world.edge1.admin(&["get", "pods", "-A"]);
+    let gone = ["delete", "namespace", "moorline-system", "moorline-nodes", "moorline-hub", "--wait=false"];
+    world.edge1.admin(&gone)?;
+    outcome.with_context(|| format!("{}\n{}", pods.unwrap_or_default(), logs.unwrap_or_default()))
+}
+
+fn live(world: &mut World) -> Result<()> {
+    // On the node's own network the second one would wait for the first one's port.
+    world.edge1.admin(&["-n", "moorline-system", "scale", "statefulset/moorline-agent", "--replicas=1"])?;
+    world.hub.wait_connected(CLUSTER, Duration::from_secs(90))?;
+    ready(world, "moorline-system", "moorline-agent-0")?;
+    world.edge1.admin(&["-n", "moorline-nodes", "rollout", "status", "daemonset/moorline-node", "--timeout=90s"])?;
+
+    // Somebody of a group, and alice as somebody else: what the rights are for.
+    world.hub.moorline("admin", &["user", "groups", ALICE, "--add", "shift"])?;
+    world.hub.moorline("admin", &["grant", "create", "alice-deploy", "--user", ALICE, "--cluster", CLUSTER])?;
+    let config = world.hub.kubeconfig(ALICE, CLUSTER)?;
+    let as_alice = |args: &[&str]| text(Command::new(kubectl()).arg("--kubeconfig").arg(&config).args(args));
+    let traffic = || -> Result<()> {
+        as_alice(&["get", "pods", "-n", "moorline-system"])?;
+        as_alice(&["--as=bob", "get", "pods", "-n", "team"])?;
+        Ok(())
+    };
+    traffic()?;
+
+    // A pod made anew finds itself in its Secret: nobody joins.
+    let joins = world.hub.metric("moorline_hub_joins_total", &[])?;
+    let uid = || {
+        world.edge1.admin(&[
+            "-n",
+            "moorline-system",
+            "get",
+            "pod",
+            "moorline-agent-0",
+            "-o",
+            "jsonpath={.metadata.uid}",
+        ])
+    };
+    let before = uid()?;
+    world.edge1.admin(&["-n", "moorline-system", "delete", "secret", "moorline-join"])?;
+    world.edge1.admin(&["-n", "moorline-system", "delete", "pod", "moorline-agent-0", "--grace-period=5"])?;
+    eventually("new pod", Duration::from_secs(60), || {
+        ensure!(uid()? != before, "the old one");
+        Ok(())
+    })?;
+    ready(world, "moorline-system", "moorline-agent-0")?;
+    ensure!(world.hub.metric("moorline_hub_joins_total", &[])? == joins, "the new pod joined");
+
+    // Without the cluster's agents the node's stands in.
+    world.edge1.admin(&["-n", "moorline-system", "scale", "statefulset/moorline-agent", "--replicas=0"])?;
+    eventually("request by the node's agent", Duration::from_secs(60), || {
+        traffic()?;
+        ensure!(acted(&world.edge1.audit(), NODE_AGENT), "not by the node's agent");
+        Ok(())
+    })?;
+    traffic()?;
+
+    for (account, objects) in [
+        (AGENT, [("clusterrole", "moorline-agent", ""), ("role", "moorline-agent", "moorline-system")].as_slice()),
+        (NODE_AGENT, [("clusterrole", "moorline-node", "")].as_slice()),
+    ] {
+        let mut granted = BTreeSet::new();
+        for (kind, name, namespace) in objects {
+            let mut args = vec!["get", kind, name, "-o", "json"];
+            if !namespace.is_empty() {
+                args.extend(["-n", namespace]);
+            }
+            granted.extend(rights(&serde_json::from_str(&world.edge1.admin(&args)?)?));
+        }
+        let used = used(&world.edge1.audit(), account);
+        // Kubernetes 1.20 ignores Impersonate-Uid; newer ones refuse a request without the right.
+        granted.remove("impersonate uids");
+        // The second agent does not run here.
+        granted.retain(|right| !right.ends_with("moorline-agent-1"));
+        let unused: Vec<_> = granted.difference(&used).collect();
+        ensure!(unused.is_empty(), "{account} has rights that nothing uses: {unused:?}; used: {used:?}");
+    }
+    Ok(())
+}
+
+fn ready(world: &World, namespace: &str, pod: &str) -> Result<()> {
+    world
+        .edge1
+        .admin(&["-n", namespace, "wait", &format!("pod/{pod}"), "--for=condition=Ready", "--timeout=90s"])
+        .map(drop)
+}
+
+/// Each right of a role, one `verb resource [name]` each.
+fn rights(role: &Value) -> BTreeSet<String> {
+    let words = |value: &Value| -> Vec<String> {
+        value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let mut all = BTreeSet::new();
+    for rule in role["rules"].as_array().into_iter().flatten() {
+        let names = words(&rule["resourceNames"]);
+        for verb in words(&rule["verbs"]) {
+            for resource in words(&rule["resources"]) {
+                if names.is_empty() {
+                    all.insert(format!("{verb} {resource}"));
+                }
+                all.extend(names.iter().map(|name| format!("{verb} {resource} {name}")));
+            }
+        }
+    }
+    all
+}
+
+fn lines(audit: &str, account: &str) -> impl Iterator<Item = Value> {
+    let lines: Vec<Value> = audit.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let account = account.to_owned();
+    lines.into_iter().filter(move |line| line["user"]["username"] == account.as_str())
+}
+
+fn acted(audit: &str, account: &str) -> bool {
+    lines(audit, account).any(|line| line["impersonatedUser"]["username"] == ALICE)
+}
+
+/// What the API server let the account do, in the words of [`rights`].
+fn used(audit: &str, account: &str) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    for line in lines(audit, account).filter(|line| line["responseStatus"]["code"].as_u64().is_some_and(|c| c < 400)) {
+        let other = &line["impersonatedUser"];
+        if other.is_object() {
+            all.insert("impersonate users".to_owned());
+            let groups = other["groups"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            if groups.filter(|group| *group != "system:authenticated").count() != 0 {
+                all.insert("impersonate groups".to_owned());
+            }
+            continue;
+        }
+        let (verb, target) = (line["verb"].as_str().unwrap_or_default(), &line["objectRef"]);
+        let resource = target["resource"].as_str().unwrap_or_default();
+        all.insert(format!("{verb} {resource}"));
+        all.insert(format!("{verb} {resource} {}", target["name"].as_str().unwrap_or_default()));
+    }
+    all
+}
+
+/// The judge sees what it should: a right that nothing used is named.
+pub fn judge(_: &mut World) -> Result<()> {
+    let role = json!({ "rules": [{ "verbs": ["get", "patch"], "resources": ["secrets"], "resourceNames": ["a"] }] });
+    let line = |verb: &str, code: u16| {
+        json!({ "user": { "username": AGENT }, "verb": verb, "objectRef": { "resource": "secrets", "name": "a" },
+                "responseStatus": { "code": code } })
+        .to_string()
+    };
+    let audit = format!("{}\n{}\n", line("get", 200), line("patch", 403));
+    let granted = rights(&role);
+    let unused: Vec<_> = granted.difference(&used(&audit, AGENT)).cloned().collect();
+    if unused != ["patch secrets a"] {
+        bail!("{unused:?}");
+    }
+    Ok(())
+}
+
+/// The units are as closed as they are said to be, and systemd understands every line.
+pub fn units(_: &mut World) -> Result<()> {
+    for unit in ["moorline-hub.service", "moorline-agent.service"] {
+        let path = root().join("deploy/systemd").join(unit);
+        // The score is in tenths; systemd calls what is below 2.0 "OK" and what is over 7.0 "UNSAFE".
+        let mut command = Command::new("systemd-analyze");
+        text(command.args(["security", "--offline=true", "--no-pager", "--threshold=15"]).arg(&path))?;
+        let output = run(Command::new("systemd-analyze").arg("verify").arg(&path), b"")?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let mine = said.lines().filter(|line| line.contains(unit) && !line.contains("is not executable"));
+        ensure!(mine.count() == 0, "{said}");
+    }
+    Ok(())
+}
