@@ -1,11 +1,13 @@
 //! Which caller reaches which cluster and which object of the hub's API.
 
-use crate::identity::{ActAs, Identity, MASTERS};
+use crate::identity::{ADMINS, ActAs, Identity, MASTERS};
 use std::collections::HashMap;
 
 /// What one `ClusterGrant` says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Grant {
+    /// Its own name.
+    pub name: String,
     /// User names.
     pub users: Vec<String>,
     /// Group names.
@@ -202,6 +204,49 @@ pub fn within_verbs(verbs: Option<&[String]>, verb: &str) -> Result<(), Denial> 
     }
 }
 
+/// A decision in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// Whether the hub opens a stream to the cluster.
+    pub allowed: bool,
+    /// Why, or why not.
+    pub reason: String,
+    /// The rules that open the cluster: `ClusterGrant NAME, by user U` or `…, by group G`, or that they administer the
+    /// hub.
+    pub rules: Vec<String>,
+    /// The groups that the cluster is told of.
+    pub groups: Vec<String>,
+}
+
+/// What [`authorize`] decides, and by which rules. It asks that same function, so that the two never differ.
+pub fn explain(facts: &Facts<'_>, verbs: Option<&[String]>, cluster: &str, verb: &str) -> Explanation {
+    let no = |reason: String| Explanation { allowed: false, reason, rules: Vec::new(), groups: Vec::new() };
+    if let Err(denial) = within_verbs(verbs, verb) {
+        return no(denial.to_string());
+    }
+    let permit = match authorize(facts, cluster, None) {
+        Ok(permit) => permit,
+        Err(denial) => return no(denial.to_string()),
+    };
+    let mut rules: Vec<String> = Vec::new();
+    if facts.identity.is_admin() {
+        rules.push(format!("group {ADMINS}: administrators of the hub reach every cluster"));
+    }
+    for grant in facts.grants.held_by(facts.identity).filter(|grant| grant.covers(cluster)) {
+        let by_group = || facts.identity.groups.iter().find(|group| grant.groups.contains(group));
+        let rule = match (grant.users.contains(&facts.identity.user), by_group()) {
+            (true, _) => format!("ClusterGrant {}, by user {}", grant.name, facts.identity.user),
+            (false, Some(group)) => format!("ClusterGrant {}, by group {group}", grant.name),
+            (false, None) => continue,
+        };
+        if !rules.contains(&rule) {
+            rules.push(rule);
+        }
+    }
+    let reason = "the hub opens this cluster; what is permitted there is for its own RBAC and edge policy".to_owned();
+    Explanation { allowed: true, reason, rules, groups: permit.principal.groups }
+}
+
 /// A request to the hub's own API.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HubRequest<'a> {
@@ -281,8 +326,20 @@ mod tests {
     fn grants() -> Grants {
         let list = |names: &[&str]| names.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
         Grants::new([
-            Grant { users: list(&["ann"]), groups: vec![], clusters: list(&["a"]), as_groups: list(&["ops"]) },
-            Grant { users: vec![], groups: list(&["all"]), clusters: list(&["*"]), as_groups: list(&["viewers"]) },
+            Grant {
+                name: "one".to_owned(),
+                users: list(&["ann"]),
+                groups: vec![],
+                clusters: list(&["a"]),
+                as_groups: list(&["ops"]),
+            },
+            Grant {
+                name: "two".to_owned(),
+                users: vec![],
+                groups: list(&["all"]),
+                clusters: list(&["*"]),
+                as_groups: list(&["viewers"]),
+            },
         ])
     }
 
@@ -294,6 +351,29 @@ mod tests {
         assert_eq!(permit.principal().groups, ["dev", "ops"]);
         assert!(matches!(authorize(&facts, "b", None), Err(Denial::NoGrant { .. })));
         assert!(!facts.reaches_all());
+    }
+
+    #[test]
+    fn an_explanation_names_the_rule_and_never_differs_from_the_decision() {
+        let grants = grants();
+        let tell = |who: &Identity, only: Option<&[String]>, verbs: Option<&[String]>, cluster| {
+            let facts = Facts { identity: who, token_clusters: only, grants: &grants };
+            let told = explain(&facts, verbs, cluster, "get");
+            let decided = authorize(&facts, cluster, None).is_ok() && within_verbs(verbs, "get").is_ok();
+            assert_eq!(told.allowed, decided, "{told:?}");
+            assert_eq!(told.allowed, !told.rules.is_empty(), "{told:?}");
+            told
+        };
+        let ann = Identity::new("ann", ["all"]);
+        let told = tell(&ann, None, None, "a");
+        assert_eq!(told.rules, ["ClusterGrant one, by user ann", "ClusterGrant two, by group all"]);
+        assert_eq!(told.groups, ["all", "ops", "viewers"]);
+        assert_eq!(tell(&ann, None, None, "b").rules, ["ClusterGrant two, by group all"]);
+        let (only, list) = (["b".to_owned()], ["list".to_owned()]);
+        assert!(tell(&ann, Some(&only), None, "a").reason.contains("not valid for cluster"));
+        assert!(!tell(&ann, None, Some(&list), "a").allowed);
+        assert!(tell(&Identity::new("eve", [""; 0]), None, None, "a").reason.contains("no access"));
+        assert!(tell(&Identity::new("root", [ADMINS]), None, None, "x").rules[0].contains(ADMINS));
     }
 
     #[test]

@@ -276,6 +276,7 @@ impl Standing {
     pub fn new(bundle: Bundle) -> Self {
         let clusters = vec![bundle.cluster.clone()];
         let grant = |grant: BundleGrant| Grant {
+            name: String::new(),
             users: grant.users,
             groups: grant.groups,
             clusters: clusters.clone(),

@@ -1,8 +1,8 @@
 //! The command line as a whole.
 
 use crate::{
-    agent, apikey, clusters, delete, doctor, get, grant, hub, kube, kubeconfig, login, service, status, text, token,
-    user, version,
+    agent, apikey, audit, can_i, clusters, delete, doctor, get, grant, group, hub, kube, kubeconfig, login, principals,
+    service, status, text, token, user, version,
 };
 use clap::{CommandFactory, FromArgMatches};
 use std::{path::Path, process::ExitCode};
@@ -57,13 +57,25 @@ pub enum Command {
     /// The hub's local users
     #[command(subcommand, arg_required_else_help = true)]
     User(user::Command),
+    /// Groups of users and of login providers' groups
+    #[command(subcommand, arg_required_else_help = true)]
+    Group(group::Command),
+    /// Users and groups, wherever they are known
+    #[command(subcommand, arg_required_else_help = true)]
+    Principals(principals::Command),
     /// Who may use which cluster
     #[command(subcommand, arg_required_else_help = true)]
     Grant(grant::Command),
+    /// What you may do, and which rule says so
+    #[command(subcommand, arg_required_else_help = true)]
+    Auth(can_i::Command),
     /// List objects of the hub's API
     Get(get::Args),
     /// Delete objects of the hub's API
     Delete(delete::Args),
+    /// Who did what
+    #[command(subcommand, arg_required_else_help = true)]
+    Audit(audit::Command),
     /// Run a hub
     Hub(Box<hub::Args>),
     /// Run a cluster's agent
@@ -143,6 +155,10 @@ async fn ask(command: Command) -> anyhow::Result<ExitCode> {
         Command::Apikey(command) => apikey::run(command).await,
         Command::User(command) => user::run(command).await,
         Command::Grant(command) => grant::run(command).await,
+        Command::Group(command) => group::run(command).await,
+        Command::Principals(command) => principals::run(command).await,
+        Command::Audit(command) => return audit::run(command).await,
+        Command::Auth(command) => return can_i::run(command).await,
         Command::Get(args) => get::run(args).await,
         Command::Delete(args) => delete::run(args).await,
         Command::Kube(command) => kube::run(command).await,

@@ -8,7 +8,7 @@ use crate::{
     target::HubUrl,
     text,
 };
-use moorline_hub::{Config, Hub, HubError};
+use moorline_hub::{Config, Hub, HubError, OnFailure, logins::config::ProviderConfig};
 use moorline_plugin::Factory;
 use moorline_proto::id::{HubName, TrustDomain};
 use serde::Deserialize;
@@ -87,6 +87,18 @@ struct FileConfig {
     threads: Option<NonZeroUsize>,
     /// A table for each plugin; `enabled: false` switches it off.
     plugins: BTreeMap<String, serde_json::Value>,
+    logins: Vec<ProviderConfig>,
+    recheck_logins: Option<String>,
+    audit: AuditConfig,
+}
+
+/// How the audit log is kept.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct AuditConfig {
+    max_file_mib: Option<u64>,
+    keep_files: Option<usize>,
+    on_failure: OnFailure,
 }
 
 /// `moorline hub`: returns when a signal has ended it.
@@ -145,6 +157,17 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
     }
     config.plugins =
         Factory::build(plugins::ALL, file.plugins).map_err(|e| usage(e.to_string(), "see docs/src/plugins.md"))?;
+    config.logins = file.logins;
+    config.audit_on_failure = file.audit.on_failure;
+    if let Some(mib) = file.audit.max_file_mib {
+        config.audit_rotation.max_bytes = mib << 20;
+    }
+    if let Some(keep) = file.audit.keep_files {
+        config.audit_rotation.keep = keep;
+    }
+    if let Some(every) = file.recheck_logins {
+        config.recheck_logins = daemon::span(&every, "recheckLogins")?;
+    }
     let log_format = args.log_format.or(file.log_format).unwrap_or(LogFormat::Text);
     Ok((config, Process { log_format, threads: args.threads.or(file.threads).unwrap_or(THREADS) }))
 }

@@ -4,6 +4,7 @@ use crate::{
     client::{ApiError, Client, field, tls_words},
     failure::{advise, usage},
     output::{DataArgs, data},
+    providers::{self, ProviderArgs, Way},
     session,
     settings::{KnownHub, Secret, Settings},
     target::{HubArgs, HubUrl},
@@ -28,6 +29,9 @@ Examples:
   moorline login https://hub.example:8443 --user anna --ca-pin sha256:4f2a…
   moorline login --user ci --password-stdin < password.txt
   pass show moorline/key | moorline login https://hub.example:8443 --ca-file ca.crt --token-stdin
+  moorline login --list                                   the login providers of the hub
+  moorline login --provider corp --user anna              a password of the company's directory
+  moorline login --provider sso                           by browser; --device: with a code, from any machine
 
 The login is kept in $XDG_CONFIG_HOME/moorline/config.yaml, readable by you alone.
 Programs need no login: they set MOORLINE_HUB, MOORLINE_CA_FILE and MOORLINE_API_KEY.")]
@@ -44,6 +48,8 @@ pub struct LoginArgs {
     /// Read an API key from standard input instead of a password
     #[arg(long, conflicts_with_all = ["password_stdin", "user", "ttl"])]
     token_stdin: bool,
+    #[command(flatten)]
+    through: ProviderArgs,
     /// How long the login lasts, such as 8h [default: the hub's rule]
     #[arg(long, value_name = "TIME", value_parser = text::duration)]
     ttl: Option<Duration>,
@@ -69,27 +75,46 @@ pub async fn login(args: LoginArgs) -> anyhow::Result<()> {
         hub.token = Some(Secret::new(text::secret_from_stdin()?));
         let me = Client::new(&hub, STEP)?.get("/auth/whoami").await.context("the hub did not take the key")?;
         hub.user = Some(field(&me, "/user")?.to_owned());
+    } else if args.through.list {
+        return providers::list(&Client::new(&hub, STEP)?).await;
     } else {
-        let user = user_name(&args, known)?;
-        let password = password(&args, &user)?;
-        let mut body = json!({ "username": user, "password": password });
-        if let Some(ttl) = args.ttl {
-            body["ttlSeconds"] = ttl.as_secs().into();
-        }
         let client = Client::new(&hub, STEP)?;
-        let answer = match client.call(Method::POST, "/auth/login", Some(&body)).await {
-            Err(ApiError::Refused { code: StatusCode::UNAUTHORIZED, .. }) => {
-                return Err(advise(
-                    "wrong user name or password",
-                    "an administrator can set a new one: moorline user set-password",
-                ));
-            }
-            other => other?,
-        };
-        hub.user = Some(user);
+        let way = providers::way(&client, &args.through).await?;
+        let answer = prove(&args, way, &client, known).await?;
         session::take(&mut hub, &answer)?;
     }
     session::forget(&hub.url);
+    finish(hub)
+}
+
+/// The hub's answer to whoever proved who they are, in the way that their provider wants.
+async fn prove(args: &LoginArgs, way: Way, client: &Client, known: Option<&KnownHub>) -> anyhow::Result<Value> {
+    let provider = args.through.provider.as_deref().unwrap_or_default();
+    match way {
+        Way::Browser => return providers::by_browser(client, provider, args.ttl, !args.through.no_browser).await,
+        Way::Device => return providers::by_device(client, provider, args.ttl).await,
+        Way::Password => {}
+    }
+    let user = user_name(args, known)?;
+    let mut body = json!({ "username": user, "password": password(args, &user)? });
+    if let Some(ttl) = args.ttl {
+        body["ttlSeconds"] = ttl.as_secs().into();
+    }
+    if !provider.is_empty() {
+        body["provider"] = provider.into();
+    }
+    match client.call(Method::POST, "/auth/login", Some(&body)).await {
+        Err(ApiError::Refused { code: StatusCode::UNAUTHORIZED, .. }) => Err(advise(
+            "wrong user name or password",
+            "an administrator can set a new one: moorline user set-password; other ways in: moorline login --list",
+        )),
+        other => Ok(other?),
+    }
+}
+
+/// Keeps the login.
+fn finish(hub: KnownHub) -> anyhow::Result<()> {
+    let url = hub.url.clone();
     let until = hub
         .login_expires
         .as_deref()

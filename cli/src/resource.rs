@@ -17,6 +17,9 @@ pub enum Resource {
     /// A person or machine that may log in
     #[value(name = "users", alias = "user")]
     User,
+    /// Users and providers' groups under one name
+    #[value(name = "groups", alias = "group")]
+    Group,
     /// A login or API key
     #[value(name = "tokens", alias = "token")]
     Token,
@@ -35,6 +38,7 @@ impl Resource {
             Self::Cluster => "clusters",
             Self::Agent => "agents",
             Self::User => "users",
+            Self::Group => "groups",
             Self::Token => "tokens",
             Self::JoinToken => "jointokens",
             Self::ClusterGrant => "clustergrants",
@@ -47,6 +51,7 @@ impl Resource {
             Self::Cluster => "cluster",
             Self::Agent => "agent",
             Self::User => "user",
+            Self::Group => "group",
             Self::Token => "token",
             Self::JoinToken => "jointoken",
             Self::ClusterGrant => "clustergrant",
@@ -59,6 +64,7 @@ impl Resource {
             Self::Cluster => "Cluster",
             Self::Agent => "Agent",
             Self::User => "User",
+            Self::Group => "Group",
             Self::Token => "Token",
             Self::JoinToken => "JoinToken",
             Self::ClusterGrant => "ClusterGrant",

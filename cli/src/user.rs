@@ -35,6 +35,13 @@ A new user may use no cluster yet; next: moorline grant create --user NAME --clu
     Enable(NameArgs),
     /// Set a user's password
     SetPassword(SetPasswordArgs),
+    /// Link a user to who they are at a login provider
+    #[command(after_help = "\
+Examples:
+  moorline principals search anna -o wide                  shows each subject
+  moorline user link anna --provider corp --subject 6f9619ff-8b86-d011-b42d-00c04fc964ff
+  moorline user link anna --provider corp --unlink")]
+    Link(LinkArgs),
     /// Show or change a user's groups
     #[command(after_help = "\
 Examples:
@@ -95,6 +102,24 @@ pub struct SetPasswordArgs {
     hub: HubArgs,
 }
 
+/// `moorline user link`
+#[derive(Debug, clap::Args)]
+pub struct LinkArgs {
+    /// User name
+    name: String,
+    /// The login provider
+    #[arg(short, long, value_name = "NAME")]
+    provider: String,
+    /// The provider's own unchanging id of them, as principals search or a refused login shows it
+    #[arg(long, value_name = "ID", required_unless_present = "unlink")]
+    subject: Option<String>,
+    /// Take the link away: they come in through this provider no more
+    #[arg(long, conflicts_with = "subject")]
+    unlink: bool,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
 /// `moorline user groups`
 #[derive(Debug, clap::Args)]
 pub struct GroupsArgs {
@@ -123,6 +148,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
             let (password, show) = password(&args.password, &args.name)?;
             set_password(&client, &args.name, &password, show).await
         }
+        Command::Link(args) => link(args).await,
         Command::Groups(args) => groups(args).await,
     }
 }
@@ -181,6 +207,21 @@ async fn disable(args: NameArgs, disabled: bool) -> anyhow::Result<()> {
     let client = args.hub.client()?;
     client.merge(Resource::User, &args.name, &json!({ "spec": { "disabled": disabled } })).await?;
     text::say(&format!("user {} {}.", args.name, if disabled { "disabled" } else { "enabled" }));
+    Ok(())
+}
+
+async fn link(args: LinkArgs) -> anyhow::Result<()> {
+    let client = args.hub.client()?;
+    let user = client.get(&Resource::User.path(&args.name)).await?;
+    let now = user.pointer("/spec/identities").and_then(Value::as_array).cloned().unwrap_or_default();
+    let others = now.into_iter().filter(|identity| identity["provider"] != args.provider.as_str());
+    let new = args.subject.map(|subject| json!({ "provider": args.provider, "subject": subject }));
+    let identities: Vec<Value> = others.chain(new).collect();
+    let version = user.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
+    let patch = json!({ "metadata": { "resourceVersion": version }, "spec": { "identities": identities } });
+    client.merge(Resource::User, &args.name, &patch).await?;
+    let done = if args.unlink { "no longer linked" } else { "linked" };
+    text::say(&format!("user {} {done} to {}.", args.name, args.provider));
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use moorline_plugin::Plugin;
 use moorline_proto::id::{HubName, TrustDomain};
+use moorline_proxy::audit::{OnFailure, files::Rotation};
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -39,6 +40,14 @@ pub struct Config {
     pub access_life: Duration,
     /// How long one key signs access tokens before the next one does.
     pub signing_key_life: Duration,
+    /// Where people prove who they are, besides the passwords that this hub keeps.
+    pub logins: Vec<moorline_logins::config::ProviderConfig>,
+    /// How often providers are asked again about those who are logged in through them.
+    pub recheck_logins: Duration,
+    /// When a file of the audit log is set aside, and how many are kept.
+    pub audit_rotation: Rotation,
+    /// What happens while the audit log cannot be written.
+    pub audit_on_failure: OnFailure,
     /// Bounds.
     pub limits: Limits,
 }
@@ -60,6 +69,10 @@ impl Config {
             plugins: Vec::new(),
             access_life: moorline_authz::access_token::MAX_LIFE,
             signing_key_life: Duration::from_secs(30 * 24 * 3600),
+            logins: Vec::new(),
+            recheck_logins: Duration::from_secs(60),
+            audit_rotation: Rotation::default(),
+            audit_on_failure: OnFailure::default(),
             limits: Limits::default(),
         }
     }
@@ -216,6 +229,12 @@ pub struct Limits {
     pub password_wait: Duration,
     /// Failed logins of one user from one address before the next is refused, earned back one each 10 s.
     pub login_burst: u32,
+    /// Failed logins of one user from wherever before the next is refused, earned back one each 20 s.
+    pub user_burst: u32,
+    /// What providers are asked again with, kept for so many users.
+    pub renewals: usize,
+    /// Searches of the audit log at a time; each reads files for up to 10 s. More get 429.
+    pub audit_searches: usize,
     /// Logins from one address at once, of whatever users, earned back one each second.
     pub address_burst: u32,
     /// Joins from one address at once, earned back one each second.
@@ -260,6 +279,9 @@ impl Default for Limits {
             password_queue: 64,
             password_wait: Duration::from_secs(5),
             login_burst: 10,
+            user_burst: 50,
+            renewals: 100_000,
+            audit_searches: 2,
             address_burst: 100,
             join_burst: 100,
             remembered: 10_000,

@@ -1,8 +1,10 @@
 //! Users, tokens and grants in memory, kept up to date by the store's own watches: who asks is decided without I/O.
 
 use crate::{
-    kinds::{ClusterGrantSpec, TokenSpec, UserSpec},
+    kinds::{ClusterGrantSpec, GroupSpec, TokenSpec, UserSpec},
     lease::Lease,
+    login::LOCAL,
+    members::{Members, own},
     metrics::Metrics,
     records::{Change, RecordError, Records},
 };
@@ -35,6 +37,13 @@ pub(crate) struct Authenticated {
     pub lease: Lease,
 }
 
+impl Authenticated {
+    /// Whether they administer the hub with the token that they showed: one that is restricted does not.
+    pub fn administers(&self) -> bool {
+        self.identity.is_admin() && self.clusters.is_none() && self.verbs.is_none()
+    }
+}
+
 /// How often a token and its user are read while they change.
 const FETCHES: u32 = 5;
 
@@ -44,6 +53,8 @@ struct TokenEntry {
     /// `metadata.uid` of the user that it was made for: a namesake made later is somebody else.
     user_uid: String,
     proof: Proof,
+    /// Of a login that another than this hub vouched for.
+    provider: Option<String>,
     expires: SystemTime,
     clusters: Option<Arc<[String]>>,
     verbs: Option<Arc<[String]>>,
@@ -62,7 +73,16 @@ enum Proof {
 #[derive(Debug)]
 struct UserEntry {
     uid: String,
+    /// Their own, and those that providers tell.
+    own: Vec<String>,
+    /// These, and all that they lie in.
     groups: Vec<String>,
+    /// Providers that stand for them.
+    live: Vec<String>,
+    /// Who they are at providers.
+    identities: Vec<(String, String)>,
+    /// Of the object: what the watch tells late is not put over what is known by then.
+    revision: u64,
     gone: CancellationToken,
 }
 
@@ -71,6 +91,9 @@ struct Maps {
     tokens: HashMap<String, TokenEntry>,
     users: HashMap<String, UserEntry>,
     grants: BTreeMap<String, Grant>,
+    members: Members,
+    /// Provider and subject to user.
+    owners: HashMap<(String, String), String>,
 }
 
 /// The index. Cutting open streams is its job too: each hangs on the tokens handed out here.
@@ -82,12 +105,52 @@ pub(crate) struct Directory {
     records: Records,
     metrics: Metrics,
     verifier: Arc<Verifier>,
+    /// Names of the login providers that are configured.
+    providers: Vec<String>,
 }
 
 impl Directory {
     /// Knows callers by API keys, and by access tokens that `verifier` takes.
-    pub fn new(records: Records, metrics: Metrics, verifier: Arc<Verifier>) -> Self {
-        Self { maps: RwLock::default(), index: watch::Sender::default(), records, metrics, verifier }
+    pub fn new(records: Records, metrics: Metrics, verifier: Arc<Verifier>, providers: Vec<String>) -> Self {
+        Self { maps: RwLock::default(), index: watch::Sender::default(), records, metrics, verifier, providers }
+    }
+
+    /// Who is this at that provider, as far as is known here.
+    pub fn owner_of(&self, provider: &str, subject: &str) -> Option<String> {
+        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+        maps.owners.get(&(provider.to_owned(), subject.to_owned())).cloned()
+    }
+
+    /// What was just written, before the watch tells it.
+    pub fn learn(&self, user: &Object<UserSpec>) {
+        self.put_user(user);
+    }
+
+    /// All groups of a user as they are now.
+    pub fn groups_of(&self, user: &str) -> Option<Vec<String>> {
+        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+        maps.users.get(user).filter(|user| !user.gone.is_cancelled()).map(|user| user.groups.clone())
+    }
+
+    /// A change of a group.
+    pub fn group_changed(&self, change: &Change<GroupSpec>) {
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        let Maps { users, members, .. } = &mut *maps;
+        match change {
+            Change::Put(group) => members.put(&group.metadata.name, &group.spec),
+            Change::Gone(name) => members.remove(name),
+        }
+        for (name, user) in users {
+            let groups = members.of(name, &user.own);
+            if user.groups == groups {
+                continue;
+            }
+            if user.groups.iter().any(|group| !groups.contains(group)) && !user.gone.is_cancelled() {
+                self.cut(&user.gone);
+                user.gone = CancellationToken::new();
+            }
+            user.groups = groups;
+        }
     }
 
     /// All grants.
@@ -159,6 +222,10 @@ impl Directory {
         if user.gone.is_cancelled() || user.uid != entry.user_uid {
             return Found::No;
         }
+        // A login lasts no longer than its provider stands for its user.
+        if entry.provider.as_ref().is_some_and(|provider| !user.live.contains(provider)) {
+            return Found::No;
+        }
         let mut identity = Identity::new(entry.user.clone(), user.groups.iter().cloned());
         identity.uid = user.uid.clone();
         let lease = Lease { token: entry.gone.clone(), user: user.gone.clone(), expires: entry.expires };
@@ -169,6 +236,9 @@ impl Directory {
 
     /// Fills the index. Run before anybody is served.
     pub fn load(&self) -> Result<(), RecordError> {
+        for group in self.records.list::<GroupSpec>()? {
+            self.group_changed(&Change::Put(Box::new(group)));
+        }
         for user in self.records.list::<UserSpec>()? {
             self.put_user(&user);
         }
@@ -189,6 +259,7 @@ impl Directory {
                 let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
                 if let Some(user) = maps.users.remove(name) {
                     self.cut(&user.gone);
+                    user.identities.iter().for_each(|identity| drop(maps.owners.remove(identity)));
                 }
             }
         }
@@ -230,9 +301,16 @@ impl Directory {
     fn put_user(&self, user: &Object<UserSpec>) {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         let name = user.metadata.name.clone();
-        let (uid, groups) = (user.metadata.uid.clone(), user.spec.groups.clone());
+        let uid = user.metadata.uid.clone();
+        let revision = user.metadata.resource_version.parse().unwrap_or_default();
+        if maps.users.get(&name).is_some_and(|known| known.uid == uid && revision < known.revision) {
+            return;
+        }
+        let (live, own) = own(&user.spec, user.status.as_ref(), &self.providers);
+        let groups = maps.members.of(&name, &own);
         let known = maps.users.get(&name);
-        let less = known.is_some_and(|old| old.uid != uid || old.groups.iter().any(|group| !groups.contains(group)));
+        let lost = |before: &[String], now: &[String]| before.iter().any(|one| !now.contains(one));
+        let less = known.is_some_and(|old| old.uid != uid || lost(&old.groups, &groups) || lost(&old.live, &live));
         let mut gone = match known {
             Some(old) if !less && !old.gone.is_cancelled() => old.gone.clone(),
             Some(old) => {
@@ -246,7 +324,13 @@ impl Directory {
         } else if gone.is_cancelled() {
             gone = CancellationToken::new();
         }
-        maps.users.insert(name, UserEntry { uid, groups, gone });
+        let identities: Vec<_> = user.spec.identities.iter().map(|i| (i.provider.clone(), i.subject.clone())).collect();
+        let before = known.map(|old| old.identities.clone()).unwrap_or_default();
+        before.iter().for_each(|identity| drop(maps.owners.remove(identity)));
+        for identity in &identities {
+            maps.owners.insert(identity.clone(), name.clone());
+        }
+        maps.users.insert(name, UserEntry { uid, own, groups, live, identities, revision, gone });
     }
 
     fn put_token(&self, token: &Object<TokenSpec>) {
@@ -273,12 +357,15 @@ impl Directory {
             }
             None => CancellationToken::new(),
         };
-        maps.tokens.insert(id.clone(), TokenEntry { user, user_uid, proof, expires, clusters, verbs, gone });
+        let provider = token.spec.provider.clone().filter(|provider| provider != LOCAL);
+        maps.tokens.insert(id.clone(), TokenEntry { user, user_uid, proof, provider, expires, clusters, verbs, gone });
     }
 
     fn put_grant(&self, grant: &Object<ClusterGrantSpec>) {
         let spec = grant.spec.clone();
-        let made = Grant { users: spec.users, groups: spec.groups, clusters: spec.clusters, as_groups: spec.as_groups };
+        let name = grant.metadata.name.clone();
+        let made =
+            Grant { name, users: spec.users, groups: spec.groups, clusters: spec.clusters, as_groups: spec.as_groups };
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         maps.grants.insert(grant.metadata.name.clone(), made);
         self.index.send_replace(Arc::new(Grants::new(maps.grants.values().cloned())));

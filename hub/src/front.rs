@@ -3,6 +3,9 @@
 #![allow(clippy::result_large_err)] // a refusal is the answer itself, made once and moved out
 
 mod answers;
+mod auditing;
+mod providers;
+mod rights;
 mod tokens;
 
 use crate::{
@@ -56,7 +59,13 @@ pub(crate) struct Front {
     pub api: HubApi,
     pub plugins: Arc<Host>,
     pub joiner: Arc<Joiner>,
-    pub logins: Logins,
+    pub logins: Arc<Logins>,
+    /// The audit log, for searches.
+    pub audit_path: std::path::PathBuf,
+    /// Searches at a time.
+    pub searches: Semaphore,
+    /// `https://host:port`, where browsers find this hub.
+    pub public_url: String,
     pub issuer: Arc<Issuer>,
     pub audit: Arc<dyn AuditSink>,
     pub health: Arc<dyn Health>,
@@ -70,6 +79,12 @@ pub(crate) struct Front {
     pub alive: Arc<Alive>,
     /// Of [`Limits::bodies_of_strangers`].
     pub strangers: Semaphore,
+}
+
+/// Of a login's body, for its record.
+#[derive(Deserialize)]
+struct ProviderAsked {
+    provider: Option<String>,
 }
 
 /// The one answer to everybody who is not known, whatever is wrong.
@@ -210,14 +225,27 @@ impl Front {
                 Ok(body) => self.login(&body, remote).await,
                 Err(response) => response,
             },
+            (&Method::GET | &Method::HEAD, "/auth/providers") => self.list_providers(),
+            (&Method::POST, "/auth/code") => self.redeem(request, remote).await,
+            (&Method::POST, "/auth/device") => self.start_device(request, remote).await,
+            (&Method::POST, "/auth/device/poll") => self.poll_device(request, remote).await,
+            (&Method::GET, path) if path.starts_with("/auth/start/") => {
+                let provider = path.trim_start_matches("/auth/start/");
+                self.start_browser(&request, provider, remote).await
+            }
+            (&Method::GET, path) if path.starts_with("/auth/callback/") => {
+                let provider = path.trim_start_matches("/auth/callback/");
+                self.browser_came_back(&request, provider, remote).await
+            }
             (&Method::GET | &Method::HEAD, "/auth/keys") => self.public_keys(),
             (&Method::POST, "/auth/refresh") => self.by_refresh_token(request, remote, false).await,
             (&Method::POST, "/auth/logout") if !request.headers().contains_key(header::AUTHORIZATION) => {
                 self.by_refresh_token(request, remote, true).await
             }
-            (_, "/agent/join" | "/auth/login" | "/auth/refresh") => {
-                closing(StatusCode::METHOD_NOT_ALLOWED, "only POST")
-            }
+            (
+                _,
+                "/agent/join" | "/auth/login" | "/auth/refresh" | "/auth/code" | "/auth/device" | "/auth/device/poll",
+            ) => closing(StatusCode::METHOD_NOT_ALLOWED, "only POST"),
             _ => self.authenticated(request, &path, remote).await,
         }
     }
@@ -252,6 +280,9 @@ impl Front {
                     Err(response) => response,
                 }
             }
+            (&Method::GET, "/auth/audit") => self.search_audit(&request, &who).await,
+            (&Method::GET, "/auth/principals") => self.principals(&request, &who).await,
+            (&Method::POST, "/auth/can-i") => self.can_i(request, &who).await,
             (&Method::POST, "/auth/token") => self.cluster_token(request, &who).await,
             (&Method::POST, "/auth/keys/rotate") => self.rotate_keys(request, &who, remote).await,
             _ if HubApi::serves(path) => {
@@ -294,10 +325,9 @@ impl Front {
             Err(error) => login_refused(&error),
         };
         let code = response.status();
-        // What was refused unseen is counted, not recorded: nobody fills the log by asking often.
-        if !matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            self.audit.push(audit::event("create", "/auth/login", &user, remote, code.as_u16(), "logins", ""));
-        }
+        let asked = serde_json::from_slice::<ProviderAsked>(body).ok().and_then(|asked| asked.provider);
+        let known = asked.filter(|name| self.logins.provider(name).is_ok()).unwrap_or_default();
+        self.audit_login("/auth/login", &user, &known, remote, code);
         response
     }
 

@@ -44,7 +44,8 @@ macro_rules! kind {
 }
 kind!(ClusterSpec, ClusterStatus, "Cluster", "clusters", "cluster", &[]);
 kind!(AgentSpec, AgentStatus, "Agent", "agents", "agent", &[]);
-kind!(UserSpec, NoStatus, "User", "users", "user", &[]);
+kind!(UserSpec, UserStatus, "User", "users", "user", &[]);
+kind!(GroupSpec, NoStatus, "Group", "groups", "group", &[]);
 kind!(TokenSpec, TokenStatus, "Token", "tokens", "token", &[]);
 kind!(JoinTokenSpec, JoinTokenStatus, "JoinToken", "jointokens", "jointoken", &[]);
 kind!(ClusterGrantSpec, NoStatus, "ClusterGrant", "clustergrants", "clustergrant", &["grant", "grants"]);
@@ -189,6 +190,70 @@ pub struct UserSpec {
     /// Nothing is permitted, and every open stream is cut.
     #[serde(default)]
     pub disabled: bool,
+    /// Who this user is at login providers, one or several of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub identities: Vec<UserIdentity>,
+}
+
+/// Who a user is at one login provider.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UserIdentity {
+    /// Name of the provider in the hub's configuration.
+    #[schemars(length(min = 1, max = 32))]
+    pub provider: String,
+    /// The provider's own unchanging id of them: objectGUID, entryUUID, sub, a number.
+    #[schemars(length(min = 1, max = 256))]
+    pub subject: String,
+}
+
+/// What login providers say of a user.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UserStatus {
+    /// One for each provider that they have come in through.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub identities: Vec<IdentityStatus>,
+}
+
+/// What one login provider says of a user.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IdentityStatus {
+    /// Name of the provider.
+    pub provider: String,
+    /// The provider's own unchanging id of them.
+    pub subject: String,
+    /// What they are called there.
+    pub username: String,
+    /// Their groups there, without the provider's name that they carry here.
+    pub groups: Vec<String>,
+    /// RFC 3339: when they last proved who they are.
+    pub last_proven: String,
+    /// Why the provider no longer stands for them. Absent: it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub gone: Option<String>,
+}
+
+/// A group: users, and groups of login providers or of this hub. Its name is a group of all of them, to grants and to
+/// clusters. The group moorline:admins is the hub's administrators.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupSpec {
+    /// A name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", length(max = 256))]
+    pub display_name: Option<String>,
+    /// User names.
+    #[serde(default)]
+    #[schemars(length(max = 10000))]
+    pub users: Vec<String>,
+    /// Groups of login providers, as PROVIDER:GROUP, and of this hub.
+    #[serde(default)]
+    #[schemars(length(max = 10000))]
+    pub groups: Vec<String>,
 }
 
 /// Nothing.

@@ -19,6 +19,7 @@ mod known;
 mod lease;
 mod listener;
 mod login;
+mod members;
 mod metrics;
 mod ops;
 pub mod pki;
@@ -33,6 +34,9 @@ mod standby;
 mod start;
 mod status;
 mod websocket;
+
+pub use moorline_logins as logins;
+pub use moorline_proxy::audit::{OnFailure, files as audit_files};
 
 pub use config::{Config, ConfigError, Limits};
 pub use start::{Hub, HubError};

@@ -1,7 +1,13 @@
-//! Passwords in, logins out.
+//! Proofs in, logins out: which provider is asked, how often, and whose login comes of it.
+
+mod admit;
+mod local;
+mod recheck;
+mod rounds;
 
 use crate::{
     config::{Config, Limits},
+    directory::Directory,
     issue::{IssueError, Issued, Issuer, Proven},
     kinds::{TokenSpec, UserSpec},
     metrics::Metrics,
@@ -9,18 +15,18 @@ use crate::{
     records::{RecordError, Records},
     status::time,
 };
+use local::{Hashing, Local};
 use moorline_apiserver::Object;
 use moorline_authz::password;
+use moorline_logins::{LoginProvider, Proof, Providers, Secret};
+pub(crate) use rounds::{AtProvider, Redeemable, Rounds, Turn};
 use serde::Deserialize;
 use std::{
+    collections::HashMap,
     net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
-use tokio::{sync::Semaphore, time::timeout};
 
 /// Lengths of a password, in bytes.
 pub const PASSWORD: std::ops::RangeInclusive<usize> = 8..=1024;
@@ -33,6 +39,8 @@ pub(crate) const LOCAL: &str = "local";
 struct LoginRequest {
     username: String,
     password: String,
+    #[serde(default)]
+    provider: Option<String>,
     #[serde(default)]
     ttl_seconds: Option<u64>,
 }
@@ -47,83 +55,184 @@ pub(crate) enum LoginError {
     Often(Duration),
     #[error("too many logins at this moment; try again")]
     Busy,
+    /// They proved who they are, and are not let in.
+    #[error("{0}")]
+    Refused(String),
+    /// A provider does not answer: nobody comes in through it.
+    #[error("login provider {0:?} does not answer; try again, or log in through another: --provider")]
+    Away(String),
     #[error("{0}")]
     Bad(&'static str),
     #[error("the store: {0}")]
     Store(#[from] RecordError),
 }
 
-/// Checks passwords, some at a time.
+impl LoginError {
+    /// For metrics: one of a fixed set.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Wrong => "wrong",
+            Self::Often(_) => "too_often",
+            Self::Busy => "busy",
+            Self::Refused(_) => "refused",
+            Self::Away(_) => "provider_away",
+            Self::Bad(_) => "bad_request",
+            Self::Store(_) => "store",
+        }
+    }
+}
+
+/// All providers, and what keeps them from being asked too often.
 pub(crate) struct Logins {
     records: Records,
+    directory: Arc<Directory>,
     metrics: Metrics,
-    limits: Limits,
     issuer: Arc<Issuer>,
-    slots: Semaphore,
-    waiting: AtomicUsize,
+    hashing: Arc<Hashing>,
+    providers: Providers,
+    pub rounds: Rounds,
+    /// What asks again about somebody, by provider and subject. In memory alone: after a restart providers that need
+    /// it are asked again once their users have logged in anew.
+    renewals: Mutex<HashMap<(String, String), Secret>>,
     rate: RateLimit<(String, IpAddr)>,
+    users: RateLimit<String>,
     addresses: RateLimit<IpAddr>,
+    limits: Limits,
 }
 
 impl Logins {
-    pub fn new(records: Records, metrics: Metrics, issuer: Arc<Issuer>, config: &Config) -> Self {
+    pub fn new(
+        records: Records,
+        directory: Arc<Directory>,
+        metrics: Metrics,
+        issuer: Arc<Issuer>,
+        others: Providers,
+        config: &Config,
+    ) -> Self {
         let limits = config.limits.clone();
+        let hashing = Arc::new(Hashing::new(limits.clone()));
+        let local: Arc<dyn LoginProvider> = Arc::new(Local { records: records.clone(), hashing: Arc::clone(&hashing) });
         Self {
             records,
+            directory,
             metrics,
             issuer,
-            slots: Semaphore::new(limits.password_checks),
-            waiting: AtomicUsize::new(0),
+            hashing,
+            providers: std::iter::once(local).chain(others).collect(),
+            rounds: Rounds::new(limits.remembered),
+            renewals: Mutex::default(),
             rate: RateLimit::new(limits.login_burst, Duration::from_secs(10), limits.remembered),
+            users: RateLimit::new(limits.user_burst, Duration::from_secs(20), limits.remembered),
             addresses: RateLimit::new(limits.address_burst, Duration::from_secs(1), limits.remembered),
             limits,
         }
     }
 
-    /// One login, counted.
+    /// All, the local one first.
+    pub fn providers(&self) -> &Providers {
+        &self.providers
+    }
+
+    /// The one of that name.
+    pub fn provider(&self, name: &str) -> Result<&Arc<dyn LoginProvider>, LoginError> {
+        let found = self.providers.iter().find(|provider| provider.name() == name);
+        found.ok_or(LoginError::Bad("this hub has no such login provider; see: moorline login --list"))
+    }
+
+    /// One login with a password, counted. The name of the provider, where one was asked.
     pub async fn login(&self, body: &[u8], remote: IpAddr) -> Result<Issued, LoginError> {
-        let result = self.decide(body, remote).await;
-        let label = match &result {
-            Ok(_) => "ok",
-            Err(LoginError::Wrong) => "wrong",
-            Err(LoginError::Often(_)) => "too_often",
-            Err(LoginError::Busy) => "busy",
-            Err(LoginError::Bad(_)) => "bad_request",
-            Err(LoginError::Store(_)) => "store",
-        };
-        self.metrics.logins.with_label_values(&[label]).inc();
+        let result = self.by_password(body, remote).await;
+        self.count(&result);
         result
     }
 
-    async fn decide(&self, body: &[u8], remote: IpAddr) -> Result<Issued, LoginError> {
+    /// Counts what came of a login.
+    pub fn count<T>(&self, result: &Result<T, LoginError>) {
+        let label = result.as_ref().map_or_else(LoginError::label, |_| "ok");
+        self.metrics.logins.with_label_values(&[label]).inc();
+    }
+
+    /// One more attempt from an address.
+    pub fn from_address(&self, remote: IpAddr) -> Result<(), LoginError> {
+        self.addresses.take(&remote, Instant::now()).map_err(LoginError::Often)
+    }
+
+    /// That attempt was a lawful one.
+    pub fn lawful(&self, remote: IpAddr) {
+        self.addresses.give_back(&remote);
+    }
+
+    async fn by_password(&self, body: &[u8], remote: IpAddr) -> Result<Issued, LoginError> {
         let request: LoginRequest = serde_json::from_slice(body)
             .map_err(|_| LoginError::Bad("the body must be {\"username\", \"password\"}"))?;
-        if request.password.len() > *PASSWORD.end() || request.username.len() > 253 || request.username.is_empty() {
+        let provider = self.provider(request.provider.as_deref().unwrap_or(LOCAL))?;
+        let (name, password) = (request.username, Secret::new(request.password));
+        if name.is_empty() || 256 < name.len() || *PASSWORD.end() < password.reveal().len() {
             return Err(LoginError::Wrong);
         }
-        // Guesses at many users from one address would keep everybody else from logging in.
-        self.addresses.take(&remote, Instant::now()).map_err(LoginError::Often)?;
-        let key = (request.username.clone(), remote);
+        // Guesses at many users from one address, and at one user from many, must not be for nothing.
+        self.from_address(remote)?;
+        let who = format!("{}/{}", provider.name(), name.to_lowercase());
+        let key = (who.clone(), remote);
         self.rate.take(&key, Instant::now()).map_err(LoginError::Often)?;
-        let name_ok = moorline_apiserver::dns_subdomain(&request.username).is_ok();
-        let user = if name_ok { self.records.get::<UserSpec>(&request.username)? } else { None };
-        let hash = match &user {
-            Some(user) => self.records.password(&user.metadata.name),
-            None => None,
-        };
-        let known = hash.is_some();
-        let hash = hash.unwrap_or_else(|| password::decoy().to_owned());
-        let right = self.check(request.password, hash).await?;
-        let user = user.filter(|user| known && right && !user.spec.disabled).ok_or(LoginError::Wrong)?;
+        self.users.take(&who, Instant::now()).map_err(LoginError::Often)?;
+        let proof = provider.password(&name, &password).await.map_err(|e| self.understood(provider.name(), e))?;
+        let user = self.admit(provider.name(), &proof).await?;
         self.rate.give_back(&key);
-        self.addresses.give_back(&remote);
-        let life = request.ttl_seconds.map(Duration::from_secs);
-        let issued = self.issuer.issue(Proven { user: &user, provider: LOCAL, life }).await;
-        issued.map_err(|error| match error {
+        self.users.give_back(&who);
+        self.lawful(remote);
+        self.issue(&user, provider.name(), request.ttl_seconds).await
+    }
+
+    /// A provider's refusal, in the words of this hub; the reason goes to the log.
+    pub fn understood(&self, provider: &str, error: moorline_logins::LoginError) -> LoginError {
+        use moorline_logins::LoginError as Theirs;
+        tracing::info!(provider, reason = error.label(), "a login was refused: {}", error.why());
+        match error {
+            Theirs::Wrong { .. } => LoginError::Wrong,
+            Theirs::NotAllowed { why } => LoginError::Refused(why),
+            Theirs::Unavailable { .. } => LoginError::Away(provider.to_owned()),
+            Theirs::Busy => LoginError::Busy,
+            Theirs::Unsupported => LoginError::Bad("this login provider takes no such login"),
+        }
+    }
+
+    /// The user whom a proof stands for.
+    pub async fn admit(&self, provider: &str, proof: &Proof) -> Result<Object<UserSpec>, LoginError> {
+        let user = admit::admit(&self.records, &self.directory, provider, proof).await?;
+        self.keep_renewal(provider, proof);
+        Ok(user)
+    }
+
+    fn keep_renewal(&self, provider: &str, proof: &Proof) {
+        let Some(renewal) = &proof.renewal else { return };
+        let mut all = self.renewals.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (provider.to_owned(), proof.subject.clone());
+        // Over the bound nobody is asked about again by it: their logins last as long as they were made for.
+        if all.len() < self.limits.renewals || all.contains_key(&key) {
+            all.insert(key, renewal.clone());
+        }
+    }
+
+    /// A login for somebody who was admitted.
+    pub async fn issue(
+        &self,
+        user: &Object<UserSpec>,
+        provider: &str,
+        ttl_seconds: Option<u64>,
+    ) -> Result<Issued, LoginError> {
+        let life = ttl_seconds.map(Duration::from_secs);
+        self.issuer.issue(Proven { user, provider, life }).await.map_err(|error| match error {
             IssueError::TooLong => LoginError::Bad("ttlSeconds is over what this hub permits"),
             IssueError::Store(error) => LoginError::Store(error),
             IssueError::Over | IssueError::Reused => LoginError::Wrong,
         })
+    }
+
+    /// The user of a code that was redeemed: still there, still let in.
+    pub fn user_of(&self, redeemed: &Redeemable) -> Result<Object<UserSpec>, LoginError> {
+        let user = self.records.get::<UserSpec>(&redeemed.user)?;
+        user.filter(|user| user.metadata.uid == redeemed.user_uid && !user.spec.disabled).ok_or(LoginError::Wrong)
     }
 
     /// A new API key.
@@ -168,30 +277,8 @@ impl Logins {
         if !PASSWORD.contains(&new.len()) {
             return Err(LoginError::Bad("a password has 8 to 1024 bytes"));
         }
-        let hash =
-            self.blocking(move || password::hash(&new)).await?.map_err(|_| LoginError::Bad("not a usable password"))?;
+        let hash = self.hashing.run(move || password::hash(&new)).await.ok_or(LoginError::Busy)?;
+        let hash = hash.map_err(|_| LoginError::Bad("not a usable password"))?;
         Ok(self.records.set_password(user, &hash).await?)
-    }
-
-    async fn check(&self, password: String, hash: String) -> Result<bool, LoginError> {
-        self.blocking(move || password::verify(&password, &hash)).await
-    }
-
-    /// Hashing takes memory and a core: some at a time, some waiting, nobody for long.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, LoginError> {
-        struct Waiting<'a>(&'a AtomicUsize);
-        impl Drop for Waiting<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waiting = Waiting(&self.waiting);
-        if before >= self.limits.password_queue {
-            return Err(LoginError::Busy);
-        }
-        let slot = timeout(self.limits.password_wait, self.slots.acquire()).await;
-        let Ok(Ok(_slot)) = slot else { return Err(LoginError::Busy) };
-        tokio::task::spawn_blocking(work).await.map_err(|_| LoginError::Busy)
     }
 }

@@ -13,6 +13,7 @@ pub(crate) struct Metrics {
     pub joins: IntCounterVec,
     pub logins: IntCounterVec,
     pub refreshes: IntCounterVec,
+    pub rechecks: IntCounterVec,
     pub bad_tokens: IntCounterVec,
     pub connections: IntGauge,
     pub connections_refused: IntCounter,
@@ -23,6 +24,7 @@ pub(crate) struct Metrics {
     pub fallback_streams: IntCounter,
     pub refusals: IntCounterVec,
     pub status_writes: IntCounterVec,
+    pub audit_cut: IntCounter,
 }
 
 impl Metrics {
@@ -61,6 +63,11 @@ impl Metrics {
                 "Access tokens refused, by cause",
                 &["cause"],
             )?,
+            rechecks: counters(
+                "moorline_hub_login_rechecks_total",
+                "Questions to login providers about who is logged in, by answer",
+                &["result"],
+            )?,
             logins: counters("moorline_hub_logins_total", "Logins by result", &["result"])?,
             connections_refused: counter("moorline_hub_connections_refused_total", "Connections over the bound")?,
             accept_errors: counter("moorline_hub_accept_errors_total", "Failures of accept(2)")?,
@@ -79,6 +86,7 @@ impl Metrics {
                 "Requests that ended at the front door, by reason",
                 &["reason"],
             )?,
+            audit_cut: counter("moorline_hub_audit_cut_total", "Starts that found the audit log cut")?,
             status_writes: counters("moorline_hub_status_writes_total", "Writes of status by result", &["result"])?,
         })
     }

@@ -1,6 +1,8 @@
 //! The kinds as the API server is told of them: columns, rules, and what happens at creation.
 
-use crate::kinds::{AgentSpec, CONNECTED, ClusterGrantSpec, ClusterSpec, JoinTokenSpec, TokenSpec, UserSpec};
+use crate::kinds::{
+    AgentSpec, CONNECTED, ClusterGrantSpec, ClusterSpec, GroupSpec, JoinTokenSpec, TokenSpec, UserSpec,
+};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use moorline_apiserver::{ApiError, Cause, Column, Created, KindSpec, Object, Spec, Store, dns_label};
@@ -28,7 +30,7 @@ pub(crate) struct JoinFacts {
 
 /// All kinds.
 pub(crate) fn all(store: &Store, join: JoinFacts) -> Vec<KindSpec> {
-    vec![cluster(), agent(), user(), token(store.clone()), join_token(store.clone(), Arc::new(join)), grant()]
+    vec![cluster(), agent(), user(), group(), token(store.clone()), join_token(store.clone(), Arc::new(join)), grant()]
 }
 
 /// Makes a token the property of what it is for: it goes with it, and a namesake made later has nothing of it.
@@ -111,9 +113,9 @@ fn agent() -> KindSpec {
 
 fn user() -> KindSpec {
     KindSpec::of::<UserSpec>()
-        .without_status()
         .column(Column::at("Display-Name", "/spec/displayName"))
         .column(Column::with("Groups", joined("/spec/groups")))
+        .column(Column::with("Providers", providers))
         .column(Column::at("Disabled", "/spec/disabled").typed("boolean"))
         .validate(|object, _| {
             let groups = object.pointer("/spec/groups").and_then(Value::as_array);
@@ -125,9 +127,32 @@ fn user() -> KindSpec {
             if text(object, "/metadata/name").starts_with("system:") {
                 wrong.push(invalid("metadata.name", "users of Kubernetes itself are not made here"));
             }
+            let identities = object.pointer("/spec/identities").and_then(Value::as_array);
+            let mut seen = std::collections::BTreeSet::new();
+            if identities.into_iter().flatten().any(|i| !seen.insert(text(i, "/provider").to_owned())) {
+                wrong.push(invalid("spec.identities", "one identity of each provider"));
+            }
             wrong
         })
         .owns(&["tokens"])
+}
+
+fn providers(object: &Value) -> Value {
+    let list = object.pointer("/spec/identities").and_then(Value::as_array);
+    let names: Vec<&str> = list.into_iter().flatten().map(|i| text(i, "/provider")).collect();
+    Value::from(if names.is_empty() { "<none>".to_owned() } else { names.join(",") })
+}
+
+fn group() -> KindSpec {
+    KindSpec::of::<GroupSpec>()
+        .without_status()
+        .name_rule(|name| match name {
+            moorline_authz::identity::ADMINS => Ok(()),
+            _ => moorline_apiserver::dns_subdomain(name).map(drop).map_err(|e| e.to_string()),
+        })
+        .column(Column::at("Display-Name", "/spec/displayName"))
+        .column(Column::with("Users", joined("/spec/users")))
+        .column(Column::with("Groups", joined("/spec/groups")))
 }
 
 /// `expires` must be a time, and on creation one to come.

@@ -61,6 +61,9 @@ pub enum HubError {
     /// The settings.
     #[error("settings: {0}")]
     Config(#[from] ConfigError),
+    /// A login provider.
+    #[error("settings: {0}")]
+    Logins(#[from] moorline_logins::config::ConfigError),
     /// The data folder.
     #[error("cannot use the data folder {dir}: make it, or give the hub's user the right to write there")]
     DataDir {
@@ -173,6 +176,7 @@ impl Hub {
     /// See [`HubError`]; nothing is left running.
     pub async fn start(config: Config, registry: &prometheus::Registry) -> Result<Self, HubError> {
         config.validate()?;
+        let providers = moorline_logins::config::build(&config.logins)?;
         let dir = config.data_dir.clone();
         files::private_folder(&dir).map_err(|source| HubError::DataDir { dir: dir.clone(), source })?;
         // The store's lock comes first: a second hub must not touch the authority's files.
@@ -202,12 +206,26 @@ impl Hub {
         forget_sessions(&records).await?;
         let signing = Arc::new(Signing::open(records.clone(), &config).await.map_err(HubError::Records)?);
         let issuer = Arc::new(Issuer::new(records.clone(), Arc::clone(&signing), &config));
-        let logins = Logins::new(records.clone(), metrics.clone(), Arc::clone(&issuer), &config);
+        let names = config.logins.iter().map(|provider| provider.name.clone()).collect();
+        let directory = Arc::new(Directory::new(records.clone(), metrics.clone(), signing.verifier(), names));
+        let logins = Logins::new(
+            records.clone(),
+            Arc::clone(&directory),
+            metrics.clone(),
+            Arc::clone(&issuer),
+            providers,
+            &config,
+        );
+        let logins = Arc::new(logins);
         bootstrap(&config, &records, &logins, &authority).await?;
-        let directory = Arc::new(Directory::new(records.clone(), metrics.clone(), signing.verifier()));
 
         let audit_path = dir.join("audit.log");
-        let audit = FileSink::open(&audit_path).map_err(|source| HubError::Audit { path: audit_path, source })?;
+        let opened = FileSink::open(&audit_path, config.audit_rotation.clone(), config.audit_on_failure);
+        let (audit, found) = opened.map_err(|source| HubError::Audit { path: audit_path.clone(), source })?;
+        if found.cut {
+            metrics.audit_cut.inc();
+            tracing::error!(path = %audit_path.display(), "the audit log was cut since it was last written; see: moorline audit verify");
+        }
         let sink: Arc<dyn AuditSink> = Arc::clone(&audit) as Arc<dyn AuditSink>;
         let session_registry = Arc::new(Registry::default());
         let status = StatusWriter::default();
@@ -266,7 +284,10 @@ impl Hub {
             api: HubApi::new(server, rules),
             plugins: Arc::clone(&host),
             joiner,
-            logins,
+            logins: Arc::clone(&logins),
+            public_url: config.public_url.clone(),
+            audit_path: audit_path.clone(),
+            searches: Semaphore::new(config.limits.audit_searches),
             issuer: Arc::clone(&issuer),
             audit: sink,
             health: Arc::clone(&health),
@@ -321,6 +342,7 @@ impl Hub {
         background.spawn(plugins::follow(records.watch(), clusters));
         background.spawn(signing.run(kill.clone()));
         background.spawn(issuer.sweep(kill.clone()));
+        background.spawn(logins.recheck(config.recheck_logins, kill.clone()));
         background.spawn(alive.while_running(Part::Tcp, port.serve(tcp)));
         let udp = serve_quic(Arc::clone(&quic), Arc::clone(&sessions), stop.clone());
         background.spawn(alive.while_running(Part::Quic, udp));

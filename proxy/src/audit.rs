@@ -1,5 +1,11 @@
-//! One line of JSON for every call that crosses the hub.
+//! One line of JSON for every call that crosses the hub, each a link of a chain.
 
+pub mod chain;
+pub mod files;
+pub mod search;
+
+use chain::Chain;
+use files::{Found, LogFile, Output, Rotation};
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 use std::{
@@ -8,7 +14,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc,
     },
     time::Duration,
@@ -152,6 +158,17 @@ pub fn now() -> String {
     format!("{:.6}", jiff::Timestamp::now())
 }
 
+/// What happens while the log cannot be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OnFailure {
+    /// No call passes: none goes unrecorded.
+    #[default]
+    Refuse,
+    /// Calls pass. Records over the bound are lost; how many is counted, and recorded once the log can be written.
+    Continue,
+}
+
 /// Writes one JSON line for each record, from a thread of its own: a slow disk holds up no other task.
 pub struct FileSink {
     /// `None` once closed.
@@ -161,41 +178,52 @@ pub struct FileSink {
     /// What is at the front cannot be written.
     failed: Arc<AtomicBool>,
     closing: Arc<AtomicBool>,
+    /// Records that were not kept, since they were last told of, and in all.
+    lost: Arc<Lost>,
+    policy: OnFailure,
     most: usize,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 impl FileSink {
-    /// Opens (creating with mode 0600) or appends.
+    /// Opens a log (creating it with mode 0600) and goes on with it.
     ///
     /// # Errors
-    /// The file cannot be opened for appending.
-    pub fn open(path: &Path) -> io::Result<Arc<Self>> {
-        let mut options = std::fs::OpenOptions::new();
-        options.create(true).append(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        Self::to_writer(options.open(path)?, QUEUE)
+    /// The file cannot be opened for appending, or its end cannot be read.
+    pub fn open(path: &Path, rotation: Rotation, policy: OnFailure) -> io::Result<(Arc<Self>, Found)> {
+        let (log, found) = LogFile::open(path, rotation)?;
+        Ok((Self::to_writer(log, found.chain.clone(), QUEUE, policy)?, found))
     }
 
-    /// Writes to `out`; at most `most` records wait before calls are refused.
+    /// Records that were not kept, in all: none but with [`OnFailure::Continue`].
+    pub fn lost(&self) -> u64 {
+        self.lost.all.load(Ordering::Acquire)
+    }
+
+    /// Whether the log is written.
+    pub fn healthy(&self) -> bool {
+        !self.failed.load(Ordering::Acquire)
+    }
+
+    /// Writes to `out`, on from `chain`; at most `most` records wait before calls are refused.
     ///
     /// # Errors
     /// No thread could be started.
-    pub fn to_writer(mut out: impl io::Write + Send + 'static, most: usize) -> io::Result<Arc<Self>> {
+    pub fn to_writer(mut out: impl Output, mut chain: Chain, most: usize, policy: OnFailure) -> io::Result<Arc<Self>> {
         // Bounded by `admit`, not by the channel: see the trait.
         let (sender, lines) = mpsc::channel::<Vec<u8>>();
         let (waiting, room) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
         let (failed, closing) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let shared = (waiting.clone(), room.clone(), failed.clone(), closing.clone());
+        let lost = Arc::new(Lost::default());
+        let shared = (waiting.clone(), room.clone(), failed.clone(), closing.clone(), lost.clone());
         let writer = std::thread::Builder::new().name("audit".to_owned()).spawn(move || {
-            let (waiting, room, failed, closing) = shared;
+            let (waiting, room, failed, closing, lost) = shared;
             let mut batch = Vec::new();
             while let Ok(first) = lines.recv() {
                 // One wake-up and one write for all that come close together: each costs as much as a small request.
                 std::thread::sleep(GATHER);
-                batch.extend_from_slice(&first);
-                let more = lines.try_iter().take(most).map(|line| batch.extend_from_slice(&line)).count();
+                chain.seal(&first, &mut batch);
+                let more = lines.try_iter().take(most).map(|line| chain.seal(&line, &mut batch)).count();
                 let mut rest = &batch[..];
                 // A record is never given up: one that cannot be written waits, and no call is admitted meanwhile.
                 while let Err(error) = write(&mut out, &mut rest) {
@@ -209,13 +237,18 @@ impl FileSink {
                 }
                 failed.store(false, Ordering::Release);
                 batch.clear();
+                lost.tell(&mut chain, &mut batch);
+                if let Err(error) = write(&mut out, &mut &batch[..]).and_then(|()| out.settled(&chain)) {
+                    tracing::error!("the audit log stays in its old file: {error}");
+                }
+                batch.clear();
                 batch.shrink_to(BATCH);
                 waiting.fetch_sub(1 + more, Ordering::AcqRel);
                 room.notify_waiters();
             }
         })?;
         let (lines, writer) = (Mutex::new(Some(sender)), Mutex::new(Some(writer)));
-        Ok(Arc::new(Self { lines, waiting, room, failed, closing, most, writer }))
+        Ok(Arc::new(Self { lines, waiting, room, failed, closing, lost, policy, most, writer }))
     }
 
     /// Writes out what is queued, tried once more where it could not be written, and ends the thread. Later records
@@ -231,8 +264,40 @@ impl FileSink {
     }
 
     fn has_room(&self) -> bool {
+        if self.policy == OnFailure::Continue {
+            return true;
+        }
         let writes = !self.failed.load(Ordering::Acquire);
         writes && self.waiting.load(Ordering::Acquire) < self.most && lock(&self.lines).is_some()
+    }
+}
+
+/// Records that were not kept.
+#[derive(Debug, Default)]
+struct Lost {
+    /// Not told of yet.
+    now: AtomicU64,
+    all: AtomicU64,
+}
+
+impl Lost {
+    fn add(&self) {
+        self.now.fetch_add(1, Ordering::AcqRel);
+        self.all.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The log itself says what it lacks.
+    fn tell(&self, chain: &mut Chain, out: &mut Vec<u8>) {
+        let lost = self.now.swap(0, Ordering::AcqRel);
+        if lost > 0 {
+            tracing::error!(lost, "audit records were lost while the log could not be written");
+            let (at, words) =
+                (now(), "records were lost here: the log could not be written, and calls went on by policy");
+            chain.seal(
+                format!("{{\"stageTimestamp\":\"{at}\",\"lostRecords\":{lost},\"message\":\"{words}\"}}").as_bytes(),
+                out,
+            );
+        }
     }
 }
 
@@ -274,12 +339,15 @@ impl AuditSink for FileSink {
     }
 
     fn push(&self, event: Event) {
+        if self.policy == OnFailure::Continue && self.most <= self.waiting.load(Ordering::Acquire) {
+            self.lost.add();
+            return;
+        }
         // One record is one line: JSON escapes every control character within strings.
         let mut line = Vec::with_capacity(LINE);
         if serde_json::to_writer(&mut line, &event).is_err() {
             return;
         }
-        line.push(b'\n');
         if let Some(lines) = &*lock(&self.lines) {
             self.waiting.fetch_add(1, Ordering::AcqRel);
             if lines.send(line).is_err() {

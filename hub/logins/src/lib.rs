@@ -196,6 +196,9 @@ pub struct Principal {
     /// A name for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub display_name: Option<String>,
+    /// A user's unchanging id there, by which they can be linked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
 }
 
 /// One place where people can prove who they are. What a provider does not do is [`LoginError::Unsupported`].

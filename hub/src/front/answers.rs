@@ -45,6 +45,8 @@ pub(super) fn login_refused(error: &LoginError) -> Response<Body> {
         LoginError::Wrong => status_response(StatusCode::UNAUTHORIZED, &message),
         LoginError::Often(wait) => later(StatusCode::TOO_MANY_REQUESTS, &message, *wait),
         LoginError::Busy => later(StatusCode::SERVICE_UNAVAILABLE, &message, Duration::from_secs(1)),
+        LoginError::Refused(_) => status_response(StatusCode::FORBIDDEN, &message),
+        LoginError::Away(_) => later(StatusCode::SERVICE_UNAVAILABLE, &message, Duration::from_secs(5)),
         LoginError::Bad(_) => status_response(StatusCode::BAD_REQUEST, &message),
         LoginError::Store(error) => store_failed(error),
     }

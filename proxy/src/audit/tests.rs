@@ -24,6 +24,7 @@ struct Gate {
     called: Sender<()>,
     go: Receiver<()>,
 }
+impl Output for Gate {}
 impl io::Write for Gate {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let _ = self.called.send(());
@@ -39,7 +40,7 @@ impl io::Write for Gate {
 async fn z14_one_record_is_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("audit.log");
-    let sink = FileSink::open(&path).unwrap();
+    let sink = FileSink::open(&path, Rotation::default(), OnFailure::Refuse).unwrap().0;
     sink.record(event("a\n{\"fake\":1}")).await.unwrap();
     sink.record(event("b")).await.unwrap();
     sink.close().await;
@@ -61,7 +62,7 @@ async fn z14_one_record_is_one_line() {
 #[tokio::test(start_paused = true)]
 async fn f49_a_blocked_sink_refuses_after_100_ms_and_recovers() {
     let ((called, was_called), (release, go)) = (channel(), channel());
-    let sink = FileSink::to_writer(Gate { called, go }, 2).unwrap();
+    let sink = FileSink::to_writer(Gate { called, go }, Chain::default(), 2, OnFailure::Refuse).unwrap();
     sink.record(event("a")).await.unwrap();
     was_called.recv().unwrap(); // the writer is stuck with the first
     sink.record(event("b")).await.unwrap();
@@ -84,6 +85,7 @@ async fn f49_a_blocked_sink_refuses_after_100_ms_and_recovers() {
 /// A disk of which the test says how many more bytes it takes.
 #[derive(Clone, Default)]
 struct Disk(Arc<Mutex<(usize, Vec<u8>)>>);
+impl Output for Disk {}
 impl io::Write for Disk {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut disk = lock(&self.0);
@@ -104,7 +106,7 @@ impl io::Write for Disk {
 async fn s70_with_a_full_disk_no_call_is_admitted_and_no_record_lost() {
     let disk = Disk::default();
     lock(&disk.0).0 = 10; // a part of the first line
-    let sink = FileSink::to_writer(disk.clone(), 8).unwrap();
+    let sink = FileSink::to_writer(disk.clone(), Chain::default(), 8, OnFailure::Refuse).unwrap();
     sink.record(event("a")).await.unwrap();
     while !sink.failed.load(Ordering::Acquire) {
         tokio::task::yield_now().await;
@@ -126,7 +128,30 @@ async fn s70_with_a_full_disk_no_call_is_admitted_and_no_record_lost() {
 
 #[tokio::test]
 async fn a_full_disk_does_not_hold_up_the_end() {
-    let sink = FileSink::to_writer(Disk::default(), 8).unwrap();
+    let sink = FileSink::to_writer(Disk::default(), Chain::default(), 8, OnFailure::Refuse).unwrap();
     sink.record(event("a")).await.unwrap();
     sink.close().await;
+}
+
+#[tokio::test]
+async fn s70_where_calls_go_on_by_policy_the_log_says_what_it_lacks() {
+    let disk = Disk::default();
+    let sink = FileSink::to_writer(disk.clone(), Chain::default(), 2, OnFailure::Continue).unwrap();
+    sink.record(event("a")).await.unwrap();
+    while sink.healthy() {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..5 {
+        assert_eq!(sink.record(event("b")).await, Ok(()), "calls go on");
+    }
+    assert_eq!(sink.lost(), 4, "one waits with the first, for two may");
+    lock(&disk.0).0 = usize::MAX;
+    while !sink.healthy() || sink.waiting.load(Ordering::Acquire) != 0 {
+        tokio::task::yield_now().await;
+    }
+    sink.close().await;
+    let text = String::from_utf8(lock(&disk.0).1.clone()).unwrap();
+    let mut chain = Chain::default();
+    text.lines().for_each(|line| chain.follow(line.as_bytes()).unwrap());
+    assert_eq!((text.lines().count(), text.matches("\"lostRecords\":4").count()), (3, 1), "{text}");
 }

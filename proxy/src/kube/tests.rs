@@ -138,6 +138,7 @@ impl World {
     async fn call_as(&self, act_as: Option<ActAs>, request: Request<Body>) -> Response<Body> {
         let ann = Identity { uid: "u1".into(), ..Identity::new("ann", ["dev"]) };
         let grants = Grants::new([Grant {
+            name: "g".into(),
             users: vec!["ann".into()],
             clusters: vec!["a".into()],
             as_groups: vec!["ops".into()],

@@ -3,6 +3,7 @@
 
 pub mod browser;
 pub mod github;
+pub mod hub;
 pub mod oidc;
 pub mod pki;
 pub mod process;

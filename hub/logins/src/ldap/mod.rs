@@ -263,14 +263,18 @@ impl Ldap {
     ) -> Result<Vec<Principal>, LoginError> {
         let options = SearchOptions::new().sizelimit(i32::try_from(most).unwrap_or(i32::MAX));
         handle.with_search_options(options).with_timeout(limits::LOGIN);
-        let answer = handle.search(base, Scope::Subtree, filter, vec![naming, "displayName"]).await.map_err(lost)?;
+        let answer = handle
+            .search(base, Scope::Subtree, filter, vec![naming, "displayName", &self.id_attribute])
+            .await
+            .map_err(lost)?;
         if !matches!(answer.1.rc, 0 | SIZE_LIMIT | NO_SUCH_OBJECT) {
             return Err(LoginError::unavailable(format!("the search failed: {}", answer.1)));
         }
         let entries = answer.0.into_iter().filter(|e| !e.is_ref() && !e.is_intermediate()).map(SearchEntry::construct);
         let principal = |entry: SearchEntry| {
             let first = |name| attribute(&entry, name).and_then(|values| values.first().cloned());
-            Some(Principal { kind, name: first(naming)?, display_name: first("displayName") })
+            let subject = (kind == "user").then(|| self.subject(&entry)).flatten();
+            Some(Principal { kind, name: first(naming)?, display_name: first("displayName"), subject })
         };
         Ok(entries.filter_map(principal).take(most).collect())
     }

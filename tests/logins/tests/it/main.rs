@@ -3,5 +3,6 @@
 
 mod active_directory;
 mod github;
+mod hub;
 mod ldap;
 mod oidc;

@@ -1,0 +1,120 @@
+//! Users whose password this hub keeps, as one provider among others.
+
+use super::{LOCAL, PASSWORD};
+use crate::{config::Limits, kinds::UserSpec, records::Records};
+use futures_util::{FutureExt, future::BoxFuture};
+use moorline_authz::password;
+use moorline_logins::{LoginError, LoginProvider, Principal, Proof, Secret, Way};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+use tokio::{sync::Semaphore, time::timeout};
+
+/// Hashing: some at a time, some waiting, nobody for long. Each takes memory and a core.
+pub(crate) struct Hashing {
+    slots: Semaphore,
+    waiting: AtomicUsize,
+    limits: Limits,
+}
+
+struct Waiting<'a>(&'a AtomicUsize);
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Hashing {
+    pub fn new(limits: Limits) -> Self {
+        Self { slots: Semaphore::new(limits.password_checks), waiting: AtomicUsize::new(0), limits }
+    }
+
+    /// `None`: too many wait, or it took too long to begin.
+    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(&self.waiting);
+        if before >= self.limits.password_queue {
+            return None;
+        }
+        let slot = timeout(self.limits.password_wait, self.slots.acquire()).await;
+        let Ok(Ok(_slot)) = slot else { return None };
+        tokio::task::spawn_blocking(work).await.ok()
+    }
+}
+
+pub(crate) struct Local {
+    pub records: Records,
+    pub hashing: Arc<Hashing>,
+}
+
+impl Local {
+    async fn check(&self, name: &str, secret: &Secret) -> Result<Proof, LoginError> {
+        if *PASSWORD.end() < secret.reveal().len() || name.is_empty() || 253 < name.len() {
+            return Err(LoginError::Wrong { why: "an empty or overlong user name or password".to_owned() });
+        }
+        let away = |e: crate::records::RecordError| LoginError::Unavailable { why: format!("the store: {e}") };
+        let sound = moorline_apiserver::dns_subdomain(name).is_ok();
+        let user = if sound { self.records.get::<UserSpec>(name).map_err(away)? } else { None };
+        let hash = user.as_ref().and_then(|user| self.records.password(&user.metadata.name));
+        let known = hash.is_some();
+        // For somebody who is not known it takes as long.
+        let hash = hash.unwrap_or_else(|| password::decoy().to_owned());
+        let secret = secret.clone();
+        let right = self.hashing.run(move || password::verify(secret.reveal(), &hash)).await.ok_or(LoginError::Busy)?;
+        let user = user.filter(|_| known && right);
+        let user = user.ok_or_else(|| LoginError::Wrong { why: "no such user, no password, or another".to_owned() })?;
+        Ok(Proof {
+            subject: user.metadata.uid,
+            username: user.metadata.name,
+            display_name: user.spec.display_name,
+            groups: Vec::new(),
+            renewal: None,
+        })
+    }
+
+    fn look_for(&self, text: &str, most: usize) -> Result<Vec<Principal>, LoginError> {
+        let away = |e: crate::records::RecordError| LoginError::Unavailable { why: format!("the store: {e}") };
+        let text = text.to_lowercase();
+        let fits = |name: &str, shown: Option<&str>| {
+            name.to_lowercase().contains(&text) || shown.is_some_and(|shown| shown.to_lowercase().contains(&text))
+        };
+        let users = self.records.list::<UserSpec>().map_err(away)?.into_iter().filter_map(|user| {
+            let shown = user.spec.display_name;
+            fits(&user.metadata.name, shown.as_deref()).then_some(Principal {
+                kind: "user",
+                name: user.metadata.name,
+                display_name: shown,
+                subject: None,
+            })
+        });
+        let groups = self.records.list::<crate::kinds::GroupSpec>().map_err(away)?.into_iter().filter_map(|group| {
+            let shown = group.spec.display_name;
+            fits(&group.metadata.name, shown.as_deref()).then_some(Principal {
+                kind: "group",
+                name: group.metadata.name,
+                display_name: shown,
+                subject: None,
+            })
+        });
+        Ok(users.take(most).chain(groups.take(most)).collect())
+    }
+}
+
+impl LoginProvider for Local {
+    fn name(&self) -> &str {
+        LOCAL
+    }
+    fn kind(&self) -> &'static str {
+        LOCAL
+    }
+    fn ways(&self) -> &'static [Way] {
+        &[Way::Password]
+    }
+    fn password<'a>(&'a self, user: &'a str, password: &'a Secret) -> BoxFuture<'a, Result<Proof, LoginError>> {
+        self.check(user, password).boxed()
+    }
+    fn search<'a>(&'a self, text: &'a str, most: usize) -> BoxFuture<'a, Result<Vec<Principal>, LoginError>> {
+        std::future::ready(self.look_for(text, most)).boxed()
+    }
+}

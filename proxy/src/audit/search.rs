@@ -1,0 +1,152 @@
+//! Looks through a log: by user, cluster, verb and time. What was written last comes last.
+
+use super::files::{MAX_LINE, all};
+use jiff::Timestamp;
+use serde_json::Value;
+use std::{
+    collections::VecDeque,
+    fs, io,
+    io::{BufRead, Read},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// What is looked for: all of it must fit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Query {
+    /// Who asked, or as whom.
+    pub user: Option<String>,
+    /// Name of the cluster.
+    pub cluster: Option<String>,
+    /// Kubernetes verb.
+    pub verb: Option<String>,
+    /// A resource such as `pods`, or `pods/exec`.
+    pub resource: Option<String>,
+    /// From then on.
+    pub since: Option<Timestamp>,
+    /// Before then.
+    pub until: Option<Timestamp>,
+    /// The newest of these, so many.
+    pub limit: usize,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Answer {
+    /// Oldest first.
+    pub records: Vec<Value>,
+    /// The time was up before all of the log was read: there may be more.
+    pub partial: bool,
+}
+
+impl Query {
+    /// Texts that a record's line must have, to pass over most lines without reading them as JSON.
+    fn needles(&self) -> Vec<String> {
+        let named = [&self.user, &self.cluster, &self.verb];
+        named.into_iter().flatten().filter_map(|text| serde_json::to_string(text).ok()).collect()
+    }
+
+    /// Whether a record fits.
+    pub fn fits(&self, record: &Value) -> bool {
+        let text = |pointer: &str| record.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let is = |wanted: &Option<String>, found: &[&str]| wanted.as_deref().is_none_or(|w| found.contains(&w));
+        let resource = match (text("/objectRef/resource"), text("/objectRef/subresource")) {
+            (resource, "") => resource.to_owned(),
+            (resource, sub) => format!("{resource}/{sub}"),
+        };
+        let at = text("/stageTimestamp").parse::<Timestamp>().ok();
+        is(&self.user, &[text("/user/username"), text("/impersonatedUser/username")])
+            && is(&self.cluster, &[text("/annotations/moorline.dev~1cluster")])
+            && is(&self.verb, &[text("/verb")])
+            && is(&self.resource, &[&resource, text("/objectRef/resource")])
+            && self.since.is_none_or(|since| at.is_some_and(|at| since <= at))
+            && self.until.is_none_or(|until| at.is_some_and(|at| at < until))
+    }
+}
+
+/// Reads the newest files first, until enough is found or `patience` is over.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn search(path: &Path, query: &Query, patience: Duration) -> io::Result<Answer> {
+    let (begun, needles) = (Instant::now(), query.needles());
+    let mut answer = Answer::default();
+    for file in all(path).iter().rev() {
+        let mut found: VecDeque<Value> = VecDeque::new();
+        let room = query.limit.saturating_sub(answer.records.len());
+        if room == 0 {
+            break;
+        }
+        let mut reader = io::BufReader::new(match fs::File::open(file) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // removed or set aside just now
+            Err(error) => return Err(error),
+        });
+        let mut line = String::new();
+        let mut bytes = Vec::new();
+        loop {
+            bytes.clear();
+            line.clear();
+            if reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut bytes)? == 0 {
+                break;
+            }
+            if begun.elapsed() > patience {
+                answer.partial = true;
+                break;
+            }
+            let Ok(text) = std::str::from_utf8(&bytes) else { continue };
+            if !needles.iter().all(|needle| text.contains(needle)) {
+                continue;
+            }
+            let Ok(record) = serde_json::from_str::<Value>(text) else { continue };
+            if query.fits(&record) {
+                found.push_back(record);
+                if found.len() > room {
+                    found.pop_front();
+                }
+            }
+        }
+        found.extend(std::mem::take(&mut answer.records));
+        answer.records = found.into();
+        if answer.partial {
+            break;
+        }
+    }
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_newest_that_fit_are_found_over_all_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = |n: u32, user: &str, verb: &str, cluster: &str| {
+            json!({ "n": n, "user": { "username": user }, "verb": verb, "stageTimestamp": format!("2026-11-21T10:00:{n:02}Z"),
+                    "objectRef": { "resource": "pods", "subresource": "exec" },
+                    "annotations": { "moorline.dev/cluster": cluster } }).to_string() + "\n"
+        };
+        let old = line(1, "ann", "get", "a") + &line(2, "bob", "get", "a") + "{\"torn\n";
+        fs::write(dir.path().join("audit-00000000000000000001.log"), old).unwrap();
+        let path = dir.path().join("audit.log");
+        fs::write(&path, line(3, "ann", "list", "b") + &line(4, "ann", "get", "a") + &line(5, "ann", "get", "b"))
+            .unwrap();
+        let ask = |query: Query| {
+            let found = search(&path, &query, Duration::from_secs(9)).unwrap().records;
+            found.iter().map(|r| r["n"].as_u64().unwrap()).collect::<Vec<_>>()
+        };
+        let some = |text: &str| Some(text.to_owned());
+        let base = Query { limit: 10, ..Query::default() };
+        assert_eq!(ask(base.clone()), [1, 2, 3, 4, 5]);
+        assert_eq!(ask(Query { limit: 2, ..base.clone() }), [4, 5]);
+        assert_eq!(ask(Query { user: some("ann"), verb: some("get"), ..base.clone() }), [1, 4, 5]);
+        assert_eq!(ask(Query { cluster: some("b"), ..base.clone() }), [3, 5]);
+        assert_eq!(ask(Query { resource: some("pods/exec"), user: some("bob"), ..base.clone() }), [2]);
+        assert!(ask(Query { resource: some("secrets"), ..base.clone() }).is_empty());
+        let at = |s: &str| Some(s.parse().unwrap());
+        let between = Query { since: at("2026-11-21T10:00:02Z"), until: at("2026-11-21T10:00:04Z"), ..base };
+        assert_eq!(ask(between), [2, 3]);
+    }
+}
