@@ -3,6 +3,7 @@
 use crate::{
     daemon::{self, Process},
     failure::usage,
+    hubstate,
     logging::LogFormat,
     plugins,
     target::HubUrl,
@@ -21,6 +22,7 @@ const THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 
 /// `moorline hub`
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "\
 Examples:
   moorline hub --data-dir ./hub --name 127.0.0.1                         try it on one machine
@@ -32,6 +34,8 @@ Flags go before environment, environment before the file. The file has the flags
 (dataDir: /var/lib/moorline-hub, names: [hub.example]); a key that is not known is an error.
 MOORLINE_LOG filters the log, such as info,moorline_link=debug.")]
 pub struct Args {
+    #[command(subcommand)]
+    state: Option<hubstate::Command>,
     /// YAML file with these settings
     #[arg(long, value_name = "FILE", env = "MOORLINE_CONFIG")]
     config: Option<PathBuf>,
@@ -103,6 +107,9 @@ struct AuditConfig {
 
 /// `moorline hub`: returns when a signal has ended it.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if let Some(command) = args.state {
+        return hubstate::run(command).map(|()| ExitCode::SUCCESS);
+    }
     let (config, process) = resolve(args)?;
     config.validate().map_err(|e| usage(e.to_string(), "the rules are in --help"))?;
     daemon::run(process, |stop, registry, notifier| async move {

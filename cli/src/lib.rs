@@ -20,6 +20,7 @@ mod get;
 mod grant;
 mod group;
 mod hub;
+mod hubstate;
 mod kube;
 mod kubeconfig;
 mod logging;

@@ -3,4 +3,5 @@
 use moorline_plugin::Factory;
 
 /// Each by its factory. No other place names them.
-pub const ALL: &[Factory] = &[Factory::of::<moorline_plugin_rbac::Rbac>()];
+pub const ALL: &[Factory] =
+    &[Factory::of::<moorline_plugin_rbac::Rbac>(), Factory::of::<moorline_plugin_projects::Projects>()];

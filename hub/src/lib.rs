@@ -5,8 +5,11 @@
 
 mod alive;
 mod audit;
+pub mod backup;
 mod bootstrap;
 pub mod config;
+#[cfg(unix)]
+mod control;
 mod directory;
 mod files;
 mod follow;

@@ -202,6 +202,8 @@ impl Hub {
         if orphans > 0 {
             tracing::info!(orphans, "removed what a deletion that was cut short had left");
         }
+        #[cfg(unix)]
+        let server_store = store.clone();
         let records = Records::new(store, Arc::clone(&server));
         forget_sessions(&records).await?;
         let signing = Arc::new(Signing::open(records.clone(), &config).await.map_err(HubError::Records)?);
@@ -339,6 +341,13 @@ impl Hub {
         let mut background = JoinSet::new();
         directory.load()?;
         follow::start(&mut background, &directory, &sessions, &records, &kill, &alive);
+        #[cfg(unix)]
+        match crate::control::listen(&dir) {
+            Ok(socket) => {
+                background.spawn(crate::control::serve(socket, server_store, dir.clone(), kill.clone()));
+            }
+            Err(error) => tracing::warn!(%error, "no control socket: backups can be made while this hub does not run"),
+        }
         background.spawn(plugins::follow(records.watch(), clusters));
         background.spawn(signing.run(kill.clone()));
         background.spawn(issuer.sweep(kill.clone()));

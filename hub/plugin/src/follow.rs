@@ -13,11 +13,14 @@ use tokio::sync::watch;
 /// Objects of a kind, by name.
 pub type All<S> = BTreeMap<String, Arc<HubObject<S>>>;
 
+/// All objects of a kind as they are now; `None` until they were listed.
+pub type Known<S> = watch::Receiver<Option<Arc<All<S>>>>;
+
 /// Follows a kind. The receiver has `None` until everything was listed once; the future has to be driven, and ends with
 /// the receiver.
 pub fn follow<S: Spec>(
     client: kube::Client,
-) -> (watch::Receiver<Option<Arc<All<S>>>>, impl Future<Output = Result<(), PluginError>> + Send) {
+) -> (Known<S>, impl Future<Output = Result<(), PluginError>> + Send) {
     let (tell, seen) = watch::channel(None);
     let work = async move {
         let api: Api<HubObject<S>> = Api::all(client);

@@ -36,7 +36,7 @@ mod view;
 pub use client::{Backend, Body, BoxError};
 pub use condition::{Condition, set_condition};
 pub use factory::{Configured, Factory, FactoryError};
-pub use follow::{All, follow};
+pub use follow::{All, Known, follow};
 pub use host::{Access, Host, HostError, Readiness};
 pub use kind::PluginKind;
 pub use metrics::PluginMetrics;
@@ -47,3 +47,8 @@ pub use plugin::{Plugin, PluginError};
 pub use register::{Registration, RouteAnswer, RouteRequest};
 pub use select::ClusterSelector;
 pub use view::{ClusterFacts, ClusterView, Clusters, HubView};
+
+/// The guide's code is built and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/src/write-a-plugin.md")]
+struct Guide;

@@ -107,6 +107,11 @@ impl Board {
         }
     }
 
+    /// Whether a cluster is told to have an object: `Some(false)`, that it must not; `None`, nothing.
+    pub fn wanted(&self, cluster: &str, key: &Key) -> Option<bool> {
+        self.lock().get(cluster)?.wanted.get(key).map(|object| *object != super::ABSENT)
+    }
+
     /// Keeps one cluster as `desired` says of the newest `inputs`, and tells of it on this board and in a condition of
     /// the cluster's object. The plugin's [`crate::Plugin::run_cluster`].
     ///

@@ -7,13 +7,13 @@ mod board;
 mod plan;
 
 pub use board::{Board, Outcome, Tally};
-pub use plan::{Key, Objects};
+pub use plan::{ABSENT, Key, Objects};
 
 use crate::{ClusterView, PluginError, PluginMetrics, limits};
 use futures_util::{StreamExt, stream::BoxStream, stream::SelectAll};
 use kube::{
     Api, ResourceExt,
-    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams},
+    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, Preconditions},
     runtime::{WatchStreamExt, watcher},
 };
 use plan::{Step, covers, steps};
@@ -238,7 +238,8 @@ impl Mirror {
 
     /// Takes every step that is due. Returns when to look again, if something failed.
     async fn reconcile(&mut self, wanted: &Objects) -> Option<Instant> {
-        let wanted: Objects = wanted.iter().map(|(key, object)| (key.clone(), self.labelled(object))).collect();
+        let labelled = |object: &Value| if *object == ABSENT { ABSENT } else { self.labelled(object) };
+        let wanted: Objects = wanted.iter().map(|(key, object)| (key.clone(), labelled(object))).collect();
         self.report.failed.retain(|key, _| wanted.contains_key(key) || self.actual.contains_key(key));
         self.resting.retain(|key, _| wanted.contains_key(key) || self.actual.contains_key(key));
         let todo = steps(&wanted, &self.actual, &self.held);
@@ -246,9 +247,15 @@ impl Mirror {
         for step in todo {
             let (key, drift) = match &step {
                 Step::Apply { key, drift } => (key.clone(), *drift),
-                Step::Delete(key) => (key.clone(), false),
+                Step::Delete(key) | Step::Remove(key) => (key.clone(), false),
             };
             if self.resting.get(&key).is_some_and(|(until, _)| Instant::now() < *until) {
+                continue;
+            }
+            let home = home(&key);
+            if matches!(step, Step::Apply { .. }) && wanted.contains_key(&home) && !self.actual.contains_key(&home) {
+                // In a namespace that turned out to be somebody else's, nothing is laid.
+                self.report.failed.insert(key, "its namespace is not the hub's".to_owned());
                 continue;
             }
             let done = match &step {
@@ -257,13 +264,14 @@ impl Mirror {
                     None => Ok(()),
                 },
                 Step::Delete(_) => self.delete(&key).await,
+                Step::Remove(_) => self.remove(&key).await,
             };
             match done {
                 Ok(()) => {
                     self.resting.remove(&key);
                     self.report.failed.remove(&key);
                     self.metrics.count(match (&step, drift) {
-                        (Step::Delete(_), _) => "deleted",
+                        (Step::Delete(_) | Step::Remove(_), _) => "deleted",
                         (_, true) => "drift_corrected",
                         (_, false) => "applied",
                     });
@@ -284,7 +292,10 @@ impl Mirror {
             }
         }
         for (key, object) in &wanted {
-            if self.actual.get(key).is_some_and(|there| covers(there, object)) {
+            let there = self.actual.get(key);
+            if *object == ABSENT && there.is_none() {
+                self.report.failed.remove(key);
+            } else if there.is_some_and(|there| *object != ABSENT && covers(there, object)) {
                 self.held.insert(key.clone(), object.clone());
                 self.report.failed.remove(key);
             }
@@ -326,6 +337,22 @@ impl Mirror {
         if as_wanted { Ok(()) } else { Err("the cluster changes what is written".to_owned()) }
     }
 
+    /// Deletes what must not be there. It may take its time to go: until it is gone it counts as failed.
+    async fn remove(&mut self, key: &Key) -> Result<(), String> {
+        let api = self.kept(key)?.api(&self.client, &key.namespace);
+        let uid = self.actual.get(key).and_then(|there| there["metadata"]["uid"].as_str());
+        let preconditions = uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+        let params = DeleteParams { preconditions, ..DeleteParams::background() };
+        match api.delete(&key.name, &params).await {
+            Ok(_) => Err("is being deleted".to_owned()),
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                self.actual.remove(key);
+                Ok(())
+            }
+            Err(error) => Err(words(error)),
+        }
+    }
+
     async fn delete(&mut self, key: &Key) -> Result<(), String> {
         let kept = self.kept(key)?;
         let api = kept.api(&self.client, &key.namespace);
@@ -355,6 +382,11 @@ fn released(object: &Value) -> Value {
         }
     }
     patch
+}
+
+/// The namespace that an object is in.
+fn home(key: &Key) -> Key {
+    Key { kind: "Namespace", namespace: String::new(), name: key.namespace.clone() }
 }
 
 fn words(error: kube::Error) -> String {

@@ -23,6 +23,9 @@ impl std::fmt::Display for Key {
     }
 }
 
+/// In the place of an object: it must not be there. Unlike what is just not wanted, it is deleted whatever its kind.
+pub const ABSENT: Value = Value::Null;
+
 /// Objects by key.
 pub type Objects = BTreeMap<Key, Value>;
 
@@ -33,13 +36,21 @@ pub(crate) enum Step {
     Apply { key: Key, drift: bool },
     /// Nobody wants it any more.
     Delete(Key),
+    /// It must not be there.
+    Remove(Key),
 }
 
 /// The steps from `actual` to `wanted`. `held`: what was as it is wanted now, the last time that it was looked at.
 pub(crate) fn steps(wanted: &Objects, actual: &Objects, held: &Objects) -> Vec<Step> {
     let stale = actual.keys().filter(|key| !wanted.contains_key(key)).cloned().map(Step::Delete);
-    let missing = wanted.iter().filter(|(key, object)| !actual.get(key).is_some_and(|there| covers(there, object)));
-    let apply = missing.map(|(key, object)| Step::Apply { key: key.clone(), drift: held.get(key) == Some(object) });
+    let unlike = |(key, object): &(&Key, &Value)| match actual.get(key) {
+        Some(there) => **object == ABSENT || !covers(there, object),
+        None => **object != ABSENT,
+    };
+    let apply = wanted.iter().filter(unlike).map(|(key, object)| match object {
+        &ABSENT => Step::Remove(key.clone()),
+        _ => Step::Apply { key: key.clone(), drift: held.get(key) == Some(object) },
+    });
     // What is gone first: a name may be wanted again in another kind.
     stale.chain(apply).collect()
 }
@@ -107,6 +118,9 @@ mod tests {
         assert_eq!(steps(&wanted, &changed, &changed), [Step::Apply { key: key("r"), drift: false }]);
         assert_eq!(steps(&wanted, &wanted, &objects(&[])), []);
         assert_eq!(steps(&objects(&[]), &changed, &objects(&[])), [Step::Delete(key("r"))]);
+        let absent = objects(&[("r", ABSENT)]);
+        assert_eq!(steps(&absent, &changed, &objects(&[])), [Step::Remove(key("r"))]);
+        assert_eq!(steps(&absent, &objects(&[]), &objects(&[])), []);
     }
 
     proptest! {
@@ -120,7 +134,7 @@ mod tests {
             let (wanted, mut actual) = (all(&wanted), all(&actual));
             for step in steps(&wanted, &actual.clone(), &Objects::new()) {
                 match step {
-                    Step::Delete(key) => drop(actual.remove(&key)),
+                    Step::Delete(key) | Step::Remove(key) => drop(actual.remove(&key)),
                     Step::Apply { key, .. } => drop(actual.insert(key.clone(), wanted[&key].clone())),
                 }
             }

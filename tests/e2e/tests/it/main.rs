@@ -38,6 +38,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("deploy_units_are_hardened", deploy::units),
     ("deploy_an_unused_right_is_named", deploy::judge),
     ("deploy_agents_run_from_images_and_use_every_right", deploy::installed),
+    ("plugin_projects_group_namespaces", plugins::projects),
     ("a_copied_identity_is_refused", failures::copied_identity),
     ("a_clock_an_hour_off_is_named", failures::clock),
     ("f40_api_server_down_is_a_502", failures::api_server_down),

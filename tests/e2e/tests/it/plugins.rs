@@ -215,3 +215,124 @@ spec: {role: looker, users: [carol]}
     edge(&["delete", "clusterrole", "moorline:theirs"])?;
     Ok(())
 }
+
+const PROJECT: &str = "
+apiVersion: moorline.dev/v1alpha1
+kind: Project
+metadata: {name: web}
+spec:
+  cluster: edge1
+  namespaces: [old]
+  members: [{users: [bob], role: edit, manageNamespaces: true}]
+  quota: {pods: '6'}
+  networkIsolation: true
+  podSecurity: restricted
+---
+apiVersion: moorline.dev/v1alpha1
+kind: Project
+metadata: {name: theirs}
+spec: {cluster: edge1, members: [{users: [carol], role: view}]}
+";
+
+fn space(name: &str, project: &str) -> String {
+    format!(
+        "{{apiVersion: moorline.dev/v1alpha1, kind: ProjectNamespace, metadata: {{name: {name}}}, spec: {{project: {project}}}}}"
+    )
+}
+
+pub fn projects(world: &mut World) -> Result<()> {
+    world.edge1.admin(&["create", "namespace", "old"])?;
+    let_in(world, &["projects"])?;
+    let hub = Hub(world);
+    hub.apply(PROJECT)?;
+    let edge = |args: &[&str]| world.edge1.admin(args);
+    // Bob is a member: he makes namespaces of his project at the hub, and of no other.
+    let token = world.bearer(BOB)?;
+    let as_bob = |args: &[&str], yaml: &str| {
+        let mut all = vec!["--token", token.as_str()];
+        all.extend(args);
+        run(&mut hub.command(&all), yaml.as_bytes())
+    };
+    eventually("bob's right", SOON, || {
+        let made = as_bob(&["create", "-f", "-"], &space("shop", "web"))?;
+        ensure!(made.status.success(), "{made:?}");
+        Ok(())
+    })?;
+    let refused = as_bob(&["create", "-f", "-"], &space("shop2", "theirs"))?;
+    ensure!(
+        !refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("orbidden"),
+        "s53: {refused:?}"
+    );
+    let listed = as_bob(&["get", "projects", "-o", "name"], "")?;
+    ensure!(String::from_utf8_lossy(&listed.stdout).trim() == "project.moorline.dev/web", "s52: {listed:?}");
+    ensure!(
+        !as_bob(&["patch", "project", "web", "--type=merge", "-p", r#"{"spec":{"quota":{}}}"#], "")?.status.success(),
+        "s55"
+    );
+    let phase = |name: &str, wanted: &str| {
+        eventually(&format!("{name} {wanted}"), SOON, || {
+            let object = hub.json(&["projectnamespace", name])?;
+            ensure!(object["status"]["phase"] == wanted, "{}", object["status"]);
+            Ok(())
+        })
+    };
+    phase("shop", "Ready")?;
+    let labels: Value = serde_json::from_str(&edge(&["get", "namespace", "shop", "-o", "json"])?)?;
+    ensure!(labels["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted", "{labels}");
+    edge(&["-n", "shop", "get", "networkpolicy", "moorline-project"])?;
+    ensure!(can(world, BOB, &["create", "pods", "-n", "shop"])? && can(world, BOB, &["create", "pods", "-n", "old"])?);
+    ensure!(!can(world, BOB, &["create", "pods", "-n", "default"])?);
+    // What somebody else made is left alone, and told.
+    hub.apply(&space("team", "web"))?;
+    phase("team", "Failed")?;
+    ensure!(!can(world, BOB, &["create", "pods", "-n", "team"])?);
+    hub.k(&["delete", "projectnamespace", "team", "--timeout=20s"])?;
+    edge(&["get", "namespace", "team"])?;
+
+    // Six pods for both together, wherever they are.
+    let pod = |namespace: &str, name: &str| {
+        let overrides = r#"{"spec":{"nodeSelector":{"none":"such"}}}"#;
+        edge(&["-n", namespace, "run", name, "--image=none", "--restart=Never", "--overrides", overrides, "--as", BOB])
+            .map(drop)
+    };
+    let eventually_pod =
+        |namespace: &str, name: &str| eventually(&format!("pod {name}"), SOON, || pod(namespace, name));
+    for (namespace, name) in [("shop", "a"), ("shop", "b"), ("shop", "c"), ("shop", "d"), ("shop", "f"), ("old", "g")] {
+        eventually_pod(namespace, name)?;
+    }
+    eventually("usage is told", SOON, || {
+        let used = hub.json(&["project", "web"])?["status"]["used"].clone();
+        ensure!(used["pods"] == "6", "{used} {}", edge(&["get", "resourcequotas,pods", "-A", "-o", "yaml"])?);
+        Ok(())
+    })?;
+    for namespace in ["shop", "old"] {
+        let refused = pod(namespace, "e").err().map(|e| format!("{e:#}")).unwrap_or_default();
+        ensure!(refused.contains("exceeded quota"), "{namespace}: {refused}");
+    }
+    edge(&["-n", "shop", "delete", "pod", "a", "b", "--now"])?;
+    eventually_pod("old", "e")?;
+    let hard = |namespace: &str| -> Result<i64> {
+        let text =
+            edge(&["-n", namespace, "get", "resourcequota", "moorline-project", "-o", "jsonpath={.spec.hard.pods}"])?;
+        Ok(text.parse()?)
+    };
+    ensure!(hard("shop")? + hard("old")? <= 6);
+
+    // A namespace goes with its own object alone.
+    ensure!(as_bob(&["delete", "projectnamespace", "shop", "--timeout=60s"], "")?.status.success());
+    ensure!(edge(&["get", "namespace", "shop"]).is_err(), "it went before its object did");
+    hub.apply(&space("kept", "web"))?;
+    phase("kept", "Ready")?;
+    hub.k(&["delete", "projects", "--all"])?;
+    eventually("let go", SOON, || {
+        for namespace in ["kept", "old"] {
+            let object: Value = serde_json::from_str(&edge(&["get", "namespace", namespace, "-o", "json"])?)?;
+            ensure!(object["metadata"]["labels"].get("moorline.dev/project").is_none(), "{object}");
+            ensure!(edge(&["-n", namespace, "get", "rolebindings,resourcequotas", "-o", "name"])?.trim().is_empty());
+        }
+        Ok(())
+    })?;
+    hub.k(&["delete", "projectnamespace", "kept", "--timeout=20s"])?;
+    edge(&["delete", "namespace", "old", "kept", "--wait=false"])?;
+    Ok(())
+}
