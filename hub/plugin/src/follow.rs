@@ -18,9 +18,7 @@ pub type Known<S> = watch::Receiver<Option<Arc<All<S>>>>;
 
 /// Follows a kind. The receiver has `None` until everything was listed once; the future has to be driven, and ends with
 /// the receiver.
-pub fn follow<S: Spec>(
-    client: kube::Client,
-) -> (Known<S>, impl Future<Output = Result<(), PluginError>> + Send) {
+pub fn follow<S: Spec>(client: kube::Client) -> (Known<S>, impl Future<Output = Result<(), PluginError>> + Send) {
     let (tell, seen) = watch::channel(None);
     let work = async move {
         let api: Api<HubObject<S>> = Api::all(client);
