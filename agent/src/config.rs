@@ -29,6 +29,8 @@ pub struct Config {
     pub upstream: UpstreamConfig,
     /// The edge policy of the cluster's owner. `None`: the built-in one.
     pub policy_file: Option<PathBuf>,
+    /// The folder that is shared with endpoints of the cluster's own. `None`: there are none.
+    pub endpoint_dir: Option<PathBuf>,
     /// What carries the tunnel.
     pub carrier: Preference,
     /// Address for `/livez`, `/readyz` and `/metrics`, plain HTTP. `None`: nowhere.
@@ -164,6 +166,7 @@ mod tests {
             node_name: None,
             state_dir: "/tmp/x".into(),
             state_secret: None,
+            endpoint_dir: None,
             upstream: UpstreamConfig::InCluster { dir: "/tmp/y".into() },
             policy_file: None,
             carrier: Preference::Auto,

@@ -16,6 +16,8 @@ pub struct Looker {
     pub upstream: Arc<ApiServer>,
     /// The Kubernetes node that this agent is on, if it stands for one.
     pub node: Option<String>,
+    /// It keeps what the cluster's own endpoint needs.
+    pub endpoint: bool,
 }
 
 /// What is read of a `Node`.
@@ -45,6 +47,9 @@ impl Looker {
             ("arch".to_owned(), std::env::consts::ARCH.to_owned()),
             ("agentVersion".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         ];
+        if self.endpoint {
+            facts.push(("endpoint".to_owned(), "1".to_owned()));
+        }
         match self.cluster(&mut facts).await {
             Ok(()) => *told = None,
             Err(cause) if told.as_ref() != Some(&cause) => {

@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod dialler;
+pub mod endpoint;
 pub mod facts;
 pub mod identity;
 pub mod join;
@@ -24,6 +25,7 @@ pub mod upstream;
 
 pub use config::{AgentRole, Config, ConfigError, Preference, UpstreamConfig};
 
+use endpoint::{Room, RoomError};
 use identity::Holder;
 use join::JoinError;
 use metrics::Metrics;
@@ -89,6 +91,9 @@ pub enum AgentError {
     /// The owner's policy cannot be used.
     #[error(transparent)]
     Policy(#[from] PolicyFileError),
+    /// The folder of the cluster's own endpoint.
+    #[error(transparent)]
+    Endpoint(#[from] RoomError),
     /// Nothing says how to reach the API server.
     #[error(transparent)]
     Upstream(#[from] EndpointError),
@@ -150,15 +155,18 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             }
         };
         tracing::info!(cluster = %membership.cluster, name = %membership.name, hub = %config.hub, "agent starts");
+        let room = config.endpoint_dir.as_deref().map(|dir| Room::open(dir, &membership)).transpose()?;
         let holder = Holder::new(key, state, config.hub.to_string(), membership, metrics.clone());
         let mut told = None;
-        let looker = facts::Looker { upstream: upstream.clone(), node: config.node_name.clone() };
+        let looker =
+            facts::Looker { upstream: upstream.clone(), node: config.node_name.clone(), endpoint: room.is_some() };
         let (tell, facts) = watch::channel(looker.look(&mut told).await);
-        let service = Service::new(
+        let service = Service::with_room(
             upstream.clone(),
             Arc::new(ClusterRules::new(upstream.clone())),
             policy.clone(),
             metrics.clone(),
+            room,
         );
         let dialler = dialler::Dialler {
             hub: config.hub.clone(),

@@ -1,6 +1,6 @@
 //! Serves the streams of one session: each in a task of its own, so that none can harm another.
 
-use crate::{limits, metrics::Metrics, policy::PolicyFile};
+use crate::{endpoint::Room, limits, metrics::Metrics, policy::PolicyFile};
 use moorline_link::{IncomingStream, Session, Stream};
 use moorline_proto::{
     code::{RefuseCode, ResetCode},
@@ -22,12 +22,25 @@ pub struct Service<U, R> {
     policy: Arc<PolicyFile>,
     places: Arc<Semaphore>,
     metrics: Metrics,
+    room: Option<Room>,
 }
 
 impl<U: Upstream, R: Reviewer> Service<U, R> {
     /// Serves Kubernetes from `upstream` as far as `policy` and `reviewer` allow.
     pub fn new(upstream: Arc<U>, reviewer: Arc<R>, policy: Arc<PolicyFile>, metrics: Metrics) -> Arc<Self> {
-        Arc::new(Self { upstream, reviewer, policy, places: Arc::new(Semaphore::new(limits::MAX_STREAMS)), metrics })
+        Self::with_room(upstream, reviewer, policy, metrics, None)
+    }
+
+    /// The same, and keeps what the cluster's own endpoint needs in `room`.
+    pub fn with_room(
+        upstream: Arc<U>,
+        reviewer: Arc<R>,
+        policy: Arc<PolicyFile>,
+        metrics: Metrics,
+        room: Option<Room>,
+    ) -> Arc<Self> {
+        let places = Arc::new(Semaphore::new(limits::MAX_STREAMS));
+        Arc::new(Self { upstream, reviewer, policy, places, metrics, room })
     }
 
     /// Serves until the session is over. Its end cancels everything that its streams had under way.
@@ -50,8 +63,11 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
 
     fn begin(self: &Arc<Self>, incoming: IncomingStream, tasks: &mut JoinSet<()>, refusals: &mut JoinSet<()>) {
         let place = match (&incoming.header.target, self.places.clone().try_acquire_owned()) {
-            (Target::Kube | Target::Echo, Ok(place)) => place,
-            (Target::Kube | Target::Echo, Err(_)) => {
+            (Target::Endpoint, _) if self.room.is_none() => {
+                return self.refuse(incoming, RefuseCode::Policy, "this agent keeps nothing for an endpoint", refusals);
+            }
+            (Target::Kube | Target::Echo | Target::Endpoint, Ok(place)) => place,
+            (Target::Kube | Target::Echo | Target::Endpoint, Err(_)) => {
                 return self.refuse(incoming, RefuseCode::Busy, "the agent serves as many streams as it may", refusals);
             }
             (Target::Tcp { .. }, _) => {
@@ -72,6 +88,12 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
     async fn stream(&self, incoming: IncomingStream) {
         if incoming.header.target == Target::Echo {
             return echo(incoming.accept()).await;
+        }
+        if incoming.header.target == Target::Endpoint {
+            if let Some(room) = &self.room {
+                room.serve(incoming).await;
+            }
+            return;
         }
         let policy = self.policy.current();
         if let Err(e) = serve_kube(incoming, &policy, &*self.upstream, &*self.reviewer).await {

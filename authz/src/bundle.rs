@@ -7,7 +7,7 @@
 use crate::{
     access::{Denial, Facts, Grant, Grants, Permit, authorize},
     access_token::{Audience, KeySet, TokenError, Verifier, looks_like_one},
-    identity::{ADMINS, ActAs, Identity},
+    identity::{ActAs, Identity},
     token::{Kind, TokenHash, TokenText},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -371,14 +371,6 @@ impl Standing {
     pub fn facts<'a>(&'a self, identity: &'a Identity) -> Facts<'a> {
         Facts { identity, token_clusters: Some(&self.cluster), grants: &self.grants }
     }
-}
-
-/// Whether somebody with these groups may use a cluster by these grants: who belongs into its bundle.
-pub fn belongs(user: &str, groups: &[String], grants: &[BundleGrant]) -> bool {
-    groups.iter().any(|group| group == ADMINS)
-        || grants.iter().any(|grant| {
-            grant.users.iter().any(|u| u == user) || groups.iter().any(|group| grant.groups.contains(group))
-        })
 }
 
 /// Tells two bundles with the same content apart from others, whatever their serial and times.

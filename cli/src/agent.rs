@@ -71,6 +71,9 @@ pub struct Args {
     /// What the cluster's owner allows through the tunnel, YAML [default: nobody becomes system:*]
     #[arg(long, value_name = "FILE", env = "MOORLINE_POLICY_FILE")]
     policy_file: Option<PathBuf>,
+    /// Keep here what `moorline endpoint` needs to let users in while the hub is away
+    #[arg(long, value_name = "DIR", env = "MOORLINE_ENDPOINT_DIR")]
+    endpoint_dir: Option<PathBuf>,
     /// How to reach the hub [default: auto]
     #[arg(long, value_enum, env = "MOORLINE_CARRIER")]
     carrier: Option<Carrier>,
@@ -126,6 +129,7 @@ struct FileConfig {
     context: Option<String>,
     service_account_dir: Option<PathBuf>,
     policy_file: Option<PathBuf>,
+    endpoint_dir: Option<PathBuf>,
     carrier: Option<Carrier>,
     http_listen: Option<SocketAddr>,
     log_format: Option<LogFormat>,
@@ -213,6 +217,7 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         state_secret: daemon::either(args.state_secret, file.state_secret, "stateSecret")?,
         upstream,
         policy_file: args.policy_file.or(file.policy_file),
+        endpoint_dir: args.endpoint_dir.or(file.endpoint_dir),
         carrier,
         http_addr: args.http_listen.or(file.http_listen),
     };

@@ -1,8 +1,8 @@
 //! The command line as a whole.
 
 use crate::{
-    agent, apikey, audit, can_i, clusters, delete, doctor, get, grant, group, hub, kube, kubeconfig, login, principals,
-    service, status, text, token, user, version,
+    agent, apikey, audit, can_i, clusters, delete, doctor, endpoint, get, grant, group, hub, kube, kubeconfig, login,
+    principals, service, status, text, token, user, version,
 };
 use clap::{CommandFactory, FromArgMatches};
 use std::{path::Path, process::ExitCode};
@@ -83,6 +83,8 @@ pub enum Command {
     /// Hub or agent as a Windows service
     #[command(subcommand, arg_required_else_help = true)]
     Service(service::Command),
+    /// Let a cluster's users in while the hub is away
+    Endpoint(Box<endpoint::Args>),
     /// What kubectl calls by itself
     #[command(subcommand, arg_required_else_help = true, hide = true)]
     Kube(kube::Command),
@@ -129,6 +131,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Hub(args) => hub::run(*args),
         Command::Agent(args) => agent::run(*args),
+        Command::Endpoint(args) => endpoint::run(*args),
         Command::Completion { shell } => completion(shell).map(|()| ExitCode::SUCCESS),
         Command::Service(command) => service::run(command),
         other => {
@@ -164,7 +167,7 @@ async fn ask(command: Command) -> anyhow::Result<ExitCode> {
         Command::Kube(command) => kube::run(command).await,
         Command::Version(args) => version::run(args).await,
         // Taken care of by the caller.
-        Command::Hub(_) | Command::Agent(_) => Ok(()),
+        Command::Hub(_) | Command::Agent(_) | Command::Endpoint(_) => Ok(()),
         Command::Service(_) | Command::Completion { .. } => Ok(()),
     }?;
     Ok(ExitCode::SUCCESS)

@@ -66,6 +66,12 @@ pub struct Args {
     /// How long a login lasts that names no time [default: 12h]
     #[arg(long, value_name = "TIME", env = "MOORLINE_LOGIN_LIFE", value_parser = text::duration)]
     login_life: Option<Duration>,
+    /// Life of an access token, renewed by itself; an hour at most [default: 1h]
+    #[arg(long, value_name = "TIME", env = "MOORLINE_ACCESS_LIFE", value_parser = text::duration)]
+    access_life: Option<Duration>,
+    /// How long a cluster's own endpoint lets users in that hears nothing of this hub [default: 24h]
+    #[arg(long, value_name = "TIME", env = "MOORLINE_BUNDLE_LIFE", value_parser = text::duration)]
+    bundle_life: Option<Duration>,
     /// Form of the log [default: text]
     #[arg(long, value_enum, env = "MOORLINE_LOG_FORMAT")]
     log_format: Option<LogFormat>,
@@ -87,6 +93,8 @@ struct FileConfig {
     hub_name: Option<String>,
     agent_certificate_life: Option<String>,
     login_life: Option<String>,
+    access_life: Option<String>,
+    bundle_life: Option<String>,
     log_format: Option<LogFormat>,
     threads: Option<NonZeroUsize>,
     /// A table for each plugin; `enabled: false` switches it off.
@@ -161,6 +169,12 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
     if let Some(life) = span(args.login_life, file.login_life, "loginLife")? {
         config.login_life = life;
         config.login_life_max = config.login_life_max.max(life);
+    }
+    if let Some(life) = span(args.access_life, file.access_life, "accessLife")? {
+        config.access_life = life;
+    }
+    if let Some(life) = span(args.bundle_life, file.bundle_life, "bundleLife")? {
+        config.bundle_life = life;
     }
     config.plugins =
         Factory::build(plugins::ALL, file.plugins).map_err(|e| usage(e.to_string(), "see docs/src/plugins.md"))?;

@@ -14,6 +14,7 @@ mod clusters;
 mod daemon;
 mod delete;
 mod doctor;
+mod endpoint;
 mod failure;
 mod files;
 mod get;

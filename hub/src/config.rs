@@ -38,6 +38,8 @@ pub struct Config {
     pub plugins: Vec<Arc<dyn Plugin>>,
     /// Life of an access token; what it was made by renews it. At most an hour.
     pub access_life: Duration,
+    /// How long a cluster's own endpoint lets users in by what it last heard of the hub.
+    pub bundle_life: Duration,
     /// How long one key signs access tokens before the next one does.
     pub signing_key_life: Duration,
     /// Where people prove who they are, besides the passwords that this hub keeps.
@@ -68,6 +70,7 @@ impl Config {
             login_life_max: Duration::from_secs(30 * 24 * 3600),
             plugins: Vec::new(),
             access_life: moorline_authz::access_token::MAX_LIFE,
+            bundle_life: Duration::from_secs(24 * 3600),
             signing_key_life: Duration::from_secs(30 * 24 * 3600),
             logins: Vec::new(),
             recheck_logins: Duration::from_secs(60),
@@ -105,6 +108,12 @@ impl Config {
             return wrong(
                 "accessLife",
                 "from 1 s to 1 h: it bounds what a revocation that could not be told leaves open",
+            );
+        }
+        if self.bundle_life < Duration::from_secs(60) || self.bundle_life > Duration::from_secs(366 * 24 * 3600) {
+            return wrong(
+                "bundleLife",
+                "from a minute to a year: it bounds how long a cluster that is cut off is wrong",
             );
         }
         if self.signing_key_life < self.access_life {

@@ -1,5 +1,7 @@
 //! Users, tokens and grants in memory, kept up to date by the store's own watches: who asks is decided without I/O.
 
+mod bundle;
+
 use crate::{
     kinds::{ClusterGrantSpec, GroupSpec, TokenSpec, UserSpec},
     lease::Lease,
@@ -17,7 +19,7 @@ use moorline_authz::{
 };
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::SystemTime,
 };
 use tokio::sync::watch;
@@ -107,12 +109,21 @@ pub(crate) struct Directory {
     verifier: Arc<Verifier>,
     /// Names of the login providers that are configured.
     providers: Vec<String>,
+    ended: Mutex<bundle::Ended>,
 }
 
 impl Directory {
     /// Knows callers by API keys, and by access tokens that `verifier` takes.
     pub fn new(records: Records, metrics: Metrics, verifier: Arc<Verifier>, providers: Vec<String>) -> Self {
-        Self { maps: RwLock::default(), index: watch::Sender::default(), records, metrics, verifier, providers }
+        Self {
+            maps: RwLock::default(),
+            index: watch::Sender::default(),
+            records,
+            metrics,
+            verifier,
+            providers,
+            ended: Mutex::default(),
+        }
     }
 
     /// Who is this at that provider, as far as is known here.
@@ -278,6 +289,7 @@ impl Directory {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(token) = maps.tokens.remove(id) {
             self.cut(&token.gone);
+            self.ended.lock().unwrap_or_else(PoisonError::into_inner).note(id, token.expires);
         }
     }
 

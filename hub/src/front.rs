@@ -12,6 +12,7 @@ use crate::{
     alive::Alive,
     audit,
     config::Limits,
+    direct::Bundles,
     directory::{Authenticated, Directory},
     hubapi::HubApi,
     issue::Issuer,
@@ -67,6 +68,7 @@ pub(crate) struct Front {
     /// `https://host:port`, where browsers find this hub.
     pub public_url: String,
     pub issuer: Arc<Issuer>,
+    pub bundles: Arc<Bundles>,
     pub audit: Arc<dyn AuditSink>,
     pub health: Arc<dyn Health>,
     pub metrics: Metrics,
@@ -284,6 +286,7 @@ impl Front {
             (&Method::GET, "/auth/principals") => self.principals(&request, &who).await,
             (&Method::POST, "/auth/can-i") => self.can_i(request, &who).await,
             (&Method::POST, "/auth/token") => self.cluster_token(request, &who).await,
+            (&Method::GET, _) if path.starts_with("/auth/bundles/") => self.bundle_of(path, &who, remote).await,
             (&Method::POST, "/auth/keys/rotate") => self.rotate_keys(request, &who, remote).await,
             _ if HubApi::serves(path) => {
                 let method = request.method().clone();

@@ -102,6 +102,24 @@ pub struct ClusterStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub remote_address: Option<String>,
+    /// The way that does not lead through the hub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "DirectStatus")]
+    pub direct: Option<DirectStatus>,
+}
+
+/// A cluster's own endpoint.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DirectStatus {
+    /// Where kubectl reaches it: `https://host:port`.
+    pub server: String,
+    /// The authority of its certificate, PEM. Empty: a public one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub certificate_authority: String,
+    /// RFC 3339, to the hour: how long it lets users in if it hears nothing more.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub bundle_expires: String,
 }
 
 /// What an agent serves.

@@ -10,6 +10,7 @@ mod bootstrap;
 pub mod config;
 #[cfg(unix)]
 mod control;
+mod direct;
 mod directory;
 mod files;
 mod follow;

@@ -14,6 +14,7 @@ pub(crate) struct Metrics {
     pub logins: IntCounterVec,
     pub refreshes: IntCounterVec,
     pub rechecks: IntCounterVec,
+    pub bundles: IntCounterVec,
     pub bad_tokens: IntCounterVec,
     pub connections: IntGauge,
     pub connections_refused: IntCounter,
@@ -53,6 +54,11 @@ impl Metrics {
             )?,
             closes: counters("moorline_hub_session_closes_total", "Ended sessions by cause", &["code", "by"])?,
             joins: counters("moorline_hub_joins_total", "Joins by result", &["result"])?,
+            bundles: counters(
+                "moorline_hub_bundles_total",
+                "Bundles for clusters' own endpoints, by result",
+                &["result"],
+            )?,
             refreshes: counters(
                 "moorline_hub_refreshes_total",
                 "Refreshes and logouts of logins, by result",

@@ -4,7 +4,7 @@ use moorline_link::{Identity, Trust, tls};
 use moorline_proto::id::{Role, SpiffeId, TrustDomain};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, SubjectPublicKeyInfo,
+    SanType, SigningKey as _, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 use std::{
@@ -166,6 +166,13 @@ impl Authority {
     /// The trust domain that it signs in.
     pub fn domain(&self) -> &TrustDomain {
         &self.domain
+    }
+    /// Signs `message`, which begins with a word that no certificate begins with.
+    ///
+    /// # Errors
+    /// The library refuses.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, CaError> {
+        Ok(self.issuer.key().sign(message)?)
     }
     /// Whom a TLS configuration of the hub believes.
     pub fn trust(&self) -> Trust {

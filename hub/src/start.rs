@@ -4,6 +4,7 @@ use crate::{
     alive::{Alive, Part},
     bootstrap::{BootstrapError, bootstrap},
     config::{Config, ConfigError},
+    direct::{Bundles, Delivery},
     directory::Directory,
     files, follow,
     front::Front,
@@ -220,6 +221,13 @@ impl Hub {
         );
         let logins = Arc::new(logins);
         bootstrap(&config, &records, &logins, &authority).await?;
+        let bundles = Arc::new(Bundles::new(
+            Arc::clone(&directory),
+            Arc::clone(&signing),
+            Arc::clone(&authority),
+            records.clone(),
+            config.bundle_life,
+        ));
 
         let audit_path = dir.join("audit.log");
         let opened = FileSink::open(&audit_path, config.audit_rotation.clone(), config.audit_on_failure);
@@ -291,6 +299,7 @@ impl Hub {
             audit_path: audit_path.clone(),
             searches: Semaphore::new(config.limits.audit_searches),
             issuer: Arc::clone(&issuer),
+            bundles: Arc::clone(&bundles),
             audit: sink,
             health: Arc::clone(&health),
             metrics: metrics.clone(),
@@ -350,6 +359,13 @@ impl Hub {
         }
         background.spawn(plugins::follow(records.watch(), clusters));
         background.spawn(signing.run(kill.clone()));
+        let delivery = Delivery {
+            bundles,
+            registry: Arc::clone(&session_registry),
+            records: records.clone(),
+            metrics: metrics.clone(),
+        };
+        background.spawn(delivery.run(kill.clone()));
         background.spawn(issuer.sweep(kill.clone()));
         background.spawn(logins.recheck(config.recheck_logins, kill.clone()));
         background.spawn(alive.while_running(Part::Tcp, port.serve(tcp)));

@@ -44,6 +44,7 @@ impl Site {
             policy_file: None,
             carrier: Preference::Tls,
             state_secret: None,
+            endpoint_dir: None,
             http_addr: None,
         }
     }

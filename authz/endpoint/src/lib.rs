@@ -9,6 +9,7 @@
 pub mod limits;
 pub mod live;
 pub mod metrics;
+pub mod ops;
 pub mod proxy;
 pub mod queue;
 pub mod server;

@@ -151,6 +151,8 @@ fn new_id(path: &Path) -> io::Result<String> {
     Ok(id)
 }
 
+impl moorline_proxy::audit::files::Output for Writer {}
+
 /// Appends whole lines.
 pub struct Writer {
     queue: Queue,

@@ -11,8 +11,9 @@ use crate::{
     client::Client,
     failure::{advise, usage},
     resource::Resource,
+    session,
     settings::KnownHub,
-    target::HubArgs,
+    target::{HubArgs, HubUrl},
     text,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -33,7 +34,8 @@ Examples:
   moorline kubeconfig edge1 edge2 --output clusters.kubeconfig
 
 Each cluster becomes a context of its name. Without names: every cluster that you may use, and the
-context `moorline` for the hub's own API (kubectl --context moorline get clusters).
+context `moorline` for the hub's own API (kubectl --context moorline get clusters). A cluster with an
+endpoint of its own has a second context, CLUSTER-direct, for when the hub is away.
 --merge keeps to kubectl's rules: the files of $KUBECONFIG or ~/.kube/config, entries written where they
 came from, what is unknown kept, current-context kept unless --use.")]
 pub struct Args {
@@ -74,14 +76,23 @@ struct Target {
     /// Name of its `clusters` entry.
     cluster: String,
     server: String,
+    /// Base64 of its authority, PEM. Empty: a public one.
+    ca: String,
+    /// Name and content of its `users` entry.
+    user: String,
+    credential: Map<String, Value>,
+}
+
+/// A cluster, as the hub tells of it.
+struct Found {
+    name: String,
+    /// Server and authority of the way that does not lead through the hub.
+    direct: Option<(String, String)>,
 }
 
 /// Everything that goes into a kubeconfig.
 struct Plan {
     targets: Vec<Target>,
-    user: String,
-    credential: Map<String, Value>,
-    ca: String,
 }
 
 /// `moorline kubeconfig`
@@ -90,6 +101,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let client = args.hub.client()?;
     let clusters = clusters(&client, &args.clusters).await?;
     let plan = plan(&args, &hub, &client, &clusters)?;
+    if hub.refresh.is_some() && !args.static_token {
+        for cluster in clusters.iter().filter(|cluster| cluster.direct.is_some()) {
+            // So that there is one when the hub goes away the next moment.
+            if let Err(error) = session::for_cluster(&hub, &cluster.name).await {
+                text::say(&format!("warning: no token for the direct way to {}: {error:#}", cluster.name));
+            }
+        }
+    }
     let Some(first) = plan.targets.first().map(|target| target.context.clone()) else {
         return Err(advise(
             "there is no cluster that you may use",
@@ -117,7 +136,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
         None => text::print(&yaml)?,
     }
-    if let (false, Some(expires)) = (args.exec, &hub.expires) {
+    if let (false, Some(expires)) = (args.exec || (hub.refresh.is_some() && !args.static_token), &hub.expires) {
         text::say(&format!("It holds your login, good until {}.", text::clean(expires)));
     }
     Ok(())
@@ -125,57 +144,82 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 /// The named clusters, none of which may be known not to exist; or all that there are. What the hub does not tell is
 /// no error: a grant may come later, and a key for one cluster may not look at the hub's objects.
-async fn clusters(client: &Client, named: &[ClusterId]) -> anyhow::Result<Vec<String>> {
+async fn clusters(client: &Client, named: &[ClusterId]) -> anyhow::Result<Vec<Found>> {
+    let found = |name: &ClusterId, object: &Value| {
+        let word = |key: &str| object.pointer(&format!("/status/direct/{key}")).and_then(Value::as_str);
+        let direct =
+            word("server").map(|at| (at.to_owned(), word("certificateAuthority").unwrap_or_default().to_owned()));
+        Found { name: name.to_string(), direct: direct.filter(|(server, _)| server.parse::<HubUrl>().is_ok()) }
+    };
     if !named.is_empty() {
+        let mut all = Vec::new();
         for cluster in named {
-            match client.get(&Resource::Cluster.path(cluster.as_str())).await {
+            let object = match client.get(&Resource::Cluster.path(cluster.as_str())).await {
                 Err(e) if e.is_forbidden() => {
                     text::say(&format!("warning: the hub does not let you see {cluster}; it may refuse you there too"));
+                    Value::Null
                 }
-                other => drop(other?),
-            }
+                other => other?,
+            };
+            all.push(found(cluster, &object));
         }
-        return Ok(named.iter().map(ToString::to_string).collect());
+        return Ok(all);
     }
     let list = client.get(&Resource::Cluster.collection()).await?;
     let items = list.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
     let name = |item: &Value| item.pointer("/metadata/name").and_then(Value::as_str)?.parse().ok();
-    Ok(items.iter().filter_map(name).map(|name: ClusterId| name.to_string()).collect())
+    Ok(items.iter().filter_map(|item| Some(found(&name(item)?, item))).collect())
 }
 
-fn plan(args: &Args, hub: &KnownHub, client: &Client, clusters: &[String]) -> anyhow::Result<Plan> {
+fn plan(args: &Args, hub: &KnownHub, client: &Client, clusters: &[Found]) -> anyhow::Result<Plan> {
     let place = client.url().authority();
+    let user = format!("{}@{place}", hub.user.as_deref().unwrap_or("apikey"));
+    let token = hub.token.as_ref().map_or("", |token| token.reveal());
+    // A login's token is renewed all the time; a key is what it is.
+    let exec = args.exec || (hub.refresh.is_some() && !args.static_token);
+    if exec && env::var_os("MOORLINE_API_KEY").is_some() {
+        return Err(usage("--exec works with a login, not with MOORLINE_API_KEY", "log in, or leave out --exec"));
+    }
+    let through = if exec { json!({ "exec": plugin(&hub.url, None) }) } else { json!({ "token": token }) };
     let target = |name: &str, server: String| Target {
         context: format!("{}{name}", args.prefix),
         cluster: format!("{name}@{place}"),
         server,
+        ca: STANDARD.encode(&hub.ca),
+        user: user.clone(),
+        credential: fields(through.clone()),
     };
-    let mut targets: Vec<_> =
-        clusters.iter().map(|name| target(name, format!("{}/k8s/clusters/{name}", hub.url))).collect();
+    let mut targets = Vec::new();
+    for Found { name, direct } in clusters {
+        targets.push(target(name, format!("{}/k8s/clusters/{name}", hub.url)));
+        // A token for that way alone has to be asked for each hour, or is an API key.
+        let Some((server, ca)) = direct.clone().filter(|_| exec || token.starts_with("mlt_")) else { continue };
+        let exec = json!({ "exec": plugin(&hub.url, Some(name)) });
+        targets.push(Target {
+            context: format!("{}{name}-direct", args.prefix),
+            cluster: format!("{name}-direct@{place}"),
+            server,
+            ca: STANDARD.encode(ca),
+            user: format!("{user}/{name}-direct"),
+            credential: if hub.refresh.is_some() || args.exec { fields(exec) } else { fields(through.clone()) },
+        });
+    }
     if args.with_hub || args.clusters.is_empty() {
         targets.push(target(HUB_CONTEXT, hub.url.clone()));
     }
-    let user = format!("{}@{place}", hub.user.as_deref().unwrap_or("apikey"));
-    let token = hub.token.as_ref().map_or("", |token| token.reveal());
-    // A login's token is renewed all the time; a key is what it is.
-    let credential = if args.exec || (hub.refresh.is_some() && !args.static_token) {
-        if env::var_os("MOORLINE_API_KEY").is_some() {
-            return Err(usage("--exec works with a login, not with MOORLINE_API_KEY", "log in, or leave out --exec"));
-        }
-        json!({ "exec": plugin(&hub.url) })
-    } else {
-        json!({ "token": token })
-    };
-    let credential = credential.as_object().cloned().unwrap_or_default();
-    Ok(Plan { targets, user, credential, ca: STANDARD.encode(&hub.ca) })
+    Ok(Plan { targets })
 }
 
 /// The `exec` block of `client.authentication.k8s.io/v1`.
-fn plugin(hub: &str) -> Value {
+fn plugin(hub: &str, cluster: Option<&str>) -> Value {
+    let args: Vec<&str> = ["kube", "credential", "--hub", hub]
+        .into_iter()
+        .chain(cluster.into_iter().flat_map(|name| ["--cluster", name]))
+        .collect();
     json!({
         "apiVersion": "client.authentication.k8s.io/v1",
         "command": command_name(),
-        "args": ["kube", "credential", "--hub", hub],
+        "args": args,
         "env": null,
         "installHint": "moorline is not on your PATH; install it, or write a kubeconfig without --exec",
         "interactiveMode": "Never",
@@ -198,21 +242,25 @@ fn fields(value: Value) -> Map<String, Value> {
     if let Value::Object(map) = value { map } else { Map::new() }
 }
 
-fn cluster_fields(plan: &Plan, target: &Target) -> Map<String, Value> {
-    fields(json!({ "server": target.server, "certificate-authority-data": plan.ca }))
+fn cluster_fields(target: &Target) -> Map<String, Value> {
+    let mut content = json!({ "server": target.server });
+    if !target.ca.is_empty() {
+        content["certificate-authority-data"] = target.ca.as_str().into();
+    }
+    fields(content)
 }
 
-fn context_fields(plan: &Plan, target: &Target) -> Map<String, Value> {
-    fields(json!({ "cluster": target.cluster, "user": plan.user }))
+fn context_fields(target: &Target) -> Map<String, Value> {
+    fields(json!({ "cluster": target.cluster, "user": target.user }))
 }
 
 fn fresh(plan: &Plan, current: &str) -> Document {
     let mut document = Document::empty();
     for target in &plan.targets {
-        document.put(Section::Clusters, &target.cluster, &cluster_fields(plan, target));
-        document.put(Section::Contexts, &target.context, &context_fields(plan, target));
+        document.put(Section::Clusters, &target.cluster, &cluster_fields(target));
+        document.put(Section::Contexts, &target.context, &context_fields(target));
+        document.put(Section::Users, &target.user, &target.credential);
     }
-    document.put(Section::Users, &plan.user, &plan.credential);
     document.set_current_context(current);
     document
 }
@@ -231,10 +279,10 @@ fn merge(paths: Vec<PathBuf>, plan: &Plan, current: Option<&str>, force: bool) -
         let mut put = |section, name: &str, fields: &Map<String, Value>| {
             files.home_of(section, name).put(section, name, fields);
         };
-        put(Section::Clusters, &target.cluster, &cluster_fields(plan, target));
-        put(Section::Contexts, &target.context, &context_fields(plan, target));
+        put(Section::Clusters, &target.cluster, &cluster_fields(target));
+        put(Section::Contexts, &target.context, &context_fields(target));
+        put(Section::Users, &target.user, &target.credential);
     }
-    files.home_of(Section::Users, &plan.user).put(Section::Users, &plan.user, &plan.credential);
     match current {
         Some(name) => files.use_context(name),
         // A kubeconfig without one is of little use, and nothing is taken from anybody.
@@ -267,9 +315,11 @@ mod tests {
             context: "edge1".into(),
             cluster: "edge1@hub:8443".into(),
             server: "https://hub:8443/k8s/clusters/edge1".into(),
+            ca: "Q0E=".into(),
+            user: "anna@hub:8443".into(),
+            credential: fields(json!({ "token": token })),
         };
-        let credential = fields(json!({ "token": token }));
-        Plan { targets: vec![target], user: "anna@hub:8443".into(), credential, ca: "Q0E=".into() }
+        Plan { targets: vec![target] }
     }
 
     #[test]

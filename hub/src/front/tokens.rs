@@ -8,7 +8,7 @@ use crate::{audit, directory::Authenticated, issue::IssueError};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use moorline_authz::{access::Facts, access_token::MAX_AUDIENCES};
-use moorline_proxy::{Body, status::status_response};
+use moorline_proxy::{Body, body, status::status_response};
 use serde::Deserialize;
 use std::net::SocketAddr;
 
@@ -105,6 +105,32 @@ impl Front {
             }
             None => json(StatusCode::OK, &self.issuer.for_clusters(who, &clusters)),
         }
+    }
+
+    /// `GET /auth/bundles/<cluster>`, for administrators: to be carried there by hand.
+    pub(super) async fn bundle_of(&self, path: &str, who: &Authenticated, remote: SocketAddr) -> Response<Body> {
+        if !who.identity.is_admin() || who.clusters.is_some() || who.verbs.is_some() {
+            self.count_refusal("not_admin");
+            return status_response(StatusCode::FORBIDDEN, "only administrators take bundles away");
+        }
+        let cluster = path.strip_prefix("/auth/bundles/").unwrap_or_default();
+        if !self.records.cluster_exists(cluster) {
+            return status_response(StatusCode::NOT_FOUND, &format!("clusters.moorline.dev {cluster:?} not found"));
+        }
+        if self.audit.admit().await.is_err() {
+            return self.audit_full();
+        }
+        let user = &who.identity.user;
+        let (response, code) = match self.bundles.make(cluster) {
+            Ok(sealed) => (Response::new(body::full(sealed.bytes)), StatusCode::OK),
+            Err(error) => {
+                tracing::error!("no bundle was made: {error}");
+                let code = StatusCode::INTERNAL_SERVER_ERROR;
+                (status_response(code, "the bundle could not be signed"), code)
+            }
+        };
+        self.audit.push(audit::event("get", path, user, remote, code.as_u16(), "bundles", cluster));
+        response
     }
 
     /// `POST /auth/keys/rotate`, for administrators.

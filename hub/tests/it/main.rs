@@ -5,6 +5,7 @@
 
 mod backup;
 mod bodies;
+mod direct;
 mod framing;
 mod http2;
 mod joins;

@@ -258,6 +258,30 @@ impl World {
         port: u16,
         facts: &[(&str, &str)],
     ) -> Result<Agent, DialError> {
+        Ok(Agent::serve(self.greet(member, carrier, instance, port, facts).await?))
+    }
+
+    /// A session whose agent takes streams and never answers.
+    pub async fn dial_silent(&self, member: &Member, facts: &[(&str, &str)]) -> Session {
+        let session = self.greet(member, Carrier::Tls, 1, self.hub.addr().port(), facts).await.unwrap();
+        let kept = session.clone();
+        tokio::spawn(async move {
+            let mut taken = Vec::new();
+            while let Some(stream) = kept.accept().await {
+                taken.push(stream);
+            }
+        });
+        session
+    }
+
+    async fn greet(
+        &self,
+        member: &Member,
+        carrier: Carrier,
+        instance: u64,
+        port: u16,
+        facts: &[(&str, &str)],
+    ) -> Result<Session, DialError> {
         let tls = tls::client_config(&member.identity, &member.trust).unwrap();
         let known = [("kubernetesVersion", "v1.99.0")];
         let facts = known.iter().chain(facts).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
@@ -271,8 +295,7 @@ impl World {
             now_ms: 0,
         };
         let address = HubAddress { host: "127.0.0.1".to_owned(), port };
-        let (session, _) = dial(&address, carrier, tls, hello, &Limits::default()).await?;
-        Ok(Agent::serve(session))
+        Ok(dial(&address, carrier, tls, hello, &Limits::default()).await?.0)
     }
 
     pub fn metric(&self, line: &str) -> f64 {
@@ -419,6 +442,10 @@ async fn answer(
         principal: header.principal.unwrap_or_default(),
     });
     reached.notify_one();
+    if path == "/bundle" {
+        let told = r#"{"server":"https://edge1.example:6444","certificateAuthority":"PEM","newer":1}"#;
+        return http::Response::new(body::full(told));
+    }
     if path.contains("forbidden") {
         return http::Response::builder().status(403).body(body::full("no")).unwrap();
     }

@@ -55,6 +55,14 @@ impl Cluster {
     /// # Errors
     /// When a part does not come up; the message has its log's end.
     pub fn start(offset: u16, node: bool, network: Option<Network>) -> Result<Self> {
+        Self::start_with(offset, node, network, &[])
+    }
+
+    /// The same with more arguments for its API server.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn start_with(offset: u16, node: bool, network: Option<Network>, api_server: &[String]) -> Result<Self> {
         // Unix sockets below the folder need a short path.
         let temporary = tempfile::Builder::new().prefix("mlkube").tempdir_in("/tmp")?;
         let mut command = match &network {
@@ -65,6 +73,9 @@ impl Cluster {
         command.args(["--offset", &offset.to_string()]);
         if node {
             command.arg("--node");
+        }
+        for argument in api_server {
+            command.args(["--apiserver-arg", argument]);
         }
         text(&mut command)?;
         Ok(Self { dir: temporary.path().to_owned(), port: 16443 + offset, network, _temporary: temporary })

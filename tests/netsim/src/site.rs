@@ -66,6 +66,7 @@ impl Site {
             policy_file: None,
             carrier,
             state_secret: None,
+            endpoint_dir: None,
             http_addr: None,
         };
         let (registry, stop) = (prometheus::Registry::new(), CancellationToken::new());

@@ -32,6 +32,8 @@ pub enum Target {
     },
     /// Answers every byte with itself: the tunnel's own probe.
     Echo,
+    /// What the agent keeps for the cluster's own endpoint: one HTTP message each way, as for `Kube`, without a principal.
+    Endpoint,
 }
 
 /// Scheduling class of a stream, most urgent first.

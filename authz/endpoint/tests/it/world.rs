@@ -17,7 +17,7 @@ use moorline_endpoint::{
 };
 use moorline_proxy::{
     Body,
-    audit::FileSink,
+    audit::{FileSink, OnFailure, chain::Chain},
     body,
     edge::{Reviewer, Upstream, UpstreamError},
     kube::ProxyMetrics,
@@ -224,7 +224,7 @@ pub struct Answer {
 
 pub struct World {
     pub hub: Hub,
-    pub dir: TempDir,
+    _dir: TempDir,
     pub shelf: Shelf,
     pub live: Live,
     pub up: Arc<Recorder>,
@@ -254,7 +254,7 @@ impl World {
         let policy = Arc::new(policy);
         let now: moorline_endpoint::webhook::PolicyNow = Arc::new(move || Arc::clone(&policy));
         let queue = Queue::open(&dir.path().join("queue")).unwrap();
-        let audit = FileSink::to_writer(queue.writer().unwrap(), 64).unwrap();
+        let audit = FileSink::to_writer(queue.writer().unwrap(), Chain::default(), 64, OnFailure::Refuse).unwrap();
         let (up, tasks) = (Arc::new(Recorder::default()), TaskTracker::new());
         let proxy = Proxy::new(
             live.clone(),
@@ -280,7 +280,7 @@ impl World {
         let mut tls = tls.with_root_certificates(roots).with_no_client_auth();
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let webhook = Webhook { live: live.clone(), policy: now };
-        Self { hub, dir, shelf, live, up, queue, registry, webhook, audit, addr, tls: Arc::new(tls), stop }
+        Self { hub, _dir: dir, shelf, live, up, queue, registry, webhook, audit, addr, tls: Arc::new(tls), stop }
     }
 
     pub async fn connect(&self) -> TlsStream<TcpStream> {

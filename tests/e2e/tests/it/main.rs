@@ -4,6 +4,7 @@
 
 mod commands;
 mod deploy;
+mod endpoint;
 mod failures;
 mod hub_api;
 mod identity;
@@ -43,6 +44,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("a_clock_an_hour_off_is_named", failures::clock),
     ("f40_api_server_down_is_a_502", failures::api_server_down),
     ("f04_agent_killed_is_an_error_and_it_comes_back", failures::agent_killed),
+    ("endpoint_answers_as_the_hub_does_and_while_it_is_away", endpoint::all),
     ("f03_hub_drains_on_sigterm", failures::hub_drains),
     ("f01_hub_killed_and_agents_return_without_a_token", failures::hub_killed),
 ];

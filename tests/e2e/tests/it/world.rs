@@ -39,7 +39,8 @@ impl World {
         let dir = temporary.path().to_owned();
         let (net1, net2) = (Network::up("mle1", 81)?, Network::up("mle2", 82)?);
         let names = ["127.0.0.1", &net1.outside.clone(), &net2.outside.clone()];
-        let starting = std::thread::spawn(move || Cluster::start(102, false, Some(net2)));
+        let asks = crate::endpoint::webhook_of_edge2(&dir)?;
+        let starting = std::thread::spawn(move || Cluster::start_with(102, false, Some(net2), &asks));
         let edge1 = Cluster::start(101, true, Some(net1))?;
         let edge2 = starting.join().map_err(|_| anyhow::anyhow!("starting edge2 panicked"))??;
         let hub = Hub::start(&dir, 18643, &names)?;
@@ -59,7 +60,10 @@ impl World {
                     *word = format!("https://{}:{}", network.outside, self.hub.port);
                 }
             }
-            let agent = Agent::start(cluster, &join, &self.dir.join(format!("agent-{name}")), &[])?;
+            let room = crate::endpoint::room(&self.dir).display().to_string();
+            let more = ["--endpoint-dir", room.as_str()];
+            let more = if name == "edge2" { &more[..] } else { &[] };
+            let agent = Agent::start(cluster, &join, &self.dir.join(format!("agent-{name}")), more)?;
             self.hub.wait_connected(name, Duration::from_secs(20)).with_context(|| agent.process.log())?;
             *(if name == "edge1" { &mut self.agent1 } else { &mut self.agent2 }) = Some(agent);
         }

@@ -24,6 +24,7 @@ impl StreamHeader {
                     w.number(3, Critical, (*port).into());
                 }
                 Target::Echo => w.number(1, Critical, 3),
+                Target::Endpoint => w.number(1, Critical, 9),
             }
             Ok(())
         })?;
@@ -107,7 +108,8 @@ fn take_target(message: &[u8]) -> Result<Target, WireError> {
         (1, None, None) => unknown.map(|()| Target::Kube),
         (2, Some(host), Some(port)) if !host.is_empty() && port != 0 => unknown.map(|()| Target::Tcp { host, port }),
         (3, None, None) => unknown.map(|()| Target::Echo),
-        (1..=3, _, _) => Err(WireError::BadValue { what: "target" }),
+        (9, None, None) => unknown.map(|()| Target::Endpoint),
+        (1..=3 | 9, _, _) => Err(WireError::BadValue { what: "target" }),
         (kind, _, _) => Err(WireError::UnknownTarget(kind)),
     }
 }

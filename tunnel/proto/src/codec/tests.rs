@@ -42,6 +42,7 @@ fn header() -> impl Strategy<Value = StreamHeader> {
     let target = prop_oneof![
         Just(Target::Kube),
         Just(Target::Echo),
+        Just(Target::Endpoint),
         ("[a-z.]{1,40}", 1u16..).prop_map(|(host, port)| Target::Tcp { host, port })
     ];
     let class = prop_oneof![Just(Class::Interactive), Just(Class::Watch), Just(Class::Bulk)];

@@ -1,0 +1,112 @@
+//! What clusters' own endpoints get from the hub.
+
+use crate::world::{API, Agent, World, eventually};
+use moorline_authz::bundle::{Bundle, open};
+use moorline_link::Carrier;
+use rustls_pki_types::CertificateDer;
+use serde_json::json;
+
+/// A cluster whose agent asks for bundles.
+async fn edge(world: &World, name: &str) -> Agent {
+    world.cluster(name).await;
+    let token = world.join_token(name, 1, "2999-01-01T00:00:00Z").await;
+    let member = world.join(&token, "a1", None).await.unwrap();
+    world.dial_with(&member, Carrier::Tls, 1, world.hub.addr().port(), &[("endpoint", "1")]).await.unwrap()
+}
+
+fn read(ca: &CertificateDer<'_>, bytes: &str, cluster: &str) -> Bundle {
+    let authority = webpki::EndEntityCert::try_from(ca).unwrap();
+    let way = webpki::aws_lc_rs::ECDSA_P256_SHA256;
+    let verify = |message: &[u8], signature: &[u8]| authority.verify_signature(way, message, signature).is_ok();
+    open(bytes.as_bytes(), verify, cluster, None).unwrap()
+}
+
+/// The bundles that reached the agent.
+fn got(world: &World, agent: &Agent, cluster: &str) -> Vec<Bundle> {
+    let ca = world.ca();
+    let seen = agent.seen.lock().unwrap();
+    seen.iter().filter(|seen| seen.line == "PUT /bundle").map(|seen| read(&ca, &seen.body, cluster)).collect()
+}
+
+fn names(bundle: &Bundle) -> Vec<&str> {
+    bundle.users.iter().map(|user| user.name.as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_gets_a_bundle_for_each_change_that_is_about_it_and_no_other() {
+    let world = World::new().await;
+    let (one, two) = (edge(&world, "edge1").await, edge(&world, "edge2").await);
+    let quiet = world.connected("edge3", Carrier::Tls).await;
+    let newest = async |agent: &Agent, cluster: &str, what: &str, holds: &dyn Fn(&Bundle) -> bool| {
+        eventually(what, async || got(&world, agent, cluster).last().is_some_and(holds)).await;
+    };
+    newest(&one, "edge1", "a first one", &|bundle| names(bundle) == ["admin"]).await;
+    newest(&two, "edge2", "a first one", &|bundle| names(bundle) == ["admin"]).await;
+    let of_two = got(&world, &two, "edge2").len();
+
+    let key = world.user("anna", &["edge1"]).await;
+    newest(&one, "edge1", "with anna", &|bundle| names(bundle) == ["admin", "anna"]).await;
+    let first = got(&world, &one, "edge1").pop().unwrap();
+    assert_eq!(first.users[1].groups, ["dev"]);
+    assert!(first.api_keys.is_empty(), "a key for every cluster is known to the hub alone");
+    assert!(first.expires > first.issued && !first.keys.is_empty());
+
+    // A key that names the cluster, and its end: s51.
+    let spec = json!({ "user": "anna", "expires": "2999-01-01T00:00:00Z", "clusters": ["edge1"] });
+    let made = world.create("tokens", "Token", "", spec).await;
+    let id = made["metadata"]["name"].as_str().unwrap().to_owned();
+    newest(&one, "edge1", "with the key", &|bundle| bundle.api_keys.iter().any(|key| key.id == id)).await;
+    let direct = world.call(&key, "POST", "/auth/token", &json!({ "clusters": ["edge1"] })).await;
+    assert_eq!(direct.code, 200);
+    assert_eq!(world.call(&world.admin, "DELETE", &format!("{API}/tokens/{id}"), &json!(null)).await.code, 200);
+    newest(&one, "edge1", "without the key", &|bundle| {
+        bundle.api_keys.is_empty() && bundle.revoked.iter().any(|revoked| revoked.id == id)
+    })
+    .await;
+    world.patch(&format!("{API}/users/anna"), &json!({ "spec": { "disabled": true } })).await;
+    newest(&one, "edge1", "without anna", &|bundle| names(bundle) == ["admin"]).await;
+    let serials: Vec<u64> = got(&world, &one, "edge1").iter().map(|bundle| bundle.serial).collect();
+    assert!(serials.windows(2).all(|pair| pair[0] < pair[1]), "{serials:?}");
+
+    // The other cluster heard of the key's end, which may concern it, and of nothing else.
+    for bundle in got(&world, &two, "edge2").iter().skip(of_two) {
+        assert_eq!(names(bundle), ["admin"]);
+    }
+    assert!(quiet.lines().iter().all(|line| line != "PUT /bundle"), "whoever does not ask gets none");
+    let cluster = world.get(&world.admin, &format!("{API}/clusters/edge1")).await.json();
+    assert_eq!(cluster["status"]["direct"]["server"], "https://edge1.example:6444", "kubeconfigs can name it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_can_be_taken_away_by_an_administrator_alone() {
+    let world = World::new().await;
+    world.cluster("edge1").await;
+    let anna = world.user("anna", &[]).await;
+    let path = "/auth/bundles/edge1";
+    let answer = world.get(&world.admin, path).await;
+    assert_eq!(names(&read(&world.ca(), &answer.body, "edge1")), ["admin"]);
+    let later = world.get(&world.admin, path).await;
+    let serial = |answer: &crate::world::Answer| read(&world.ca(), &answer.body, "edge1").serial;
+    assert!(serial(&answer) < serial(&later));
+    assert_eq!(world.get(&anna, path).await.code, 403);
+    assert_eq!(world.get(&world.admin, "/auth/bundles/none").await.code, 404);
+    assert_eq!(world.send("GET", path, &[], "").await.code, 401);
+    assert!(world.audit_at_end().await.contains("/auth/bundles/edge1"));
+}
+
+/// F44: one agent that never answers keeps no other cluster waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn f44_a_cluster_that_does_not_answer_keeps_no_other_waiting() {
+    let world = World::new().await;
+    world.cluster("stuck").await;
+    let token = world.join_token("stuck", 1, "2999-01-01T00:00:00Z").await;
+    let member = world.join(&token, "a1", None).await.unwrap();
+    let silent = world.dial_silent(&member, &[("endpoint", "1")]).await;
+    let one = edge(&world, "edge1").await;
+    eventually("a first one", async || !got(&world, &one, "edge1").is_empty()).await;
+    let begun = std::time::Instant::now();
+    world.user("anna", &["edge1"]).await;
+    eventually("with anna", async || got(&world, &one, "edge1").last().is_some_and(|b| b.users.len() == 2)).await;
+    assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+    drop(silent);
+}

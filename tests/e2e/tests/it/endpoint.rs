@@ -1,0 +1,248 @@
+//! The authorized cluster endpoint on a real API server: the same answers three ways, and a drill with the hub gone.
+
+use crate::world::{ALICE, World};
+use anyhow::{Context, Result, ensure};
+use moorline_e2e::{
+    binary,
+    moorline::kubectl,
+    process::{Process, eventually, run, text},
+};
+use serde_json::Value;
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Where edge2's users reach the proxy, and its API server the webhook: within their network.
+const PROXY: &str = "127.0.0.1:6444";
+const WEBHOOK: &str = "127.0.0.1:6445";
+/// kubectl sessions that are open when the hub goes.
+const SESSIONS: usize = 20;
+/// How late a revocation may reach the endpoint while the hub is there.
+const LATE: Duration = Duration::from_secs(60);
+
+/// Commands whose answer the API determines: the same three ways, byte for byte.
+const TABLE: &[&[&str]] = &[
+    &["get", "namespaces", "-o", "yaml"],
+    &["get", "pods", "-A"],
+    &["get", "configmaps", "-A", "-o", "json"],
+    &["get", "secrets", "-n", "kube-system"],
+    &["get", "nodes"],
+    &["get", "widgets"],
+    &["api-versions"],
+    &["auth", "can-i", "--list"],
+    &["auth", "can-i", "create", "pods"],
+    &["create", "configmap", "x", "--dry-run=server"],
+    &["delete", "namespace", "kube-system", "--dry-run=server"],
+    &["get", "--raw", "/version"],
+    &["get", "--raw", "/nowhere"],
+    &["get", "--raw", "/api/v1/namespaces/default/services/none:80/proxy/a%2Fb"],
+    &["get", "pods", "--as", "bob"],
+    &["get", "pods", "--as", "system:admin"],
+];
+
+/// The folder that edge2's agent and endpoints share.
+pub fn room(dir: &Path) -> PathBuf {
+    dir.join("endpoint-edge2")
+}
+
+/// What edge2's API server is started with: it asks a webhook who comes with a token.
+pub fn webhook_of_edge2(dir: &Path) -> Result<Vec<String>> {
+    let (cert, key, config) = (dir.join("webhook.crt"), dir.join("webhook.key"), dir.join("webhook.yaml"));
+    let mut make = Command::new("openssl");
+    make.args(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj /CN=webhook".split(' '),
+    );
+    make.args(["-addext", "subjectAltName=IP:127.0.0.1", "-keyout"]).arg(&key).arg("-out").arg(&cert);
+    text(&mut make)?;
+    let yaml = format!(
+        "apiVersion: v1\nkind: Config\nclusters: [{{name: w, cluster: {{server: 'https://{WEBHOOK}/', certificate-authority: {}}}}}]\n\
+         users: [{{name: w, user: {{}}}}]\ncontexts: [{{name: w, context: {{cluster: w, user: w}}}}]\ncurrent-context: w\n",
+        cert.display()
+    );
+    std::fs::write(&config, yaml)?;
+    Ok(vec![
+        format!("--authentication-token-webhook-config-file={}", config.display()),
+        "--authentication-token-webhook-version=v1".to_owned(),
+        "--authentication-token-webhook-cache-ttl=1s".to_owned(),
+    ])
+}
+
+fn start(world: &World, mode: &str) -> Result<Process> {
+    let dir = room(&world.dir);
+    let mut command = world.edge2.command(binary());
+    command.args(["endpoint", "--mode", mode, "--dir"]).arg(&dir);
+    if mode == "proxy" {
+        let url = format!("https://{PROXY}");
+        command.args(["--listen", PROXY, "--name", "127.0.0.1", "--public-url", &url]);
+        command.arg("--kubeconfig").arg(world.edge2.kubeconfig());
+    } else {
+        command.args(["--listen", WEBHOOK, "--tls-cert"]).arg(world.dir.join("webhook.crt"));
+        command.arg("--tls-key").arg(world.dir.join("webhook.key"));
+    }
+    Process::spawn(command, &world.dir.join(format!("endpoint-{mode}.log")))
+}
+
+/// Three ways to edge2 as alice.
+struct Ways<'a> {
+    world: &'a World,
+    config: PathBuf,
+    token: String,
+}
+
+impl Ways<'_> {
+    fn hub(&self, args: &[&str]) -> Result<Output> {
+        run(self.world.through(ALICE, "edge2")?.args(args), b"")
+    }
+
+    /// kubectl in the cluster's own network, where no hub is found at the address that the login knows.
+    fn inside(&self) -> Command {
+        let mut command = self.world.edge2.command(kubectl());
+        command.env("XDG_CONFIG_HOME", self.world.dir.join("users").join(ALICE));
+        command
+    }
+
+    fn proxy(&self, args: &[&str]) -> Result<Output> {
+        let mut command = self.inside();
+        command.arg("--kubeconfig").arg(&self.config).args(["--context", "edge2-direct"]).args(args);
+        run(&mut command, b"")
+    }
+
+    fn webhook(&self, args: &[&str]) -> Result<Output> {
+        let mut command = self.inside();
+        command.args([
+            "--kubeconfig",
+            "/dev/null",
+            "--server",
+            &format!("https://127.0.0.1:{}", self.world.edge2.port),
+        ]);
+        command.arg("--certificate-authority").arg(self.world.edge2.dir.join("pki/ca.crt"));
+        run(command.args(["--token", &self.token]).args(args), b"")
+    }
+}
+
+fn words(output: &Output) -> String {
+    format!(
+        "{:?}\n{}{}",
+        output.status.code(),
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+pub fn all(world: &mut World) -> Result<()> {
+    let (proxy, webhook) = (start(world, "proxy")?, start(world, "webhook")?);
+    let logs = || format!("{}\n{}", proxy.log(), webhook.log());
+    let config = world.dir.join("alice-direct.kubeconfig");
+    // The next bundle brings the hub word of where the endpoint is.
+    world.hub.add_user("dave", &["edge2"])?;
+    eventually("a direct context", Duration::from_secs(30), || {
+        std::fs::write(&config, world.hub.moorline(ALICE, &["kubeconfig", "edge2"])?)?;
+        ensure!(std::fs::read_to_string(&config)?.contains("edge2-direct"), "no direct context");
+        Ok(())
+    })
+    .with_context(logs)?;
+    let url = world.hub.url();
+    let credential = world.hub.moorline(ALICE, &["kube", "credential", "--hub", &url, "--cluster", "edge2"])?;
+    let credential: Value = serde_json::from_str(&credential)?;
+    let token = credential.pointer("/status/token").and_then(Value::as_str).context("a token")?.to_owned();
+    let ways = Ways { world, config, token };
+    parity(&ways).with_context(logs)?;
+    drill(world).with_context(logs)
+}
+
+/// The same table through hub, proxy and webhook.
+fn parity(ways: &Ways<'_>) -> Result<()> {
+    let mut differences = Vec::new();
+    for args in TABLE {
+        let (hub, proxy, webhook) = (ways.hub(args)?, ways.proxy(args)?, ways.webhook(args)?);
+        for (way, answer) in [("proxy", &proxy), ("webhook", &webhook)] {
+            if answer.stdout != hub.stdout || answer.status.code() != hub.status.code() {
+                differences.push(format!(
+                    "kubectl {}\n--- hub {}--- {way} {}",
+                    args.join(" "),
+                    words(&hub),
+                    words(answer)
+                ));
+            }
+        }
+    }
+    ensure!(differences.is_empty(), "{}", differences.join("\n"));
+    // Who the API server saw: as itself by the webhook, impersonated by the others.
+    ways.hub(&["get", "--raw", "/api/v1/namespaces/default/configmaps?way=hub"])?;
+    ways.proxy(&["get", "--raw", "/api/v1/namespaces/default/configmaps?way=proxy"])?;
+    ways.webhook(&["get", "--raw", "/api/v1/namespaces/default/configmaps?way=webhook"])?;
+    let seen = |way: &str| -> Result<(Value, Value, Vec<Value>)> {
+        eventually("the API server's record", Duration::from_secs(10), || {
+            let log = ways.world.edge2.audit();
+            let line = log.lines().rfind(|line| line.contains(&format!("?way={way}\""))).context("no record yet")?;
+            let event: Value = serde_json::from_str(line)?;
+            let who = event.get("impersonatedUser").unwrap_or(&event["user"]);
+            let mut groups = who["groups"].as_array().cloned().unwrap_or_default();
+            groups.sort_by_key(Value::to_string);
+            Ok((who["username"].clone(), who["uid"].clone(), groups))
+        })
+    };
+    let hub = seen("hub")?;
+    ensure!(hub.0 == ALICE, "{hub:?}");
+    for way in ["proxy", "webhook"] {
+        // API servers before 1.24 know no Impersonate-Uid: by the webhook they hear of it.
+        let (user, _, groups) = seen(way)?;
+        ensure!((&user, &groups) == (&hub.0, &hub.2), "{way}: {user} {groups:?}, through the hub {hub:?}");
+    }
+    Ok(())
+}
+
+/// The hub is killed under open sessions; the direct way works at once; who is deactivated is out when it is back.
+fn drill(world: &mut World) -> Result<()> {
+    let mut open = Vec::new();
+    for _ in 0..SESSIONS {
+        let mut watch = world.through(ALICE, "edge2")?;
+        watch.args(["get", "namespaces", "-w"]).stdout(Stdio::null()).stderr(Stdio::null());
+        open.push(watch.spawn()?);
+    }
+    let process = world.hub.process.take().context("hub")?;
+    process.signal(9);
+    drop(process);
+    let config = world.dir.join("alice-direct.kubeconfig");
+    let direct = |world: &World| -> Result<Output> {
+        let mut command = world.edge2.command(kubectl());
+        command.env("XDG_CONFIG_HOME", world.dir.join("users").join(ALICE));
+        command.arg("--kubeconfig").arg(&config).args(["--context", "edge2-direct", "get", "namespaces", "-o", "name"]);
+        run(&mut command, b"")
+    };
+    let begun = Instant::now();
+    let answer = direct(world)?;
+    ensure!(answer.status.success(), "{}", words(&answer));
+    println!(
+        "hub killed under {SESSIONS} sessions: kubectl on the direct context answered after {:?}",
+        begun.elapsed()
+    );
+    for mut session in open {
+        eventually("an end of what went through the hub", Duration::from_secs(30), || {
+            session.try_wait()?.context("still open")
+        })?;
+    }
+    for _ in 0..5 {
+        ensure!(direct(world)?.status.success(), "the direct way goes on");
+    }
+    world.hub.restart()?;
+    for cluster in ["edge1", "edge2"] {
+        world.hub.wait_connected(cluster, Duration::from_secs(30))?;
+    }
+    ensure!(direct(world)?.status.success(), "and after the hub is back");
+    world.hub.moorline("admin", &["user", "disable", ALICE])?;
+    let begun = Instant::now();
+    eventually("out", LATE, || {
+        ensure!(!direct(world)?.status.success(), "alice is still in");
+        Ok(())
+    })?;
+    println!("deactivated: out at the endpoint after {:?}", begun.elapsed());
+    world.hub.moorline("admin", &["user", "enable", ALICE])?;
+    eventually("in again", LATE, || {
+        let answer = direct(world)?;
+        ensure!(answer.status.success(), "{}", words(&answer));
+        Ok(())
+    })
+}
