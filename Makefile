@@ -3,7 +3,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help build cross check test test-long demo bench fmt clean
+.PHONY: help build cross check test test-long demo docs bench fmt clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s '	'
@@ -33,6 +33,9 @@ test-long: test ## the long ones too: properties with many more cases, the scene
 
 demo: ## installs what is missing, builds, shows kubectl through the hub on a real cluster, cleans up
 	@demo/demo.sh
+
+docs: ## writes the reference pages of docs/ from the code
+	MOORLINE_WRITE_DOCS=1 $(CARGO) test --locked -p moorline-cli --test it -- book::
 
 bench: ## speed and memory, as ratios against direct and nginx in one run
 	@tests/deps.sh test

@@ -36,10 +36,12 @@ image() { # PROGRAM DESCRIPTION FOLDERS...
 image moorline-agent "The agent of a Kubernetes cluster: dials a Moorline hub" var/lib/moorline-agent
 image moorline "Moorline: hub, agent and command line" var/lib/moorline-hub var/lib/moorline-agent
 
+for arch in amd64 arm64; do cross/deb.sh "$DIST/moorline-linux-$arch" "$arch" "$version" "$DIST/moorline_${version}_$arch.deb"; done
+
 name=moorline-$version-airgap
 adds=(--add README.md=deploy/airgap/README.md --add "images=$DIST/images" --add "sbom=$DIST/sbom" --add deploy=deploy
   --add docs=docs/src --add LICENSE=LICENSE)
-for file in "$DIST"/moorline*-amd64 "$DIST"/moorline*-arm64 "$DIST"/moorline*.exe; do adds+=(--add "bin/$(basename "$file")=$file"); done
+for file in "$DIST"/moorline*-amd64 "$DIST"/moorline*-arm64 "$DIST"/moorline*.exe "$DIST"/*.deb; do adds+=(--add "bin/$(basename "$file")=$file"); done
 "$pack" bundle --name "$name" "${adds[@]}" --output "$DIST/$name.tar.gz"
 (cd "$DIST" && find . -type f ! -name SHA256SUMS -printf '%P\n' | sort | xargs -d '\n' sha256sum >SHA256SUMS)
 echo "release: $DIST"

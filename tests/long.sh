@@ -1,12 +1,33 @@
 #!/usr/bin/env bash
-# The long tests: every property with many more cases, and the end-to-end scenes several times over.
+# The long tests: every property with many more cases, the end-to-end scenes several times over, and a release: built for
+# every platform, run there (qemu, Wine), its images on the real node, and the same bytes when it is built elsewhere.
 #
-#   tests/long.sh      CASES (20000) per property, ROUNDS (3) of the scenes
+#   tests/long.sh            CASES (20000) per property, ROUNDS (3) of the scenes
+#   tests/long.sh release    only the release
 set -euo pipefail
 cd "$(dirname "$0")/.."
+release() {
+  command -v qemu-aarch64 >/dev/null && [ -e /usr/lib/wine/wine64 ] || {
+    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends qemu-user wine64 >/dev/null
+  }
+  export MOORLINE_DIST=${DIST:-$PWD/target/dist}
+  DIST=$MOORLINE_DIST cross/release.sh
+  cargo build --locked -p moorline-cli -p moorline-pack
+  cargo test --locked -p moorline-e2e --test cross -- --ignored
+  cargo test --locked -p moorline-e2e --test it -- deploy_
+  bench/footprint.sh
+  # Another folder, another day: the same bytes.
+  local other; other=$(mktemp -d)
+  git clone -q . "$other/tree"
+  (cd "$other/tree" && DIST=$other/dist CARGO_TARGET_DIR=$other/target SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) cross/build.sh x86_64-unknown-linux-musl)
+  for f in moorline moorline-agent; do cmp "$other/dist/$f-linux-amd64" "$MOORLINE_DIST/$f-linux-amd64"; done
+  rm -rf "$other"
+}
+[ "${1:-}" != release ] || { release; exit 0; }
 PROPTEST_CASES=${CASES:-20000} cargo test --locked --release -p moorline-proto -p moorline-link -p moorline-authz -p moorline-proxy -p moorline-apiserver
 for round in $(seq "${ROUNDS:-3}"); do
   echo "long: round $round of ${ROUNDS:-3}"
   cargo test --locked -p moorline-e2e
 done
+release
 echo "long: done"

@@ -5,11 +5,12 @@ use crate::{
     failure::usage,
     files,
     logging::LogFormat,
+    reference,
 };
 use moorline_agent::{AgentRole, Config, Preference, UpstreamConfig, secret::SecretName};
 use moorline_link::HubAddress;
 use moorline_proto::id::{AgentName, ClusterId};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::{env, net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode};
 
 /// Where Kubernetes puts a pod's service account.
@@ -41,6 +42,9 @@ pub struct Args {
     /// File that holds the token
     #[arg(long, value_name = "FILE", env = "MOORLINE_TOKEN_FILE", conflicts_with = "token")]
     token_file: Option<PathBuf>,
+    /// File that `token create --bundle` wrote: hub and token in one
+    #[arg(long, value_name = "FILE", env = "MOORLINE_JOIN_BUNDLE", conflicts_with_all = ["token", "token_file"])]
+    join_bundle: Option<PathBuf>,
     /// This agent's name within its cluster [default: the host's name]
     #[arg(long, value_name = "NAME", env = "MOORLINE_NAME")]
     name: Option<AgentName>,
@@ -119,6 +123,7 @@ pub enum Role {
 struct FileConfig {
     hub: Option<String>,
     token_file: Option<PathBuf>,
+    join_bundle: Option<PathBuf>,
     name: Option<String>,
     cluster: Option<String>,
     role: Option<Role>,
@@ -134,6 +139,21 @@ struct FileConfig {
     http_listen: Option<SocketAddr>,
     log_format: Option<LogFormat>,
     threads: Option<NonZeroUsize>,
+}
+
+/// The keys of the file.
+pub fn file_keys() -> &'static [&'static str] {
+    reference::keys::<FileConfig>()
+}
+
+/// What `moorline token create --bundle` writes and `--join-bundle` reads.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JoinBundle {
+    /// `https://HOST:PORT`
+    pub hub: Option<String>,
+    /// The join token.
+    pub token: Option<String>,
 }
 
 /// Keeps a Kubernetes cluster reachable through a tunnel that it dials out to a hub.
@@ -162,7 +182,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
     let file: FileConfig = daemon::config(args.config.as_deref())?;
-    let hub = daemon::either(args.hub, file.hub, "hub")?;
+    let bundle: JoinBundle = daemon::config(args.join_bundle.or(file.join_bundle).as_deref())?;
+    let hub = daemon::either(args.hub, file.hub.or(bundle.hub), "hub")?;
     let hub = hub.ok_or_else(|| usage("no hub to dial", "name it: moorline agent --hub https://HUB:8443"))?;
     // The flag and the variable are one to clap, and go before the file.
     let token_file = args.token_file.or(file.token_file.filter(|_| args.token.is_none()));
@@ -173,7 +194,7 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
             let text = text.ok_or_else(|| usage(format!("{} does not exist", path.display()), "check --token-file"))?;
             Some(text.trim().to_owned())
         }
-        (None, None) => None,
+        (None, None) => bundle.token,
     };
     let service_account = args.service_account_dir;
     let kubeconfig = args.kubeconfig.or(file.kubeconfig.filter(|_| service_account.is_none()));

@@ -1,8 +1,8 @@
 //! The command line as a whole.
 
 use crate::{
-    access, agent, apikey, audit, can_i, clusters, delete, doctor, endpoint, get, grant, group, hub, kube, kubeconfig,
-    login, principals, service, status, text, token, user, version,
+    agent, apikey, audit, can_i, clusters, delete, doctor, endpoint, get, grant, group, hub, kube, kubeconfig, login,
+    principals, reference, service, status, text, token, user, version,
 };
 use clap::{CommandFactory, FromArgMatches};
 use std::{path::Path, process::ExitCode};
@@ -66,9 +66,6 @@ pub enum Command {
     /// Who may use which cluster
     #[command(subcommand, arg_required_else_help = true)]
     Grant(grant::Command),
-    /// More rights on a cluster for a while
-    #[command(subcommand, arg_required_else_help = true)]
-    Access(access::Command),
     /// What you may do, and which rule says so
     #[command(subcommand, arg_required_else_help = true)]
     Auth(can_i::Command),
@@ -91,6 +88,13 @@ pub enum Command {
     /// What kubectl calls by itself
     #[command(subcommand, arg_required_else_help = true, hide = true)]
     Kube(kube::Command),
+    /// A reference page of the book, written from the code
+    #[command(hide = true)]
+    Reference {
+        /// Which
+        #[arg(value_enum)]
+        page: reference::Page,
+    },
     /// Versions of this program and of the hub
     Version(version::Args),
     /// Print a completion script for a shell
@@ -137,6 +141,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Endpoint(args) => endpoint::run(*args),
         Command::Completion { shell } => completion(shell).map(|()| ExitCode::SUCCESS),
         Command::Service(command) => service::run(command),
+        Command::Reference { page } => reference::run(page),
         other => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let result = runtime.block_on(ask(other));
@@ -161,7 +166,6 @@ async fn ask(command: Command) -> anyhow::Result<ExitCode> {
         Command::Apikey(command) => apikey::run(command).await,
         Command::User(command) => user::run(command).await,
         Command::Grant(command) => grant::run(command).await,
-        Command::Access(command) => access::run(command).await,
         Command::Group(command) => group::run(command).await,
         Command::Principals(command) => principals::run(command).await,
         Command::Audit(command) => return audit::run(command).await,
@@ -172,7 +176,7 @@ async fn ask(command: Command) -> anyhow::Result<ExitCode> {
         Command::Version(args) => version::run(args).await,
         // Taken care of by the caller.
         Command::Hub(_) | Command::Agent(_) | Command::Endpoint(_) => Ok(()),
-        Command::Service(_) | Command::Completion { .. } => Ok(()),
+        Command::Service(_) | Command::Reference { .. } | Command::Completion { .. } => Ok(()),
     }?;
     Ok(ExitCode::SUCCESS)
 }

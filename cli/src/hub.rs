@@ -5,11 +5,11 @@ use crate::{
     failure::usage,
     hubstate,
     logging::LogFormat,
-    plugins,
+    plugins, reference,
     target::HubUrl,
     text,
 };
-use moorline_hub::{Config, Hub, HubError, OnFailure, RateLimits, logins::config::ProviderConfig};
+use moorline_hub::{Config, Hub, HubError, OnFailure, logins::config::ProviderConfig};
 use moorline_plugin::Factory;
 use moorline_proto::id::{HubName, TrustDomain};
 use serde::Deserialize;
@@ -102,7 +102,11 @@ struct FileConfig {
     logins: Vec<ProviderConfig>,
     recheck_logins: Option<String>,
     audit: AuditConfig,
-    rate_limits: RateLimits,
+}
+
+/// The keys of the file.
+pub fn file_keys() -> &'static [&'static str] {
+    reference::keys::<FileConfig>()
 }
 
 /// How the audit log is kept.
@@ -180,7 +184,6 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
     config.plugins =
         Factory::build(plugins::ALL, file.plugins).map_err(|e| usage(e.to_string(), "see docs/src/plugins.md"))?;
     config.logins = file.logins;
-    config.rate_limits = file.rate_limits;
     config.audit_on_failure = file.audit.on_failure;
     if let Some(mib) = file.audit.max_file_mib {
         config.audit_rotation.max_bytes = mib << 20;

@@ -4,7 +4,6 @@
 //! logged in to, `output` prints as kubectl does, `failure` gives each error an advice and an exit code.
 #![forbid(unsafe_code)]
 
-mod access;
 mod agent;
 mod apikey;
 mod args;
@@ -32,6 +31,7 @@ mod output;
 mod plugins;
 mod principals;
 mod providers;
+mod reference;
 mod resource;
 mod service;
 mod session;

@@ -20,9 +20,6 @@ pub enum Resource {
     /// Users and providers' groups under one name
     #[value(name = "groups", alias = "group")]
     Group,
-    /// A request for more rights for a while
-    #[value(name = "accessrequests", alias = "accessrequest")]
-    AccessRequest,
     /// A login or API key
     #[value(name = "tokens", alias = "token")]
     Token,
@@ -42,7 +39,6 @@ impl Resource {
             Self::Agent => "agents",
             Self::User => "users",
             Self::Group => "groups",
-            Self::AccessRequest => "accessrequests",
             Self::Token => "tokens",
             Self::JoinToken => "jointokens",
             Self::ClusterGrant => "clustergrants",
@@ -56,7 +52,6 @@ impl Resource {
             Self::Agent => "agent",
             Self::User => "user",
             Self::Group => "group",
-            Self::AccessRequest => "accessrequest",
             Self::Token => "token",
             Self::JoinToken => "jointoken",
             Self::ClusterGrant => "clustergrant",
@@ -70,7 +65,6 @@ impl Resource {
             Self::Agent => "Agent",
             Self::User => "User",
             Self::Group => "Group",
-            Self::AccessRequest => "AccessRequest",
             Self::Token => "Token",
             Self::JoinToken => "JoinToken",
             Self::ClusterGrant => "ClusterGrant",

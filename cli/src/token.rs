@@ -1,7 +1,9 @@
 //! `moorline token`: what lets an agent join.
 
 use crate::{
+    agent::JoinBundle,
     client::{ApiError, Client, field},
+    files,
     get::{self, ListArgs},
     output::{DataArgs, data},
     resource::Resource,
@@ -11,7 +13,7 @@ use crate::{
 use http::{Method, StatusCode};
 use moorline_proto::id::ClusterId;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 /// `moorline token`
 #[derive(Debug, clap::Subcommand)]
@@ -21,6 +23,7 @@ pub enum Command {
 Examples:
   moorline token create --cluster edge1
   moorline token create --cluster edge1 --ttl 24h --uses 3
+  moorline token create --cluster edge1 --bundle edge1.join    one file to carry to the cluster
 
 The token carries the pin of the hub's authority, so the agent needs nothing else to trust the hub.
 It is shown once; the hub keeps only its hash.")]
@@ -46,6 +49,9 @@ pub struct CreateArgs {
     /// The hub's address as the agent reaches it [default: the hub's public URL]
     #[arg(long, value_name = "URL")]
     agent_hub: Option<HubUrl>,
+    /// Write hub and token into this file, for `moorline agent --join-bundle FILE`, and print neither
+    #[arg(long, value_name = "FILE")]
+    bundle: Option<PathBuf>,
     #[command(flatten)]
     form: DataArgs,
     #[command(flatten)]
@@ -123,7 +129,15 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
         (None, None) => join_command(client.url(), token),
         (Some(url), _) => join_command(url, token),
     };
-    text::print(&format!("{command}\n"))?;
+    match &args.bundle {
+        None => text::print(&format!("{command}\n"))?,
+        Some(path) => {
+            let hub = command.split_whitespace().skip_while(|word| *word != "--hub").nth(1).map(str::to_owned);
+            let bundle = JoinBundle { hub, token: Some(text::clean(token)) };
+            files::write_private(path, serde_json::to_string_pretty(&bundle)?.as_bytes())?;
+            text::say(&format!("Written to {}. At the cluster: moorline agent --join-bundle FILE", path.display()));
+        }
+    }
     let uses = if args.uses == 1 { "once".to_owned() } else { format!("{} times", args.uses) };
     let until = text::short(i64::try_from(args.ttl.as_secs())?);
     text::say(&format!("Good for {until}, {uses}. Run it where the cluster's API server can be reached."));

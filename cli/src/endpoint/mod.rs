@@ -20,6 +20,7 @@ use std::{
 /// `moorline endpoint`
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
+#[group(id = "endpoint")] // the flattened ones have the same name
 #[command(after_help = "\
 Examples:
   moorline agent … --endpoint-dir /var/lib/moorline-endpoint              the agent fetches what is needed
@@ -34,7 +35,7 @@ pub struct Args {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    serve: serve::ServeArgs,
+    serve: serve::Args,
 }
 
 /// What is done by hand.

@@ -3,6 +3,7 @@
 // The helpers below are the tests' own, though no test functions.
 #![allow(clippy::unwrap_used)]
 
+mod book;
 mod fake;
 mod hub;
 mod real;

@@ -114,3 +114,39 @@ fn a_hub_and_its_first_users() {
     #[cfg(unix)]
     assert_eq!(hub.terminate(), Some(0), "{}", std::fs::read_to_string(home.join("hub.log")).unwrap());
 }
+
+/// One file carries hub and token to a cluster; who reads the directory listing of a stick learns nothing else.
+#[test]
+fn a_join_bundle_is_all_that_an_agent_needs() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let hub = Hub::start(home);
+    let password = std::fs::read_to_string(home.join("hub/admin.password")).unwrap();
+    login(home, &hub, "admin", &password);
+    let bundle = home.join("edge1.join");
+    let printed = ok(home, &["token", "create", "--cluster", "edge1", "--bundle", bundle.to_str().unwrap()]);
+    assert_eq!(printed, "", "the token is in the file alone");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(std::fs::metadata(&bundle).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let kubeconfig = home.join("kubeconfig");
+    let ca = home.join("hub/ca.crt");
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: x\nclusters: [{{name: x, cluster: {{server: 'https://127.0.0.1:1', certificate-authority: '{}'}}}}]\nusers: [{{name: x, user: {{token: x}}}}]\ncontexts: [{{name: x, context: {{cluster: x, user: x}}}}]\n",
+        ca.display()
+    );
+    std::fs::write(&kubeconfig, text).unwrap();
+    let mut command = moorline(home);
+    command.args(["agent", "--name", "a1", "--join-bundle"]).arg(&bundle).arg("--kubeconfig").arg(&kubeconfig);
+    command.arg("--state-dir").arg(home.join("agent")).stderr(Stdio::null());
+    let mut agent = command.spawn().unwrap();
+    let started = Instant::now();
+    while !ok(home, &["clusters", "edge1", "-o", "json"]).contains("\"status\": \"True\"") {
+        assert!(started.elapsed() < READY, "the agent is not connected");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+}
