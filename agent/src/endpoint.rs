@@ -5,12 +5,16 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use moorline_endpoint::{
     limits,
+    queue::Queue,
     shelf::{Shelf, ShelfError},
     trust::Anchors,
 };
 use moorline_link::IncomingStream;
 use moorline_proxy::{Body, body, wire};
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 /// The folder that an agent shares with the endpoints beside it.
 ///
@@ -61,7 +65,40 @@ impl Room {
                 Err(e) if e.is::<LengthLimitError>() => words(StatusCode::PAYLOAD_TOO_LARGE, "too large"),
                 Err(_) => words(StatusCode::BAD_REQUEST, "cut short"),
             },
+            (&Method::GET, "/audit/id") => self.queued(|queue| Ok(queue.id().as_bytes().to_vec())).await,
+            (&Method::GET, "/audit") => {
+                let after = number(request.uri().query(), "after=");
+                self.queued(move |queue| {
+                    let batch = queue.after(after)?;
+                    Ok([format!("{}\n", batch.last).as_bytes(), &batch.lines].concat())
+                })
+                .await
+            }
+            (&Method::DELETE, "/audit") => {
+                let upto = number(request.uri().query(), "upto=");
+                self.queued(move |queue| queue.forget(upto).map(|()| Vec::new())).await
+            }
             _ => words(StatusCode::NOT_FOUND, "this agent has no such thing for the endpoint"),
+        }
+    }
+
+    /// Asks what an endpoint has recorded; 404: none has, here.
+    async fn queued(&self, ask: impl FnOnce(&Queue) -> io::Result<Vec<u8>> + Send + 'static) -> Response<Body> {
+        let dir = self.dir.join("audit");
+        let asked = tokio::task::spawn_blocking(move || {
+            if !dir.is_dir() {
+                return Ok(None);
+            }
+            ask(&Queue::open(&dir)?).map(Some)
+        });
+        match asked.await {
+            Ok(Ok(Some(answer))) => Response::new(body::full(answer)),
+            Ok(Ok(None)) => words(StatusCode::NOT_FOUND, "no endpoint has recorded anything here"),
+            Ok(Err(error)) => {
+                tracing::error!("the endpoint's audit records cannot be read: {error}");
+                words(StatusCode::INTERNAL_SERVER_ERROR, "they cannot be read")
+            }
+            Err(_) => words(StatusCode::INTERNAL_SERVER_ERROR, "failed by a bug"),
         }
     }
 
@@ -85,6 +122,10 @@ impl Room {
             Err(_) => words(StatusCode::INTERNAL_SERVER_ERROR, "failed by a bug"),
         }
     }
+}
+
+fn number(query: Option<&str>, name: &str) -> u64 {
+    query.and_then(|query| query.strip_prefix(name)?.parse().ok()).unwrap_or_default()
 }
 
 fn words(code: StatusCode, text: &str) -> Response<Body> {

@@ -3,6 +3,7 @@
 //! Each cluster whose agents ask for it gets a bundle whenever something changed that is about it, and before the one it
 //! has grows old; what its endpoint recorded comes back the same way. Clusters do not wait for each other.
 
+mod collect;
 mod deliver;
 
 use crate::{

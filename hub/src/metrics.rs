@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     pub refreshes: IntCounterVec,
     pub rechecks: IntCounterVec,
     pub bundles: IntCounterVec,
+    pub visits: IntCounterVec,
     pub bad_tokens: IntCounterVec,
     pub connections: IntGauge,
     pub connections_refused: IntCounter,
@@ -54,6 +55,11 @@ impl Metrics {
             )?,
             closes: counters("moorline_hub_session_closes_total", "Ended sessions by cause", &["code", "by"])?,
             joins: counters("moorline_hub_joins_total", "Joins by result", &["result"])?,
+            visits: counters(
+                "moorline_hub_endpoint_visits_total",
+                "Visits to endpoints for their audit records, by result",
+                &["result"],
+            )?,
             bundles: counters(
                 "moorline_hub_bundles_total",
                 "Bundles for clusters' own endpoints, by result",

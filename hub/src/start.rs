@@ -364,6 +364,7 @@ impl Hub {
             registry: Arc::clone(&session_registry),
             records: records.clone(),
             metrics: metrics.clone(),
+            audit: Arc::clone(&front.audit),
         };
         background.spawn(delivery.run(kill.clone()));
         background.spawn(issuer.sweep(kill.clone()));

@@ -1,6 +1,6 @@
 //! Brings bundles to clusters over their sessions, and fetches what their endpoints recorded.
 
-use super::{Bundles, Sealed};
+use super::{Bundles, Sealed, collect::collect};
 use crate::{
     kinds::{ClusterSpec, DirectStatus},
     metrics::Metrics,
@@ -11,7 +11,7 @@ use crate::{
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use moorline_proto::header::{Class, StreamHeader, Target};
-use moorline_proxy::{body, wire};
+use moorline_proxy::{audit::AuditSink, body, wire};
 use serde::Deserialize;
 use std::{
     collections::{HashMap, HashSet},
@@ -27,6 +27,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Deliveries under way.
 const AT_ONCE: usize = 64;
+/// How often an endpoint is asked what it has recorded.
+const VISIT: Duration = Duration::from_secs(5);
 /// Pause after one that failed.
 const PAUSE: Duration = Duration::from_secs(10);
 /// Largest answer of an agent, in bytes.
@@ -54,6 +56,8 @@ struct Given {
     again: u64,
     /// Not before, in seconds since 1970.
     retry: u64,
+    /// When it is asked next what was recorded, in seconds since 1970.
+    visit: u64,
 }
 
 /// The delivery of bundles.
@@ -62,6 +66,7 @@ pub(crate) struct Delivery {
     pub registry: Arc<Registry>,
     pub records: Records,
     pub metrics: Metrics,
+    pub audit: Arc<dyn AuditSink>,
 }
 
 impl Delivery {
@@ -108,9 +113,29 @@ impl Delivery {
                     busy.insert(key.clone());
                     let this = Arc::clone(&this);
                     under_way.spawn(async move { (key, this.deliver(&entry).await) });
+                } else if given.get(&key).is_some_and(|had| had.retry <= now() && had.visit <= now()) {
+                    let Some(had) = given.remove(&key) else { continue };
+                    busy.insert(key.clone());
+                    let this = Arc::clone(&this);
+                    under_way.spawn(async move {
+                        this.visit(&entry).await;
+                        (key, Given { visit: now() + VISIT.as_secs(), ..had })
+                    });
                 }
             }
         }
+    }
+
+    async fn visit(&self, entry: &Entry) {
+        let result = match timeout(PATIENCE, collect(entry, &self.records, &*self.audit)).await {
+            Ok(Ok(())) => "ok",
+            Ok(Err(error)) => {
+                tracing::warn!(cluster = entry.cluster, "records of the cluster's endpoint were not taken: {error}");
+                "failed"
+            }
+            Err(_) => "late",
+        };
+        self.metrics.visits.with_label_values(&[result]).inc();
     }
 
     async fn deliver(&self, entry: &Entry) -> Given {
@@ -125,7 +150,7 @@ impl Delivery {
             }
         };
         let Sealed { bytes, fingerprint, expires } = sealed;
-        match timeout(PATIENCE, ask(entry, Method::PUT, "/bundle", bytes)).await {
+        match timeout(PATIENCE, ask(entry, Method::PUT, "/bundle", bytes, ANSWER)).await {
             Ok(Ok((StatusCode::OK, answer))) => {
                 count("delivered");
                 let told: Told = serde_json::from_slice(&answer).unwrap_or_default();
@@ -133,7 +158,7 @@ impl Delivery {
                     tracing::warn!(cluster = entry.cluster, "status not written: {error}");
                 }
                 let left = expires.saturating_sub(now());
-                Given { fingerprint, again: now() + left / 8, retry: 0 }
+                Given { fingerprint, again: now() + left / 8, retry: 0, visit: 0 }
             }
             Ok(Ok((code, answer))) => {
                 let words = String::from_utf8_lossy(&answer).into_owned();
@@ -189,7 +214,13 @@ fn key(entry: &Arc<Entry>) -> String {
 }
 
 /// One request to the agent's own room.
-async fn ask(entry: &Entry, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Vec<u8>), String> {
+pub(super) async fn ask(
+    entry: &Entry,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+    most: usize,
+) -> Result<(StatusCode, Vec<u8>), String> {
     let header = StreamHeader {
         target: Target::Endpoint,
         class: Class::Interactive,
@@ -201,6 +232,6 @@ async fn ask(entry: &Entry, method: Method, path: &str, body: Vec<u8>) -> Result
     let request = Request::builder().method(method).uri(path).body(body::full(body)).map_err(|e| e.to_string())?;
     let response = wire::request(stream, request).await.map_err(|e| e.to_string())?;
     let code = response.status();
-    let answer = Limited::new(response.into_body(), ANSWER).collect().await.map_err(|e| e.to_string())?;
+    let answer = Limited::new(response.into_body(), most).collect().await.map_err(|e| e.to_string())?;
     Ok((code, answer.to_bytes().to_vec()))
 }

@@ -110,3 +110,22 @@ async fn f44_a_cluster_that_does_not_answer_keeps_no_other_waiting() {
     assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
     drop(silent);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f01_what_an_endpoint_recorded_is_taken_once_in_order_and_as_its_own_clusters() {
+    let world = World::new().await;
+    let agent = edge(&world, "edge1").await;
+    let asked = |line: &str| agent.lines().iter().filter(|seen| *seen == line).count();
+    // Asked again, it has nothing new.
+    eventually("asked again", async || asked("GET /audit?after=2") >= 1).await;
+    assert_eq!((asked("GET /audit?after=0"), asked("DELETE /audit?upto=2")), (1, 1));
+    let log = world.audit_at_end().await;
+    let at = |id: &str| log.find(&format!("\"auditID\":\"{id}\"")).unwrap_or_else(|| panic!("{id} in {log}"));
+    assert!(at("a-1") < at("a-2") && log.matches("\"a-1\"").count() == 1, "{log}");
+    let line = log.lines().find(|line| line.contains("\"a-1\"")).unwrap();
+    assert!(
+        line.contains("\"moorline.dev/cluster\":\"edge1\"") && line.contains("\"moorline.dev/path\":\"direct\""),
+        "{line}"
+    );
+    assert!(!line.contains("somebody-elses") && !line.contains("forged"), "{line}");
+}

@@ -414,6 +414,15 @@ impl Agent {
     }
 }
 
+/// A record as a cluster's endpoint writes it, with words of its own that nobody believes.
+fn direct_record(id: &str) -> Value {
+    json!({ "auditID": id, "stage": "ResponseComplete", "requestURI": "/api/v1/pods", "verb": "list",
+        "user": { "username": "anna", "uid": "u1", "groups": ["dev"] }, "sourceIPs": ["192.0.2.7"],
+        "responseStatus": { "code": 200 }, "requestReceivedTimestamp": "2026-11-21T14:00:00.000000Z",
+        "stageTimestamp": "2026-11-21T14:00:00.000000Z", "seq": 7, "hash": "x",
+        "annotations": { "moorline.dev/cluster": "somebody-elses", "forged": "1", "moorline.dev/trace-id": "t1" } })
+}
+
 async fn answer(
     request: http::Request<Body>,
     header: StreamHeader,
@@ -442,6 +451,17 @@ async fn answer(
         principal: header.principal.unwrap_or_default(),
     });
     reached.notify_one();
+    if path == "/audit/id" {
+        return http::Response::new(body::full("0123456789abcdef0123456789abcdef"));
+    }
+    if let Some(after) = path.strip_prefix("/audit?after=") {
+        let lines = if after == "0" {
+            format!("2\n{}\n{}\n", direct_record("a-1"), direct_record("a-2"))
+        } else {
+            format!("{after}\n")
+        };
+        return http::Response::new(body::full(lines));
+    }
     if path == "/bundle" {
         let told = r#"{"server":"https://edge1.example:6444","certificateAuthority":"PEM","newer":1}"#;
         return http::Response::new(body::full(told));
