@@ -1,6 +1,6 @@
 //! Which caller reaches which cluster and which object of the hub's API.
 
-use crate::identity::{ADMINS, ActAs, Identity, MASTERS};
+use crate::identity::{ADMINS, APPROVERS, ActAs, Identity, MASTERS};
 use std::collections::HashMap;
 
 /// What one `ClusterGrant` says.
@@ -18,12 +18,18 @@ pub struct Grant {
     pub as_groups: Vec<String>,
 }
 
+/// Grants by who holds them, then by cluster: with a million of them a decision looks at those that count alone.
+type Index = HashMap<String, HashMap<String, Vec<usize>>>;
+
+/// Every cluster, in a grant.
+const EVERY: &str = "*";
+
 /// All grants, indexed by user and by group. Build it anew when a grant changes.
 #[derive(Debug, Clone, Default)]
 pub struct Grants {
     all: Vec<Grant>,
-    by_user: HashMap<String, Vec<usize>>,
-    by_group: HashMap<String, Vec<usize>>,
+    by_user: Index,
+    by_group: Index,
 }
 
 impl Grants {
@@ -31,27 +37,27 @@ impl Grants {
     pub fn new(grants: impl IntoIterator<Item = Grant>) -> Self {
         let mut index = Self::default();
         for (at, grant) in grants.into_iter().enumerate() {
-            for user in &grant.users {
-                index.by_user.entry(user.clone()).or_default().push(at);
-            }
-            for group in &grant.groups {
-                index.by_group.entry(group.clone()).or_default().push(at);
-            }
+            let put = |index: &mut Index, holders: &[String]| {
+                for holder in holders {
+                    let held = index.entry(holder.clone()).or_default();
+                    grant.clusters.iter().for_each(|cluster| held.entry(cluster.clone()).or_default().push(at));
+                }
+            };
+            put(&mut index.by_user, &grant.users);
+            put(&mut index.by_group, &grant.groups);
             index.all.push(grant);
         }
         index
     }
 
-    /// The grants that `identity` holds. One may come twice.
-    fn held_by<'a>(&'a self, identity: &'a Identity) -> impl Iterator<Item = &'a Grant> {
+    /// The grants of `identity` that name `cluster`, or every cluster. One may come more than once.
+    fn opening<'a>(&'a self, identity: &'a Identity, cluster: &'a str) -> impl Iterator<Item = &'a Grant> {
         let groups = identity.groups.iter().filter_map(|group| self.by_group.get(group));
-        self.by_user.get(&identity.user).into_iter().chain(groups).flatten().filter_map(|&at| self.all.get(at))
-    }
-}
-
-impl Grant {
-    fn covers(&self, cluster: &str) -> bool {
-        self.clusters.iter().any(|c| c == "*" || c == cluster)
+        let held = self.by_user.get(&identity.user).into_iter().chain(groups);
+        held.flat_map(move |held| [held.get(cluster), held.get(EVERY)])
+            .flatten()
+            .flatten()
+            .filter_map(|&at| self.all.get(at))
     }
 }
 
@@ -70,12 +76,12 @@ impl Facts<'_> {
     /// Whether the caller may see this cluster.
     pub fn reaches(&self, cluster: &str) -> bool {
         self.token_covers(cluster)
-            && (self.identity.is_admin() || self.grants.held_by(self.identity).any(|grant| grant.covers(cluster)))
+            && (self.identity.is_admin() || self.grants.opening(self.identity, cluster).next().is_some())
     }
 
     /// Whether the caller may know which clusters exist: only to such a caller is an unknown cluster "not found".
     pub fn reaches_all(&self) -> bool {
-        let by_grant = || self.grants.held_by(self.identity).any(|grant| grant.clusters.iter().any(|c| c == "*"));
+        let by_grant = || self.grants.opening(self.identity, EVERY).next().is_some();
         self.token_clusters.is_none() && (self.identity.is_admin() || by_grant())
     }
 
@@ -152,6 +158,15 @@ pub enum Denial {
         /// Who it would be.
         user: String,
     },
+    /// A request for access is decided by another person.
+    #[error("nobody decides their own request for access")]
+    OwnRequest,
+    /// A request for access is decided by those who may.
+    #[error("user {user:?} does not decide requests for access: administrators and members of moorline:approvers do")]
+    NotApprover {
+        /// Who tried.
+        user: String,
+    },
     /// The hub's own API.
     #[error("user {user:?} cannot {verb} resource {resource:?} in API group \"moorline.dev\"")]
     HubApi {
@@ -183,7 +198,7 @@ pub fn authorize(facts: &Facts<'_>, cluster: &str, act_as: Option<ActAs>) -> Res
         return Err(Denial::OwnUser { user: user.clone() });
     }
     let mut principal = facts.identity.clone();
-    for grant in facts.grants.held_by(facts.identity).filter(|grant| grant.covers(cluster)) {
+    for grant in facts.grants.opening(facts.identity, cluster) {
         for group in &grant.as_groups {
             if !principal.in_group(group) {
                 principal.groups.push(group.clone());
@@ -232,7 +247,7 @@ pub fn explain(facts: &Facts<'_>, verbs: Option<&[String]>, cluster: &str, verb:
     if facts.identity.is_admin() {
         rules.push(format!("group {ADMINS}: administrators of the hub reach every cluster"));
     }
-    for grant in facts.grants.held_by(facts.identity).filter(|grant| grant.covers(cluster)) {
+    for grant in facts.grants.opening(facts.identity, cluster) {
         let by_group = || facts.identity.groups.iter().find(|group| grant.groups.contains(group));
         let rule = match (grant.users.contains(&facts.identity.user), by_group()) {
             (true, _) => format!("ClusterGrant {}, by user {}", grant.name, facts.identity.user),
@@ -245,6 +260,21 @@ pub fn explain(facts: &Facts<'_>, verbs: Option<&[String]>, cluster: &str, verb:
     }
     let reason = "the hub opens this cluster; what is permitted there is for its own RBAC and edge policy".to_owned();
     Explanation { allowed: true, reason, rules, groups: permit.principal.groups }
+}
+
+/// May this caller decide a request for access of `requester`? Another person, who is meant to, with a token that is
+/// not restricted.
+///
+/// # Errors
+/// The reason.
+pub fn decide_access(facts: &Facts<'_>, verbs: Option<&[String]>, requester: &str) -> Result<(), Denial> {
+    let who = facts.identity;
+    let meant = (who.is_admin() || who.in_group(APPROVERS)) && facts.token_clusters.is_none() && verbs.is_none();
+    match (meant, who.user == requester) {
+        (_, true) => Err(Denial::OwnRequest),
+        (false, _) => Err(Denial::NotApprover { user: who.user.clone() }),
+        (true, false) => Ok(()),
+    }
 }
 
 /// A request to the hub's own API.
@@ -271,7 +301,7 @@ pub enum Scope {
     GrantedClusters,
     /// The `User` with the caller's name.
     OwnUser,
-    /// Tokens whose `spec.user` is the caller's name.
+    /// Tokens and requests for access whose `spec.user` is the caller's name.
     OwnTokens,
 }
 
@@ -306,6 +336,13 @@ pub fn hub_api(facts: &Facts<'_>, request: &HubRequest<'_>) -> Result<Scope, Den
     let scope = match (resource, subresource) {
         ("clusters", "") if many || (one && facts.reaches(name)) => Some(Scope::GrantedClusters),
         ("users", "") if many || (one && name == user) => Some(Scope::OwnUser),
+        ("accessrequests", "") if !restricted && facts.identity.in_group(APPROVERS) && (many || one) => {
+            Some(Scope::All)
+        }
+        ("accessrequests", "") if !restricted => {
+            let own = owner == Some(user);
+            (many || ((one || verb == "create" || verb == "delete") && own)).then_some(Scope::OwnTokens)
+        }
         ("tokens", "") if !restricted => {
             let own = owner == Some(user);
             let write = matches!(verb, "create" | "delete") && own;
@@ -374,6 +411,61 @@ mod tests {
         assert!(!tell(&ann, None, Some(&list), "a").allowed);
         assert!(tell(&Identity::new("eve", [""; 0]), None, None, "a").reason.contains("no access"));
         assert!(tell(&Identity::new("root", [ADMINS]), None, None, "x").rules[0].contains(ADMINS));
+    }
+
+    #[test]
+    fn s55_access_is_granted_by_another_person_who_is_meant_to() {
+        let grants = grants();
+        let decide = |who: &Identity, only: Option<&[String]>, verbs: Option<&[String]>| {
+            decide_access(&Facts { identity: who, token_clusters: only, grants: &grants }, verbs, "ann")
+        };
+        let some = ["a".to_owned()];
+        for group in [ADMINS, APPROVERS] {
+            assert_eq!(decide(&Identity::new("bob", [group]), None, None), Ok(()));
+            assert_eq!(decide(&Identity::new("ann", [group]), None, None), Err(Denial::OwnRequest));
+            assert!(decide(&Identity::new("bob", [group]), Some(&some), None).is_err());
+            assert!(decide(&Identity::new("bob", [group]), None, Some(&some)).is_err());
+        }
+        assert!(matches!(decide(&Identity::new("bob", ["dev"]), None, None), Err(Denial::NotApprover { .. })));
+        let ann = Identity::new("ann", ["dev"]);
+        let facts = Facts { identity: &ann, token_clusters: None, grants: &grants };
+        let ask = |verb, subresource, owner| {
+            hub_api(&facts, &HubRequest { verb, resource: "accessrequests", subresource, name: "", owner }).is_ok()
+        };
+        assert!(ask("create", "", Some("ann")) && !ask("create", "", Some("bob")));
+        assert!(!ask("update", "", Some("ann")) && !ask("update", "status", Some("ann")));
+    }
+
+    proptest::proptest! {
+        /// The index decides as a look at every grant does.
+        #[test]
+        fn s53_the_index_finds_what_a_look_at_every_grant_finds(
+            all in proptest::collection::vec(("[ab]{0,2}", "[gh]{0,2}", "[xy*]{1,2}"), 0..12),
+            user in "[ab]{1,2}", group in "[gh]{1,2}", cluster in "[xy]{1,2}",
+        ) {
+            let one = |text: &str| if text.is_empty() { vec![] } else { vec![text.to_owned()] };
+            let grant = |(n, (user, group, cluster)): (usize, &(String, String, String))| Grant {
+                name: n.to_string(),
+                users: one(user),
+                groups: one(group),
+                clusters: one(cluster),
+                as_groups: vec![format!("as-{n}")],
+            };
+            let list: Vec<Grant> = all.iter().enumerate().map(grant).collect();
+            let who = Identity::new(user, [group]);
+            let fits = |grant: &&Grant| {
+                let held = grant.users.contains(&who.user) || grant.groups.iter().any(|group| who.in_group(group));
+                held && grant.clusters.iter().any(|name| *name == cluster || name == "*")
+            };
+            let mut wanted: Vec<String> = list.iter().filter(fits).flat_map(|grant| grant.as_groups.clone()).collect();
+            let index = Grants::new(list.clone());
+            let facts = Facts { identity: &who, token_clusters: None, grants: &index };
+            let found = authorize(&facts, &cluster, None).map(|permit| permit.principal().groups[1..].to_vec());
+            proptest::prop_assert_eq!(found.is_ok(), !wanted.is_empty());
+            let mut found = found.unwrap_or_default();
+            (wanted.sort(), found.sort());
+            proptest::prop_assert_eq!(found, wanted);
+        }
     }
 
     #[test]

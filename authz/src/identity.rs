@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 /// The hub's own administrators: everything in the hub's API, and every cluster (where the cluster's own rules decide).
 pub const ADMINS: &str = "moorline:admins";
+/// Who decides requests for access besides administrators.
+pub const APPROVERS: &str = "moorline:approvers";
 /// The group that Kubernetes binds to everything. No caller of the hub is ever in it.
 pub const MASTERS: &str = "system:masters";
 

@@ -1,8 +1,8 @@
 //! The command line as a whole.
 
 use crate::{
-    agent, apikey, audit, can_i, clusters, delete, doctor, endpoint, get, grant, group, hub, kube, kubeconfig, login,
-    principals, reference, service, status, text, token, user, version,
+    access, agent, apikey, audit, can_i, clusters, delete, doctor, endpoint, get, grant, group, hub, kube, kubeconfig,
+    login, principals, reference, service, status, text, token, user, version,
 };
 use clap::{CommandFactory, FromArgMatches};
 use std::{path::Path, process::ExitCode};
@@ -66,6 +66,9 @@ pub enum Command {
     /// Who may use which cluster
     #[command(subcommand, arg_required_else_help = true)]
     Grant(grant::Command),
+    /// More rights on a cluster for a while
+    #[command(subcommand, arg_required_else_help = true)]
+    Access(access::Command),
     /// What you may do, and which rule says so
     #[command(subcommand, arg_required_else_help = true)]
     Auth(can_i::Command),
@@ -166,6 +169,7 @@ async fn ask(command: Command) -> anyhow::Result<ExitCode> {
         Command::Apikey(command) => apikey::run(command).await,
         Command::User(command) => user::run(command).await,
         Command::Grant(command) => grant::run(command).await,
+        Command::Access(command) => access::run(command).await,
         Command::Group(command) => group::run(command).await,
         Command::Principals(command) => principals::run(command).await,
         Command::Audit(command) => return audit::run(command).await,

@@ -9,7 +9,7 @@ use crate::{
     target::HubUrl,
     text,
 };
-use moorline_hub::{Config, Hub, HubError, OnFailure, logins::config::ProviderConfig};
+use moorline_hub::{Config, Hub, HubError, OnFailure, RateLimits, logins::config::ProviderConfig};
 use moorline_plugin::Factory;
 use moorline_proto::id::{HubName, TrustDomain};
 use serde::Deserialize;
@@ -102,6 +102,7 @@ struct FileConfig {
     logins: Vec<ProviderConfig>,
     recheck_logins: Option<String>,
     audit: AuditConfig,
+    rate_limits: RateLimits,
 }
 
 /// The keys of the file.
@@ -184,6 +185,7 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
     config.plugins =
         Factory::build(plugins::ALL, file.plugins).map_err(|e| usage(e.to_string(), "see docs/src/plugins.md"))?;
     config.logins = file.logins;
+    config.rate_limits = file.rate_limits;
     config.audit_on_failure = file.audit.on_failure;
     if let Some(mib) = file.audit.max_file_mib {
         config.audit_rotation.max_bytes = mib << 20;

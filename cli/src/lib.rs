@@ -4,6 +4,7 @@
 //! logged in to, `output` prints as kubectl does, `failure` gives each error an advice and an exit code.
 #![forbid(unsafe_code)]
 
+mod access;
 mod agent;
 mod apikey;
 mod args;

@@ -20,6 +20,9 @@ pub enum Resource {
     /// Users and providers' groups under one name
     #[value(name = "groups", alias = "group")]
     Group,
+    /// A request for more rights for a while
+    #[value(name = "accessrequests", alias = "accessrequest")]
+    AccessRequest,
     /// A login or API key
     #[value(name = "tokens", alias = "token")]
     Token,
@@ -39,6 +42,7 @@ impl Resource {
             Self::Agent => "agents",
             Self::User => "users",
             Self::Group => "groups",
+            Self::AccessRequest => "accessrequests",
             Self::Token => "tokens",
             Self::JoinToken => "jointokens",
             Self::ClusterGrant => "clustergrants",
@@ -52,6 +56,7 @@ impl Resource {
             Self::Agent => "agent",
             Self::User => "user",
             Self::Group => "group",
+            Self::AccessRequest => "accessrequest",
             Self::Token => "token",
             Self::JoinToken => "jointoken",
             Self::ClusterGrant => "clustergrant",
@@ -65,6 +70,7 @@ impl Resource {
             Self::Agent => "Agent",
             Self::User => "User",
             Self::Group => "Group",
+            Self::AccessRequest => "AccessRequest",
             Self::Token => "Token",
             Self::JoinToken => "JoinToken",
             Self::ClusterGrant => "ClusterGrant",

@@ -48,6 +48,8 @@ pub struct Config {
     pub recheck_logins: Duration,
     /// When a file of the audit log is set aside, and how many are kept.
     pub audit_rotation: Rotation,
+    /// How much one user, address and cluster may ask for.
+    pub rate_limits: crate::quota::RateLimits,
     /// What happens while the audit log cannot be written.
     pub audit_on_failure: OnFailure,
     /// Bounds.
@@ -75,6 +77,7 @@ impl Config {
             logins: Vec::new(),
             recheck_logins: Duration::from_secs(60),
             audit_rotation: Rotation::default(),
+            rate_limits: crate::quota::RateLimits::default(),
             audit_on_failure: OnFailure::default(),
             limits: Limits::default(),
         }
@@ -100,6 +103,9 @@ impl Config {
         }
         if self.agent_certificate_life < Duration::from_secs(2) {
             return wrong("agentCertificateLife", "at least 2 s, so that an agent can renew in time");
+        }
+        if let Err(why) = self.rate_limits.validate() {
+            return wrong("rateLimits", why);
         }
         if self.login_life.is_zero() || self.login_life > self.login_life_max {
             return wrong("loginLife", "more than nothing, and at most loginLifeMax");

@@ -3,7 +3,7 @@
 mod bundle;
 
 use crate::{
-    kinds::{ClusterGrantSpec, GroupSpec, TokenSpec, UserSpec},
+    kinds::{AccessRequestSpec, ClusterGrantSpec, GroupSpec, TokenSpec, UserSpec},
     lease::Lease,
     login::LOCAL,
     members::{Members, own},
@@ -93,6 +93,8 @@ struct Maps {
     tokens: HashMap<String, TokenEntry>,
     users: HashMap<String, UserEntry>,
     grants: BTreeMap<String, Grant>,
+    /// What requests for access grant, by their names, and until when.
+    access: BTreeMap<String, (Grant, SystemTime)>,
     members: Members,
     /// Provider and subject to user.
     owners: HashMap<(String, String), String>,
@@ -130,6 +132,41 @@ impl Directory {
     pub fn owner_of(&self, provider: &str, subject: &str) -> Option<String> {
         let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
         maps.owners.get(&(provider.to_owned(), subject.to_owned())).cloned()
+    }
+
+    /// A change of a request for access.
+    pub fn access_changed(&self, change: &Change<AccessRequestSpec>) {
+        let (name, granted) = match change {
+            Change::Put(request) => (&request.metadata.name, crate::access::granted(request)),
+            Change::Gone(name) => (name, None),
+        };
+        let granted = granted.filter(|(_, ends)| *ends > SystemTime::now());
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = match granted {
+            Some(granted) => maps.access.insert(name.clone(), granted.clone()) != Some(granted),
+            None => maps.access.remove(name).is_some(),
+        };
+        if changed {
+            self.rebuild(&maps);
+        }
+    }
+
+    /// Ends what has run its time; the names of those requests.
+    pub fn end_access(&self, now: SystemTime) -> Vec<String> {
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        let over = maps.access.iter().filter(|(_, (_, ends))| *ends <= now);
+        let names: Vec<String> = over.map(|(name, _)| name.clone()).collect();
+        if !names.is_empty() {
+            names.iter().for_each(|name| drop(maps.access.remove(name)));
+            self.rebuild(&maps);
+        }
+        names
+    }
+
+    /// Grants and granted requests as one index. Open streams follow it.
+    fn rebuild(&self, maps: &Maps) {
+        let access = maps.access.values().map(|(grant, _)| grant);
+        self.index.send_replace(Arc::new(Grants::new(maps.grants.values().chain(access).cloned())));
     }
 
     /// What was just written, before the watch tells it.
@@ -257,8 +294,12 @@ impl Directory {
             self.put_token(&token);
         }
         for grant in self.records.list::<ClusterGrantSpec>()? {
-            self.put_grant(&grant);
+            self.put_grant(&grant, false); // the index is made once
         }
+        for request in self.records.list::<AccessRequestSpec>()? {
+            self.access_changed(&Change::Put(Box::new(request)));
+        }
+        self.rebuild(&self.maps.read().unwrap_or_else(PoisonError::into_inner));
         Ok(())
     }
 
@@ -296,11 +337,11 @@ impl Directory {
     /// A change of a grant.
     pub fn grant_changed(&self, change: &Change<ClusterGrantSpec>) {
         match change {
-            Change::Put(grant) => self.put_grant(grant),
+            Change::Put(grant) => self.put_grant(grant, true),
             Change::Gone(name) => {
                 let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
                 maps.grants.remove(name);
-                self.index.send_replace(Arc::new(Grants::new(maps.grants.values().cloned())));
+                self.rebuild(&maps);
             }
         }
     }
@@ -373,14 +414,16 @@ impl Directory {
         maps.tokens.insert(id.clone(), TokenEntry { user, user_uid, proof, provider, expires, clusters, verbs, gone });
     }
 
-    fn put_grant(&self, grant: &Object<ClusterGrantSpec>) {
+    fn put_grant(&self, grant: &Object<ClusterGrantSpec>, index: bool) {
         let spec = grant.spec.clone();
         let name = grant.metadata.name.clone();
         let made =
             Grant { name, users: spec.users, groups: spec.groups, clusters: spec.clusters, as_groups: spec.as_groups };
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         maps.grants.insert(grant.metadata.name.clone(), made);
-        self.index.send_replace(Arc::new(Grants::new(maps.grants.values().cloned())));
+        if index {
+            self.rebuild(&maps);
+        }
     }
 }
 

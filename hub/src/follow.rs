@@ -3,7 +3,7 @@
 use crate::{
     alive::{Alive, Part},
     directory::Directory,
-    kinds::{AgentSpec, ClusterGrantSpec, ClusterSpec, GroupSpec, TokenSpec, UserSpec},
+    kinds::{AccessRequestSpec, AgentSpec, ClusterGrantSpec, ClusterSpec, GroupSpec, TokenSpec, UserSpec},
     records::{Change, Changes, Records},
     sessions::Sessions,
 };
@@ -24,6 +24,8 @@ pub(crate) fn start(
     spawn(tasks, stop, alive, records.watch::<UserSpec>(), move |change| d.user_changed(&change));
     let d = Arc::clone(directory);
     spawn(tasks, stop, alive, records.watch::<GroupSpec>(), move |change| d.group_changed(&change));
+    let d = Arc::clone(directory);
+    spawn(tasks, stop, alive, records.watch::<AccessRequestSpec>(), move |change| d.access_changed(&change));
     let d = Arc::clone(directory);
     spawn(tasks, stop, alive, records.watch::<TokenSpec>(), move |change| d.token_changed(&change));
     let d = Arc::clone(directory);

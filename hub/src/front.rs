@@ -4,6 +4,7 @@
 
 mod answers;
 mod auditing;
+mod deciding;
 mod providers;
 mod rights;
 mod tokens;
@@ -22,6 +23,7 @@ use crate::{
     metrics::Metrics,
     ops::{Health, readiness},
     plugins,
+    quota::{Over, Quotas},
     records::Records,
     route::CallDial,
     sessions::Registry,
@@ -61,6 +63,8 @@ pub(crate) struct Front {
     pub plugins: Arc<Host>,
     pub joiner: Arc<Joiner>,
     pub logins: Arc<Logins>,
+    /// How much everybody may ask for.
+    pub quotas: Quotas,
     /// The audit log, for searches.
     pub audit_path: std::path::PathBuf,
     /// Searches at a time.
@@ -137,12 +141,18 @@ impl Front {
             Ok(who) => who,
             Err(response) => return response,
         };
+        if let Some(response) = self.over_quota(self.quotas.take(&who.identity.user, remote.ip())) {
+            return response;
+        }
         let grants = self.directory.watch_grants();
         let known = Arc::clone(&grants.borrow());
         let permit = match self.judge(&request, &path, &who, &known) {
             Ok(permit) => permit,
             Err(refusal) => return self.refuse(refusal, &request, &path, &who, remote).await,
         };
+        if let Some(response) = self.over_quota(self.quotas.take_cluster(path.cluster)) {
+            return response;
+        }
         let dial = CallDial {
             registry: Arc::clone(&self.registry),
             records: self.records.clone(),
@@ -198,6 +208,13 @@ impl Front {
         event.annotations.insert("moorline.dev/ended", refusal.reason.to_owned());
         self.audit.push(event);
         status_response(refusal.code, &refusal.message)
+    }
+
+    /// The answer to who asks for more than they may.
+    fn over_quota(&self, taken: Result<(), Over>) -> Option<Response<Body>> {
+        let over = taken.err()?;
+        self.count_refusal(over.label);
+        Some(later(StatusCode::TOO_MANY_REQUESTS, &over.to_string(), over.wait))
     }
 
     fn count_refusal(&self, reason: &str) {
@@ -257,6 +274,9 @@ impl Front {
             Ok(who) => who,
             Err(response) => return response,
         };
+        if let Some(response) = self.over_quota(self.quotas.take(&who.identity.user, remote.ip())) {
+            return response;
+        }
         // To do as oneself what somebody else was meant to do could do anything.
         if !matches!(impersonation::parse(pairs(request.headers())), Ok(None)) {
             self.count_refusal("impersonation");
@@ -283,6 +303,9 @@ impl Front {
                 }
             }
             (&Method::GET, "/auth/audit") => self.search_audit(&request, &who).await,
+            (&Method::POST, path) if path.starts_with("/auth/access-requests/") => {
+                self.decide_access(request, path, &who, remote).await
+            }
             (&Method::GET, "/auth/principals") => self.principals(&request, &who).await,
             (&Method::POST, "/auth/can-i") => self.can_i(request, &who).await,
             (&Method::POST, "/auth/token") => self.cluster_token(request, &who).await,

@@ -2,7 +2,7 @@
 
 use crate::{
     directory::{Authenticated, Directory},
-    kinds::TokenSpec,
+    kinds::{AccessRequestSpec, TokenSpec},
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -75,9 +75,9 @@ impl Caller {
     }
 }
 
-/// Whose token an object is.
+/// Whose token or request an object is.
 fn owner<'a>(resource: &str, object: Option<&'a Value>) -> Option<&'a str> {
-    let object = object.filter(|_| resource == TokenSpec::PLURAL)?;
+    let object = object.filter(|_| [TokenSpec::PLURAL, AccessRequestSpec::PLURAL].contains(&resource))?;
     object.pointer("/spec/user").and_then(Value::as_str)
 }
 

@@ -47,6 +47,7 @@ kind!(AgentSpec, AgentStatus, "Agent", "agents", "agent", &[]);
 kind!(UserSpec, UserStatus, "User", "users", "user", &[]);
 kind!(GroupSpec, NoStatus, "Group", "groups", "group", &[]);
 kind!(TokenSpec, TokenStatus, "Token", "tokens", "token", &[]);
+kind!(AccessRequestSpec, AccessRequestStatus, "AccessRequest", "accessrequests", "accessrequest", &[]);
 kind!(JoinTokenSpec, JoinTokenStatus, "JoinToken", "jointokens", "jointoken", &[]);
 kind!(ClusterGrantSpec, NoStatus, "ClusterGrant", "clustergrants", "clustergrant", &["grant", "grants"]);
 
@@ -313,6 +314,60 @@ pub struct TokenStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub token: Option<String>,
+}
+
+/// More rights on a cluster for a while: asked for with a reason, granted by another person, ended by the clock.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AccessRequestSpec {
+    /// Who asks, for themselves.
+    #[schemars(length(min = 1, max = 253))]
+    pub user: String,
+    /// The cluster.
+    #[schemars(length(min = 1, max = 63))]
+    pub cluster: String,
+    /// Groups that they want to have there. None: only to reach it.
+    #[serde(default)]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 256)))]
+    pub groups: Vec<String>,
+    /// For how long, from the approval on.
+    #[schemars(range(min = 1, max = 86400))]
+    pub duration_seconds: u64,
+    /// What for. Whoever decides reads it, and it stays on record.
+    #[schemars(length(min = 1, max = 1024))]
+    pub reason: String,
+}
+
+/// How far a request for access is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AccessPhase {
+    /// Nobody has decided.
+    #[default]
+    Pending,
+    /// They have the rights.
+    Approved,
+    /// They do not get them.
+    Denied,
+    /// They had them.
+    Expired,
+}
+
+/// What became of a request for access. The hub alone writes it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AccessRequestStatus {
+    /// How far it is.
+    pub phase: AccessPhase,
+    /// Who decided.
+    pub decided_by: String,
+    /// RFC 3339.
+    pub decided_at: String,
+    /// RFC 3339: until when it is granted.
+    pub expires: String,
+    /// What was said with the decision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub message: Option<String>,
 }
 
 /// What a join token permits.

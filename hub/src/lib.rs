@@ -3,6 +3,7 @@
 //! [`Hub::start`] brings everything up and returns once it serves; [`run`] does that and ends when it is told to.
 #![forbid(unsafe_code)]
 
+mod access;
 mod alive;
 mod audit;
 pub mod backup;
@@ -28,6 +29,7 @@ mod metrics;
 mod ops;
 pub mod pki;
 mod plugins;
+mod quota;
 mod rate;
 mod records;
 mod route;
@@ -41,6 +43,8 @@ mod websocket;
 
 pub use moorline_logins as logins;
 pub use moorline_proxy::audit::{OnFailure, files as audit_files};
+
+pub use quota::{Rate, RateLimits};
 
 pub use config::{Config, ConfigError, Limits};
 pub use start::{Hub, HubError};

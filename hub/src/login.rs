@@ -153,7 +153,7 @@ impl Logins {
     }
 
     /// One more attempt from an address.
-    pub fn from_address(&self, remote: IpAddr) -> Result<(), LoginError> {
+    pub fn attempt_from(&self, remote: IpAddr) -> Result<(), LoginError> {
         self.addresses.take(&remote, Instant::now()).map_err(LoginError::Often)
     }
 
@@ -171,7 +171,7 @@ impl Logins {
             return Err(LoginError::Wrong);
         }
         // Guesses at many users from one address, and at one user from many, must not be for nothing.
-        self.from_address(remote)?;
+        self.attempt_from(remote)?;
         let who = format!("{}/{}", provider.name(), name.to_lowercase());
         let key = (who.clone(), remote);
         self.rate.take(&key, Instant::now()).map_err(LoginError::Often)?;

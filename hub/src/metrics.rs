@@ -27,6 +27,7 @@ pub(crate) struct Metrics {
     pub refusals: IntCounterVec,
     pub status_writes: IntCounterVec,
     pub audit_cut: IntCounter,
+    pub access_ended: IntCounter,
 }
 
 impl Metrics {
@@ -98,6 +99,7 @@ impl Metrics {
                 "Requests that ended at the front door, by reason",
                 &["reason"],
             )?,
+            access_ended: counter("moorline_hub_access_ended_total", "Granted requests that the clock has ended")?,
             audit_cut: counter("moorline_hub_audit_cut_total", "Starts that found the audit log cut")?,
             status_writes: counters("moorline_hub_status_writes_total", "Writes of status by result", &["result"])?,
         })

@@ -1,7 +1,8 @@
 //! The kinds as the API server is told of them: columns, rules, and what happens at creation.
 
 use crate::kinds::{
-    AgentSpec, CONNECTED, ClusterGrantSpec, ClusterSpec, GroupSpec, JoinTokenSpec, TokenSpec, UserSpec,
+    AccessRequestSpec, AgentSpec, CONNECTED, ClusterGrantSpec, ClusterSpec, GroupSpec, JoinTokenSpec, TokenSpec,
+    UserSpec,
 };
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -30,7 +31,16 @@ pub(crate) struct JoinFacts {
 
 /// All kinds.
 pub(crate) fn all(store: &Store, join: JoinFacts) -> Vec<KindSpec> {
-    vec![cluster(), agent(), user(), group(), token(store.clone()), join_token(store.clone(), Arc::new(join)), grant()]
+    vec![
+        cluster(),
+        agent(),
+        user(),
+        group(),
+        access_request(store.clone()),
+        token(store.clone()),
+        join_token(store.clone(), Arc::new(join)),
+        grant(),
+    ]
 }
 
 /// Makes a token the property of what it is for: it goes with it, and a namesake made later has nothing of it.
@@ -134,7 +144,7 @@ fn user() -> KindSpec {
             }
             wrong
         })
-        .owns(&["tokens"])
+        .owns(&["tokens", "accessrequests"])
 }
 
 fn providers(object: &Value) -> Value {
@@ -147,12 +157,57 @@ fn group() -> KindSpec {
     KindSpec::of::<GroupSpec>()
         .without_status()
         .name_rule(|name| match name {
-            moorline_authz::identity::ADMINS => Ok(()),
+            moorline_authz::identity::ADMINS | moorline_authz::identity::APPROVERS => Ok(()),
             _ => moorline_apiserver::dns_subdomain(name).map(drop).map_err(|e| e.to_string()),
         })
         .column(Column::at("Display-Name", "/spec/displayName"))
         .column(Column::with("Users", joined("/spec/users")))
         .column(Column::with("Groups", joined("/spec/groups")))
+}
+
+fn access_request(store: Store) -> KindSpec {
+    KindSpec::of::<AccessRequestSpec>()
+        .column(Column::at("User", "/spec/user"))
+        .column(Column::at("Cluster", "/spec/cluster"))
+        .column(Column::with("Groups", joined("/spec/groups")))
+        .column(Column::at("Seconds", "/spec/durationSeconds").typed("integer"))
+        .column(Column::with("Phase", |object| match text(object, "/status/phase") {
+            "" => Value::from("Pending"),
+            phase => Value::from(phase),
+        }))
+        .column(Column::at("Decided-By", "/status/decidedBy"))
+        .column(Column::at("Expires", "/status/expires"))
+        .column(Column::at("Reason", "/spec/reason"))
+        .selectable(&["spec.user", "spec.cluster"])
+        .make_name(never_used_name)
+        .validate(|object, old| {
+            let mut wrong = Vec::new();
+            if text(object, "/spec/cluster").parse::<ClusterId>().is_err() {
+                wrong.push(invalid("spec.cluster", "not a cluster name"));
+            }
+            let groups = object.pointer("/spec/groups").and_then(Value::as_array);
+            let mut names = groups.into_iter().flatten().filter_map(Value::as_str);
+            if let Some(group) = names.find(|g| g.starts_with("system:") || g.starts_with("moorline:")) {
+                wrong.push(invalid("spec.groups", format!("{group:?} is not given for a while")));
+            }
+            let seconds = object.pointer("/spec/durationSeconds").and_then(Value::as_u64);
+            if !seconds.is_some_and(|seconds| crate::access::DURATION.contains(&seconds)) {
+                wrong.push(invalid("spec.durationSeconds", "from 1 to 86400"));
+            }
+            if old.is_some_and(|old| old["spec"] != object["spec"]) {
+                wrong.push(invalid("spec", "what was asked for is not changed; ask anew"));
+            }
+            wrong
+        })
+        .on_create(move |new| {
+            let store = store.clone();
+            async move {
+                let user = text(new.object, "/spec/user").to_owned();
+                own::<UserSpec>(&store, new.object, "spec.user", &user)?;
+                Ok(Created { response: None, private: Vec::new() })
+            }
+            .boxed()
+        })
 }
 
 /// `expires` must be a time, and on creation one to come.

@@ -1,6 +1,7 @@
 //! Puts the parts together, and takes them apart in order.
 
 use crate::{
+    access,
     alive::{Alive, Part},
     bootstrap::{BootstrapError, bootstrap},
     config::{Config, ConfigError},
@@ -17,6 +18,7 @@ use crate::{
     ops::{self, Health},
     pki::{Authority, CaError, HUB_LIFE},
     plugins::{self, Backing},
+    quota::Quotas,
     rate::RateLimit,
     records::{RecordError, Records},
     sessions::{Registry, Sessions},
@@ -296,6 +298,7 @@ impl Hub {
             joiner,
             logins: Arc::clone(&logins),
             public_url: config.public_url.clone(),
+            quotas: Quotas::new(&config.rate_limits, config.limits.remembered),
             audit_path: audit_path.clone(),
             searches: Semaphore::new(config.limits.audit_searches),
             issuer: Arc::clone(&issuer),
@@ -368,6 +371,10 @@ impl Hub {
         };
         background.spawn(delivery.run(kill.clone()));
         background.spawn(issuer.sweep(kill.clone()));
+        let audit_of_access = Arc::clone(&front.audit);
+        let clock =
+            access::clock(records.clone(), Arc::clone(&directory), audit_of_access, metrics.clone(), kill.clone());
+        background.spawn(clock);
         background.spawn(logins.recheck(config.recheck_logins, kill.clone()));
         background.spawn(alive.while_running(Part::Tcp, port.serve(tcp)));
         let udp = serve_quic(Arc::clone(&quic), Arc::clone(&sessions), stop.clone());

@@ -20,7 +20,6 @@ use std::{
 /// `moorline endpoint`
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
-#[group(id = "endpoint")] // the flattened ones have the same name
 #[command(after_help = "\
 Examples:
   moorline agent … --endpoint-dir /var/lib/moorline-endpoint              the agent fetches what is needed
@@ -35,7 +34,7 @@ pub struct Args {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    serve: serve::Args,
+    serve: serve::ServeArgs,
 }
 
 /// What is done by hand.

@@ -38,7 +38,7 @@ enum Mode {
 
 /// `moorline endpoint --mode …`
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct ServeArgs {
     /// How users get to the API server
     #[arg(long, value_enum)]
     mode: Option<Mode>,
@@ -85,7 +85,7 @@ pub struct Args {
     log_format: Option<LogFormat>,
 }
 
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let Some(mode) = args.mode else {
         return Err(usage("how shall users get in?", "say it: --mode proxy or --mode webhook"));
     };
@@ -97,7 +97,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(
-    args: Args,
+    args: ServeArgs,
     mode: Mode,
     stop: CancellationToken,
     registry: prometheus::Registry,
@@ -185,7 +185,7 @@ async fn measure(queue: &Queue, metrics: &Metrics) {
     }
 }
 
-fn upstream(args: &Args) -> anyhow::Result<UpstreamConfig> {
+fn upstream(args: &ServeArgs) -> anyhow::Result<UpstreamConfig> {
     match &args.kubeconfig {
         Some(path) => Ok(UpstreamConfig::Kubeconfig { path: path.clone(), context: None }),
         None if env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
@@ -199,7 +199,7 @@ fn upstream(args: &Args) -> anyhow::Result<UpstreamConfig> {
 }
 
 /// Leaves word for the agent, and so for the hub, of where users find this endpoint.
-fn tell(args: &Args, mode: Mode, dir: &std::path::Path, own_ca: &str) -> anyhow::Result<()> {
+fn tell(args: &ServeArgs, mode: Mode, dir: &std::path::Path, own_ca: &str) -> anyhow::Result<()> {
     let Some(url) = &args.public_url else { return Ok(()) };
     let ca = match (&args.public_ca, mode) {
         (Some(path), _) => crate::tls::ca_from_file(path)?,

@@ -117,7 +117,7 @@ impl Front {
             return closing(StatusCode::BAD_REQUEST, "state and code_challenge (S256) are wanted");
         }
         let begun = async {
-            self.logins.from_address(remote.ip())?;
+            self.logins.attempt_from(remote.ip())?;
             let asked = self.logins.provider(provider)?;
             let round = Round::new(format!("{}/auth/callback/{provider}", self.public_url));
             let to = asked.browser(&round).await.map_err(|e| self.logins.understood(provider, e))?;
@@ -209,7 +209,7 @@ impl Front {
             return status_response(StatusCode::BAD_REQUEST, "the body must be {\"code\", \"codeVerifier\"}");
         };
         let redeemed = async {
-            self.logins.from_address(remote.ip())?;
+            self.logins.attempt_from(remote.ip())?;
             let redeemed = self.logins.rounds.redeem(&code, &code_verifier).ok_or(LoginError::Wrong)?;
             self.logins.lawful(remote.ip());
             let user = self.logins.user_of(&redeemed)?;
@@ -231,7 +231,7 @@ impl Front {
             return status_response(StatusCode::BAD_REQUEST, "the body must be {\"provider\"}");
         };
         let begun = async {
-            self.logins.from_address(remote.ip())?;
+            self.logins.attempt_from(remote.ip())?;
             let asked = self.logins.provider(&provider)?;
             let start = asked.device().await.map_err(|e| self.logins.understood(&provider, e))?;
             let handle = self.logins.rounds.device(&provider, start.device_code, start.interval, start.expires_in);

@@ -3,6 +3,7 @@
 //! Numbers such as `s01_` are cases of the project's list of attacks (S) and faults (F).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod access;
 mod backup;
 mod bodies;
 mod direct;

@@ -43,6 +43,8 @@ pub struct LogFile {
     file: fs::File,
     head: fs::File,
     bytes: u64,
+    /// A pipe has no past and is not set aside.
+    regular: bool,
     rotation: Rotation,
 }
 
@@ -59,7 +61,7 @@ pub struct Found {
 
 fn options() -> fs::OpenOptions {
     let mut options = fs::OpenOptions::new();
-    options.create(true).read(true);
+    options.create(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options
@@ -77,12 +79,14 @@ impl LogFile {
     /// # Errors
     /// A file cannot be opened, or its end not be read.
     pub fn open(path: &Path, rotation: Rotation) -> io::Result<(Self, Found)> {
+        // Not for reading: to a pipe that this process could read itself, writing would never fail.
         let mut file = options().append(true).open(path)?;
-        let mut head = options().write(true).truncate(false).open(head_of(path))?;
+        let regular = file.metadata()?.is_file();
+        let mut head = options().read(true).write(true).truncate(false).open(head_of(path))?;
         let mut said = String::new();
         Read::by_ref(&mut head).take(256).read_to_string(&mut said)?;
         let said = read_head(&said);
-        let (last, torn) = last_line(&mut file)?;
+        let (last, torn) = if regular { last_line(&mut fs::File::open(path)?)? } else { (None, 0) };
         let mut chain = match last {
             Some(line) => Chain::after(&line).ok(),
             None => newest_rotated(path).and_then(|old| {
@@ -92,11 +96,12 @@ impl LogFile {
         };
         // A crash may come between a record and its head, never the other way round.
         let cut = match (&chain, &said) {
+            _ if !regular => false,
             (Some(chain), Some(said)) => chain.next < said.next || (chain.next == said.next && chain.last != said.last),
             (None, said) => said.is_some(),
             (Some(_), None) => false,
         };
-        if cut {
+        if cut || !regular {
             chain = said;
         }
         if torn > 0 {
@@ -104,7 +109,7 @@ impl LogFile {
         }
         let bytes = file.metadata()?.len();
         let found = Found { chain: chain.unwrap_or_default(), torn, cut };
-        Ok((Self { path: path.to_owned(), file, head, bytes, rotation }, found))
+        Ok((Self { path: path.to_owned(), file, head, bytes, regular, rotation }, found))
     }
 
     /// Sets the file aside as `<stem>-<number of its first record>.log` and begins a new one.
@@ -143,7 +148,7 @@ impl Output for LogFile {
     fn settled(&mut self, chain: &Chain) -> io::Result<()> {
         self.head.seek(SeekFrom::Start(0))?;
         self.head.write_all(format!("{:020} {}\n", chain.next, chain.last).as_bytes())?;
-        if self.bytes > self.rotation.max_bytes { self.rotate() } else { Ok(()) }
+        if self.regular && self.bytes > self.rotation.max_bytes { self.rotate() } else { Ok(()) }
     }
 }
 

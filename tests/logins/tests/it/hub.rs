@@ -112,6 +112,16 @@ async fn several_providers_let_people_in_side_by_side() {
         std::thread::spawn(move || stderr.read_to_string(&mut String::new()));
         end(child).done();
         assert!(whoami(&hub, "bob").done().out.contains("User:     bob"));
+
+        // More rights for a while, from somebody else.
+        let words = ["access", "request", "edge1", "--group", "firefighters", "--for", "1h", "--reason", "it burns"];
+        let name = hub.moorline("bob", &words, "").done().out.trim().to_owned();
+        hub.moorline("bob", &["access", "approve", &name], "").failed("nobody decides their own request");
+        hub.moorline("ann", &["access", "approve", &name], "").failed("does not decide requests");
+        hub.admin(&["access", "approve", &name, "-m", "go"]);
+        let told = hub.moorline("bob", &["auth", "can-i", "get", "pods", "--cluster", "edge1"], "").out;
+        assert!(told.contains(&format!("AccessRequest {name}")) && told.contains("firefighters"), "{told}");
+        assert!(hub.admin(&["access", "list"]).out.contains("Approved"));
         hub
     })
     .await
