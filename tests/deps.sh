@@ -20,10 +20,13 @@ have=$(rustc --version | sed -n 's/^rustc 1\.\([0-9]*\).*/\1/p')
 want="cc:gcc make:make"
 [ "${1:-test}" = build ] || want="$want curl:curl openssl:openssl python3:python3 pip3:python3-pip etcd:etcd-server containerd:containerd
  ctr:containerd runc:runc busybox:busybox-static ip:iproute2 nft:nftables nginx:nginx-light haproxy:haproxy squid:squid unshare:util-linux faketime:faketime systemd-analyze:systemd
- slapd:slapd ldapmodify:ldap-utils node:nodejs npm:npm"
+ slapd:slapd ldapmodify:ldap-utils node:nodejs npm:npm
+ prometheus:prometheus dnsmasq:dnsmasq-base psql:postgresql-client setpriv:util-linux"
 missing=
 for pair in $want; do command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"; done
 [ "${1:-test}" = build ] || [ -x /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
+[ "${1:-test}" = build ] || [ -d /usr/lib/postgresql ] || missing="$missing postgresql"
+[ "${1:-test}" = build ] || /usr/bin/python3 -c 'import websockets' 2>/dev/null || missing="$missing python3-websockets"
 [ "${1:-test}" = build ] || { [ -x /usr/sbin/samba ] && [ -e /usr/share/samba/setup/provision.ldif ]; } ||
   missing="$missing samba samba-ad-dc samba-dsdb-modules samba-ad-provision winbind python3-samba ldb-tools"
 if [ -n "$missing" ]; then

@@ -10,6 +10,7 @@ pub mod dialler;
 pub mod endpoint;
 pub mod facts;
 pub mod identity;
+pub mod inside;
 pub mod join;
 pub mod limits;
 pub mod metrics;
@@ -161,12 +162,15 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         let looker =
             facts::Looker { upstream: upstream.clone(), node: config.node_name.clone(), endpoint: room.is_some() };
         let (tell, facts) = watch::channel(looker.look(&mut told).await);
-        let service = Service::with_room(
+        let places = inside::Metrics::new(registry)?;
+        let places = inside::Inside::new(upstream.clone(), policy.clone(), Some(config.hub.clone()), places);
+        let service = Service::whole(
             upstream.clone(),
             Arc::new(ClusterRules::new(upstream.clone())),
             policy.clone(),
             metrics.clone(),
             room,
+            Some(places),
         );
         let dialler = dialler::Dialler {
             hub: config.hub.clone(),

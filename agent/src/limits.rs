@@ -80,3 +80,44 @@ pub const RENEW_PAUSE_MAX: Duration = Duration::from_secs(600);
 pub const OPS_CONNECTIONS: usize = 16;
 /// Longest wait for the head of a request there.
 pub const OPS_HEADER: Duration = Duration::from_secs(5);
+
+/// Longest wait for a place inside the cluster to take a connection, lookup and TLS aside.
+pub const INSIDE_CONNECT: Duration = Duration::from_secs(10);
+/// How long a connection may try before the next address is tried as well (RFC 8305 §5).
+pub const INSIDE_HEAD_START: Duration = Duration::from_millis(250);
+/// A stream without a byte either way for this long is cut: as long as Kubernetes' own streaming waits.
+pub const INSIDE_IDLE: Duration = Duration::from_secs(4 * 3600);
+/// When a silent connection is probed for a peer that has gone.
+pub const INSIDE_KEEPALIVE: Duration = Duration::from_secs(30);
+/// Addresses of one place that are dialled in turn.
+pub const INSIDE_CANDIDATES: usize = 8;
+/// Addresses of one place that are looked at.
+pub const INSIDE_ADDRESSES: usize = 1024;
+/// How long a lookup is good for. A failed connection ends that at once.
+pub const INSIDE_KNOWN: Duration = Duration::from_secs(5);
+/// Places that are remembered.
+pub const INSIDE_REMEMBERED: usize = 4096;
+/// Streams of one place at once, unless the owner's policy says otherwise.
+pub const INSIDE_STREAMS: usize = 1024;
+/// Idle connections to one place that are kept for its next HTTP request.
+pub const WEB_IDLE: usize = 32;
+/// How long they are kept. Shorter than what servers usually wait before they close one.
+pub const WEB_KEPT: Duration = Duration::from_secs(20);
+/// Flows of datagrams on one stream.
+pub const FLOWS: usize = 1024;
+/// A flow without an answer for this long is forgotten.
+pub const FLOW_IDLE: Duration = Duration::from_secs(60);
+/// Datagrams that wait for the stream.
+pub const FLOW_QUEUE: usize = 256;
+/// Bytes of datagrams written at once.
+pub const FLOW_BATCH: usize = 64 << 10;
+/// Largest payload of a datagram over UDP.
+pub const DATAGRAM: usize = 65_507;
+/// How long the addresses of nodes, API server and hub are taken for known.
+pub const GROUND_KNOWN: Duration = Duration::from_secs(120);
+/// When they are looked up again where that failed.
+pub const GROUND_RETRY: Duration = Duration::from_secs(5);
+/// Nodes asked for at a time: their objects are large.
+pub const NODE_PAGE: usize = 10;
+/// Such pages.
+pub const NODE_PAGES: usize = 1000;

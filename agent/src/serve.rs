@@ -1,6 +1,6 @@
 //! Serves the streams of one session: each in a task of its own, so that none can harm another.
 
-use crate::{endpoint::Room, limits, metrics::Metrics, policy::PolicyFile};
+use crate::{endpoint::Room, inside::Inside, limits, metrics::Metrics, policy::PolicyFile};
 use moorline_link::{IncomingStream, Session, Stream};
 use moorline_proto::{
     code::{RefuseCode, ResetCode},
@@ -23,12 +23,24 @@ pub struct Service<U, R> {
     places: Arc<Semaphore>,
     metrics: Metrics,
     room: Option<Room>,
+    inside: Option<Arc<Inside>>,
 }
 
 impl<U: Upstream, R: Reviewer> Service<U, R> {
-    /// Serves Kubernetes from `upstream` as far as `policy` and `reviewer` allow.
+    /// Serves Kubernetes from `upstream` as far as `policy` and `reviewer` allow, and nothing else.
     pub fn new(upstream: Arc<U>, reviewer: Arc<R>, policy: Arc<PolicyFile>, metrics: Metrics) -> Arc<Self> {
-        Self::with_room(upstream, reviewer, policy, metrics, None)
+        Self::whole(upstream, reviewer, policy, metrics, None, None)
+    }
+
+    /// The same, and with `inside` what else there is in the cluster.
+    pub fn reaching(
+        upstream: Arc<U>,
+        reviewer: Arc<R>,
+        policy: Arc<PolicyFile>,
+        metrics: Metrics,
+        inside: Option<Arc<Inside>>,
+    ) -> Arc<Self> {
+        Self::whole(upstream, reviewer, policy, metrics, None, inside)
     }
 
     /// The same, and keeps what the cluster's own endpoint needs in `room`.
@@ -39,8 +51,20 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
         metrics: Metrics,
         room: Option<Room>,
     ) -> Arc<Self> {
+        Self::whole(upstream, reviewer, policy, metrics, room, None)
+    }
+
+    /// All of it.
+    pub fn whole(
+        upstream: Arc<U>,
+        reviewer: Arc<R>,
+        policy: Arc<PolicyFile>,
+        metrics: Metrics,
+        room: Option<Room>,
+        inside: Option<Arc<Inside>>,
+    ) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(limits::MAX_STREAMS));
-        Arc::new(Self { upstream, reviewer, policy, places, metrics, room })
+        Arc::new(Self { upstream, reviewer, policy, places, metrics, room, inside })
     }
 
     /// Serves until the session is over. Its end cancels everything that its streams had under way.
@@ -62,17 +86,17 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
     }
 
     fn begin(self: &Arc<Self>, incoming: IncomingStream, tasks: &mut JoinSet<()>, refusals: &mut JoinSet<()>) {
-        let place = match (&incoming.header.target, self.places.clone().try_acquire_owned()) {
-            (Target::Endpoint, _) if self.room.is_none() => {
+        match &incoming.header.target {
+            Target::Inside(_) if self.inside.is_none() => {
+                return self.refuse(incoming, RefuseCode::Policy, "this agent reaches the API server alone", refusals);
+            }
+            Target::Endpoint if self.room.is_none() => {
                 return self.refuse(incoming, RefuseCode::Policy, "this agent keeps nothing for an endpoint", refusals);
             }
-            (Target::Kube | Target::Echo | Target::Endpoint, Ok(place)) => place,
-            (Target::Kube | Target::Echo | Target::Endpoint, Err(_)) => {
-                return self.refuse(incoming, RefuseCode::Busy, "the agent serves as many streams as it may", refusals);
-            }
-            (Target::Tcp { .. }, _) => {
-                return self.refuse(incoming, RefuseCode::Policy, "this agent dials no TCP addresses", refusals);
-            }
+            _ => {}
+        }
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            return self.refuse(incoming, RefuseCode::Busy, "the agent serves as many streams as it may", refusals);
         };
         let span = tracing::debug_span!("stream", trace = trace_id(&incoming.header), class = ?incoming.header.class);
         let service = self.clone();
@@ -86,8 +110,13 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
     }
 
     async fn stream(&self, incoming: IncomingStream) {
-        if incoming.header.target == Target::Echo {
-            return echo(incoming.accept()).await;
+        match (&incoming.header.target, &self.inside) {
+            (Target::Echo, _) => return echo(incoming.accept()).await,
+            (Target::Inside(target), Some(inside)) => {
+                let target = target.clone();
+                return Box::pin(inside.serve(incoming, target)).await;
+            }
+            _ => {}
         }
         if incoming.header.target == Target::Endpoint {
             if let Some(room) = &self.room {

@@ -3,6 +3,10 @@
 use crate::identity::{ADMINS, APPROVERS, ActAs, Identity, MASTERS};
 use std::collections::HashMap;
 
+mod services;
+
+pub use services::{ServiceGrant, authorize_again, authorize_inside, refuse_act_as};
+
 /// What one `ClusterGrant` says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Grant {
@@ -30,6 +34,7 @@ pub struct Grants {
     all: Vec<Grant>,
     by_user: Index,
     by_group: Index,
+    services: Vec<ServiceGrant>,
 }
 
 impl Grants {
@@ -85,17 +90,33 @@ impl Facts<'_> {
         self.token_clusters.is_none() && (self.identity.is_admin() || by_grant())
     }
 
+    /// The caller with the groups that grants add in this cluster.
+    fn with_granted_groups(&self, cluster: &str) -> Identity {
+        let mut principal = self.identity.clone();
+        for grant in self.grants.opening(self.identity, cluster) {
+            for group in &grant.as_groups {
+                if !principal.in_group(group) {
+                    principal.groups.push(group.clone());
+                }
+            }
+        }
+        principal
+    }
+
     fn token_covers(&self, cluster: &str) -> bool {
         self.token_clusters.is_none_or(|only| only.iter().any(|c| c == cluster))
     }
 }
 
-/// A decision that this caller reaches this cluster. Only [`authorize`] makes one, and no stream is dialled without.
+/// A decision that this caller reaches this cluster's API server, or one place inside it. Only [`authorize`] and
+/// [`authorize_inside`] make one, and no stream is dialled without.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permit {
     cluster: String,
     principal: Identity,
     act_as: Option<ActAs>,
+    /// `None`: the API server.
+    reach: Option<services::Reach>,
 }
 
 impl Permit {
@@ -120,7 +141,7 @@ pub const PLUGIN_PREFIX: &str = "moorline:plugin:";
 /// there what the cluster lets it. An edge policy that does not name the plugin lets it do nothing.
 pub fn permit_plugin(plugin: &str, cluster: &str) -> Permit {
     let principal = Identity::new(format!("{PLUGIN_PREFIX}{plugin}"), ["moorline:plugins"]);
-    Permit { cluster: cluster.to_owned(), principal, act_as: None }
+    Permit { cluster: cluster.to_owned(), principal, act_as: None, reach: None }
 }
 
 /// A refusal. The text is for the caller.
@@ -134,6 +155,21 @@ pub enum Denial {
         /// For what.
         cluster: String,
     },
+    /// No grant of the caller names the place inside the cluster, or there is no such cluster.
+    #[error(
+        "user {user:?} has no access to {to} in cluster {cluster:?}; a ServiceGrant gives it: moorline grant service"
+    )]
+    NoServiceGrant {
+        /// Who asked.
+        user: String,
+        /// In which cluster.
+        cluster: String,
+        /// For what.
+        to: String,
+    },
+    /// A wish to act as somebody else towards a service.
+    #[error("nobody acts as another user towards a service: it is reached as oneself")]
+    ActAsInside,
     /// The token is for other clusters.
     #[error("this token is not valid for cluster {cluster:?}")]
     TokenScope {
@@ -197,15 +233,8 @@ pub fn authorize(facts: &Facts<'_>, cluster: &str, act_as: Option<ActAs>) -> Res
     if let Some(user) = names.into_iter().flatten().find(|user| user.starts_with(PLUGIN_PREFIX)) {
         return Err(Denial::OwnUser { user: user.clone() });
     }
-    let mut principal = facts.identity.clone();
-    for grant in facts.grants.opening(facts.identity, cluster) {
-        for group in &grant.as_groups {
-            if !principal.in_group(group) {
-                principal.groups.push(group.clone());
-            }
-        }
-    }
-    Ok(Permit { cluster: cluster.to_owned(), principal, act_as })
+    let principal = facts.with_granted_groups(cluster);
+    Ok(Permit { cluster: cluster.to_owned(), principal, act_as, reach: None })
 }
 
 /// Whether a token that is bound to `verbs` is good for a request with this verb; `None`: it is bound to none.

@@ -7,6 +7,10 @@ use crate::{
 };
 use serde::Deserialize;
 
+mod services;
+
+pub use services::Terrain;
+
 /// A policy. The default is what applies where no file is named: nobody passes as a part of Kubernetes itself.
 ///
 /// Built in, whatever the file says: users `system:*` other than service accounts, and groups `system:*` other than
@@ -38,6 +42,7 @@ struct Spec {
     impersonation: Impersonation,
     api: Api,
     plugins: Plugins,
+    services: services::Services,
 }
 
 /// Which of the hub's plugins may do something here, each as the user `moorline:plugin:<name>`. Without it: none.
@@ -107,6 +112,22 @@ pub enum EdgeDenial {
     /// The namespace is closed.
     #[error("the cluster's edge policy refuses namespace {0:?}")]
     Namespace(String),
+    /// The service, pod or host is closed.
+    #[error("the cluster's edge policy refuses {0}")]
+    Service(String),
+    /// The cluster is read-only, and names no services that are open all the same.
+    #[error("the cluster's edge policy is read-only and refuses {0}: its owner opens services by services.allow")]
+    ServiceReadOnly(String),
+    /// The address is none that is dialled.
+    #[error(
+        "the cluster's edge policy refuses {address}: {what} address; its owner opens it by services.allowAddresses"
+    )]
+    Address {
+        /// With its port.
+        address: String,
+        /// What it is.
+        what: &'static str,
+    },
     /// Some namespaces are closed, and this request reaches into all of them.
     #[error("the cluster's edge policy closes namespaces and refuses {0:?} across all of them: name one")]
     AllNamespaces(String),
@@ -132,6 +153,7 @@ impl EdgePolicy {
         if let Some(name) = names.find(|name| name.is_empty() || name.contains('*')) {
             return Err(PolicyError(format!("{name:?}: what is allowed, and each namespace, has to be named in full")));
         }
+        file.spec.services.check().map_err(PolicyError)?;
         Ok(Self(file.spec))
     }
 

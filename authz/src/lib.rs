@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod access_token;
+pub mod address;
 pub mod bundle;
 pub mod edge;
 pub mod hubrules;

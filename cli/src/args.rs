@@ -1,8 +1,8 @@
 //! The command line as a whole.
 
 use crate::{
-    access, agent, apikey, audit, can_i, clusters, delete, doctor, endpoint, get, grant, group, hub, kube, kubeconfig,
-    login, principals, reference, service, status, text, token, user, version,
+    access, agent, apikey, audit, can_i, clusters, delete, doctor, endpoint, forward, get, grant, group, hub, kube,
+    kubeconfig, login, principals, reference, service, status, text, token, user, version,
 };
 use clap::{CommandFactory, FromArgMatches};
 use std::{path::Path, process::ExitCode};
@@ -46,6 +46,9 @@ pub enum Command {
     Status(status::Args),
     /// Write what kubectl needs to reach clusters
     Kubeconfig(Box<kubeconfig::Args>),
+    /// Services, pods and hosts of a cluster at local ports
+    #[command(visible_alias = "port-forward")]
+    Forward(Box<forward::Args>),
     /// Find out why something does not connect
     Doctor(doctor::Args),
     /// Tokens that let agents join
@@ -142,6 +145,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Hub(args) => hub::run(*args),
         Command::Agent(args) => agent::run(*args),
         Command::Endpoint(args) => endpoint::run(*args),
+        Command::Forward(args) => forward::run(*args),
         Command::Completion { shell } => completion(shell).map(|()| ExitCode::SUCCESS),
         Command::Service(command) => service::run(command),
         Command::Reference { page } => reference::run(page),
@@ -179,7 +183,7 @@ async fn ask(command: Command) -> anyhow::Result<ExitCode> {
         Command::Kube(command) => kube::run(command).await,
         Command::Version(args) => version::run(args).await,
         // Taken care of by the caller.
-        Command::Hub(_) | Command::Agent(_) | Command::Endpoint(_) => Ok(()),
+        Command::Hub(_) | Command::Agent(_) | Command::Endpoint(_) | Command::Forward(_) => Ok(()),
         Command::Service(_) | Command::Reference { .. } | Command::Completion { .. } => Ok(()),
     }?;
     Ok(ExitCode::SUCCESS)

@@ -161,6 +161,9 @@ pub fn proxied(url: &str) -> bool {
     url.parse().is_ok_and(|uri: http::Uri| matcher.intercept(&uri).is_some())
 }
 
+/// A connection to a hub.
+pub type Socket = tokio_rustls::client::TlsStream<TcpStream>;
+
 /// A whole answer.
 pub struct Reply {
     /// Status of a success.
@@ -233,6 +236,33 @@ impl Client {
         timeout(limit, self.whole(Method::GET, path, accept, None)).await.unwrap_or_else(|_| Err(self.late(limit)))
     }
 
+    /// A connection that is no HTTP any more, and what the hub sent on it already.
+    pub async fn upgrade(&self, path: &str, protocol: &str) -> Result<(Socket, Bytes), ApiError> {
+        let limit = self.patience;
+        timeout(limit, self.upgraded(path, protocol)).await.unwrap_or_else(|_| Err(self.late(limit)))
+    }
+
+    async fn upgraded(&self, path: &str, protocol: &str) -> Result<(Socket, Bytes), ApiError> {
+        let token = self.token().await?;
+        let io = self.connect().await?;
+        let broken = |source| ApiError::Broken { url: self.url.to_string(), source };
+        let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
+        let _driver = AbortOnDropHandle::new(tokio::spawn(async move { connection.with_upgrades().await }));
+        let request = self.request(Method::GET, path, JSON, token.as_ref());
+        let request = request.header(header::CONNECTION, "Upgrade").header(header::UPGRADE, protocol);
+        let request = request.body(Full::new(Bytes::new())).map_err(|_| self.damaged())?;
+        let mut response = sender.send_request(request).await.map_err(broken)?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let upgraded = hyper::upgrade::on(&mut response).await.map_err(broken)?;
+            let parts = upgraded.downcast::<TokioIo<Socket>>();
+            let parts = parts.map_err(|_| ApiError::NotAHub { url: self.url.to_string() })?;
+            return Ok((parts.io.into_inner(), parts.read_buf));
+        }
+        let (head, body) = response.into_parts();
+        let body = self.collect(body).await?;
+        Err(self.refused(head.status, &head.headers, &body))
+    }
+
     /// The events of a watch, for as long as the hub sends them.
     pub async fn watch(&self, path: &str, accept: &str) -> Result<Events, ApiError> {
         let limit = self.patience;
@@ -291,10 +321,7 @@ impl Client {
         accept: &str,
         body: Option<(&'static str, &Value)>,
     ) -> Result<(AbortOnDropHandle<()>, http::Response<Incoming>), ApiError> {
-        let token = match &self.login {
-            Some(login) => Box::pin(session::fresh(login)).await?.token,
-            None => self.token.clone(),
-        };
+        let token = self.token().await?;
         let io = self.connect().await?;
         let url = || self.url.to_string();
         let broken = |source| ApiError::Broken { url: url(), source };
@@ -303,28 +330,13 @@ impl Client {
             // Its failure is also the request's, which tells it.
             let _ = connection.await;
         }));
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, self.url.authority())
-            .header(header::ACCEPT, accept)
-            .header(header::USER_AGENT, concat!("moorline/", env!("CARGO_PKG_VERSION")));
-        if let Some(token) = &token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
-        }
+        let mut request = self.request(method, path, accept, token.as_ref());
         let mut bytes = Bytes::new();
         if let Some((kind, body)) = body {
             request = request.header(header::CONTENT_TYPE, kind);
             bytes = body.to_string().into();
         }
-        // Only a token with characters that no header can carry gets here.
-        let request = request.body(Full::new(bytes)).map_err(|_| ApiError::Refused {
-            url: url(),
-            code: StatusCode::UNAUTHORIZED,
-            reason: "Unauthorized".into(),
-            message: "the stored token is damaged".into(),
-            retry_after: None,
-        })?;
+        let request = request.body(Full::new(bytes)).map_err(|_| self.damaged())?;
         let response = sender.send_request(request).await.map_err(broken)?;
         if response.status().is_success() {
             return Ok((driver, response));
@@ -334,7 +346,39 @@ impl Client {
         Err(self.refused(head.status, &head.headers, &body))
     }
 
-    async fn connect(&self) -> Result<tokio_rustls::client::TlsStream<TcpStream>, ApiError> {
+    /// The token, renewed where it has to be.
+    async fn token(&self) -> Result<Option<Secret>, ApiError> {
+        match &self.login {
+            Some(login) => Ok(Box::pin(session::fresh(login)).await?.token),
+            None => Ok(self.token.clone()),
+        }
+    }
+
+    fn request(&self, method: Method, path: &str, accept: &str, token: Option<&Secret>) -> http::request::Builder {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, self.url.authority())
+            .header(header::ACCEPT, accept)
+            .header(header::USER_AGENT, concat!("moorline/", env!("CARGO_PKG_VERSION")));
+        match token {
+            Some(token) => request.header(header::AUTHORIZATION, format!("Bearer {}", token.reveal())),
+            None => request,
+        }
+    }
+
+    /// Only a token with characters that no header can carry makes a request that cannot be sent.
+    fn damaged(&self) -> ApiError {
+        ApiError::Refused {
+            url: self.url.to_string(),
+            code: StatusCode::UNAUTHORIZED,
+            reason: "Unauthorized".into(),
+            message: "the stored token is damaged".into(),
+            retry_after: None,
+        }
+    }
+
+    async fn connect(&self) -> Result<Socket, ApiError> {
         let url = || self.url.to_string();
         let all = async {
             let host = self.url.host();

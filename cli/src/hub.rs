@@ -54,6 +54,9 @@ pub struct Args {
     /// The address that join commands and kubeconfigs name [default: https://FIRST-NAME:PORT]
     #[arg(long, value_name = "URL", env = "MOORLINE_PUBLIC_URL")]
     public_url: Option<HubUrl>,
+    /// Domain of the hosts of in-cluster services, NAME--NAMESPACE--CLUSTER.DOMAIN; its DNS leads here by a wildcard
+    #[arg(long, value_name = "DOMAIN", env = "MOORLINE_SERVICES_DOMAIN")]
+    services_domain: Option<String>,
     /// Domain of the identities that this hub issues; cannot be changed later
     #[arg(long, value_name = "DOMAIN", env = "MOORLINE_TRUST_DOMAIN")]
     trust_domain: Option<TrustDomain>,
@@ -89,6 +92,7 @@ struct FileConfig {
     ops_listen: Option<SocketAddr>,
     names: Vec<String>,
     public_url: Option<String>,
+    services_domain: Option<String>,
     trust_domain: Option<String>,
     hub_name: Option<String>,
     agent_certificate_life: Option<String>,
@@ -172,6 +176,7 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
     if let Some(life) = span(args.agent_certificate_life, file.agent_certificate_life, "agentCertificateLife")? {
         config.agent_certificate_life = life;
     }
+    config.services_domain = args.services_domain.or(file.services_domain);
     if let Some(life) = span(args.login_life, file.login_life, "loginLife")? {
         config.login_life = life;
         config.login_life_max = config.login_life_max.max(life);

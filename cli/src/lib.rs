@@ -18,6 +18,7 @@ mod doctor;
 mod endpoint;
 mod failure;
 mod files;
+mod forward;
 mod get;
 mod grant;
 mod group;

@@ -32,6 +32,9 @@ pub enum Resource {
     /// Who may use which cluster
     #[value(name = "clustergrants", aliases = ["clustergrant", "grants", "grant"])]
     ClusterGrant,
+    /// Who may reach which services, pods and hosts inside clusters
+    #[value(name = "servicegrants", alias = "servicegrant")]
+    ServiceGrant,
 }
 
 impl Resource {
@@ -46,6 +49,7 @@ impl Resource {
             Self::Token => "tokens",
             Self::JoinToken => "jointokens",
             Self::ClusterGrant => "clustergrants",
+            Self::ServiceGrant => "servicegrants",
         }
     }
 
@@ -60,6 +64,7 @@ impl Resource {
             Self::Token => "token",
             Self::JoinToken => "jointoken",
             Self::ClusterGrant => "clustergrant",
+            Self::ServiceGrant => "servicegrant",
         }
     }
 
@@ -74,6 +79,7 @@ impl Resource {
             Self::Token => "Token",
             Self::JoinToken => "JoinToken",
             Self::ClusterGrant => "ClusterGrant",
+            Self::ServiceGrant => "ServiceGrant",
         }
     }
 

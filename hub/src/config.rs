@@ -24,6 +24,8 @@ pub struct Config {
     pub names: Vec<String>,
     /// Address that join commands and kubeconfigs name: `https://host:port`.
     pub public_url: String,
+    /// Domain of the hosts of in-cluster services, `NAME--NAMESPACE--CLUSTER.<domain>`. `None`: they have none.
+    pub services_domain: Option<String>,
     /// Domain of the identities that the hub issues.
     pub trust_domain: TrustDomain,
     /// The hub's own name within the trust domain.
@@ -65,6 +67,7 @@ impl Config {
             ops_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9443),
             names: vec!["localhost".to_owned()],
             public_url: "https://localhost:8443".to_owned(),
+            services_domain: None,
             trust_domain: known("moorline.local"),
             hub_name: known("hub"),
             agent_certificate_life: Duration::from_secs(24 * 3600),
@@ -94,6 +97,13 @@ impl Config {
             if name.parse::<IpAddr>().is_err() && !is_dns_name(name) {
                 return wrong("names", &format!("{name:?} is neither a DNS name nor an IP address"));
             }
+        }
+        if let Some(domain) = &self.services_domain
+            && (!is_dns_name(domain)
+                || domain.starts_with("*.")
+                || self.public_host().is_some_and(|host| host.ends_with(&format!(".{domain}"))))
+        {
+            return wrong("servicesDomain", "a DNS name of its own, above none of the hub's: services.hub.example");
         }
         let Some(rest) = self.public_url.strip_prefix("https://") else {
             return wrong("publicUrl", "it must begin with https://");

@@ -3,7 +3,7 @@
 mod bundle;
 
 use crate::{
-    kinds::{AccessRequestSpec, ClusterGrantSpec, GroupSpec, TokenSpec, UserSpec},
+    kinds::{AccessRequestSpec, ClusterGrantSpec, GroupSpec, ServiceGrantSpec, TokenSpec, UserSpec},
     lease::Lease,
     login::LOCAL,
     members::{Members, own},
@@ -12,7 +12,7 @@ use crate::{
 };
 use moorline_apiserver::{Object, Spec};
 use moorline_authz::{
-    access::{Grant, Grants},
+    access::{Grant, Grants, ServiceGrant},
     access_token::{self, Audience, Claims, Verifier},
     identity::Identity,
     token::{TokenHash, TokenText},
@@ -98,6 +98,7 @@ struct Maps {
     members: Members,
     /// Provider and subject to user.
     owners: HashMap<(String, String), String>,
+    services: BTreeMap<String, ServiceGrant>,
 }
 
 /// The index. Cutting open streams is its job too: each hangs on the tokens handed out here.
@@ -166,7 +167,8 @@ impl Directory {
     /// Grants and granted requests as one index. Open streams follow it.
     fn rebuild(&self, maps: &Maps) {
         let access = maps.access.values().map(|(grant, _)| grant);
-        self.index.send_replace(Arc::new(Grants::new(maps.grants.values().chain(access).cloned())));
+        let grants = Grants::new(maps.grants.values().chain(access).cloned());
+        self.index.send_replace(Arc::new(grants.with_services(maps.services.values().cloned())));
     }
 
     /// What was just written, before the watch tells it.
@@ -218,17 +220,32 @@ impl Directory {
                 self.metrics.bad_tokens.with_label_values(&[error.label()]).inc();
                 tracing::debug!("an access token was refused: {error}");
             });
-            Shown::Access(claims.ok()?)
+            // One for a service or its backend opens nothing of the hub's.
+            Shown::Access(claims.ok().filter(|c| c.is_for(&Audience::Hub) || c.clusters().next().is_some())?)
         } else {
             Shown::Key(TokenText::parse(text).ok().filter(|token| token.kind == moorline_authz::token::Kind::Api)?)
         };
-        match self.look_up(&shown) {
+        self.known(&shown)
+    }
+
+    /// Who presents a token that is for `audience` alone; `None` whatever the reason.
+    pub fn authenticate_for(&self, text: &str, audience: &str) -> Option<Authenticated> {
+        let claims = self.verifier.verify(text, crate::signing::now()).ok()?;
+        let [only] = &claims.aud[..] else { return None };
+        if only != audience {
+            return None;
+        }
+        self.known(&Shown::Place(claims))
+    }
+
+    fn known(&self, shown: &Shown) -> Option<Authenticated> {
+        match self.look_up(shown) {
             Found::Yes(who) => Some(*who),
             Found::No => None,
             // Made a moment ago, and the watch has not told us yet.
             Found::Unknown => {
                 self.fetch(shown.id())?;
-                match self.look_up(&shown) {
+                match self.look_up(shown) {
                     Found::Yes(who) => Some(*who),
                     _ => None,
                 }
@@ -296,6 +313,9 @@ impl Directory {
         for grant in self.records.list::<ClusterGrantSpec>()? {
             self.put_grant(&grant, false); // the index is made once
         }
+        for grant in self.records.list::<ServiceGrantSpec>()? {
+            self.put_service_grant(&grant);
+        }
         for request in self.records.list::<AccessRequestSpec>()? {
             self.access_changed(&Change::Put(Box::new(request)));
         }
@@ -344,6 +364,36 @@ impl Directory {
                 self.rebuild(&maps);
             }
         }
+    }
+
+    /// A change of a grant for services.
+    pub fn service_grant_changed(&self, change: &Change<ServiceGrantSpec>) {
+        match change {
+            Change::Put(grant) => self.put_service_grant(grant),
+            Change::Gone(name) => {
+                let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+                maps.services.remove(name);
+                self.rebuild(&maps);
+            }
+        }
+    }
+
+    fn put_service_grant(&self, grant: &Object<ServiceGrantSpec>) {
+        let spec = grant.spec.clone();
+        let made = ServiceGrant {
+            users: spec.users,
+            groups: spec.groups,
+            clusters: spec.clusters,
+            namespaces: spec.namespaces,
+            services: spec.services,
+            pods: spec.pods,
+            // What is no rule was refused when it was written; one that is read from an older store grants nothing.
+            hosts: spec.hosts.iter().filter_map(|host| host.parse().ok()).collect(),
+            labels: spec.labels.into_iter().collect(),
+        };
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        maps.services.insert(grant.metadata.name.clone(), made);
+        self.rebuild(&maps);
     }
 
     fn cut(&self, gone: &CancellationToken) {
@@ -432,13 +482,15 @@ enum Shown {
     Key(TokenText),
     /// Verified: what it says is what the hub signed. Whether its login lives is seen here.
     Access(Arc<Claims>),
+    /// The same, for one place alone, which has been compared.
+    Place(Arc<Claims>),
 }
 
 impl Shown {
     fn id(&self) -> &str {
         match self {
             Self::Key(token) => &token.id,
-            Self::Access(claims) => &claims.sid,
+            Self::Access(claims) | Self::Place(claims) => &claims.sid,
         }
     }
 
@@ -447,7 +499,7 @@ impl Shown {
             (Self::Key(token), Proof::Key(hash)) => hash.verify(token),
             (Self::Key(_), Proof::Login) => false,
             // Those for clusters alone are made from keys too.
-            (Self::Access(claims), _) => claims.sub == entry.user && claims.uid == entry.user_uid,
+            (Self::Access(claims) | Self::Place(claims), _) => claims.sub == entry.user && claims.uid == entry.user_uid,
         }
     }
 

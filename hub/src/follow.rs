@@ -3,7 +3,9 @@
 use crate::{
     alive::{Alive, Part},
     directory::Directory,
-    kinds::{AccessRequestSpec, AgentSpec, ClusterGrantSpec, ClusterSpec, GroupSpec, TokenSpec, UserSpec},
+    kinds::{
+        AccessRequestSpec, AgentSpec, ClusterGrantSpec, ClusterSpec, GroupSpec, ServiceGrantSpec, TokenSpec, UserSpec,
+    },
     records::{Change, Changes, Records},
     sessions::Sessions,
 };
@@ -30,6 +32,8 @@ pub(crate) fn start(
     spawn(tasks, stop, alive, records.watch::<TokenSpec>(), move |change| d.token_changed(&change));
     let d = Arc::clone(directory);
     spawn(tasks, stop, alive, records.watch::<ClusterGrantSpec>(), move |change| d.grant_changed(&change));
+    let d = Arc::clone(directory);
+    spawn(tasks, stop, alive, records.watch::<ServiceGrantSpec>(), move |change| d.service_grant_changed(&change));
     let s = Arc::clone(sessions);
     spawn(tasks, stop, alive, records.watch::<AgentSpec>(), move |change| {
         if let Change::Gone(name) = &change {

@@ -16,7 +16,7 @@ use crate::{
     direct::Bundles,
     directory::{Authenticated, Directory},
     hubapi::HubApi,
-    issue::Issuer,
+    issue::{Issued, Issuer},
     join::Joiner,
     known::Known,
     login::Logins,
@@ -51,8 +51,16 @@ use moorline_proxy::{
 };
 use serde::Deserialize;
 use std::{net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+mod inside;
+mod names;
+
+pub(crate) use names::Names;
 
 /// What every request is answered with.
 pub(crate) struct Front {
@@ -85,6 +93,8 @@ pub(crate) struct Front {
     pub alive: Arc<Alive>,
     /// Of [`Limits::bodies_of_strangers`].
     pub strangers: Semaphore,
+    /// Services by host name.
+    pub names: Names,
 }
 
 /// Of a login's body, for its record.
@@ -114,6 +124,10 @@ impl Front {
             self.count_refusal("host");
             return response;
         }
+        let authority = inside::host_of(&request);
+        if let Some(label) = self.names.label(&authority) {
+            return Box::pin(self.by_name(request, authority, &label, remote)).await;
+        }
         let target = request.uri().path_and_query().map_or("", |target| target.as_str()).to_owned();
         match path::split(&target) {
             Err(error) => {
@@ -127,13 +141,20 @@ impl Front {
 
     fn authenticate(&self, request: &Request<Incoming>) -> Result<Authenticated, Response<Body>> {
         let who = bearer(request.headers()).and_then(|token| self.directory.authenticate(token));
-        if let (Some(_), Some(known)) = (&who, request.extensions().get::<Known>()) {
-            known.note();
+        if who.is_some() {
+            self.note_known(request);
         }
         who.ok_or_else(|| {
             self.count_refusal("unauthenticated");
             status_response(StatusCode::UNAUTHORIZED, UNAUTHORIZED)
         })
+    }
+
+    /// Somebody on this connection has proved who they are.
+    fn note_known(&self, request: &Request<Incoming>) {
+        if let Some(known) = request.extensions().get::<Known>() {
+            known.note();
+        }
     }
 
     async fn cluster(&self, request: Request<Incoming>, path: ClusterPath<'_>, remote: SocketAddr) -> Response<Body> {
@@ -144,6 +165,9 @@ impl Front {
         if let Some(response) = self.over_quota(self.quotas.take(&who.identity.user, remote.ip())) {
             return response;
         }
+        if let Some(asked) = inside::Asked::of(&path) {
+            return self.inside(request, path, asked, who, remote).await;
+        }
         let grants = self.directory.watch_grants();
         let known = Arc::clone(&grants.borrow());
         let permit = match self.judge(&request, &path, &who, &known) {
@@ -153,6 +177,12 @@ impl Front {
         if let Some(response) = self.over_quota(self.quotas.take_cluster(path.cluster)) {
             return response;
         }
+        let proxy = self.proxy(&who, grants);
+        let caller = Caller { identity: who.identity, remote };
+        proxy.handle(request.map(body::from), path, &caller, permit).await
+    }
+
+    fn proxy(&self, who: &Authenticated, grants: watch::Receiver<Arc<Grants>>) -> KubeProxy<CallDial> {
         let dial = CallDial {
             registry: Arc::clone(&self.registry),
             records: self.records.clone(),
@@ -162,10 +192,7 @@ impl Front {
             finish: self.finish.clone(),
             spread: self.limits.watch_spread,
         };
-        let proxy =
-            KubeProxy::new(Arc::new(dial), Arc::clone(&self.audit), self.proxy_metrics.clone(), self.tasks.clone());
-        let caller = Caller { identity: who.identity, remote };
-        proxy.handle(request.map(body::from), path, &caller, permit).await
+        KubeProxy::new(Arc::new(dial), Arc::clone(&self.audit), self.proxy_metrics.clone(), self.tasks.clone())
     }
 
     /// Whether a call goes to its cluster. Nothing is waited for here.
@@ -256,6 +283,7 @@ impl Front {
                 let provider = path.trim_start_matches("/auth/callback/");
                 self.browser_came_back(&request, provider, remote).await
             }
+            (_, names::BROWSER) => Box::pin(self.browser(request, remote)).await,
             (&Method::GET | &Method::HEAD, "/auth/keys") => self.public_keys(),
             (&Method::POST, "/auth/refresh") => self.by_refresh_token(request, remote, false).await,
             (&Method::POST, "/auth/logout") if !request.headers().contains_key(header::AUTHORIZATION) => {
@@ -341,20 +369,22 @@ impl Front {
     }
 
     async fn login(&self, body: &[u8], remote: SocketAddr) -> Response<Body> {
+        self.logged_in(body, remote).await.map_or_else(|refusal| refusal, |issued| json(StatusCode::OK, &issued))
+    }
+
+    /// A login, recorded; or the answer to who gets none.
+    async fn logged_in(&self, body: &[u8], remote: SocketAddr) -> Result<Issued, Response<Body>> {
         if self.audit.admit().await.is_err() {
-            return self.audit_full();
+            return Err(self.audit_full());
         }
         let result = self.logins.login(body, remote.ip()).await;
         let user = result.as_ref().map(|answer| answer.user.clone()).unwrap_or_default();
-        let response = match result {
-            Ok(answer) => json(StatusCode::OK, &answer),
-            Err(error) => login_refused(&error),
-        };
-        let code = response.status();
+        let result = result.map_err(|error| login_refused(&error));
+        let code = result.as_ref().map_or_else(Response::status, |_| StatusCode::OK);
         let asked = serde_json::from_slice::<ProviderAsked>(body).ok().and_then(|asked| asked.provider);
         let known = asked.filter(|name| self.logins.provider(name).is_ok()).unwrap_or_default();
         self.audit_login("/auth/login", &user, &known, remote, code);
-        response
+        result
     }
 
     async fn password(&self, request: Request<Incoming>, user: &str, who: &Authenticated) -> Response<Body> {

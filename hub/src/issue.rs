@@ -181,6 +181,14 @@ impl Issuer {
         ClusterToken { token, expires, expires_in, session_expires: time(ends) }
     }
 
+    /// An access token that is good for `audience` and nothing else, and its life in seconds.
+    pub fn for_audience(&self, who: &Authenticated, audience: String) -> (String, u64) {
+        let verbs = who.verbs.as_ref().map(|verbs| verbs.to_vec());
+        let (user, ends) = (&who.identity, who.lease.expires);
+        let (token, _, life) = self.access(&user.user, &user.uid, &who.token, ends, verbs, vec![audience]);
+        (token, life)
+    }
+
     /// Two refreshes of one login go one after the other.
     fn turn_of(&self, id: &str) -> Option<&Mutex<()>> {
         let mut hasher = DefaultHasher::new();

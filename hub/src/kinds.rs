@@ -50,6 +50,7 @@ kind!(TokenSpec, TokenStatus, "Token", "tokens", "token", &[]);
 kind!(AccessRequestSpec, AccessRequestStatus, "AccessRequest", "accessrequests", "accessrequest", &[]);
 kind!(JoinTokenSpec, JoinTokenStatus, "JoinToken", "jointokens", "jointoken", &[]);
 kind!(ClusterGrantSpec, NoStatus, "ClusterGrant", "clustergrants", "clustergrant", &["grant", "grants"]);
+kind!(ServiceGrantSpec, NoStatus, "ServiceGrant", "servicegrants", "servicegrant", &[]);
 
 // `with = "String"` on options: absent is the one way to say nothing, `null` is not a type of its own (and kubectl
 // explain cannot show a schema with two types).
@@ -425,4 +426,43 @@ pub struct ClusterGrantSpec {
     #[serde(default)]
     #[schemars(length(max = 256))]
     pub as_groups: Vec<String>,
+}
+
+/// Who may reach which services, pods and hosts inside clusters. What is not named is not granted; the edge policy of a
+/// cluster's owner may refuse it all the same.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceGrantSpec {
+    /// User names.
+    #[serde(default)]
+    #[schemars(length(max = 1000))]
+    pub users: Vec<String>,
+    /// Group names.
+    #[serde(default)]
+    #[schemars(length(max = 1000))]
+    pub groups: Vec<String>,
+    /// Cluster names, or `*` for all.
+    #[serde(default)]
+    #[schemars(length(max = 1000))]
+    pub clusters: Vec<String>,
+    /// Namespaces of the services and pods, or `*` for all.
+    #[serde(default)]
+    #[schemars(length(max = 1000))]
+    pub namespaces: Vec<String>,
+    /// Names of services, or `*` for all.
+    #[serde(default)]
+    #[schemars(length(max = 1000))]
+    pub services: Vec<String>,
+    /// Names of pods, or `*` for all.
+    #[serde(default)]
+    #[schemars(length(max = 1000))]
+    pub pods: Vec<String>,
+    /// Hosts as the cluster sees them: `10.0.0.0/8`, `10.0.0.5:5432`, `db.corp:5432`, `*.corp`, or `*` for all.
+    #[serde(default)]
+    #[schemars(length(max = 1000))]
+    pub hosts: Vec<String>,
+    /// Labels that the service or pod must carry.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub labels: std::collections::BTreeMap<String, String>,
 }

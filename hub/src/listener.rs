@@ -203,7 +203,7 @@ impl Port {
             let (front, door, sni) = (Arc::clone(&front), Arc::clone(&door), sni.clone());
             request.extensions_mut().insert(seen.clone());
             async move {
-                Ok::<_, Infallible>(match Door::takes(&request) {
+                Ok::<_, Infallible>(match Door::takes(&request) && !front.is_of_a_service(&request) {
                     true => door.open(request, remote),
                     false => front.serve(request, remote, sni.as_deref()).await,
                 })

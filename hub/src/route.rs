@@ -2,7 +2,7 @@
 
 use crate::{directory::Authenticated, metrics::Metrics, records::Records, sessions::Registry};
 use futures_util::{FutureExt, future::BoxFuture};
-use moorline_authz::access::{Facts, Grants, Permit, authorize};
+use moorline_authz::access::{Facts, Grants, Permit, authorize_again};
 use moorline_link::{OpenError, Stream, StreamError};
 use moorline_proto::{
     code::ResetCode,
@@ -102,7 +102,7 @@ async fn withdrawn(mut grants: watch::Receiver<Arc<Grants>>, who: Authenticated,
         let now = Arc::clone(&grants.borrow_and_update());
         let facts = Facts { identity: &who.identity, token_clusters: who.clusters.as_deref(), grants: &now };
         // More than before harms nothing: the stream goes on as it was opened.
-        let kept = authorize(&facts, permit.cluster(), permit.act_as().cloned())
+        let kept = authorize_again(&facts, &permit)
             .is_ok_and(|again| permit.principal().groups.iter().all(|group| again.principal().groups.contains(group)));
         if !kept {
             return;
@@ -188,6 +188,10 @@ impl Io for LeasedStream {
             return Poll::Ready(error);
         }
         self.stream.poll_cut(cx).map(io::Error::from)
+    }
+    fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
+        self.stream.poll_accepted(cx).map_err(io::Error::from)
     }
 }
 impl AsyncRead for LeasedStream {

@@ -1,8 +1,8 @@
 //! The kinds as the API server is told of them: columns, rules, and what happens at creation.
 
 use crate::kinds::{
-    AccessRequestSpec, AgentSpec, CONNECTED, ClusterGrantSpec, ClusterSpec, GroupSpec, JoinTokenSpec, TokenSpec,
-    UserSpec,
+    AccessRequestSpec, AgentSpec, CONNECTED, ClusterGrantSpec, ClusterSpec, GroupSpec, JoinTokenSpec, ServiceGrantSpec,
+    TokenSpec, UserSpec,
 };
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -40,6 +40,7 @@ pub(crate) fn all(store: &Store, join: JoinFacts) -> Vec<KindSpec> {
         token(store.clone()),
         join_token(store.clone(), Arc::new(join)),
         grant(),
+        service_grant(),
     ]
 }
 
@@ -337,6 +338,44 @@ fn grant() -> KindSpec {
                 if group == moorline_authz::identity::MASTERS {
                     wrong.push(invalid("spec.asGroups", "nobody is put into system:masters"));
                 }
+            }
+            wrong
+        })
+}
+
+fn service_grant() -> KindSpec {
+    KindSpec::of::<ServiceGrantSpec>()
+        .without_status()
+        .column(Column::with("Users", joined("/spec/users")))
+        .column(Column::with("Groups", joined("/spec/groups")))
+        .column(Column::with("Clusters", joined("/spec/clusters")))
+        .column(Column::with("Namespaces", joined("/spec/namespaces")))
+        .column(Column::with("Services", joined("/spec/services")))
+        .column(Column::with("Pods", joined("/spec/pods")).wide())
+        .column(Column::with("Hosts", joined("/spec/hosts")))
+        .validate(|object, _| {
+            let list = |pointer: &str| object.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default();
+            let mut wrong = Vec::new();
+            for cluster in list("/spec/clusters").iter().filter_map(Value::as_str) {
+                if cluster != "*" && cluster.parse::<ClusterId>().is_err() {
+                    wrong.push(invalid("spec.clusters", format!("{cluster:?} is neither a cluster name nor *")));
+                }
+            }
+            for (field, pointer) in [("spec.namespaces", "/spec/namespaces"), ("spec.services", "/spec/services")] {
+                for name in list(pointer).iter().filter_map(Value::as_str) {
+                    if name != "*" && dns_label(name).is_err() {
+                        wrong.push(invalid(field, format!("{name:?} is neither a name nor *")));
+                    }
+                }
+            }
+            for host in list("/spec/hosts").iter().filter_map(Value::as_str) {
+                if let Err(e) = host.parse::<moorline_authz::address::HostRule>() {
+                    wrong.push(invalid("spec.hosts", e.to_string()));
+                }
+            }
+            let named = !list("/spec/services").is_empty() || !list("/spec/pods").is_empty();
+            if named && list("/spec/namespaces").is_empty() {
+                wrong.push(invalid("spec.namespaces", "services and pods are in namespaces: name them, or * for all"));
             }
             wrong
         })

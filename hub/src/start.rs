@@ -313,6 +313,7 @@ impl Hub {
             finish: finish.clone(),
             alive: Arc::clone(&alive),
             strangers: Semaphore::new(config.limits.bodies_of_strangers),
+            names: crate::front::Names::new(&config),
         });
 
         let quic_secret = dir.join("quic.secret");
@@ -483,6 +484,7 @@ fn issue(authority: &Authority, config: &Config) -> Result<TlsPair, String> {
     {
         names.push(host);
     }
+    names.extend(config.services_domain.iter().map(|domain| format!("*.{domain}")));
     let (identity, expires) = authority.issue_hub(&id, &names).map_err(|e| e.to_string())?;
     debug_assert!(identity.chain.first().is_some_and(|leaf| tls::peer_id(leaf).is_ok()));
     TlsPair::new(&identity, authority, expires)

@@ -2,7 +2,7 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{ALT_SVC, CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING, UPGRADE},
+    header::{ALT_SVC, CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_PROTOCOL, TE, TRANSFER_ENCODING, UPGRADE},
 };
 use moorline_authz::impersonation::{is_identity_header, is_spelt_like};
 
@@ -28,22 +28,40 @@ const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
 /// # Errors
 /// See [`BadHeaders`].
 pub fn clean_request(headers: &mut HeaderMap) -> Result<bool, BadHeaders> {
+    clean(headers, &["websocket", "SPDY/3.1"], |name| !is_identity_header(name))
+}
+
+/// The same for a service: cookies stay, and so does the wish for trailers, without which there is no gRPC. The only
+/// upgrade is to WebSocket.
+///
+/// # Errors
+/// See [`BadHeaders`].
+pub fn clean_service_request(headers: &mut HeaderMap) -> Result<bool, BadHeaders> {
+    let trailers = headers.get(TE).is_some_and(|value| {
+        value.to_str().is_ok_and(|value| value.split(',').any(|item| item.trim().eq_ignore_ascii_case("trailers")))
+    });
+    let upgrade = clean(headers, &["websocket"], |name| !is_identity_header(name) || name == "cookie")?;
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    Ok(upgrade)
+}
+
+fn clean(headers: &mut HeaderMap, protocols: &[&'static str], keep: impl Fn(&str) -> bool) -> Result<bool, BadHeaders> {
     let named = connection_names(headers)?;
     let framing = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING];
     if let Some(name) = named.iter().find(|name| is_identity_header(name) || framing.iter().any(|f| f == name.as_str()))
     {
         return Err(BadHeaders::ConnectionNames(name.clone()));
     }
-    let upgrade = match (named.iter().any(|name| name == "upgrade"), wanted(headers)?) {
+    let upgrade = match (named.iter().any(|name| name == "upgrade"), wanted(headers, protocols)?) {
         (true, wanted) => wanted,
         (false, _) => None,
     };
     if upgrade.is_some() && headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0") {
         return Err(BadHeaders::Malformed("Content-Length of a request for an upgrade"));
     }
-    remove_where(headers, |name| {
-        is_hop_by_hop(name, &named) || matches!(name, "host" | "expect") || is_identity_header(name)
-    });
+    remove_where(headers, |name| is_hop_by_hop(name, &named) || matches!(name, "host" | "expect") || !keep(name));
     strip_bearer_protocol(headers)?;
     if let Some(protocol) = upgrade {
         headers.insert(UPGRADE, HeaderValue::from_static(protocol));
@@ -54,6 +72,20 @@ pub fn clean_request(headers: &mut HeaderMap) -> Result<bool, BadHeaders> {
 /// Removes every header that speaks of who the caller is, however it is spelt.
 pub fn strip_identity(headers: &mut HeaderMap) {
     remove_where(headers, is_identity_header);
+}
+
+/// Removes what a backend other than the API server must never see: credentials, and words of who the caller is that
+/// are not the hub's own. What the hub says itself (`X-Forwarded-*`) stays.
+pub fn strip_credentials(headers: &mut HeaderMap) {
+    const SAID: [&str; 6] = [
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+        "x-forwarded-prefix",
+        "x-forwarded-user",
+        "x-moorline-identity",
+    ];
+    remove_where(headers, |name| is_identity_header(name) && name != "cookie" && !SAID.contains(&name));
 }
 
 /// Leaves in a cluster's answer only what may go to a client. `upgraded`: a 101 keeps its upgrade headers.
@@ -78,15 +110,14 @@ fn connection_names(headers: &HeaderMap) -> Result<Vec<String>, BadHeaders> {
     Ok(named)
 }
 
-/// What `Upgrade` asks for, if anything: one of the two protocols of Kubernetes' streaming.
-fn wanted(headers: &HeaderMap) -> Result<Option<&'static str>, BadHeaders> {
+/// What `Upgrade` asks for, if anything: one of `protocols`.
+fn wanted(headers: &HeaderMap, protocols: &[&'static str]) -> Result<Option<&'static str>, BadHeaders> {
     let mut values = headers.get_all(UPGRADE).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let text = String::from_utf8_lossy(value.as_bytes());
-    match text.trim() {
-        _ if values.next().is_some() => Err(BadHeaders::Upgrade(text.into_owned())),
-        name if name.eq_ignore_ascii_case("websocket") => Ok(Some("websocket")),
-        name if name.eq_ignore_ascii_case("SPDY/3.1") => Ok(Some("SPDY/3.1")),
+    let known = protocols.iter().find(|name| name.eq_ignore_ascii_case(text.trim()));
+    match known {
+        Some(name) if values.next().is_none() => Ok(Some(name)),
         _ => Err(BadHeaders::Upgrade(text.into_owned())),
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     Body,
     audit::AuditSink,
-    headers::{clean_request, clean_response},
+    headers::{clean_request, clean_response, clean_service_request},
     path::ClusterPath,
     status::{Details, reason_of, status_response, status_with},
     upgrade::{Counted, Io, UpgradedIo, copy_both},
@@ -25,18 +25,23 @@ use moorline_authz::{
     verb::request_info,
 };
 use moorline_proto::{
-    code::{RefuseCode, ResetCode},
+    code::ResetCode,
     header::{Class, Principal, Refusal, StreamHeader, Target},
+    inside::{Inside, Payload},
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 mod call;
+mod connect;
 mod failure;
 mod metrics;
+mod service;
 
+pub use connect::PROTOCOL;
 pub use metrics::ProxyMetrics;
+pub use service::{OWN_COOKIE, Service};
 
 /// Why no stream to a cluster could be opened.
 #[derive(Debug, thiserror::Error)]
@@ -81,12 +86,7 @@ impl DialError {
         match self {
             Self::NotConnected { .. } | Self::Busy { .. } | Self::Lost => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::Refused(refusal) => match refusal.code {
-                RefuseCode::Policy => StatusCode::FORBIDDEN,
-                RefuseCode::Busy | RefuseCode::Draining => StatusCode::SERVICE_UNAVAILABLE,
-                RefuseCode::Deadline => StatusCode::GATEWAY_TIMEOUT,
-                _ => StatusCode::BAD_GATEWAY,
-            },
+            Self::Refused(refusal) => crate::status::of_refusal(refusal.code).0,
         }
     }
 }
@@ -138,23 +138,58 @@ impl<D: Dial> KubeProxy<D> {
         caller: &Caller,
         permit: Permit,
     ) -> Response<Body> {
+        self.call(request, path.rest, caller, permit, None).await
+    }
+
+    /// One call to a service. `rest` is the target as the service shall see it; `permit` must be for it.
+    ///
+    /// # Cancel safety
+    /// As [`KubeProxy::handle`].
+    pub async fn service(
+        &self,
+        request: Request<Body>,
+        rest: &str,
+        service: &Service,
+        caller: &Caller,
+        permit: Permit,
+    ) -> Response<Body> {
+        self.call(request, rest, caller, permit, Some(service)).await
+    }
+
+    async fn call(
+        &self,
+        request: Request<Body>,
+        rest: &str,
+        caller: &Caller,
+        permit: Permit,
+        service: Option<&Service>,
+    ) -> Response<Body> {
+        let to = match (service, permit.inside()) {
+            (None, None) => Target::Kube,
+            (Some(service), Some((to, labels))) => {
+                let payload = if service.https { Payload::Https } else { Payload::Http };
+                Target::Inside(Inside { to: to.clone(), payload, labels: labels.to_vec() })
+            }
+            // A right for one is none for the other.
+            _ => return refused(StatusCode::FORBIDDEN, "this right is for something else"),
+        };
         let (mut parts, body) = request.into_parts();
-        let Ok(target) = PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(path.rest.as_bytes())) else {
+        let Ok(target) = PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(rest.as_bytes())) else {
             return status_response(StatusCode::BAD_REQUEST, "the request target is malformed");
         };
         let agent = parts.headers.get(USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
         let on_upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
-        let info = request_info(parts.method.as_str(), target.path(), target.query());
+        let info = match service {
+            None => request_info(parts.method.as_str(), target.path(), target.query()),
+            Some(service) => service.info(),
+        };
         let trace = Trace::of(&parts.headers);
         let call = Call::new(self, &permit, caller, &info, &trace, target.as_str(), agent.unwrap_or_default());
-        if self.audit.admit().await.is_err() {
-            self.metrics.audit_refusals.inc();
-            let details = Details { retry_after: Some(Duration::from_secs(1)), ..Details::default() };
-            let message = "the audit log takes no more records, so this call was not made";
-            call.forget();
-            return status_with(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message, &details);
-        }
-        let upgrade = match accept_head(&mut parts) {
+        let call = match self.admitted(call).await {
+            Ok(call) => call,
+            Err(response) => return *response,
+        };
+        let upgrade = match accept_head(&mut parts, service.is_some()) {
             Ok(upgrade) => upgrade,
             Err((code, message)) => {
                 call.finish(code, "refused");
@@ -168,14 +203,19 @@ impl<D: Dial> KubeProxy<D> {
             "kube", cluster = permit.cluster(), user = %permit.principal().user, verb = %info.verb, trace = %trace.id
         );
 
-        if let Ok(value) = HeaderValue::try_from(call.id()) {
-            parts.headers.insert("audit-id", value);
+        match service {
+            None => {
+                if let Ok(value) = HeaderValue::try_from(call.id()) {
+                    parts.headers.insert("audit-id", value);
+                }
+            }
+            Some(service) => service.introduce(&mut parts.headers, caller),
         }
         if let Ok(value) = HeaderValue::try_from(trace.parent.as_str()) {
             parts.headers.insert("traceparent", value);
         }
         let header = StreamHeader {
-            target: Target::Kube,
+            target: to,
             class: if info.endless { Class::Watch } else { Class::Interactive },
             deadline_ms: 0,
             traceparent: Some(trace.parent.clone()),
@@ -188,7 +228,7 @@ impl<D: Dial> KubeProxy<D> {
         }
         let exchange = self.exchange(head, call.count_in(body), &permit, &header);
         match exchange.instrument(span.clone()).await {
-            Ok(response) => self.answer(response, upgrade, on_upgrade, call, span),
+            Ok(response) => self.answer(response, upgrade, on_upgrade, call, (span, service)),
             Err(e) => {
                 let response = e.response(permit.cluster(), &trace.id, upgrade);
                 let (cluster, user, trace) = (permit.cluster(), &permit.principal().user, &trace.id);
@@ -197,6 +237,18 @@ impl<D: Dial> KubeProxy<D> {
                 response
             }
         }
+    }
+
+    /// The call, if the audit log has room for it.
+    async fn admitted(&self, call: Call) -> Result<Call, Box<Response<Body>>> {
+        if self.audit.admit().await.is_ok() {
+            return Ok(call);
+        }
+        self.metrics.audit_refusals.inc();
+        let details = Details { retry_after: Some(Duration::from_secs(1)), ..Details::default() };
+        let message = "the audit log takes no more records, so this call was not made";
+        call.forget();
+        Err(Box::new(status_with(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message, &details)))
     }
 
     /// Dials and sends. A second attempt is made only while nothing of the request's body has been taken.
@@ -233,11 +285,14 @@ impl<D: Dial> KubeProxy<D> {
         upgrade: bool,
         on_upgrade: Option<hyper::upgrade::OnUpgrade>,
         call: Call,
-        span: tracing::Span,
+        (span, service): (tracing::Span, Option<&Service>),
     ) -> Response<Body> {
         let status = response.status();
         let upgraded = status == StatusCode::SWITCHING_PROTOCOLS;
         clean_response(response.headers_mut(), upgraded);
+        if let Some(service) = service {
+            service.settle(response.headers_mut());
+        }
         if !upgraded {
             if upgrade && status.is_redirection() {
                 let response = refused(StatusCode::BAD_GATEWAY, "the cluster answered an upgrade with a redirect");
@@ -281,11 +336,15 @@ impl<D: Dial> KubeProxy<D> {
 }
 
 /// Leaves in a head what may go to a cluster. Returns whether it asks for an upgrade, or the refusal.
-fn accept_head(parts: &mut http::request::Parts) -> Result<bool, (StatusCode, String)> {
+fn accept_head(parts: &mut http::request::Parts, service: bool) -> Result<bool, (StatusCode, String)> {
     if parts.method == Method::CONNECT {
         return Err((StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not possible here".to_owned()));
     }
-    let upgrade = clean_request(&mut parts.headers).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
+    let clean = if service { clean_service_request } else { clean_request };
+    let upgrade = clean(&mut parts.headers).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
+    if service {
+        service::strip_own_cookies(&mut parts.headers);
+    }
     if upgrade && parts.version != Version::HTTP_11 {
         return Err((StatusCode::BAD_REQUEST, "upgrades need HTTP/1.1".to_owned()));
     }

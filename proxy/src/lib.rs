@@ -12,6 +12,7 @@ pub mod headers;
 pub mod judge;
 pub mod kube;
 pub mod path;
+pub mod splice;
 pub mod status;
 pub mod upgrade;
 pub mod wire;

@@ -24,6 +24,9 @@ pub enum BadPath {
     /// The cluster's segment is no cluster name.
     #[error("not a cluster name")]
     BadCluster,
+    /// Under `/services/`, and no service's.
+    #[error("a service's path is /services/NAMESPACE/NAME:PORT/… or /services/NAMESPACE/https:NAME:PORT/…")]
+    BadService,
     /// Longer than [`MAX_TARGET`].
     #[error("the request target is too long")]
     TooLong,
@@ -62,6 +65,48 @@ pub fn split(target: &str) -> Result<Option<ClusterPath<'_>>, BadPath> {
         Some(_) if climbs(&path[PREFIX.len() + end..]) => Err(BadPath::Ambiguous),
         Some(_) => Ok(Some(ClusterPath { cluster, rest })),
     }
+}
+
+/// A service's part of a cluster's path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServicePath<'a> {
+    /// Namespace, as it stands there: not yet known to be one.
+    pub namespace: &'a str,
+    /// Spoken to over TLS.
+    pub https: bool,
+    /// Name, as it stands there.
+    pub name: &'a str,
+    /// Port, as it stands there.
+    pub port: &'a str,
+    /// What stands before the service's own path: `/services/<namespace>/[https:]<name>:<port>`.
+    pub prefix: &'a str,
+    /// What goes to the service, byte for byte, query included; starts with `/`. `None`: not even a slash was there,
+    /// and what is relative to such a page would lead elsewhere.
+    pub rest: Option<&'a str>,
+}
+
+/// Splits `/services/<namespace>/[https:|http:]<name>:<port>/…`, the `rest` of a [`ClusterPath`]. `Ok(None)`: another
+/// path, of the API server's.
+///
+/// # Errors
+/// See [`BadPath`].
+pub fn service(rest: &str) -> Result<Option<ServicePath<'_>>, BadPath> {
+    let Some(after) = rest.strip_prefix("/services/") else { return Ok(None) };
+    let (namespace, after) = after.split_once('/').ok_or(BadPath::BadService)?;
+    let end = after.find(['/', '?']).unwrap_or(after.len());
+    let (place, own) = after.split_at_checked(end).ok_or(BadPath::BadService)?;
+    let mut parts = place.split(':');
+    let (https, name, port) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some("https"), Some(name), Some(port), None) => (true, name, port),
+        (Some("http"), Some(name), Some(port), None) | (Some(name), Some(port), None, None) => (false, name, port),
+        _ => return Err(BadPath::BadService),
+    };
+    let path = own.split_once('?').map_or(own, |(path, _)| path);
+    if climbs(path) {
+        return Err(BadPath::Ambiguous);
+    }
+    let prefix = &rest[..rest.len() - own.len()];
+    Ok(Some(ServicePath { namespace, https, name, port, prefix, rest: own.starts_with('/').then_some(own) }))
 }
 
 /// Most times that a path is decoded to see what somebody behind us might make of it.
@@ -208,6 +253,37 @@ mod tests {
     }
 
     #[test]
+    fn s43_a_services_path_stays_with_the_service() {
+        let split = |rest: &'static str| service(rest).unwrap().unwrap();
+        let web = split("/services/shop/web:80/a/../b?x=/..");
+        assert_eq!((web.namespace, web.https, web.name, web.port), ("shop", false, "web", "80"));
+        assert_eq!((web.prefix, web.rest), ("/services/shop/web:80", Some("/a/../b?x=/..")));
+        let tls = split("/services/shop/https:web:http/");
+        assert_eq!(
+            (tls.https, tls.port, tls.prefix, tls.rest),
+            (true, "http", "/services/shop/https:web:http", Some("/"))
+        );
+        assert_eq!((split("/services/shop/web:80").rest, split("/services/shop/web:80?x").rest), (None, None));
+        assert_eq!(service("/api/v1/services/"), Ok(None));
+        for bad in [
+            "/services/",
+            "/services/shop",
+            "/services/shop/web",
+            "/services/shop/ftp:web:80:1/",
+            "/services/shop/x:web:80/",
+        ] {
+            assert_eq!(service(bad), Err(BadPath::BadService), "{bad}");
+        }
+        for bad in [
+            "/services/shop/web:80/../api:80/",
+            "/services/shop/web:80/%2e%2e/x",
+            "/services/shop/web:80/a/..%2f..%2fx",
+        ] {
+            assert_eq!(service(bad), Err(BadPath::Ambiguous), "{bad}");
+        }
+    }
+
+    #[test]
     fn s46_a_host_has_one_name() {
         for same in ["hub.example", "HUB.Example.", "hub.example:8443", "Hub.example.:1"] {
             assert!(host_matches_sni(same, Some("hub.example")) && host_matches_sni(same, None), "{same}");
@@ -222,6 +298,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn z06_what_a_service_is_sent_is_what_came(target in "/services/[a-z]{0,3}/(https:)?[a-z:%25]{0,8}[a-z0-9./%25eEfF;\\\\-]{0,24}(\\?.{0,8})?") {
+            if let Ok(Some(found)) = service(&target) {
+                prop_assert_eq!(format!("{}{}", found.prefix, found.rest.unwrap_or_else(|| &target[found.prefix.len()..])), target.clone());
+                prop_assert!(!climbs(found.rest.unwrap_or("/").split('?').next().unwrap()));
+            }
+        }
+
         #[test]
         fn z06_what_is_authorised_is_what_is_sent(target in "/(k8s/clusters/)?[a-z./%25eEfF;\\\\-]{0,24}(\\?.{0,8})?") {
             if let Ok(Some(ClusterPath { cluster, rest })) = split(&target) {

@@ -5,6 +5,7 @@ use http::{
     HeaderValue, Response, StatusCode,
     header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS},
 };
+use moorline_proto::code::RefuseCode;
 use serde_json::json;
 use std::time::Duration;
 
@@ -22,6 +23,28 @@ pub struct Details {
 /// A `Status` with Kubernetes' own reason for `code`; 401 carries `WWW-Authenticate: Bearer`.
 pub fn status_response(code: StatusCode, message: &str) -> Response<Body> {
     status_with(code, reason_of(code), message, &Details::default())
+}
+
+/// How a refusal by an agent is told over HTTP: each cause has a status and a reason of its own.
+pub fn of_refusal(code: RefuseCode) -> (StatusCode, &'static str) {
+    match code {
+        RefuseCode::Policy | RefuseCode::NoIdentity => (StatusCode::FORBIDDEN, "Forbidden"),
+        RefuseCode::NotFound => (StatusCode::NOT_FOUND, "NotFound"),
+        RefuseCode::NoEndpoints => (StatusCode::SERVICE_UNAVAILABLE, "NoEndpoints"),
+        RefuseCode::ConnectionRefused => (StatusCode::BAD_GATEWAY, "ConnectionRefused"),
+        RefuseCode::Tls => (StatusCode::BAD_GATEWAY, "TLSMismatch"),
+        RefuseCode::Deadline => (StatusCode::GATEWAY_TIMEOUT, "Timeout"),
+        RefuseCode::Busy | RefuseCode::Draining => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
+        RefuseCode::UnknownTarget | RefuseCode::BadHeader => (StatusCode::BAD_GATEWAY, "AgentTooOld"),
+        _ => (StatusCode::BAD_GATEWAY, "BadGateway"),
+    }
+}
+
+/// A `Status` for a refusal.
+pub fn refusal_response(code: RefuseCode, message: &str) -> Response<Body> {
+    let (status, reason) = of_refusal(code);
+    let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(Duration::from_secs(1));
+    status_with(status, reason, message, &Details { retry_after, ..Details::default() })
 }
 
 /// A `Status` with everything said.

@@ -26,6 +26,15 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {
         let _ = cx;
         Poll::Pending
     }
+
+    /// Ready once the other side has taken the stream, or refused it. At once where the transport asks nobody.
+    ///
+    /// # Errors
+    /// The refusal, or the end of the transport.
+    fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let _ = cx;
+        Poll::Ready(Ok(()))
+    }
 }
 
 impl Io for moorline_link::Stream {
@@ -35,6 +44,9 @@ impl Io for moorline_link::Stream {
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         moorline_link::Stream::poll_cut(self, cx).map(io::Error::from)
     }
+    fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        moorline_link::Stream::poll_accepted(self, cx).map_err(io::Error::from)
+    }
 }
 impl Io for DuplexStream {}
 impl Io for Box<dyn Io> {
@@ -43,6 +55,9 @@ impl Io for Box<dyn Io> {
     }
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         (**self).poll_cut(cx)
+    }
+    fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        (**self).poll_accepted(cx)
     }
 }
 impl<T: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static> Io for hyper_util::rt::TokioIo<T> {}

@@ -47,6 +47,16 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
+    /// Host, without brackets, and port.
+    pub fn peer(&self) -> (&str, u16) {
+        (&self.parts.host, self.parts.port)
+    }
+
+    /// The authorities that vouch for it.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.parts.roots
+    }
+
     /// Reads everything anew.
     pub async fn read(config: &UpstreamConfig) -> Result<Self, EndpointError> {
         let parts = match config {

@@ -48,6 +48,18 @@ impl ApiServer {
         Ok(Self { config, pool, metrics })
     }
 
+    /// Host, without brackets, and port.
+    pub fn address(&self) -> (String, u16) {
+        let pool = self.pool();
+        let (host, port) = pool.endpoint.peer();
+        (host.to_owned(), port)
+    }
+
+    /// The authorities that vouch for it.
+    pub fn roots(&self) -> Vec<rustls_pki_types::CertificateDer<'static>> {
+        self.pool().endpoint.roots().to_vec()
+    }
+
     fn pool(&self) -> Arc<Pool> {
         self.pool.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -234,7 +246,7 @@ fn target() -> UpstreamError {
 
 /// A GET seldom has a body, but the tunnel shows that only at its end: looked at here, so that such a request goes out
 /// in one frame and may be tried again.
-async fn settle(method: &Method, headers: &HeaderMap, mut content: Body) -> Result<Body, UpstreamError> {
+pub(crate) async fn settle(method: &Method, headers: &HeaderMap, mut content: Body) -> Result<Body, UpstreamError> {
     let seldom = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
     if content.is_end_stream() || !seldom || headers.contains_key(header::CONTENT_LENGTH) {
         return Ok(content);

@@ -48,6 +48,8 @@ pub struct Log {
     pub connections: AtomicUsize,
     /// Objects by path: got, and patched by RFC 7396.
     pub objects: Mutex<BTreeMap<String, Value>>,
+    /// Objects by path. With any, everything else of the API is not found.
+    pub places: Mutex<std::collections::HashMap<String, serde_json::Value>>,
     /// Answers to `/watch` that somebody listens to.
     pub watching: watch::Sender<usize>,
 }
@@ -112,6 +114,14 @@ async fn answer(mut request: Request<Incoming>, log: Arc<Log>) -> Result<Respons
         body: body.clone(),
     });
     let full = |text: &str| Full::new(Bytes::copy_from_slice(text.as_bytes())).boxed_unsync();
+    let places = log.places.lock().unwrap().clone();
+    if !places.is_empty() && path.starts_with("/api") {
+        let (code, text) = match places.get(&path) {
+            Some(object) => (200, object.to_string()),
+            None => (404, String::new()),
+        };
+        return Ok(Response::builder().status(code).body(full(&text)).unwrap());
+    }
     Ok(match (path.as_str(), upgrade) {
         (path, None) if path.contains("/secrets/") => {
             let mut objects = log.objects.lock().unwrap();

@@ -13,6 +13,7 @@ use moorline_link::{Session, Stream, StreamError, testing::session_pair};
 use moorline_proto::{
     code::{CloseCode, RefuseCode, ResetCode},
     header::{ActAs, Class, Principal, StreamHeader, Target},
+    inside::{Destination, Inside, Payload},
 };
 use moorline_proxy::{
     Body, BodyError, body,
@@ -144,7 +145,8 @@ async fn s02_nobody_and_masters_reach_nothing() {
     let masters = Principal { groups: vec!["system:masters".into()], ..alice() };
     let answer = wire::request(world.open(Target::Kube, Some(masters)).await, request()).await.unwrap();
     assert_eq!(answer.status(), StatusCode::FORBIDDEN);
-    let tcp = Target::Tcp { host: "169.254.169.254".into(), port: 80 };
+    let to = Destination::host("169.254.169.254", 80).unwrap();
+    let tcp = Target::Inside(Inside { to, payload: Payload::Bytes, labels: Vec::new() });
     let refused = world.open(tcp, None).await.accepted().await;
     assert!(matches!(refused, Err(StreamError::Refused(refusal)) if refusal.code == RefuseCode::Policy));
     assert!(recorder.log.seen.lock().unwrap().is_empty());

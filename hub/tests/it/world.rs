@@ -4,8 +4,9 @@ use moorline_hub::{Config, Hub};
 use moorline_link::{Carrier, DialError, HubAddress, Identity, Limits, Session, Trust, dial, tls};
 use moorline_proto::{
     control::Hello,
-    header::{Principal, StreamHeader},
+    header::{Principal, StreamHeader, Target},
     id::{InstanceId, TrustDomain},
+    inside::Payload,
 };
 use moorline_proxy::{Body, body, wire};
 use rcgen::{CertificateParams, KeyPair};
@@ -396,6 +397,12 @@ impl Agent {
         let task = tokio::spawn(async move {
             while let Some(stream) = accepting.accept().await {
                 let header = stream.header.clone();
+                if let Target::Inside(inside) = &header.target
+                    && inside.payload == Payload::Bytes
+                {
+                    crate::inside::place(stream, inside.clone());
+                    continue;
+                }
                 let stream = stream.accept();
                 let (log, free, at) = (Arc::clone(&log), Arc::clone(&free), Arc::clone(&at));
                 tokio::spawn(async move {
@@ -465,6 +472,16 @@ async fn answer(
     if path == "/bundle" {
         let told = r#"{"server":"https://edge1.example:6444","certificateAuthority":"PEM","newer":1}"#;
         return http::Response::new(body::full(told));
+    }
+    if path.contains("moved") {
+        return http::Response::builder()
+            .status(302)
+            .header("location", "http://web.shop.svc/login?a=%2F")
+            .header("set-cookie", "a=1; Path=/; Domain=example")
+            .header("set-cookie", "__Host-moorline-session=evil; Path=/; Secure")
+            .header("content-type", "text/html")
+            .body(body::empty())
+            .unwrap();
     }
     if path.contains("forbidden") {
         return http::Response::builder().status(403).body(body::full("no")).unwrap();

@@ -3,7 +3,7 @@
 use super::DialError;
 use crate::{
     Body, BodyError,
-    status::{Details, reason_of, status_with},
+    status::{Details, of_refusal, reason_of, status_with},
     wire::WireError,
 };
 use http::{Response, StatusCode};
@@ -80,6 +80,12 @@ impl Failure {
             _ => None,
         };
         let message = format!("{} (trace {trace})", self.message(cluster));
-        status_with(code, reason_of(code), &message, &Details { retry_after, close, ..Details::default() })
+        let reason = match self {
+            Self::Dial(DialError::Refused(refusal)) | Self::Wire(WireError::Refused(refusal)) => {
+                of_refusal(refusal.code).1
+            }
+            _ => reason_of(code),
+        };
+        status_with(code, reason, &message, &Details { retry_after, close, ..Details::default() })
     }
 }

@@ -127,6 +127,14 @@ impl Stream {
         poll_fn(|cx| self.poll_verdict(cx)).await
     }
 
+    /// The same, polled.
+    ///
+    /// # Errors
+    /// As for [`Stream::accepted`].
+    pub fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        self.poll_verdict(cx)
+    }
+
     /// Cuts both directions short. The peer sees `code`, never an end of input.
     pub fn reset(&mut self, code: ResetCode) {
         self.raw.reset(code);

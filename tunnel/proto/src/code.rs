@@ -88,6 +88,14 @@ codes! {
         Draining = 0x8, "draining";
         /// A failure of the acceptor itself.
         Internal = 0x9, "internal_error";
+        /// There is no such service, pod, port or name inside the cluster.
+        NotFound = 0xa, "not_found";
+        /// The service or pod is there, and nothing of it is ready.
+        NoEndpoints = 0xb, "no_endpoints";
+        /// The target's host answered that nothing listens there.
+        ConnectionRefused = 0xc, "connection_refused";
+        /// The target did not prove by TLS who it is, or speaks no TLS.
+        Tls = 0xd, "tls";
     }
 }
 codes! {

@@ -3,6 +3,7 @@
 
 mod control;
 mod header;
+mod inside;
 mod verdict;
 
 pub use verdict::VerdictReader;
@@ -22,8 +23,18 @@ pub mod limits {
     pub const EXTRA_VALUES: usize = 64;
     /// Longest `traceparent`, in bytes: version 00 has 55 (W3C Trace Context §3.2), later ones may be longer.
     pub const TRACEPARENT: usize = 128;
-    /// Longest host name of a TCP target, in bytes (RFC 1035 §2.3.4, as text).
+    /// Longest host name, pod name or namespace of a target, in bytes (RFC 1035 §2.3.4, as text).
     pub const HOST: usize = 253;
+    /// Longest port of a target, in bytes: a name has 15 at most (RFC 6335 §5.1).
+    pub const PORT: usize = 15;
+    /// Sets of labels that a target may be asked for.
+    pub const LABEL_SETS: usize = 32;
+    /// Labels of one set.
+    pub const LABELS: usize = 16;
+    /// Longest key of a label, in bytes: a prefix of 253, a slash and a name of 63 (Kubernetes' label syntax).
+    pub const LABEL_KEY: usize = 317;
+    /// Longest value of a label, in bytes.
+    pub const LABEL_VALUE: usize = 63;
     /// Longest software version, in bytes.
     pub const SOFTWARE: usize = 128;
     /// Capabilities in one greeting.

@@ -1,6 +1,6 @@
 //! The header that begins every stream, and the verdict that begins every answer.
 
-use crate::code::RefuseCode;
+use crate::{code::RefuseCode, inside::Inside};
 use alloc::{string::String, vec::Vec};
 
 /// What one stream is for, on whose behalf, and until when. Tolerates fields it does not know.
@@ -23,13 +23,8 @@ pub struct StreamHeader {
 pub enum Target {
     /// The cluster's Kubernetes API server: one HTTP message each way, as `proxy` writes them.
     Kube,
-    /// A TCP address seen from the agent. Reserved: agents of this version refuse it by policy.
-    Tcp {
-        /// Name or address.
-        host: String,
-        /// Port.
-        port: u16,
-    },
+    /// A service, pod or host inside the cluster.
+    Inside(Inside),
     /// Answers every byte with itself: the tunnel's own probe.
     Echo,
     /// What the agent keeps for the cluster's own endpoint: one HTTP message each way, as for `Kube`, without a principal.

@@ -11,6 +11,7 @@ mod identity;
 mod logins;
 mod nodes;
 mod plugins;
+mod services;
 mod streams;
 mod world;
 
@@ -40,6 +41,11 @@ const SCENES: &[(&str, Scene)] = &[
     ("deploy_an_unused_right_is_named", deploy::judge),
     ("deploy_agents_run_from_images_and_use_every_right", deploy::installed),
     ("plugin_projects_group_namespaces", plugins::projects),
+    ("services_a_prometheus_federates_through_the_hub", services::prometheus),
+    ("services_psql_speaks_to_a_postgresql", services::postgresql),
+    ("services_dns_over_udp", services::dns),
+    ("services_a_grpc_health_check", services::grpc),
+    ("services_a_terminal_behind_a_websocket", services::terminal),
     ("a_copied_identity_is_refused", failures::copied_identity),
     ("a_clock_an_hour_off_is_named", failures::clock),
     ("f40_api_server_down_is_a_502", failures::api_server_down),

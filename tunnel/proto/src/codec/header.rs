@@ -1,6 +1,10 @@
 //! Stream headers: target, class, principal.
 
-use super::{checked, limits, within_message};
+use super::{
+    checked,
+    inside::{put_inside, take_inside},
+    limits, within_message,
+};
 use crate::{
     header::{ActAs, Class, Principal, StreamHeader, Target},
     tlv::{Fields, Need::Critical, Need::Optional, WireError, Writer},
@@ -18,11 +22,7 @@ impl StreamHeader {
         w.nested(1, Critical, |w| {
             match &self.target {
                 Target::Kube => w.number(1, Critical, 1),
-                Target::Tcp { host, port } => {
-                    w.number(1, Critical, 2);
-                    w.name(2, Critical, "host", host, limits::HOST)?;
-                    w.number(3, Critical, (*port).into());
-                }
+                Target::Inside(inside) => put_inside(w, inside)?,
                 Target::Echo => w.number(1, Critical, 3),
                 Target::Endpoint => w.number(1, Critical, 9),
             }
@@ -88,29 +88,33 @@ impl StreamHeader {
 }
 
 fn take_target(message: &[u8]) -> Result<Target, WireError> {
-    let (mut kind, mut host, mut port) = (None, None, None);
+    let mut kind = None;
     let mut fields = Fields::new(message);
-    let mut unknown = Ok(());
     while let Some(field) = fields.next()? {
-        match field.number {
-            1..=3 => fields.once(&field)?,
-            // Said after the kind was seen: of a kind we do not know, we know no fields either.
-            _ => unknown = unknown.and(field.skip()),
-        }
-        match field.number {
-            1 => kind = Some(field.number::<u64>("target kind")?),
-            2 => host = Some(field.name("host", limits::HOST)?),
-            3 => port = Some(field.number::<u16>("port")?),
-            _ => {}
+        if field.number == 1 {
+            fields.once(&field)?;
+            kind = Some(field.number::<u64>("target kind")?);
         }
     }
-    match (kind.ok_or(WireError::Missing { what: "target kind" })?, host, port) {
-        (1, None, None) => unknown.map(|()| Target::Kube),
-        (2, Some(host), Some(port)) if !host.is_empty() && port != 0 => unknown.map(|()| Target::Tcp { host, port }),
-        (3, None, None) => unknown.map(|()| Target::Echo),
-        (9, None, None) => unknown.map(|()| Target::Endpoint),
-        (1..=3 | 9, _, _) => Err(WireError::BadValue { what: "target" }),
-        (kind, _, _) => Err(WireError::UnknownTarget(kind)),
+    // The other fields are read when the kind is known: of a kind we do not know, we know no fields either.
+    match kind.ok_or(WireError::Missing { what: "target kind" })? {
+        kind @ (1 | 3 | 9) => {
+            let mut fields = Fields::new(message);
+            while let Some(field) = fields.next()? {
+                match field.number {
+                    1 => {}
+                    2..=7 => return Err(WireError::BadValue { what: "target" }),
+                    _ => field.skip()?,
+                }
+            }
+            Ok(match kind {
+                1 => Target::Kube,
+                3 => Target::Echo,
+                _ => Target::Endpoint,
+            })
+        }
+        kind @ (2 | 4 | 5) => take_inside(kind, message).map(Target::Inside),
+        kind => Err(WireError::UnknownTarget(kind)),
     }
 }
 

@@ -5,6 +5,7 @@ use crate::{
     control::{Control, Goodbye, Hello, Welcome},
     header::{ActAs, Class, Principal, Refusal, StreamHeader, Target, Verdict},
     id::InstanceId,
+    inside::{Destination, Inside, Payload},
     tlv::{Need::Critical, Need::Optional, Writer, put_varint},
 };
 use alloc::{
@@ -38,13 +39,29 @@ fn principal() -> impl Strategy<Value = Principal> {
         act_as,
     })
 }
-fn header() -> impl Strategy<Value = StreamHeader> {
-    let target = prop_oneof![
-        Just(Target::Kube),
-        Just(Target::Echo),
-        Just(Target::Endpoint),
-        ("[a-z.]{1,40}", 1u16..).prop_map(|(host, port)| Target::Tcp { host, port })
+fn inside() -> impl Strategy<Value = Inside> {
+    let to = prop_oneof![
+        ("[a-z][a-z0-9]{0,20}", "[a-z][a-z0-9]{0,20}", "[a-z]{1,15}")
+            .prop_map(|(n, s, p)| Destination::service(&n, &s, &p)),
+        ("[a-z][a-z0-9]{0,20}", "[a-z][a-z0-9.]{0,20}[a-z]", 1u16..).prop_map(|(n, s, p)| Destination::pod(
+            &n,
+            &s.replace("..", "."),
+            &p.to_string()
+        )),
+        ("[a-z]{1,20}", 1u16..).prop_map(|(host, port)| Destination::host(&host, port)),
+        (any::<std::net::IpAddr>(), 1u16..).prop_map(|(host, port)| Destination::host(&host.to_string(), port)),
     ];
+    let to = to.prop_filter_map("a valid one", Result::ok);
+    let labels = many(many(("[a-z]{1,9}", "[a-z]{0,9}"), 0..3), 0..3);
+    (to, 0u32..4, labels).prop_map(|(to, payload, labels)| Inside {
+        to,
+        payload: Payload::from_number(payload).unwrap(),
+        labels,
+    })
+}
+fn header() -> impl Strategy<Value = StreamHeader> {
+    let target =
+        prop_oneof![Just(Target::Kube), Just(Target::Echo), Just(Target::Endpoint), inside().prop_map(Target::Inside),];
     let class = prop_oneof![Just(Class::Interactive), Just(Class::Watch), Just(Class::Bulk)];
     let trace = proptest::option::of("00-[0-9a-f]{32}-[0-9a-f]{16}-01");
     (target, class, any::<u32>(), trace, proptest::option::of(principal())).prop_map(

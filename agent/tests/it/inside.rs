@@ -1,0 +1,552 @@
+//! Services, pods and hosts: one session in memory, real sockets behind it, an API server that knows them.
+
+use crate::{
+    pki::{Authority, server_config},
+    recorder::{Recorder, upstream},
+};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::{body::Frame, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use moorline_agent::{inside, policy::PolicyFile, review::ClusterRules, serve::Service};
+use moorline_link::{Session, Stream, StreamError, testing::session_pair};
+use moorline_proto::{
+    code::RefuseCode,
+    datagram,
+    header::{Class, Principal, StreamHeader, Target},
+    inside::{Inside, Payload},
+};
+use moorline_proxy::{
+    Body, body,
+    upgrade::UpgradedIo,
+    wire::{self, WantsUpgrade, WireError},
+};
+use rcgen::SanType;
+use serde_json::{Value, json};
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, UdpSocket},
+    time::timeout,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+/// Opens what the backends of these tests listen on.
+const LOOPBACK: &str = "  services: {allowAddresses: ['127.0.0.0/8']}";
+
+struct World {
+    hub: Session,
+    recorder: Recorder,
+    _agent: AbortOnDropHandle<()>,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    async fn new(authority: &Authority, policy: &str) -> Self {
+        let recorder = Recorder::start(authority, &[b"h2"], None).await;
+        let world = Self::at(authority, recorder, policy).await;
+        let node = json!({"items": [{"status": {"addresses": [{"type": "InternalIP", "address": "10.9.0.1"}]}}]});
+        world.put("/api/v1/nodes", node);
+        world
+    }
+
+    async fn at(authority: &Authority, recorder: Recorder, policy: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("policy.yaml");
+        let text = format!("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec:\n  api: {{}}\n{policy}\n");
+        std::fs::write(&path, text).unwrap();
+        let policy = Arc::new(PolicyFile::open(Some(&path)).unwrap());
+        let (upstream, metrics) = upstream(dir.path(), authority, recorder.addr).await;
+        let rules = Arc::new(ClusterRules::new(upstream.clone()));
+        let places = inside::Metrics::new(&prometheus::Registry::new()).unwrap();
+        let hub = "198.51.100.9:8443".parse().unwrap();
+        let places = inside::Inside::new(upstream.clone(), policy.clone(), Some(hub), places);
+        let (hub, agent) = session_pair();
+        let service = Service::reaching(upstream, rules, policy, metrics, Some(places));
+        let agent = AbortOnDropHandle::new(tokio::spawn(service.session(agent)));
+        Self { hub, recorder, _agent: agent, _dir: dir }
+    }
+
+    fn put(&self, path: &str, object: Value) {
+        self.recorder.log.places.lock().unwrap().insert(path.to_owned(), object);
+    }
+
+    /// A service of namespace `shop` with one port, 80, and these endpoints.
+    fn service(&self, name: &str, protocol: &str, endpoints: &[(SocketAddr, bool)]) {
+        let object = json!({
+            "metadata": {"labels": {"app": name}},
+            "spec": {"type": "ClusterIP", "ports": [{"name": "main", "port": 80, "protocol": protocol}]},
+        });
+        self.put(&format!("/api/v1/namespaces/shop/services/{name}"), object);
+        let slices: Vec<Value> = endpoints
+            .iter()
+            .map(|(at, ready)| {
+                json!({
+                    "addressType": "IPv4",
+                    "ports": [{"name": "main", "port": at.port(), "protocol": protocol}],
+                    "endpoints": [{"addresses": [at.ip().to_string()], "conditions": {"ready": ready}}],
+                })
+            })
+            .collect();
+        // One set of slices for all: these tests look at one service at a time.
+        self.put("/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices", json!({ "items": slices }));
+    }
+
+    async fn open(&self, to: &str, payload: Payload) -> Stream {
+        self.open_with(to, payload, Vec::new()).await
+    }
+
+    async fn open_with(&self, to: &str, payload: Payload, labels: Vec<Vec<(String, String)>>) -> Stream {
+        let target = Target::Inside(Inside { to: to.parse().unwrap(), payload, labels });
+        let principal = Some(Principal { user: "alice".into(), ..Principal::default() });
+        let header = StreamHeader { target, class: Class::Interactive, deadline_ms: 0, traceparent: None, principal };
+        self.hub.open(&header).await.unwrap()
+    }
+
+    /// What becomes of a connection: `None` is accepted.
+    async fn verdict(&self, to: &str, payload: Payload) -> Option<(RefuseCode, String)> {
+        let mut stream = self.open(to, payload).await;
+        match timeout(Duration::from_secs(20), stream.accepted()).await.unwrap() {
+            Ok(()) => None,
+            Err(StreamError::Refused(refusal)) => Some((refusal.code, refusal.message)),
+            Err(e) => panic!("{to}: {e}"),
+        }
+    }
+
+    async fn send(&self, to: &str, payload: Payload, request: Request<Body>) -> Result<Response<Body>, WireError> {
+        wire::request(self.open(to, payload).await, request).await
+    }
+}
+
+/// Echoes; counts who came.
+async fn echo() -> (SocketAddr, Arc<AtomicUsize>, AbortOnDropHandle<()>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let (addr, seen) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let counted = seen.clone();
+    let task = AbortOnDropHandle::new(tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                let (mut read, mut write) = socket.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = write.shutdown().await;
+            });
+        }
+    }));
+    (addr, seen, task)
+}
+
+async fn free_port() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn a_connection_to_a_service_carries_bytes_and_half_closes() {
+    let authority = Authority::new();
+    let world = World::new(&authority, LOOPBACK).await;
+    let (addr, _, _echo) = echo().await;
+    world.service("web", "TCP", &[(addr, true)]);
+    let pod = json!({"metadata": {}, "spec": {"containers": [{"ports": [{"name": "http", "containerPort": addr.port()}]}]},
+        "status": {"phase": "Running", "podIPs": [{"ip": "127.0.0.1"}]}});
+    world.put("/api/v1/namespaces/shop/pods/web-0", pod);
+    let host = format!("host/127.0.0.1:{}", addr.port());
+    for to in ["svc/shop/web:80", "svc/shop/web:main", "pod/shop/web-0:http", &host] {
+        let mut stream = world.open(to, Payload::Bytes).await;
+        // Sent before the verdict: none of it is lost.
+        let data = vec![7; 1 << 20];
+        let (mut read, mut write) = tokio::io::split(&mut stream);
+        let write = async {
+            write.write_all(&data).await.unwrap();
+            write.shutdown().await.unwrap();
+        };
+        let mut back = Vec::new();
+        let (got, ()) = tokio::join!(timeout(Duration::from_secs(20), read.read_to_end(&mut back)), write);
+        assert_eq!((got.unwrap().unwrap(), back == data), (1 << 20, true), "{to}");
+    }
+}
+
+#[tokio::test]
+async fn each_failure_has_a_code_and_words_of_its_own() {
+    let authority = Authority::new();
+    let world = World::new(&authority, LOOPBACK).await;
+    let wants = async |to: &str, code: RefuseCode, words: &str| {
+        let (is, message) = world.verdict(to, Payload::Bytes).await.unwrap();
+        assert!(is == code && message.contains(words), "{to}: {is}: {message}");
+    };
+    wants("svc/shop/none:80", RefuseCode::NotFound, "no service \"none\"").await;
+    wants("pod/shop/none:80", RefuseCode::NotFound, "no pod \"none\"").await;
+    world.service("web", "TCP", &[]);
+    wants("svc/shop/web:81", RefuseCode::NotFound, "it has: main 80/TCP").await;
+    wants("svc/shop/web:80", RefuseCode::NoEndpoints, "no endpoints").await;
+    let closed = free_port().await;
+    world.service("web", "TCP", &[(closed, false)]);
+    wants("svc/shop/web:80", RefuseCode::NoEndpoints, "none of its 1 endpoints is ready").await;
+    world.service("web", "TCP", &[(closed, true)]);
+    wants("svc/shop/web:80", RefuseCode::ConnectionRefused, &closed.to_string()).await;
+    assert!(world.verdict("svc/shop/web:80", Payload::Datagrams).await.unwrap().1.contains("no port 80 (UDP)"));
+    // What failed is looked up anew: the service mends, and the next connection finds it.
+    let (addr, _, _echo) = echo().await;
+    world.service("web", "TCP", &[(addr, true)]);
+    assert_eq!(world.verdict("svc/shop/web:80", Payload::Bytes).await, None);
+}
+
+#[tokio::test]
+async fn s22_the_owner_closes_what_the_hub_grants_and_the_session_lives() {
+    let authority = Authority::new();
+    let policy = "  services: {allowAddresses: ['127.0.0.0/8'], deny: ['shop/db'], hosts: false, maxStreams: 1}";
+    let world = World::new(&authority, policy).await;
+    let (addr, seen, _echo) = echo().await;
+    world.service("db", "TCP", &[(addr, true)]);
+    for to in ["svc/shop/db:80", "host/127.0.0.1:80", "pod/shop/db:80"] {
+        let (code, message) = world.verdict(to, Payload::Bytes).await.unwrap();
+        assert!(code == RefuseCode::Policy && message.contains("edge policy refuses"), "{to}: {message}");
+    }
+    assert_eq!(seen.load(Ordering::SeqCst), 0);
+    world.service("web", "TCP", &[(addr, true)]);
+    let mut held = world.open("svc/shop/web:80", Payload::Bytes).await;
+    held.accepted().await.unwrap();
+    assert_eq!(world.verdict("svc/shop/web:80", Payload::Bytes).await.unwrap().0, RefuseCode::Busy);
+    drop(held);
+    let freed = async {
+        while world.verdict("svc/shop/web:80", Payload::Bytes).await.is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(10), freed).await.expect("a place is given back");
+}
+
+#[tokio::test]
+async fn s23_s25_addresses_that_nobody_means_are_never_dialled() {
+    let authority = Authority::new();
+    let world = World::new(&authority, "  services: {}").await;
+    let (addr, seen, _echo) = echo().await;
+    let port = addr.port();
+    // A name, a service and a pod lead there as little as the address itself.
+    world.service("web", "TCP", &[(addr, true)]);
+    let pod = json!({"status": {"phase": "Running", "podIPs": [{"ip": "127.0.0.1"}]}});
+    world.put("/api/v1/namespaces/shop/pods/evil", pod);
+    let mut places =
+        vec!["svc/shop/web:80".to_owned(), format!("pod/shop/evil:{port}"), format!("host/localhost:{port}")];
+    for ip in [
+        "127.0.0.1",
+        "[::1]",
+        "0.0.0.0",
+        "169.254.169.254",
+        "[fe80::1]",
+        "[fd00:ec2::254]",
+        "10.9.0.1",
+        "198.51.100.9",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:10.9.0.1]",
+    ] {
+        places.push(format!("host/{ip}:{port}"));
+    }
+    for to in &places {
+        let (code, message) = world.verdict(to, Payload::Bytes).await.unwrap();
+        assert!(code == RefuseCode::Policy && message.contains("address"), "{to}: {code}: {message}");
+        let (code, _) = world.verdict(to, Payload::Datagrams).await.unwrap();
+        assert!(matches!(code, RefuseCode::Policy | RefuseCode::NotFound), "{to}: {code}");
+    }
+    assert_eq!(seen.load(Ordering::SeqCst), 0, "no connection was made");
+}
+
+#[tokio::test]
+async fn s23_an_agent_that_cannot_tell_nodes_dials_nothing() {
+    let authority = Authority::new();
+    let recorder = Recorder::start(&authority, &[b"h2"], None).await;
+    let world = World::at(&authority, recorder, LOOPBACK).await;
+    let (addr, seen, _echo) = echo().await;
+    world.service("web", "TCP", &[(addr, true)]);
+    let (_, message) = world.verdict("svc/shop/web:80", Payload::Bytes).await.unwrap();
+    assert!(message.contains("nodes"), "{message}");
+    assert_eq!(seen.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn labels_that_a_grant_asks_for_are_looked_at_in_the_cluster() {
+    let authority = Authority::new();
+    let world = World::new(&authority, LOOPBACK).await;
+    let (addr, _, _echo) = echo().await;
+    world.service("web", "TCP", &[(addr, true)]);
+    let label = |key: &str, value: &str| vec![(key.to_owned(), value.to_owned())];
+    for (labels, opens) in [
+        (vec![label("app", "web")], true),
+        (vec![label("app", "other"), label("app", "web")], true),
+        (vec![label("app", "other")], false),
+        (vec![label("absent", "")], false),
+    ] {
+        let mut stream = world.open_with("svc/shop/web:80", Payload::Bytes, labels.clone()).await;
+        assert_eq!(stream.accepted().await.is_ok(), opens, "{labels:?}");
+    }
+}
+
+#[tokio::test]
+async fn datagrams_of_many_flows_keep_to_their_own() {
+    let authority = Authority::new();
+    let world = World::new(&authority, LOOPBACK).await;
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    world.service("dns", "UDP", &[(socket.local_addr().unwrap(), true)]);
+    let server = tokio::spawn(async move {
+        let (mut space, mut peers) = ([0; 2048], std::collections::HashSet::new());
+        for _ in 0..20 {
+            let (n, peer) = socket.recv_from(&mut space).await.unwrap();
+            peers.insert(peer);
+            socket.send_to(&space[..n], peer).await.unwrap();
+        }
+        peers.len()
+    });
+    let mut stream = world.open("svc/shop/dns:80", Payload::Datagrams).await;
+    stream.accepted().await.unwrap();
+    let mut input = BytesMut::new();
+    for round in 0..20u16 {
+        let (flow, mut out) = (round % 5, Vec::new());
+        datagram::put(&mut out, flow, format!("{flow}-{round}").as_bytes());
+        stream.write_all(&out).await.unwrap();
+        stream.flush().await.unwrap();
+        let answer = async {
+            loop {
+                if let Some(answer) = datagram::take(&mut input) {
+                    return answer;
+                }
+                assert_ne!(stream.read_buf(&mut input).await.unwrap(), 0);
+            }
+        };
+        let (back, payload) = timeout(Duration::from_secs(10), answer).await.unwrap();
+        assert_eq!((back, &payload[..]), (flow, format!("{flow}-{round}").as_bytes()));
+    }
+    assert_eq!(server.await.unwrap(), 5, "a socket for each flow");
+}
+
+/// A service that speaks HTTP and remembers what it saw.
+struct Web {
+    addr: SocketAddr,
+    seen: Arc<Mutex<Vec<(Version, String, HeaderMap)>>>,
+    connections: Arc<AtomicUsize>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Web {
+    async fn start(tls: Option<Arc<rustls::ServerConfig>>) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (addr, seen) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (log, count) = (seen.clone(), connections.clone());
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut running = tokio::task::JoinSet::new();
+            while let Ok((socket, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
+                let (log, tls) = (log.clone(), tls.clone());
+                running.spawn(async move {
+                    let service = service_fn(move |request| page(request, log.clone()));
+                    let server = auto::Builder::new(TokioExecutor::new());
+                    let _ = match tls {
+                        None => server.serve_connection_with_upgrades(TokioIo::new(socket), service).await,
+                        Some(tls) => match tokio_rustls::TlsAcceptor::from(tls).accept(socket).await {
+                            Ok(socket) => server.serve_connection_with_upgrades(TokioIo::new(socket), service).await,
+                            Err(_) => return,
+                        },
+                    };
+                });
+            }
+        }));
+        Self { addr, seen, connections, _task: task }
+    }
+
+    fn last(&self) -> (Version, String, HeaderMap) {
+        self.seen.lock().unwrap().last().cloned().unwrap()
+    }
+}
+
+type Page = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+
+async fn page(
+    mut request: Request<hyper::body::Incoming>,
+    log: Arc<Mutex<Vec<(Version, String, HeaderMap)>>>,
+) -> Result<Response<Page>, Infallible> {
+    log.lock().unwrap().push((request.version(), request.uri().to_string(), request.headers().clone()));
+    let full = |text: &'static str| Full::new(Bytes::from_static(text.as_bytes())).boxed_unsync();
+    let path = request.uri().path().to_owned();
+    if path == "/socket" {
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let mut io = TokioIo::new(upgrade.await.unwrap());
+            let mut space = [0; 64];
+            while let Ok(n @ 1..) = io.read(&mut space).await {
+                io.write_all(&space[..n]).await.unwrap();
+            }
+        });
+        let answer = Response::builder().status(101).header("connection", "upgrade").header("upgrade", "websocket");
+        return Ok(answer.body(full("")).unwrap());
+    }
+    let body = request.into_body().collect().await.map(|all| all.to_bytes()).unwrap_or_default();
+    Ok(match path.as_str() {
+        "/echo" => Response::new(Full::new(body).boxed_unsync()),
+        "/away" => {
+            Response::builder().status(302).header("location", "http://169.254.169.254/latest").body(full("")).unwrap()
+        }
+        "/closed" => Response::builder().status(403).body(full("no")).unwrap(),
+        "/grpc" => {
+            let trailers: HeaderMap = [("grpc-status".parse().unwrap(), "0".parse().unwrap())].into_iter().collect();
+            let frames = futures_util::stream::iter([
+                Ok(Frame::data(Bytes::from_static(b"message"))),
+                Ok(Frame::trailers(trailers)),
+            ]);
+            Response::builder()
+                .header("content-type", "application/grpc")
+                .body(StreamBody::new(frames).boxed_unsync())
+                .unwrap()
+        }
+        _ => Response::new(full("ok")),
+    })
+}
+
+async fn text(answer: Response<Body>) -> (StatusCode, String) {
+    let (head, body) = answer.into_parts();
+    (head.status, String::from_utf8_lossy(&body.collect().await.unwrap().to_bytes()).into_owned())
+}
+
+#[tokio::test]
+async fn s08_s28_http_arrives_without_credentials_and_redirects_are_not_followed() {
+    let authority = Authority::new();
+    let world = World::new(&authority, LOOPBACK).await;
+    let web = Web::start(None).await;
+    world.service("web", "TCP", &[(web.addr, true)]);
+    for round in 0..5 {
+        let request = Request::post("/echo?a=%2f")
+            .header("content-length", "5")
+            .header("authorization", "Bearer stolen")
+            .header("impersonate-user", "root")
+            .header("x-remote-user", "root")
+            .header("proxy-authorization", "x")
+            .header("cookie", "own=1")
+            .header("x-forwarded-user", "alice")
+            .header("x-forwarded-for", "192.0.2.9")
+            .body(body::full("hello"))
+            .unwrap();
+        let answer = world.send("svc/shop/web:80", Payload::Http, request).await.unwrap();
+        assert_eq!(text(answer).await, (StatusCode::OK, "hello".to_owned()), "{round}");
+    }
+    let (version, target, headers) = web.last();
+    assert_eq!((version, target.as_str()), (Version::HTTP_11, "/echo?a=%2f"));
+    let mut names: Vec<_> = headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "content-length: 5",
+            "cookie: own=1",
+            "host: web.shop.svc:80",
+            "x-forwarded-for: 192.0.2.9",
+            "x-forwarded-user: alice"
+        ]
+    );
+    assert_eq!(web.connections.load(Ordering::SeqCst), 1, "connections are kept");
+    let away =
+        world.send("svc/shop/web:80", Payload::Http, Request::get("/away").body(body::empty()).unwrap()).await.unwrap();
+    assert_eq!(
+        (away.status().as_u16(), &away.headers()["location"]),
+        (302, &"http://169.254.169.254/latest".parse::<http::HeaderValue>().unwrap())
+    );
+    let (_, _, headers) = { web.last() };
+    assert!(!headers.contains_key("transfer-encoding"), "a GET goes out without a body");
+}
+
+#[tokio::test]
+async fn s29_websockets_pass_and_a_refused_upgrade_is_an_answer() {
+    let authority = Authority::new();
+    let world = World::new(&authority, LOOPBACK).await;
+    let web = Web::start(None).await;
+    world.service("web", "TCP", &[(web.addr, true)]);
+    let upgrade = |path: &str| {
+        let mut request = Request::get(path).header("upgrade", "websocket").body(body::empty()).unwrap();
+        request.extensions_mut().insert(WantsUpgrade);
+        request
+    };
+    let answer = world.send("svc/shop/web:80", Payload::Http, upgrade("/socket")).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
+    let mut io = answer.extensions().get::<UpgradedIo>().unwrap().take().unwrap();
+    io.write_all(b"ping").await.unwrap();
+    io.flush().await.unwrap();
+    let mut back = [0; 4];
+    timeout(Duration::from_secs(10), io.read_exact(&mut back)).await.unwrap().unwrap();
+    assert_eq!(&back, b"ping");
+    let refused = world.send("svc/shop/web:80", Payload::Http, upgrade("/closed")).await.unwrap();
+    assert_eq!(text(refused).await, (StatusCode::FORBIDDEN, "no".to_owned()));
+}
+
+#[tokio::test]
+async fn grpc_goes_out_as_http2_and_its_trailers_come_back() {
+    let authority = Authority::new();
+    let world = World::new(&authority, LOOPBACK).await;
+    let web = Web::start(None).await;
+    world.service("web", "TCP", &[(web.addr, true)]);
+    let request = Request::post("/grpc").header("content-type", "application/grpc").header("te", "trailers");
+    let answer = world.send("svc/shop/web:80", Payload::Http, request.body(body::full("ask")).unwrap()).await.unwrap();
+    let whole = answer.into_body().collect().await.unwrap();
+    assert_eq!(whole.trailers().unwrap()["grpc-status"], "0");
+    assert_eq!(&whole.to_bytes()[..], b"message");
+    let (version, _, headers) = web.last();
+    assert_eq!((version, &headers["te"]), (Version::HTTP_2, &"trailers".parse::<http::HeaderValue>().unwrap()));
+}
+
+#[tokio::test]
+async fn tls_is_proved_by_the_clusters_authority_or_one_that_the_owner_names() {
+    let (cluster, other) = (Authority::new(), Authority::new());
+    let names = || vec![SanType::DnsName("web.shop.svc".try_into().unwrap())];
+    let get = || Request::get("/").body(body::empty()).unwrap();
+    let to = "svc/shop/web:80";
+    let pem: String = other.pem().lines().map(|line| format!("      {line}\n")).collect();
+    let named = format!("  services:\n    allowAddresses: ['127.0.0.0/8']\n    authorities: |\n{pem}");
+    let unverified = "  services: {allowAddresses: ['127.0.0.0/8'], unverifiedTls: ['shop/web']}";
+    for (issuer, policy, opens) in [
+        (&cluster, LOOPBACK, true),
+        (&other, LOOPBACK, false),
+        (&other, named.as_str(), true),
+        (&other, unverified, true),
+    ] {
+        let web = Web::start(Some(server_config(issuer.issue(names()), &[b"h2", b"http/1.1"]))).await;
+        let world = World::new(&cluster, policy).await;
+        world.service("web", "TCP", &[(web.addr, true)]);
+        let (status, words) = text(world.send(to, Payload::Https, get()).await.unwrap()).await;
+        if opens {
+            assert_eq!((status, words.as_str()), (StatusCode::OK, "ok"));
+            assert_eq!(web.last().0, Version::HTTP_2);
+        } else {
+            assert_eq!(status, StatusCode::BAD_GATEWAY);
+            assert!(words.contains("TLSMismatch") && words.contains("services.authorities"), "{words}");
+        }
+    }
+    // TLS where none is spoken, and none where it is.
+    let world = World::new(&cluster, LOOPBACK).await;
+    let (plain, tls) = (Web::start(None).await, Web::start(Some(server_config(cluster.issue(names()), &[]))).await);
+    world.service("web", "TCP", &[(plain.addr, true)]);
+    let (status, words) = text(world.send(to, Payload::Https, get()).await.unwrap()).await;
+    assert!(status == StatusCode::BAD_GATEWAY && words.contains("TLSMismatch"), "{words}");
+    world.service("api", "TCP", &[(tls.addr, true)]);
+    let (status, words) = text(world.send("svc/shop/api:80", Payload::Http, get()).await.unwrap()).await;
+    assert!(status == StatusCode::BAD_GATEWAY && words.contains("https:"), "{words}");
+}
+
+#[tokio::test]
+async fn failures_over_http_are_statuses_of_their_own() {
+    let authority = Authority::new();
+    let world = World::new(&authority, LOOPBACK).await;
+    let get = || Request::get("/").body(body::empty()).unwrap();
+    let Err(WireError::Refused(refusal)) = world.send("svc/shop/none:80", Payload::Http, get()).await else { panic!() };
+    assert_eq!(refusal.code, RefuseCode::NotFound);
+    world.service("web", "TCP", &[(free_port().await, true)]);
+    let (status, words) = text(world.send("svc/shop/web:80", Payload::Http, get()).await.unwrap()).await;
+    assert!(status == StatusCode::BAD_GATEWAY && words.contains("ConnectionRefused"), "{words}");
+}

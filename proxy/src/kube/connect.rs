@@ -1,0 +1,161 @@
+//! Connections to places inside a cluster: an upgraded connection of the client's is joined to a stream.
+
+use super::{Call, Caller, Dial, DialError, Failure, KubeProxy, Trace, UPGRADE_WAIT, principal, refused};
+use crate::{
+    Body,
+    splice::{Passed, SpliceError, splice},
+    status::status_response,
+    upgrade::Io,
+    wire::WireError,
+};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{CONNECTION, UPGRADE, USER_AGENT},
+};
+use hyper_util::rt::TokioIo;
+use moorline_authz::{access::Permit, verb::RequestInfo};
+use moorline_proto::{
+    code::ResetCode,
+    header::{Class, StreamHeader, Target},
+    inside::{Destination, Inside, Payload},
+};
+use std::{future::poll_fn, sync::atomic::Ordering, time::Duration};
+use tracing::Instrument;
+
+/// What the connection becomes, as `Upgrade` names it.
+pub const PROTOCOL: &str = "moorline-stream";
+/// Longest wait for an agent's verdict: its own limit for a connection, lookup and all, and a round trip.
+const VERDICT_WAIT: Duration = Duration::from_secs(25);
+/// A connection without a byte either way for this long is cut; the agent's limit, which can say so, comes first.
+const IDLE: Duration = Duration::from_secs(4 * 3600 + 60);
+
+impl<D: Dial> KubeProxy<D> {
+    /// Joins the client's connection to a stream that leads where `permit` says. Answers 101 once the place is connected,
+    /// and until then says why not.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before the answer gives the stream up.
+    pub async fn connect(
+        &self,
+        mut request: Request<Body>,
+        payload: Payload,
+        caller: &Caller,
+        permit: Permit,
+    ) -> Response<Body> {
+        let asks = request
+            .headers()
+            .get(UPGRADE)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(PROTOCOL.as_bytes()));
+        if request.method() != Method::GET || request.version() != Version::HTTP_11 || !asks {
+            let mut response = status_response(
+                StatusCode::UPGRADE_REQUIRED,
+                "a connection is asked for by GET over HTTP/1.1 with Upgrade: moorline-stream; see: moorline forward",
+            );
+            response.headers_mut().insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
+            return response;
+        }
+        let Some((to, labels)) = permit.inside() else {
+            return refused(StatusCode::INTERNAL_SERVER_ERROR, "this right is for the API server");
+        };
+        let target = Target::Inside(Inside { to: to.clone(), payload, labels: labels.to_vec() });
+        let (info, shown) = (info_of(to), format!("/connect/{to}"));
+        let agent =
+            request.headers().get(USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let trace = Trace::of(request.headers());
+        let call = Call::new(self, &permit, caller, &info, &trace, &shown, agent.unwrap_or_default());
+        let call = match self.admitted(call).await {
+            Ok(call) => call,
+            Err(response) => return *response,
+        };
+        let header = StreamHeader {
+            target,
+            class: Class::Interactive,
+            deadline_ms: 0,
+            traceparent: Some(trace.parent.clone()),
+            principal: Some(principal(&permit)),
+        };
+        let span = tracing::debug_span!(
+            "connect", cluster = permit.cluster(), user = %permit.principal().user, to = %shown, trace = %trace.id
+        );
+        let mut stream = match self.open(&permit, &header).instrument(span.clone()).await {
+            Ok(stream) => stream,
+            Err(e) => {
+                let response = e.response(permit.cluster(), &trace.id, true);
+                call.finish(response.status(), e.ended());
+                return response;
+            }
+        };
+        call.started();
+        let on_upgrade = hyper::upgrade::on(&mut request);
+        let joined = async move {
+            let client = match tokio::time::timeout(UPGRADE_WAIT, on_upgrade).await {
+                Ok(Ok(client)) => client,
+                _ => {
+                    stream.reset(ResetCode::Cancelled);
+                    return call.finish(StatusCode::SWITCHING_PROTOCOLS, "not_upgraded");
+                }
+            };
+            let (mut client, passed) = (TokioIo::new(client), Passed::default());
+            let ended = match splice(&mut stream, &mut client, IDLE, &passed).await {
+                Ok(()) => "complete",
+                Err(SpliceError::Idle) => {
+                    stream.reset(ResetCode::Idle);
+                    "idle"
+                }
+                Err(SpliceError::First(_)) => "lost",
+                Err(SpliceError::Second(_)) => {
+                    stream.reset(ResetCode::Broken);
+                    "broken"
+                }
+            };
+            let (to_client, to_place) = (&passed.there, &passed.back);
+            let (read, written) = call.counters();
+            read.store(to_place.load(Ordering::Relaxed), Ordering::Relaxed);
+            written.store(to_client.load(Ordering::Relaxed), Ordering::Relaxed);
+            call.finish(StatusCode::SWITCHING_PROTOCOLS, ended);
+        };
+        self.tasks.spawn(joined.instrument(span));
+        let mut response = Response::new(crate::body::empty());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        response.headers_mut().insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
+        response
+    }
+
+    /// A stream that its agent has accepted: the place is connected.
+    async fn open(&self, permit: &Permit, header: &StreamHeader) -> Result<D::Stream, Failure> {
+        for attempt in 0.. {
+            let again = attempt == 0;
+            let mut stream = match self.dial.dial(permit, header, attempt).await {
+                Ok(stream) => stream,
+                Err(e) if again && e.is_retryable() => continue,
+                Err(e) => return Err(Failure::Dial(e)),
+            };
+            let verdict = poll_fn(|cx| stream.poll_accepted(cx));
+            match tokio::time::timeout(VERDICT_WAIT, verdict).await {
+                Err(_) => {
+                    stream.reset(ResetCode::Cancelled);
+                    return Err(Failure::Dial(DialError::Timeout));
+                }
+                Ok(Ok(())) => return Ok(stream),
+                Ok(Err(e)) => match WireError::from(e) {
+                    WireError::Refused(refusal) if again && refusal.retry_elsewhere => {}
+                    WireError::Refused(refusal) => return Err(Failure::Dial(DialError::Refused(refusal))),
+                    e => return Err(Failure::Wire(e)),
+                },
+            }
+        }
+        unreachable!("the second attempt always returns")
+    }
+}
+
+/// What a connection is, for the audit log.
+fn info_of(to: &Destination) -> RequestInfo {
+    let (resource, namespace, name) = match to {
+        Destination::Service { namespace, name, .. } => ("services", namespace.clone(), name.clone()),
+        Destination::Pod { namespace, name, .. } => ("pods", namespace.clone(), name.clone()),
+        Destination::Host { host, port } => ("hosts", String::new(), format!("{host}:{port}")),
+    };
+    let (verb, resource, subresource) = ("connect".to_owned(), resource.to_owned(), "portforward".to_owned());
+    RequestInfo { verb, resource, subresource, namespace, name, is_resource: true, ..RequestInfo::default() }
+}
