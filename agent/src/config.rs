@@ -21,6 +21,8 @@ pub struct Config {
     pub role: AgentRole,
     /// A node agent's Kubernetes node, as its `Node` object is called: the agent asks there for its zone.
     pub node_name: Option<String>,
+    /// Where a node agent's shells have their programs from: a folder with `bin`, `usr` and so on.
+    pub shell_root: PathBuf,
     /// Where key, certificate and trust bundle are kept. Made if missing, readable by its owner alone.
     pub state_dir: PathBuf,
     /// A Secret that keeps a copy of the state, for pods whose folder goes with them. `None`: the folder is all.
@@ -164,6 +166,7 @@ mod tests {
             cluster: None,
             role: AgentRole::Cluster,
             node_name: None,
+            shell_root: "/".into(),
             state_dir: "/tmp/x".into(),
             state_secret: None,
             endpoint_dir: None,

@@ -20,6 +20,11 @@ pub mod renew;
 pub mod review;
 pub mod secret;
 pub mod serve;
+#[cfg(target_os = "linux")]
+pub mod shell;
+#[cfg(not(target_os = "linux"))]
+#[path = "no_shell.rs"]
+pub mod shell;
 pub mod state;
 pub mod uplink;
 pub mod upstream;
@@ -39,6 +44,7 @@ use rcgen::KeyPair;
 use review::ClusterRules;
 use secret::{SecretCopy, SecretError};
 use serve::Service;
+use shell::NodeShells;
 use state::{Membership, StateDir, StateError};
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::watch, time::sleep};
@@ -157,11 +163,14 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         };
         tracing::info!(cluster = %membership.cluster, name = %membership.name, hub = %config.hub, "agent starts");
         let room = config.endpoint_dir.as_deref().map(|dir| Room::open(dir, &membership)).transpose()?;
+        let cluster = membership.cluster.clone();
         let holder = Holder::new(key, state, config.hub.to_string(), membership, metrics.clone());
         let mut told = None;
         let looker =
             facts::Looker { upstream: upstream.clone(), node: config.node_name.clone(), endpoint: room.is_some() };
         let (tell, facts) = watch::channel(looker.look(&mut told).await);
+        let shells =
+            (config.role == AgentRole::Node).then(|| NodeShells::new(config.shell_root.clone(), &cluster)).flatten();
         let places = inside::Metrics::new(registry)?;
         let places = inside::Inside::new(upstream.clone(), policy.clone(), Some(config.hub.clone()), places);
         let service = Service::whole(
@@ -172,6 +181,10 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             room,
             Some(places),
         );
+        let service = match shells {
+            Some(shells) => service.with_shells(shells),
+            None => service,
+        };
         let dialler = dialler::Dialler {
             hub: config.hub.clone(),
             carrier: config.carrier,

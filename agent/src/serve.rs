@@ -1,6 +1,6 @@
 //! Serves the streams of one session: each in a task of its own, so that none can harm another.
 
-use crate::{endpoint::Room, inside::Inside, limits, metrics::Metrics, policy::PolicyFile};
+use crate::{endpoint::Room, inside::Inside, limits, metrics::Metrics, policy::PolicyFile, shell::NodeShells};
 use moorline_link::{IncomingStream, Session, Stream};
 use moorline_proto::{
     code::{RefuseCode, ResetCode},
@@ -17,13 +17,14 @@ use tracing::Instrument;
 
 /// What the streams of all sessions share.
 pub struct Service<U, R> {
-    upstream: Arc<U>,
-    reviewer: Arc<R>,
-    policy: Arc<PolicyFile>,
+    pub(crate) upstream: Arc<U>,
+    pub(crate) reviewer: Arc<R>,
+    pub(crate) policy: Arc<PolicyFile>,
     places: Arc<Semaphore>,
     metrics: Metrics,
     room: Option<Room>,
     inside: Option<Arc<Inside>>,
+    shells: Option<NodeShells>,
 }
 
 impl<U: Upstream, R: Reviewer> Service<U, R> {
@@ -64,7 +65,15 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
         inside: Option<Arc<Inside>>,
     ) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(limits::MAX_STREAMS));
-        Arc::new(Self { upstream, reviewer, policy, places, metrics, room, inside })
+        Arc::new(Self { upstream, reviewer, policy, places, metrics, room, inside, shells: None })
+    }
+
+    /// The same, and gives shells.
+    #[must_use]
+    pub fn with_shells(self: Arc<Self>, shells: NodeShells) -> Arc<Self> {
+        let Some(mut service) = Arc::into_inner(self) else { unreachable!("nobody has it yet") };
+        service.shells = Some(shells);
+        Arc::new(service)
     }
 
     /// Serves until the session is over. Its end cancels everything that its streams had under way.
@@ -92,6 +101,9 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
             }
             Target::Endpoint if self.room.is_none() => {
                 return self.refuse(incoming, RefuseCode::Policy, "this agent keeps nothing for an endpoint", refusals);
+            }
+            Target::Shell if self.shells.is_none() => {
+                return self.refuse(incoming, RefuseCode::UnknownTarget, "this agent gives no shells", refusals);
             }
             _ => {}
         }
@@ -123,6 +135,9 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
                 room.serve(incoming).await;
             }
             return;
+        }
+        if let (Target::Shell, Some(shells)) = (&incoming.header.target, &self.shells) {
+            return shells.stream(self, incoming).await;
         }
         let policy = self.policy.current();
         if let Err(e) = serve_kube(incoming, &policy, &*self.upstream, &*self.reviewer).await {

@@ -43,6 +43,14 @@ struct Spec {
     api: Api,
     plugins: Plugins,
     services: services::Services,
+    shells: Shells,
+}
+
+/// Whether node agents give shells. Without it: to nobody.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct Shells {
+    allow: bool,
 }
 
 /// Which of the hub's plugins may do something here, each as the user `moorline:plugin:<name>`. Without it: none.
@@ -128,6 +136,9 @@ pub enum EdgeDenial {
         /// What it is.
         what: &'static str,
     },
+    /// Nodes give no shells.
+    #[error("the cluster's edge policy gives no shells: its owner can switch them on by spec.shells.allow")]
+    Shell,
     /// Some namespaces are closed, and this request reaches into all of them.
     #[error("the cluster's edge policy closes namespaces and refuses {0:?} across all of them: name one")]
     AllNamespaces(String),
@@ -169,6 +180,15 @@ impl EdgePolicy {
         self.path(request.path)?;
         self.namespace(request.info)?;
         self.verb(request.info, request.upgrade)
+    }
+
+    /// May this user have a shell on a node? What the shell then asks of the API server is decided call by call.
+    ///
+    /// # Errors
+    /// The rule that refuses.
+    pub fn shell(&self, who: &Identity) -> Result<(), EdgeDenial> {
+        self.admit(who)?;
+        if self.0.shells.allow { Ok(()) } else { Err(EdgeDenial::Shell) }
     }
 
     /// May anybody be this user here? For where the API server itself judges what they ask.
@@ -306,6 +326,16 @@ mod tests {
         let (path, query) = target.split_once('?').map_or((target, None), |(p, q)| (p, Some(q)));
         let info = request_info(method, path, query);
         policy.decide(&EdgeRequest { principal: &principal, act_as: None, info: &info, path, upgrade: false })
+    }
+
+    #[test]
+    fn shells_are_given_only_where_the_owner_says_so() {
+        let ann = Identity::new("ann", ["dev"]);
+        let open = policy("  shells: {allow: true}\n  impersonation: {denyUsers: [bob]}");
+        assert_eq!(open.shell(&ann), Ok(()));
+        assert_eq!(EdgePolicy::default().shell(&ann), Err(EdgeDenial::Shell));
+        assert!(open.shell(&Identity::new("bob", ["dev"])).is_err(), "whom the policy refuses gets no shell either");
+        assert!(open.shell(&Identity::new("ann", ["system:masters"])).is_err());
     }
 
     #[test]

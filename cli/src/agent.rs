@@ -57,6 +57,9 @@ pub struct Args {
     /// With --role node: the Kubernetes node that it stands for [default: the host's name]
     #[arg(long, value_name = "NODE", env = "NODE_NAME")]
     node_name: Option<String>,
+    /// With --role node: the folder whose bin, usr and so on shells run programs from [default: /]
+    #[arg(long, value_name = "DIR", env = "MOORLINE_SHELL_ROOT")]
+    shell_root: Option<PathBuf>,
     /// Where key and certificate are kept [default: /var/lib/moorline-agent for root]
     #[arg(long, value_name = "DIR", env = "MOORLINE_STATE_DIR")]
     state_dir: Option<PathBuf>,
@@ -128,6 +131,7 @@ struct FileConfig {
     cluster: Option<String>,
     role: Option<Role>,
     node_name: Option<String>,
+    shell_root: Option<PathBuf>,
     state_dir: Option<PathBuf>,
     state_secret: Option<String>,
     kubeconfig: Option<PathBuf>,
@@ -234,6 +238,7 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         cluster: daemon::either(args.cluster, file.cluster, "cluster")?,
         role,
         node_name,
+        shell_root: args.shell_root.or(file.shell_root).unwrap_or_else(|| "/".into()),
         state_dir,
         state_secret: daemon::either(args.state_secret, file.state_secret, "stateSecret")?,
         upstream,

@@ -2,7 +2,7 @@
 
 use crate::{
     access, agent, apikey, audit, can_i, clusters, delete, doctor, endpoint, forward, get, grant, group, hub, kube,
-    kubeconfig, login, principals, reference, service, status, text, token, user, version,
+    kubeconfig, login, principals, reference, service, shell, status, text, token, user, version,
 };
 use clap::{CommandFactory, FromArgMatches};
 use std::{path::Path, process::ExitCode};
@@ -49,6 +49,8 @@ pub enum Command {
     /// Services, pods and hosts of a cluster at local ports
     #[command(visible_alias = "port-forward")]
     Forward(Box<forward::Args>),
+    /// Open a terminal on a node of a cluster
+    Shell(shell::Args),
     /// Find out why something does not connect
     Doctor(doctor::Args),
     /// Tokens that let agents join
@@ -163,6 +165,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
 async fn ask(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Doctor(args) => return doctor::run(args).await,
+        Command::Shell(args) => return shell::run(args).await,
         Command::Login(args) => login::login(args).await,
         Command::Logout(args) => login::logout(args).await,
         Command::Whoami(args) => login::whoami(args).await,

@@ -239,17 +239,38 @@ impl Client {
     /// A connection that is no HTTP any more, and what the hub sent on it already.
     pub async fn upgrade(&self, path: &str, protocol: &str) -> Result<(Socket, Bytes), ApiError> {
         let limit = self.patience;
-        timeout(limit, self.upgraded(path, protocol)).await.unwrap_or_else(|_| Err(self.late(limit)))
+        timeout(limit, self.upgraded(path, protocol, &[])).await.unwrap_or_else(|_| Err(self.late(limit)))
     }
 
-    async fn upgraded(&self, path: &str, protocol: &str) -> Result<(Socket, Bytes), ApiError> {
+    /// A connection that speaks WebSocket (RFC 6455) from here on, in this subprotocol.
+    pub async fn websocket(&self, path: &str, subprotocol: &str) -> Result<(Socket, Bytes), ApiError> {
+        let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, rand::random::<[u8; 16]>());
+        let headers = [
+            (header::SEC_WEBSOCKET_VERSION, "13"),
+            (header::SEC_WEBSOCKET_KEY, key.as_str()),
+            (header::SEC_WEBSOCKET_PROTOCOL, subprotocol),
+        ];
+        let limit = self.patience;
+        let upgraded = timeout(limit, self.upgraded(path, "websocket", &headers)).await;
+        upgraded.unwrap_or_else(|_| Err(self.late(limit)))
+    }
+
+    async fn upgraded(
+        &self,
+        path: &str,
+        protocol: &str,
+        headers: &[(header::HeaderName, &str)],
+    ) -> Result<(Socket, Bytes), ApiError> {
         let token = self.token().await?;
         let io = self.connect().await?;
         let broken = |source| ApiError::Broken { url: self.url.to_string(), source };
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
         let _driver = AbortOnDropHandle::new(tokio::spawn(async move { connection.with_upgrades().await }));
         let request = self.request(Method::GET, path, JSON, token.as_ref());
-        let request = request.header(header::CONNECTION, "Upgrade").header(header::UPGRADE, protocol);
+        let mut request = request.header(header::CONNECTION, "Upgrade").header(header::UPGRADE, protocol);
+        for (name, value) in headers {
+            request = request.header(name, *value);
+        }
         let request = request.body(Full::new(Bytes::new())).map_err(|_| self.damaged())?;
         let mut response = sender.send_request(request).await.map_err(broken)?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {

@@ -38,6 +38,7 @@ mod resource;
 mod service;
 mod session;
 mod settings;
+mod shell;
 mod status;
 mod target;
 mod text;
@@ -57,12 +58,18 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Runs the command line of this process. The exit code: 0 done, 1 failed, 2 called wrongly.
 pub fn main() -> ExitCode {
+    if let Some(code) = moorline_shell::inside() {
+        return code;
+    }
     let command = args::parse();
     end(args::run(command))
 }
 
 /// The same for a program that is the agent alone: two thirds of the size, and of the memory.
 pub fn agent_main() -> ExitCode {
+    if let Some(code) = moorline_shell::inside() {
+        return code;
+    }
     end(agent::alone())
 }
 

@@ -59,6 +59,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 mod inside;
 mod names;
+mod shell;
 
 pub(crate) use names::Names;
 
@@ -168,6 +169,9 @@ impl Front {
         if let Some(asked) = inside::Asked::of(&path) {
             return self.inside(request, path, asked, who, remote).await;
         }
+        if let Some(query) = shell::asked(&path) {
+            return self.shell(request, path, query, who, remote).await;
+        }
         let grants = self.directory.watch_grants();
         let known = Arc::clone(&grants.borrow());
         let permit = match self.judge(&request, &path, &who, &known) {
@@ -183,7 +187,12 @@ impl Front {
     }
 
     fn proxy(&self, who: &Authenticated, grants: watch::Receiver<Arc<Grants>>) -> KubeProxy<CallDial> {
-        let dial = CallDial {
+        let dial = self.dial(who, grants);
+        KubeProxy::new(Arc::new(dial), Arc::clone(&self.audit), self.proxy_metrics.clone(), self.tasks.clone())
+    }
+
+    fn dial(&self, who: &Authenticated, grants: watch::Receiver<Arc<Grants>>) -> CallDial {
+        CallDial {
             registry: Arc::clone(&self.registry),
             records: self.records.clone(),
             who: who.clone(),
@@ -191,8 +200,7 @@ impl Front {
             metrics: self.metrics.clone(),
             finish: self.finish.clone(),
             spread: self.limits.watch_spread,
-        };
-        KubeProxy::new(Arc::new(dial), Arc::clone(&self.audit), self.proxy_metrics.clone(), self.tasks.clone())
+        }
     }
 
     /// Whether a call goes to its cluster. Nothing is waited for here.

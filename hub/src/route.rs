@@ -26,6 +26,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+mod nodes;
+
+pub(crate) use nodes::ShellDial;
+
 /// What the choice is made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Candidate {

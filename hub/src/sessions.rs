@@ -8,7 +8,7 @@ use crate::{
     rate::RateLimit,
     records::Records,
     route::Candidate,
-    standby::{self, Place, Standing},
+    standby::{self, Called, Place, Standing},
     status::StatusWriter,
 };
 use moorline_link::{Greeting, Session};
@@ -51,6 +51,8 @@ pub(crate) struct Entry {
     pub node: bool,
     /// It has not answered its last probe.
     pub doubt: AtomicBool,
+    /// A node agent that holds a session because somebody asked for it.
+    pub called: bool,
     /// Which run of the agent.
     pub instance: InstanceId,
     /// Since when.
@@ -94,6 +96,8 @@ struct Table {
     judged: HashSet<String>,
     /// Node agents of a cluster that were promised a place and have no session yet.
     coming: HashMap<String, usize>,
+    /// Parked node agents that somebody asked for.
+    called: Called,
 }
 
 /// All sessions. No I/O happens under its lock.
@@ -130,12 +134,22 @@ impl Registry {
         self.lock().clusters.get(cluster).is_some_and(|all| all.iter().any(usable))
     }
 
+    /// Lets a parked node agent in when it asks next.
+    pub fn call(&self, agent: &str) {
+        self.lock().called.call(agent, tokio::time::Instant::now());
+    }
+
+    fn is_called(&self, agent: &str) -> bool {
+        self.lock().called.wants(agent, tokio::time::Instant::now())
+    }
+
     /// A place for one more node agent of a cluster, if it is to have one; and whom it replaces.
     fn place(&self, cluster: &str, zone: Option<&str>, most: usize) -> Option<(Coming<'_>, Option<Arc<Entry>>)> {
         let mut table = self.lock();
         let coming = table.coming.get(cluster).copied().unwrap_or_default();
         let nodes = table.clusters.get(cluster).into_iter().flatten();
-        let nodes: Vec<Arc<Entry>> = nodes.filter(|e| e.node && !e.session.is_draining()).cloned().collect();
+        let nodes: Vec<Arc<Entry>> =
+            nodes.filter(|e| e.node && !e.called && !e.session.is_draining()).cloned().collect();
         let zones: Vec<Option<String>> = nodes.iter().map(|entry| entry.fact("zone")).collect();
         let standing = nodes.iter().zip(&zones);
         let standing: Vec<Standing<'_>> = standing
@@ -297,7 +311,8 @@ impl Sessions {
         }
         // One that has a session already may always replace it: it renews its certificate, or moves.
         let mut place = None;
-        if node && older.is_empty() {
+        let called = node && self.registry.is_called(&agent);
+        if node && !called && older.is_empty() {
             let zone = greeting.hello.facts.iter().find(|(key, _)| key == "zone").map(|(_, zone)| plain(zone));
             let found = self.registry.place(cluster.as_str(), zone.as_deref(), self.limits.standby_nodes);
             let Some((coming, replaced)) = found else {
@@ -309,7 +324,7 @@ impl Sessions {
             }
             place = Some(coming);
         }
-        Ok(Admitted { agent, cluster: cluster.to_string(), node, older, _judging: judging, _place: place })
+        Ok(Admitted { agent, cluster: cluster.to_string(), node, called, older, _judging: judging, _place: place })
     }
 
     /// The objects must say what the certificate says.
@@ -354,6 +369,7 @@ impl Sessions {
             cluster: admitted.cluster.clone(),
             node: admitted.node,
             doubt: AtomicBool::new(false),
+            called: admitted.called,
             instance,
             since: SystemTime::now(),
             facts: Mutex::new(facts),
@@ -385,7 +401,8 @@ impl Sessions {
         let watch = (self.limits.probe, self.limits.doubt);
         let watched =
             standby::watch(&entry, &self.registry, watch, || self.status.changed(&entry.cluster, &entry.agent));
-        tokio::pin!(watched);
+        let parking = standby::park_again(&entry);
+        tokio::pin!(watched, parking);
         let reason = loop {
             let until = *expires.borrow_and_update() + self.limits.expiry_slack;
             let left = until.duration_since(SystemTime::now()).unwrap_or_default();
@@ -398,6 +415,7 @@ impl Sessions {
                 }
                 _ = expires.changed() => {}
                 () = &mut watched => {}
+                () = &mut parking => {}
                 message = entry.session.recv() => match message {
                     Some(message) => self.hear(&entry, message).await,
                     None => break entry.session.closed().await,
@@ -492,6 +510,7 @@ struct Admitted<'a> {
     agent: String,
     cluster: String,
     node: bool,
+    called: bool,
     older: Vec<Arc<Entry>>,
     _judging: Judging<'a>,
     _place: Option<Coming<'a>>,

@@ -1,12 +1,37 @@
 //! Node agents that stand by for a cluster's cluster agents: how many hold a session, and when they take over.
 
 use crate::sessions::{Entry, Registry};
+use moorline_proto::code::CloseCode;
 use std::{
     collections::HashMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long a node agent that was called may take to come, and how long one that came rests before it is parked again.
+pub(crate) const CALLED: Duration = Duration::from_secs(120);
+/// Node agents that are called at a time.
+const CALLS: usize = 1024;
+
+/// Parked node agents that somebody asked for, by name, each until when.
+#[derive(Debug, Default)]
+pub(crate) struct Called(HashMap<String, Instant>);
+
+impl Called {
+    /// Calls one: it is let in when it asks next. Nothing happens where too many are called already.
+    pub fn call(&mut self, agent: &str, now: Instant) {
+        self.0.retain(|_, until| now < *until);
+        if self.0.len() < CALLS || self.0.contains_key(agent) {
+            self.0.insert(agent.to_owned(), now + CALLED);
+        }
+    }
+
+    /// Whether it was called.
+    pub fn wants(&self, agent: &str, now: Instant) -> bool {
+        self.0.get(agent).is_some_and(|until| now < *until)
+    }
+}
 
 /// A node agent that holds a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,9 +115,40 @@ pub(crate) async fn watch(
     }
 }
 
+/// Parks a node agent that came because it was called, once nothing has run on it for [`CALLED`]. Never ends for others.
+///
+/// # Cancel safety
+/// Safe.
+pub(crate) async fn park_again(entry: &Arc<Entry>) {
+    if !entry.called {
+        return std::future::pending().await;
+    }
+    let mut quiet = Duration::ZERO;
+    while quiet < CALLED {
+        sleep(CALLED / 8).await;
+        quiet = if entry.session.open_streams() == 0 { quiet + CALLED / 8 } else { Duration::ZERO };
+    }
+    entry.session.close(CloseCode::Parked, "nobody asks for this node any more");
+    std::future::pending().await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_called_is_wanted_for_a_while() {
+        let (mut called, now) = (Called::default(), Instant::now());
+        assert!(!called.wants("edge1.n1", now));
+        called.call("edge1.n1", now);
+        assert!(called.wants("edge1.n1", now) && !called.wants("edge1.n1", now + CALLED));
+        for n in 0..2 * CALLS {
+            called.call(&format!("edge1.x{n}"), now);
+        }
+        assert_eq!(called.0.len(), CALLS);
+        called.call("edge1.n2", now + CALLED);
+        assert_eq!(called.0.len(), 1, "room again");
+    }
 
     fn at(zone: &str) -> Standing<'_> {
         Standing { zone: (!zone.is_empty()).then_some(zone), busy: false }

@@ -90,14 +90,23 @@ pub async fn serve_principal<S: Io, U: Upstream, R: Reviewer>(
     reviewer: &R,
 ) -> Result<(), WireError> {
     let (principal, act_as) = identities(principal);
-    wire::serve(stream, async |request| {
-        let admitted = admit(request, &principal, act_as.as_ref(), policy, reviewer).await;
-        match admitted {
-            Ok(request) => upstream.send(request).await.unwrap_or_else(|e| failed(&e)),
-            Err(refusal) => *refusal,
-        }
-    })
-    .await
+    wire::serve(stream, async |request| answer(request, &principal, act_as.as_ref(), policy, upstream, reviewer).await)
+        .await
+}
+
+/// One call on behalf of `principal`. Its `Impersonate-*`, if it has any, are taken off: `act_as` is what they asked for.
+pub async fn answer<U: Upstream, R: Reviewer>(
+    request: Request<Body>,
+    principal: &Identity,
+    act_as: Option<&ActAs>,
+    policy: &EdgePolicy,
+    upstream: &U,
+    reviewer: &R,
+) -> Response<Body> {
+    match admit(request, principal, act_as, policy, reviewer).await {
+        Ok(request) => upstream.send(request).await.unwrap_or_else(|e| failed(&e)),
+        Err(refusal) => *refusal,
+    }
 }
 
 /// Decides, and says in the request's headers on whose behalf it goes out.

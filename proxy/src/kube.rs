@@ -54,6 +54,16 @@ pub enum DialError {
         /// RFC 3339; `None`: it never was.
         since: Option<String>,
     },
+    /// No node agent of the cluster is connected, or not this one.
+    #[error("{}", no_node(.cluster, .node.as_deref(), *.parked))]
+    NoNode {
+        /// The cluster.
+        cluster: String,
+        /// The one that was asked for; `None`: any.
+        node: Option<String>,
+        /// It exists, holds no session, and was called: it comes within a minute.
+        parked: bool,
+    },
     /// The agent, or its session, takes no stream now.
     #[error("cluster {cluster:?} cannot take another request now")]
     Busy {
@@ -77,17 +87,30 @@ impl DialError {
         match self {
             Self::Busy { .. } | Self::Lost => true,
             Self::Refused(refusal) => refusal.retry_elsewhere,
-            Self::NotConnected { .. } | Self::Timeout => false,
+            Self::NotConnected { .. } | Self::NoNode { .. } | Self::Timeout => false,
         }
     }
 
     /// The HTTP status that tells a client of it.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::NotConnected { .. } | Self::Busy { .. } | Self::Lost => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoNode { node: Some(_), parked: false, .. } => StatusCode::NOT_FOUND,
+            Self::NotConnected { .. } | Self::NoNode { .. } | Self::Busy { .. } | Self::Lost => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Refused(refusal) => crate::status::of_refusal(refusal.code).0,
         }
+    }
+}
+
+fn no_node(cluster: &str, node: Option<&str>, parked: bool) -> String {
+    match (node, parked) {
+        (Some(node), true) => format!("node agent {node:?} of cluster {cluster:?} was parked and is being called"),
+        (Some(node), false) => format!(
+            "cluster {cluster:?} has no node agent {node:?}; which there are: kubectl get agents.moorline.dev at the hub"
+        ),
+        (None, _) => format!("no node agent of cluster {cluster:?} is connected, and shells run on nodes"),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     terminal::Terminal,
 };
 use futures_util::{SinkExt, StreamExt};
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header, request::Parts};
 use moorline_proxy::{Body, body, status::status_response, upgrade::UpgradedIo, wire::WantsUpgrade};
 use std::{
     collections::BTreeSet,
@@ -93,12 +93,13 @@ impl Shells {
 
     /// Answers a request for a shell: `GET` that asks for a WebSocket, with `columns`, `rows` and `term` in its query.
     /// The shell lives as long as the connection behind the answer.
-    pub async fn serve(&self, request: &Request<Body>, visitor: Visitor) -> Response<Body> {
-        let key = match accept_key(request) {
+    pub async fn serve(&self, request: Request<Body>, visitor: Visitor) -> Response<Body> {
+        let (head, _) = request.into_parts();
+        let key = match accept_key(&head) {
             Ok(key) => key,
             Err(refusal) => return *refusal,
         };
-        let (size, term) = wishes(request.uri().query().unwrap_or_default());
+        let (size, term) = wishes(head.uri.query().unwrap_or_default());
         let Some(place) = self.place() else {
             return status_response(StatusCode::TOO_MANY_REQUESTS, "this node has as many shells as it may");
         };
@@ -146,11 +147,11 @@ impl Shells {
 }
 
 /// What a WebSocket's handshake is answered with (RFC 6455 §4.2).
-fn accept_key(request: &Request<Body>) -> Result<HeaderValue, Box<Response<Body>>> {
+fn accept_key(head: &Parts) -> Result<HeaderValue, Box<Response<Body>>> {
     let bad = |message: &str| Box::new(status_response(StatusCode::BAD_REQUEST, message));
-    let said = |name: header::HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let said = |name: header::HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
     let asks = said(header::UPGRADE).is_some_and(|upgrade| upgrade.eq_ignore_ascii_case("websocket"));
-    if !asks || request.extensions().get::<WantsUpgrade>().is_none() || request.method() != http::Method::GET {
+    if !asks || head.extensions.get::<WantsUpgrade>().is_none() || head.method != http::Method::GET {
         return Err(bad("a shell is a WebSocket: ask for one with GET, or use `moorline shell`"));
     }
     if said(header::SEC_WEBSOCKET_VERSION) != Some("13") {

@@ -13,6 +13,9 @@ use std::time::Duration;
 /// is a tenth of how long a person waits for it.
 const NOT_CONNECTED: Duration = Duration::from_secs(1);
 
+/// When to ask again for a node agent that was parked and is being called.
+const CALLED: Duration = Duration::from_secs(5);
+
 /// Why a call got no answer from its cluster.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
@@ -27,6 +30,7 @@ impl Failure {
     pub(super) fn ended(&self) -> &'static str {
         match self {
             Self::Dial(DialError::NotConnected { .. }) => "not_connected",
+            Self::Dial(DialError::NoNode { .. }) => "no_node",
             Self::Dial(DialError::Busy { .. }) => "busy",
             Self::Dial(DialError::Refused(_)) | Self::Wire(WireError::Refused(_)) => "refused",
             Self::Dial(DialError::Lost) | Self::Wire(WireError::Stream(_)) => "lost",
@@ -54,6 +58,7 @@ impl Failure {
             Self::Dial(DialError::NotConnected { since: None, .. }) => {
                 format!("cluster {cluster:?} has never been connected")
             }
+            Self::Dial(e @ DialError::NoNode { .. }) => e.to_string(),
             Self::Dial(DialError::Busy { .. }) => format!("cluster {cluster:?} cannot take another request now"),
             Self::Dial(DialError::Lost) => {
                 format!("the connection to cluster {cluster:?} ended before the request was sent")
@@ -76,6 +81,7 @@ impl Failure {
         let code = self.status();
         let retry_after = match self {
             Self::Dial(DialError::NotConnected { .. }) => Some(NOT_CONNECTED),
+            Self::Dial(DialError::NoNode { parked: true, .. }) => Some(CALLED),
             _ if code == StatusCode::SERVICE_UNAVAILABLE => Some(Duration::from_secs(1)),
             _ => None,
         };

@@ -61,6 +61,7 @@ impl Site {
             cluster: None,
             role: moorline_agent::AgentRole::Cluster,
             node_name: None,
+            shell_root: "/".into(),
             state_dir: dir.join("state"),
             upstream,
             policy_file: None,

@@ -25,6 +25,9 @@ pub enum Target {
     Kube,
     /// A service, pod or host inside the cluster.
     Inside(Inside),
+    /// A shell on the agent's node: one HTTP message each way as for [`Target::Kube`], a request for a WebSocket. Node
+    /// agents alone serve it.
+    Shell,
     /// Answers every byte with itself: the tunnel's own probe.
     Echo,
     /// What the agent keeps for the cluster's own endpoint: one HTTP message each way, as for `Kube`, without a principal.

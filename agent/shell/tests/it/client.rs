@@ -73,7 +73,7 @@ impl House {
     }
 
     pub async fn enter_with(&self, query: &str) -> Client {
-        let mut response = self.shells.serve(&self.request(query), self.visitor()).await;
+        let mut response = self.shells.serve(self.request(query), self.visitor()).await;
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS, "{:?}", response);
         let io = response.extensions_mut().remove::<UpgradedIo>().and_then(|io| io.take()).unwrap();
         let socket = WebSocketStream::from_raw_socket(io, Role::Client, None).await;

@@ -90,11 +90,11 @@ pub async fn a_request_that_is_no_websocket_is_told_so() {
     let house = House::new();
     let mut plain = house.request("");
     plain.extensions_mut().remove::<WantsUpgrade>();
-    assert_eq!(house.shells.serve(&plain, house.visitor()).await.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(house.shells.serve(plain, house.visitor()).await.status(), StatusCode::BAD_REQUEST);
     for header in ["upgrade", "sec-websocket-version", "sec-websocket-protocol", "sec-websocket-key"] {
         let mut bad = house.request("");
         bad.headers_mut().remove(header);
-        assert_eq!(house.shells.serve(&bad, house.visitor()).await.status(), StatusCode::BAD_REQUEST, "{header}");
+        assert_eq!(house.shells.serve(bad, house.visitor()).await.status(), StatusCode::BAD_REQUEST, "{header}");
     }
     assert_eq!(house.shells.open(), 0, "nothing was begun");
 }

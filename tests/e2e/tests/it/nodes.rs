@@ -1,6 +1,6 @@
 //! Node agents.
 
-use crate::world::{ALICE, World};
+use crate::world::{ALICE, BOB, CAROL, World};
 use anyhow::{Context, Result, ensure};
 use moorline_e2e::{
     moorline::Agent,
@@ -114,4 +114,59 @@ impl Drop for Frozen<'_> {
     fn drop(&mut self) {
         self.0.signal(18); // SIGCONT
     }
+}
+
+/// A root for shells: busybox and kubectl, both static, and nothing else.
+fn shell_root(world: &World) -> Result<std::path::PathBuf> {
+    let root = world.dir.join("shell-root");
+    let bin = root.join("bin");
+    std::fs::create_dir_all(&bin)?;
+    std::fs::copy(moorline_e2e::moorline::kubectl(), bin.join("kubectl"))?;
+    std::fs::copy("/bin/busybox", bin.join("busybox"))?;
+    for name in ["sh", "ls", "cat", "id", "stty"] {
+        std::os::unix::fs::symlink("busybox", bin.join(name))?;
+    }
+    Ok(root)
+}
+
+/// What a shell of `user` prints when this is typed into it, and its exit code.
+fn shell(world: &World, user: &str, more: &[&str], typed: &str) -> Result<(String, Option<i32>)> {
+    let mut command = world.hub.cli(user);
+    command.args(["shell", "edge1"]).args(more);
+    let output = run(&mut command, typed.as_bytes())?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok((format!("{}{}", text(&output.stdout), text(&output.stderr)), output.status.code()))
+}
+
+pub fn shells(world: &mut World) -> Result<()> {
+    let (said, code) = shell(world, ALICE, &[], "")?;
+    ensure!(code == Some(1) && said.contains("no node agent"), "{code:?} {said}");
+
+    let root = shell_root(world)?.to_string_lossy().into_owned();
+    let closed = join(world, &["--shell-root", &root])?;
+    let (said, code) = shell(world, ALICE, &[], "")?;
+    ensure!(code == Some(1) && said.contains("spec.shells.allow"), "not unless the owner says so: {code:?} {said}");
+    drop(closed);
+
+    let policy = world.dir.join("shells.yaml");
+    std::fs::write(&policy, "apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {shells: {allow: true}}\n")?;
+    let node = join(world, &["--shell-root", &root, "--policy-file", &policy.to_string_lossy()])?;
+    let (said, code) = shell(world, ALICE, &[], "kubectl get namespaces\nkubectl get clusterroles\nid -u\nexit 3\n")?;
+    println!("a shell of alice's:\n{said}");
+    ensure!(code == Some(3), "{code:?} {said}");
+    ensure!(said.contains("kube-system") && said.contains("team"), "{said}");
+    ensure!(said.contains(r#"User "alice" cannot list resource "clusterroles""#), "as herself, no more: {said}");
+    ensure!(said.contains("1900000000"), "nobody on the node: {said}");
+    let (said, _) = shell(world, BOB, &[], "kubectl get configmaps -n team\nkubectl get nodes\nexit\n")?;
+    ensure!(said.contains("kube-root-ca.crt") && said.contains(r#"User "bob" cannot list resource "nodes""#), "{said}");
+    let as_bob = "kubectl get nodes --as bob\nkubectl get nodes --as carol\nexit\n";
+    let (said, _) = shell(world, ALICE, &[], as_bob)?;
+    ensure!(said.contains(r#"User "bob" cannot list"#) && said.contains("cannot impersonate"), "{said}");
+
+    let (said, code) = shell(world, CAROL, &[], "exit\n")?;
+    ensure!(code == Some(1) && said.to_lowercase().contains("forbidden"), "{code:?} {said}");
+    let (said, code) = shell(world, ALICE, &["--node", "nobody"], "exit\n")?;
+    ensure!(code == Some(1) && said.contains(r#"no node agent "nobody""#), "{code:?} {said}");
+    drop(node);
+    Ok(())
 }

@@ -24,6 +24,7 @@ impl StreamHeader {
                 Target::Kube => w.number(1, Critical, 1),
                 Target::Inside(inside) => put_inside(w, inside)?,
                 Target::Echo => w.number(1, Critical, 3),
+                Target::Shell => w.number(1, Critical, 6),
                 Target::Endpoint => w.number(1, Critical, 9),
             }
             Ok(())
@@ -98,7 +99,7 @@ fn take_target(message: &[u8]) -> Result<Target, WireError> {
     }
     // The other fields are read when the kind is known: of a kind we do not know, we know no fields either.
     match kind.ok_or(WireError::Missing { what: "target kind" })? {
-        kind @ (1 | 3 | 9) => {
+        kind @ (1 | 3 | 6 | 9) => {
             let mut fields = Fields::new(message);
             while let Some(field) = fields.next()? {
                 match field.number {
@@ -110,6 +111,7 @@ fn take_target(message: &[u8]) -> Result<Target, WireError> {
             Ok(match kind {
                 1 => Target::Kube,
                 3 => Target::Echo,
+                6 => Target::Shell,
                 _ => Target::Endpoint,
             })
         }

@@ -1,0 +1,86 @@
+//! Shells on this node: who may have one, and how their calls reach the API server.
+
+use crate::{policy::PolicyFile, serve::Service};
+use futures_util::{FutureExt, future::BoxFuture};
+use http::{Request, Response, StatusCode};
+use moorline_authz::{edge::EdgePolicy, identity::Identity, impersonation};
+use moorline_link::IncomingStream;
+use moorline_proto::{code::RefuseCode, header::Refusal, id::ClusterId};
+use moorline_proxy::{
+    Body,
+    edge::{self, Reviewer, Upstream},
+    status::status_response,
+    wire,
+};
+use moorline_shell::{Kube, Patience, Shells, Visitor};
+use std::{path::PathBuf, sync::Arc};
+
+/// The calls of one shell, as its user.
+struct Calls<U, R> {
+    user: Identity,
+    upstream: Arc<U>,
+    reviewer: Arc<R>,
+    policy: Arc<PolicyFile>,
+}
+
+impl<U: Upstream, R: Reviewer> Kube for Calls<U, R> {
+    fn call(&self, request: Request<Body>) -> BoxFuture<'_, Response<Body>> {
+        async move {
+            let said = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+            let act_as = match impersonation::parse(said) {
+                Ok(act_as) => act_as,
+                Err(error) => return status_response(StatusCode::FORBIDDEN, &error.to_string()),
+            };
+            let policy = self.policy.current();
+            edge::answer(request, &self.user, act_as.as_ref(), &policy, &*self.upstream, &*self.reviewer).await
+        }
+        .boxed()
+    }
+}
+
+/// The shells of this node.
+pub struct NodeShells {
+    shells: Shells,
+    cluster: String,
+}
+
+impl NodeShells {
+    /// Shells that run the programs in `root`, and name `cluster` in their prompts. `None` where nodes give none.
+    pub fn new(root: PathBuf, cluster: &ClusterId) -> Option<Self> {
+        Some(Self { shells: Shells::new(root, Patience::default()), cluster: cluster.to_string() })
+    }
+
+    /// Serves one stream whose target is a shell.
+    pub(crate) async fn stream<U: Upstream, R: Reviewer>(&self, service: &Service<U, R>, mut incoming: IncomingStream) {
+        let policy = service.policy.current();
+        let user = match admit(&mut incoming, &policy) {
+            Ok(user) => user,
+            Err((code, message)) => {
+                return incoming.refuse(Refusal { code, message, retry_elsewhere: false }).await;
+            }
+        };
+        let calls = Calls {
+            user: user.clone(),
+            upstream: service.upstream.clone(),
+            reviewer: service.reviewer.clone(),
+            policy: service.policy.clone(),
+        };
+        let visitor = Visitor { user: user.user, cluster: self.cluster.clone(), kube: Arc::new(calls) };
+        let served = wire::serve(incoming.accept(), async |request| self.shells.serve(request, visitor).await).await;
+        if let Err(e) = served {
+            tracing::debug!(cause = %crate::upstream::chain(&e), "a shell's stream ended early");
+        }
+    }
+}
+
+/// Whose shell it is to be. A shell is one person's: who acts as somebody else says so to kubectl, within it.
+fn admit(incoming: &mut IncomingStream, policy: &EdgePolicy) -> Result<Identity, (RefuseCode, String)> {
+    let principal = incoming.header.principal.take().filter(|principal| !principal.user.is_empty());
+    let principal = principal.ok_or((RefuseCode::NoIdentity, "a shell without an identity".to_owned()))?;
+    let (principal, act_as) = edge::identities(principal);
+    if act_as.is_some() {
+        return Err((RefuseCode::Policy, "a shell is opened as oneself: use kubectl --as within it".to_owned()));
+    }
+    policy.shell(&principal).map_err(|denial| (RefuseCode::Policy, denial.to_string()))?;
+    Ok(principal)
+}
