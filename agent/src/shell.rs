@@ -9,8 +9,9 @@ use moorline_proto::{code::RefuseCode, header::Refusal, id::ClusterId};
 use moorline_proxy::{
     Body,
     edge::{self, Reviewer, Upstream},
+    headers::clean_request,
     status::status_response,
-    wire,
+    wire::{self, WantsUpgrade},
 };
 use moorline_shell::{Kube, Patience, Shells, Visitor};
 use std::{path::PathBuf, sync::Arc};
@@ -24,13 +25,18 @@ struct Calls<U, R> {
 }
 
 impl<U: Upstream, R: Reviewer> Kube for Calls<U, R> {
-    fn call(&self, request: Request<Body>) -> BoxFuture<'_, Response<Body>> {
+    fn call(&self, mut request: Request<Body>) -> BoxFuture<'_, Response<Body>> {
         async move {
             let said = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
             let act_as = match impersonation::parse(said) {
                 Ok(act_as) => act_as,
                 Err(error) => return status_response(StatusCode::FORBIDDEN, &error.to_string()),
             };
+            match clean_request(request.headers_mut()) {
+                Ok(true) => drop(request.extensions_mut().insert(WantsUpgrade)),
+                Ok(false) => {}
+                Err(error) => return status_response(StatusCode::BAD_REQUEST, &error.to_string()),
+            }
             let policy = self.policy.current();
             edge::answer(request, &self.user, act_as.as_ref(), &policy, &*self.upstream, &*self.reviewer).await
         }

@@ -7,17 +7,17 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use moorline_proxy::{
     Body, body,
-    headers::{clean_request, clean_response},
+    headers::clean_response,
     status::status_response,
     upgrade::{UpgradedIo, copy_both},
-    wire::WantsUpgrade,
 };
 use std::{convert::Infallible, sync::Arc};
 use tokio::{net::TcpListener, task::JoinSet};
 
 /// Answers calls to the API server on behalf of one user.
 pub trait Kube: Send + Sync + 'static {
-    /// One call, its headers as the client sent them but for those of the connection itself.
+    /// One call, its headers as the client sent them: whom it asks to act as, and whether for an upgrade, they say. A 101
+    /// carries [`UpgradedIo`].
     fn call(&self, request: Request<Body>) -> BoxFuture<'_, Response<Body>>;
 }
 
@@ -65,11 +65,6 @@ async fn answer(
     tell: &tokio::sync::mpsc::Sender<Upgrade>,
 ) -> Response<Body> {
     let on_upgrade = hyper::upgrade::on(&mut request);
-    match clean_request(request.headers_mut()) {
-        Ok(true) => drop(request.extensions_mut().insert(WantsUpgrade)),
-        Ok(false) => {}
-        Err(error) => return status_response(StatusCode::BAD_REQUEST, &error.to_string()),
-    }
     let mut response = kube.call(request.map(body::from)).await;
     let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     clean_response(response.headers_mut(), upgraded);
