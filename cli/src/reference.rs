@@ -16,6 +16,7 @@ const FILE_ONLY: &[(&str, &str)] = &[
     ),
     ("logins", "The login providers beside the local users: LDAP, Active Directory, OpenID Connect, GitHub"),
     ("plugins", "The plugins that run, with the settings of each"),
+    ("rateLimits", "How much one user, one address and one cluster may ask for: more gets 429"),
     ("recheckLogins", "How often the login providers are asked whether users are still there"),
 ];
 

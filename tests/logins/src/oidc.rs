@@ -37,7 +37,11 @@ impl Oidc {
         let script = modules().join("moorline-test-provider.mjs");
         let text = include_str!("provider.mjs");
         if std::fs::read_to_string(&script).ok().as_deref() != Some(text) {
-            std::fs::write(&script, text).unwrap();
+            // Several tests begin at once: none may see half of it.
+            let part = self.dir.path().join("provider.mjs");
+            std::fs::write(&part, text).unwrap();
+            let beside = script.with_extension(format!("{}.part", self.port));
+            std::fs::copy(&part, &beside).and_then(|_| std::fs::rename(&beside, &script)).unwrap();
         }
         let mut command = Command::new("node");
         command.arg(script).arg(self.port.to_string()).arg(&self.callback).arg(kid);
