@@ -12,6 +12,7 @@ use moorline_authz::{
     impersonation::Review,
 };
 use moorline_link::{Session, testing::session_pair};
+use moorline_proto::code::RefuseCode;
 use std::sync::{
     Mutex,
     atomic::{AtomicBool, AtomicUsize, Ordering},
