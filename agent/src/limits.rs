@@ -54,9 +54,10 @@ pub const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long a carrier may try before the next one is tried as well.
 pub const HEAD_START: Duration = Duration::from_millis(300);
-/// How often a session is probed.
-pub const PROBE: Duration = Duration::from_secs(10);
-/// A probe that is not answered in this time puts the session's carrier in doubt: another one is dialled beside it.
+/// How often it is looked whether a session still answers.
+pub const PROBE: Duration = Duration::from_secs(1);
+/// A question for a sign of life that is not answered in this time puts the session's carrier in doubt: another one is
+/// dialled beside it.
 pub const DOUBT: Duration = Duration::from_secs(5);
 /// How long streams may stay on a session whose place one on another carrier took.
 pub const MOVED_GRACE: Duration = Duration::from_secs(24 * 3600);

@@ -1,23 +1,15 @@
 //! A whole agent, and an API server whose answer never ends.
 
-use crate::{LONG, world::World};
+use crate::{LONG, api, world::World};
 use anyhow::Result;
 use moorline_agent::{Config, Preference, UpstreamConfig};
 use moorline_link::HubAddress;
-use rcgen::{CertificateParams, KeyPair};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use std::{fs, net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
+use std::{fs, net::Ipv4Addr, time::Duration};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
+    net::TcpListener,
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-
-/// How often `/ticks` says the next number.
-pub const TICK: Duration = Duration::from_millis(100);
 
 /// The agent's process, but in ours. Dropping it ends it.
 pub struct Site {
@@ -32,7 +24,7 @@ impl Site {
     /// # Errors
     /// The site cannot be set up; what the agent meets later shows in its metrics.
     pub async fn start(world: &World, name: &str, at: HubAddress, carrier: Preference) -> Result<Self> {
-        let token = world.join_token().await?;
+        let token = world.admin.join_token().await?;
         Self::run(world, name, at, carrier, Some(token)).await
     }
 
@@ -53,7 +45,8 @@ impl Site {
     ) -> Result<Self> {
         let dir = world.dir().join(name);
         fs::create_dir_all(&dir)?;
-        let (upstream, api) = api_server(&dir).await?;
+        let (path, api) = api::serve(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?, &dir)?;
+        let upstream = UpstreamConfig::Kubeconfig { path, context: None };
         let config = Config {
             hub: at,
             token,
@@ -79,7 +72,7 @@ impl Site {
                 }
             }
         };
-        let tasks = [api, tokio::spawn(run)].map(AbortOnDropHandle::new);
+        let tasks = [api, AbortOnDropHandle::new(tokio::spawn(run))];
         Ok(Self { registry, _stop: stop.drop_guard(), _tasks: tasks })
     }
 
@@ -105,62 +98,4 @@ impl Site {
         timeout(LONG, moved).await.map_err(|_| anyhow::anyhow!("still on {:?}, not on {carrier}", self.carrier()))?;
         Ok(begin.elapsed())
     }
-}
-
-async fn api_server(dir: &Path) -> Result<(UpstreamConfig, tokio::task::JoinHandle<()>)> {
-    let key = KeyPair::generate()?;
-    let cert = CertificateParams::new(vec!["127.0.0.1".to_owned()])?.self_signed(&key)?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![cert.der().clone()],
-            PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())),
-        )?;
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    fs::write(dir.join("ca.crt"), cert.pem())?;
-    fs::write(dir.join("token"), "edge-token\n")?;
-    let text = format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
-         clusters: [{{name: c, cluster: {{server: 'https://{}', certificate-authority: ca.crt}}}}]\n\
-         contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
-         users: [{{name: u, user: {{tokenFile: token}}}}]\n",
-        listener.local_addr()?
-    );
-    let path = dir.join("kubeconfig");
-    fs::write(&path, text)?;
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let task = tokio::spawn(async move {
-        let mut connections = JoinSet::new();
-        while let Ok((socket, _)) = listener.accept().await {
-            connections.spawn(answer(socket, acceptor.clone()));
-        }
-    });
-    Ok((UpstreamConfig::Kubeconfig { path, context: None }, task))
-}
-
-/// One request: `/ticks` counts for ever, anything else is answered with `ok`.
-async fn answer(socket: TcpStream, acceptor: TlsAcceptor) -> Result<()> {
-    let mut stream = acceptor.accept(socket).await?;
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        if stream.read_buf(&mut head).await? == 0 {
-            return Ok(());
-        }
-    }
-    let ticks = String::from_utf8_lossy(&head).lines().next().is_some_and(|line| line.contains("/ticks"));
-    if !ticks {
-        let text = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
-        stream.write_all(text).await?;
-        return Ok(stream.shutdown().await?);
-    }
-    stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
-    for n in 0.. {
-        let line = format!("tick {n}\n");
-        stream.write_all(format!("{:x}\r\n{line}\r\n", line.len()).as_bytes()).await?;
-        stream.flush().await?;
-        sleep(TICK).await;
-    }
-    Ok(())
 }

@@ -9,11 +9,14 @@ use moorline_proto::{
     header::Class,
 };
 use quinn::VarInt;
+mod flow;
+
+use flow::{Bulk, Flow, Receiver};
 use std::{
     io,
     pin::Pin,
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll, ready},
@@ -23,6 +26,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::timeout,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 /// A connection to the peer, without any of the session's own rules.
 #[derive(Debug)]
@@ -35,6 +39,8 @@ pub(crate) enum Conn {
 #[derive(Debug)]
 pub(crate) struct Quic {
     conn: quinn::Connection,
+    flow: Arc<Flow>,
+    _relief: AbortOnDropHandle<()>,
     /// Why this side closed it: quinn does not keep that.
     ours: OnceLock<CloseReason>,
     /// Streams that the peer may have open now.
@@ -46,8 +52,15 @@ pub(crate) struct Quic {
 impl Quic {
     /// `permitted`: streams that the peer may have open at first; raised up to `max`.
     pub fn new(conn: quinn::Connection, permitted: u32, max: u32, limits: &Limits) -> Self {
+        let flow = Flow::new(conn.clone(), limits);
+        let relief = AbortOnDropHandle::new(tokio::spawn({
+            let flow = Arc::clone(&flow);
+            async move { flow.relieve().await }
+        }));
         Self {
             conn,
+            flow,
+            _relief: relief,
             ours: OnceLock::new(),
             permitted: AtomicU32::new(permitted.min(max)),
             max,
@@ -117,13 +130,9 @@ impl Conn {
                 Err(_) => Err(OpenError::TooMany),
                 Ok(Err(error)) => Err(OpenError::Closed(quic.reason(error))),
                 Ok(Ok((send, recv))) => {
-                    let priority = match class {
-                        Class::Interactive => 2,
-                        Class::Watch => 1,
-                        Class::Bulk => 0,
-                    };
-                    let _ = send.set_priority(priority); // fails only on a stream that is closed already
-                    Ok(Raw::Quic { send, recv })
+                    let mut raw = Raw::quic(&quic.flow, send, recv);
+                    raw.set_class(class);
+                    Ok(raw)
                 }
             },
             Self::Mux(mux) => mux.open(class).map(Raw::Mux),
@@ -133,7 +142,7 @@ impl Conn {
     /// The peer's next stream; `None` when the connection is over. Cancel safe.
     pub async fn accept(&self) -> Option<Raw> {
         match self {
-            Self::Quic(quic) => quic.conn.accept_bi().await.ok().map(|(send, recv)| Raw::Quic { send, recv }),
+            Self::Quic(quic) => quic.conn.accept_bi().await.ok().map(|(send, recv)| Raw::quic(&quic.flow, send, recv)),
             Self::Mux(mux) => mux.accept().await.map(Raw::Mux),
         }
     }
@@ -165,6 +174,21 @@ impl Conn {
         }
     }
 
+    /// What arrived so far, in bytes: it tells whether anything does.
+    pub fn received(&self) -> u64 {
+        match self {
+            Self::Quic(quic) => quic.conn.stats().udp_rx.bytes,
+            Self::Mux(mux) => mux.stats().bytes_in,
+        }
+    }
+
+    /// Packets sent and packets of them that were lost; `None` where the system keeps that for itself.
+    pub fn losses(&self) -> Option<(u64, u64)> {
+        let Self::Quic(quic) = self else { return None };
+        let path = quic.conn.stats().path;
+        Some((path.sent_packets, path.lost_packets))
+    }
+
     pub fn rtt(&self) -> Duration {
         match self {
             Self::Quic(quic) => quic.conn.rtt(),
@@ -184,18 +208,48 @@ impl Conn {
 /// A stream of a carrier. Its errors hold a [`StreamError`]. Does nothing special when dropped: its owner does.
 #[derive(Debug)]
 pub(crate) enum Raw {
-    Quic { send: quinn::SendStream, recv: quinn::RecvStream },
+    Quic { send: quinn::SendStream, recv: Arc<Receiver>, flow: Arc<Flow>, bulk: Bulk },
     Mux(MuxStream),
 }
 
 impl Raw {
+    fn quic(flow: &Arc<Flow>, send: quinn::SendStream, recv: quinn::RecvStream) -> Self {
+        Self::Quic { send, recv: flow.reader(recv), flow: Arc::clone(flow), bulk: Bulk::default() }
+    }
+
+    /// How urgent the bytes written here are.
+    pub fn set_class(&mut self, class: Class) {
+        match self {
+            Self::Quic { send, flow, bulk, .. } => {
+                bulk.is = class == Class::Bulk;
+                if !bulk.is {
+                    flow.leave(send);
+                }
+                let priority = match class {
+                    Class::Interactive => 2,
+                    Class::Watch => 1,
+                    Class::Bulk => 0,
+                };
+                let _ = send.set_priority(priority); // fails only on a stream that is closed already
+            }
+            Self::Mux(stream) => stream.set_class(class),
+        }
+    }
+
+    /// Reads no more, where that leaves what is written alone: on QUIC.
+    pub fn stop_reading(&self, code: ResetCode) -> bool {
+        let Self::Quic { recv, .. } = self else { return false };
+        recv.stop(code);
+        true
+    }
+
     /// Cuts both directions short.
     pub fn reset(&mut self, code: ResetCode) {
         match self {
             // Errors say that a direction has ended already.
-            Self::Quic { send, recv } => {
+            Self::Quic { send, recv, .. } => {
                 let _ = send.reset(VarInt::from_u32(code.number()));
-                let _ = recv.stop(VarInt::from_u32(code.number()));
+                recv.stop(code);
             }
             Self::Mux(stream) => stream.reset(code),
         }
@@ -217,16 +271,24 @@ impl Raw {
     /// Cuts what has not ended yet. What was written before a shutdown still arrives.
     pub fn abandon(&mut self, read_end: bool, write_end: bool, code: ResetCode) {
         match self {
-            Self::Quic { send, recv } => {
+            Self::Quic { send, recv, .. } => {
                 if !write_end {
                     let _ = send.reset(VarInt::from_u32(code.number()));
                 }
                 if !read_end {
-                    let _ = recv.stop(VarInt::from_u32(code.number()));
+                    recv.stop(code);
                 }
             }
             Self::Mux(stream) if !(read_end && write_end) => stream.reset(code),
             Self::Mux(_) => {}
+        }
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        if let Self::Quic { send, flow, .. } = self {
+            flow.leave(send);
         }
     }
 }
@@ -273,7 +335,7 @@ fn from_mux(error: io::Error) -> io::Error {
 impl AsyncRead for Raw {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
-            Self::Quic { recv, .. } => Poll::Ready(match ready!(recv.poll_read_buf(cx, buf)) {
+            Self::Quic { recv, .. } => Poll::Ready(match ready!(recv.poll_read(cx, buf)) {
                 Ok(()) => Ok(()),
                 Err(quinn::ReadError::Reset(code)) => Err(reset_code(code).into()),
                 Err(quinn::ReadError::ConnectionLost(_)) => Err(StreamError::Lost.into()),
@@ -287,12 +349,11 @@ impl AsyncRead for Raw {
 impl AsyncWrite for Raw {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut *self {
-            Self::Quic { send, .. } => Poll::Ready(match ready!(Pin::new(send).poll_write(cx, buf)) {
-                Ok(n) => Ok(n),
-                Err(quinn::WriteError::Stopped(code)) => Err(reset_code(code).into()),
-                Err(quinn::WriteError::ConnectionLost(_)) => Err(StreamError::Lost.into()),
-                Err(error @ quinn::WriteError::ClosedStream) => Err(io::Error::new(io::ErrorKind::BrokenPipe, error)),
-                Err(error) => Err(io::Error::other(error)),
+            Self::Quic { send, flow, bulk, .. } => flow.poll_write(cx, send, bulk, buf).map_err(|error| match error {
+                quinn::WriteError::Stopped(code) => reset_code(code).into(),
+                quinn::WriteError::ConnectionLost(_) => StreamError::Lost.into(),
+                error @ quinn::WriteError::ClosedStream => io::Error::new(io::ErrorKind::BrokenPipe, error),
+                error => io::Error::other(error),
             }),
             Self::Mux(stream) => Pin::new(stream).poll_write(cx, buf).map_err(from_mux),
         }

@@ -1,6 +1,9 @@
 //! Messages on the control stream, and what each side makes of them.
 
-use crate::{carrier::Raw, session::Shared};
+use crate::{
+    carrier::Raw,
+    session::{Arrivals, LATE, Shared},
+};
 use moorline_proto::{
     code::CloseCode,
     codec::{announced_length, put_framed},
@@ -106,8 +109,26 @@ pub(crate) async fn listen(
         every: limits.control_every,
         at: Instant::now(),
     };
+    let mut arrivals = Arrivals::new(shared);
+    let mut patience = limits.keep_alive + LATE;
     loop {
-        let message = match read_framed(&mut from).await.and_then(|bytes| Ok(Control::decode(&bytes)?)) {
+        let read = {
+            let reading = read_framed(&mut from);
+            tokio::pin!(reading);
+            loop {
+                // An agent asks for signs of life: where neither that nor anything else comes, it is gone.
+                match timeout(patience, &mut reading).await {
+                    Ok(read) => break read,
+                    Err(_) if shared.is_hub() && limits.silence <= arrivals.last(shared).elapsed() => {
+                        return (CloseCode::Silent, "nothing came from the agent in time".into());
+                    }
+                    Err(_) => patience = LATE,
+                }
+            }
+        };
+        arrivals.last(shared);
+        patience = limits.keep_alive + LATE;
+        let message = match read.and_then(|bytes| Ok(Control::decode(&bytes)?)) {
             Ok(message) => message,
             Err(error @ ReadError::Wire(_)) => return (error.code(), format!("control message: {error}")),
             Err(error) => {

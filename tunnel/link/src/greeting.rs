@@ -6,6 +6,7 @@ use crate::{
     control::{read_message, write_message},
     mux::{self, MuxRole},
     session::{Parts, Side},
+    tcp::tune,
     tls, websocket,
 };
 use moorline_proto::{
@@ -174,25 +175,6 @@ where
         session.peer_certificates().unwrap_or_default().iter().cloned().map(CertificateDer::into_owned).collect();
     let conn = Conn::Mux(mux::spawn(conn, MuxRole::Server, limits));
     listen(conn, Peer { carrier, remote, certs }, limits).await
-}
-
-/// Bytes that the kernel may hold unsent: what is queued there, no urgent stream can overtake.
-#[cfg(target_os = "linux")]
-const NOT_SENT: u32 = 128 * 1024;
-
-/// The options of a TCP socket under a session.
-pub(crate) fn tune(socket: &TcpStream, limits: &Limits) -> io::Result<()> {
-    socket.set_nodelay(true)?;
-    let sock = socket2::SockRef::from(socket);
-    let every = limits.keep_alive.max(Duration::from_secs(1)); // the system counts in seconds
-    let probes = socket2::TcpKeepalive::new().with_time(every).with_interval(every);
-    sock.set_tcp_keepalive(&probes)?;
-    #[cfg(target_os = "linux")]
-    {
-        sock.set_tcp_user_timeout(Some(limits.silence))?;
-        sock.set_tcp_notsent_lowat(NOT_SENT)?;
-    }
-    Ok(())
 }
 
 /// Hears the hello on a connection whose handshake is done.

@@ -3,7 +3,6 @@
 //! An agent [`dial`]s its hub over QUIC, TLS or WebSocket; the hub takes the connection with [`accept_tls`],
 //! [`accept_websocket`] or a [`QuicListener`], hears who it is ([`Greeting`]) and welcomes or refuses it. What both sides then hold is a
 //! [`Session`]: named streams both ways, a control stream, an end with a cause. `tunnel/SPEC.md` is the wire.
-#![forbid(unsafe_code)]
 
 pub mod address;
 pub mod limits;
@@ -13,6 +12,7 @@ pub mod tls;
 pub mod websocket;
 
 mod carrier;
+mod congestion;
 mod control;
 mod dial;
 mod greeting;
@@ -21,6 +21,8 @@ mod quic;
 mod read_ahead;
 mod session;
 mod stream;
+mod tcp;
+mod urgency;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

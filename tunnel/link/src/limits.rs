@@ -32,9 +32,13 @@ pub struct Limits {
     pub session_window: u32,
     /// Unacknowledged bytes in flight or waiting, per session.
     pub send_window: u32,
-    /// How often a silent link is probed.
+    /// How long readers may keep everybody else's bytes out before their streams are reset.
+    pub stall_grace: Duration,
+    /// How often an agent asks its hub for a sign of life.
     pub keep_alive: Duration,
-    /// A link on which nothing was heard for this long is dead.
+    /// A session whose agent has waited for an answer for this long is dead; so is one whose hub has not been asked for
+    /// this long and [`Limits::keep_alive`]. Longer than a cut that users need not notice, shorter together with
+    /// [`Limits::keep_alive`] than the 20 s in which a dead path has to be noticed.
     pub silence: Duration,
     /// Control messages waiting to be sent, per session.
     pub control_queue: usize,
@@ -56,6 +60,14 @@ pub struct Limits {
     pub quic_crypto_bytes: usize,
 }
 
+impl Limits {
+    /// Longest time from the moment at which a path dies to the end of its sessions.
+    #[must_use]
+    pub fn noticed(&self) -> Duration {
+        self.keep_alive + Duration::from_secs(1) + self.silence
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -72,8 +84,9 @@ impl Default for Limits {
             stream_window: 2 << 20,
             session_window: 32 << 20,
             send_window: 8 << 20,
-            keep_alive: Duration::from_secs(5),
-            silence: Duration::from_secs(15),
+            stall_grace: Duration::from_secs(5),
+            keep_alive: Duration::from_secs(4),
+            silence: Duration::from_secs(14),
             control_queue: 64,
             control_burst: 256,
             control_every: Duration::from_millis(100),

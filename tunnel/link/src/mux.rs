@@ -86,8 +86,8 @@ where
         session_send_budget: limits.send_window as usize,
         max_streams_in: max_streams_in as usize,
         max_streams_out: max_streams_out as usize,
-        ping_every: limits.keep_alive,
-        silence: limits.silence,
+        silence: limits.noticed(),
+        stall_grace: limits.stall_grace,
         ..MuxLimits::default()
     };
     spawn_with(io, role, limits)

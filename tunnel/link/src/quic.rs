@@ -3,12 +3,13 @@
 use crate::{
     AcceptError, Carrier, Greeting, Limits,
     carrier::{Conn, Quic},
+    congestion::ModelConfig,
     greeting::{self, Peer},
     tls::ALPN,
 };
 use aws_lc_rs::{hkdf, hmac};
 use moorline_proto::code::CloseCode;
-use quinn::{EndpointConfig, TokioRuntime, TransportConfig, VarInt, congestion::CubicConfig};
+use quinn::{EndpointConfig, TokioRuntime, TransportConfig, VarInt};
 use quinn_proto::RandomConnectionIdGenerator;
 use rustls_pki_types::CertificateDer;
 use std::{
@@ -75,7 +76,7 @@ impl std::fmt::Debug for QuicKeys {
 
 /// `permitted`: streams that the peer may open.
 pub(crate) fn transport(limits: &Limits, permitted: u32) -> Result<TransportConfig, io::Error> {
-    let idle = limits.silence.try_into().map_err(|_| io::Error::other("`silence` is too long for QUIC"))?;
+    let idle = limits.noticed().try_into().map_err(|_| io::Error::other("`silence` is too long for QUIC"))?;
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(permitted))
@@ -85,11 +86,12 @@ pub(crate) fn transport(limits: &Limits, permitted: u32) -> Result<TransportConf
         .send_window(limits.send_window.into())
         .send_fairness(true)
         .max_idle_timeout(Some(idle))
-        .keep_alive_interval(Some(limits.keep_alive))
+        // The sessions' own questions keep the path open; this is for the time before, and for questions that are lost.
+        .keep_alive_interval(Some(limits.keep_alive * 2))
         .crypto_buffer_size(limits.quic_crypto_bytes)
         .datagram_receive_buffer_size(None)
         .datagram_send_buffer_size(0)
-        .congestion_controller_factory(Arc::new(CubicConfig::default()))
+        .congestion_controller_factory(Arc::new(ModelConfig))
         .enable_segmentation_offload(true)
         .allow_spin(false);
     Ok(config)

@@ -18,10 +18,7 @@ use std::{
     collections::HashMap,
     future::{Future, poll_fn},
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::Poll,
     time::Duration,
 };
@@ -29,7 +26,7 @@ use tokio::{
     io::AsyncWriteExt,
     sync::{Mutex as AsyncMutex, Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
@@ -94,6 +91,15 @@ pub(crate) struct Parts {
     pub limits: Limits,
 }
 
+/// Questions for a sign of life.
+#[derive(Debug)]
+struct Pings {
+    waiting: HashMap<u64, (Instant, oneshot::Sender<()>)>,
+    next: u64,
+    /// When the newest of the answered ones was asked.
+    answered: Instant,
+}
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     parts: Parts,
@@ -105,8 +111,7 @@ pub(crate) struct Shared {
     peer_drains: watch::Sender<Option<Duration>>,
     /// What the peer said on the control stream when it ended the session.
     goodbye: OnceLock<CloseReason>,
-    pings: Mutex<HashMap<u64, oneshot::Sender<()>>>,
-    next_ping: AtomicU64,
+    pings: Mutex<Pings>,
 }
 impl std::ops::Deref for Shared {
     type Target = Parts;
@@ -119,15 +124,28 @@ impl Shared {
     pub fn is_hub(&self) -> bool {
         self.side == Side::Hub
     }
-    /// Whether somebody waits, or waited, for this answer.
+    fn pings(&self) -> MutexGuard<'_, Pings> {
+        self.pings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Whether this answers a question of ours.
     pub fn heard_pong(&self, number: u64) -> bool {
-        match self.pings.lock().unwrap_or_else(PoisonError::into_inner).remove(&number) {
-            Some(waiting) => {
-                let _ = waiting.send(()); // who gave up does not mind
-                true
-            }
-            None => false,
+        let mut pings = self.pings();
+        let Some((sent, waiting)) = pings.waiting.remove(&number) else { return false };
+        pings.answered = pings.answered.max(sent);
+        let _ = waiting.send(()); // who gave up does not mind
+        true
+    }
+    /// A question to be sent, and its answer; `None`: too many wait for theirs.
+    fn question(&self) -> Option<(Control, oneshot::Receiver<()>)> {
+        let (answered, answer) = oneshot::channel();
+        let mut pings = self.pings();
+        if PINGS <= pings.waiting.len() {
+            return None;
         }
+        pings.next += 1;
+        let number = pings.next;
+        pings.waiting.insert(number, (Instant::now(), answered));
+        Some((Control::Ping(number), answer))
     }
     pub fn heard_drain(&self, grace: Duration) {
         self.peer_drains.send_if_modified(|now| {
@@ -144,16 +162,16 @@ impl Shared {
         self.goodbye.get().cloned().unwrap_or(reason)
     }
     async fn ping(&self) -> Result<Duration, Closed> {
-        let (answered, answer) = oneshot::channel();
-        let number = self.next_ping.fetch_add(1, Ordering::Relaxed);
-        let room = {
-            let mut pings = self.pings.lock().unwrap_or_else(PoisonError::into_inner);
-            pings.len() < PINGS && pings.insert(number, answered).is_none()
-        };
         let start = Instant::now();
-        let sent = room && self.outbox.send(Control::Ping(number)).await.is_ok();
+        let answered = async {
+            let Some((question, answer)) = self.question() else { return std::future::pending().await };
+            let sent = self.outbox.send(question).await.is_ok();
+            if !sent || answer.await.is_err() {
+                std::future::pending::<()>().await; // the session is over, which the other branch tells
+            }
+        };
         tokio::select! {
-            Ok(()) = answer, if sent => Ok(start.elapsed()),
+            () = answered => Ok(start.elapsed()),
             reason = self.closed() => Err(Closed(reason)),
         }
     }
@@ -192,8 +210,7 @@ impl Session {
             drain_until: watch::Sender::new(None),
             peer_drains: watch::Sender::new(None),
             goodbye: OnceLock::new(),
-            pings: Mutex::default(),
-            next_ping: AtomicU64::new(0),
+            pings: Mutex::new(Pings { waiting: HashMap::new(), next: 0, answered: Instant::now() }),
         });
         let span = tracing::info_span!("session", id = %shared.id, peer = %shared.peer, carrier = %shared.carrier);
         let task = tokio::spawn(run(Arc::clone(&shared), control, queued, heard, arrived).instrument(span));
@@ -221,6 +238,14 @@ impl Session {
     pub fn rtt(&self) -> Duration {
         self.shared.conn.rtt()
     }
+    /// Bytes that arrived so far: it tells whether anything does.
+    pub fn received(&self) -> u64 {
+        self.shared.conn.received()
+    }
+    /// Packets sent and packets of them that were lost, since the session began; `None` over TCP.
+    pub fn losses(&self) -> Option<(u64, u64)> {
+        self.shared.conn.losses()
+    }
     /// What the agent said of itself; `None` on the agent's side.
     pub fn hello(&self) -> Option<&Hello> {
         self.shared.hello.as_ref()
@@ -238,7 +263,7 @@ impl Session {
         let mut bytes = Vec::new();
         put_framed(&mut bytes, |out| header.encode(out)).map_err(|_| OpenError::Header)?;
         let slot = shared.streams.take();
-        let mut stream = Stream::opened(shared.conn.open(header.class).await?, slot);
+        let mut stream = Stream::opened(shared.conn.open(header.class).await?, header.class, slot);
         // Dropping the stream, as a caller that gives up does, resets it: no half header stays behind.
         match timeout(shared.limits.open_wait, stream.write_all(&bytes)).await {
             Ok(Ok(())) => Ok(stream),
@@ -265,6 +290,13 @@ impl Session {
     /// The session ended first.
     pub async fn ping(&self) -> Result<Duration, Closed> {
         self.shared.ping().await
+    }
+
+    /// How long an agent's question for a sign of life has been waiting for its answer; nothing, if none is late. An agent
+    /// asks every [`Limits::keep_alive`].
+    pub fn unanswered(&self) -> Duration {
+        let answered = self.shared.pings().answered;
+        answered.elapsed().saturating_sub(self.shared.limits.keep_alive)
     }
 
     /// Queues a message: `Renew` and `Facts` from an agent, `Renewed` and `RenewRefused` from a hub.
@@ -369,10 +401,56 @@ async fn run(
         end = control::speak(&shared, to, queued) => end,
         end = take_streams(&shared, arrived) => end,
         end = drain(&shared) => end,
+        end = alive(&shared) => end,
     };
     shared.conn.close(code, &message);
     let reason = shared.closed().await;
     tracing::debug!(code = %reason.code, by_peer = reason.by_peer, message = reason.message, "session closed");
+}
+
+/// How often it is looked whether anything arrives on a session on which something should.
+pub(crate) const LATE: Duration = Duration::from_secs(1);
+
+/// When something arrived last, as seen by whoever looks.
+#[derive(Debug)]
+pub(crate) struct Arrivals {
+    bytes: u64,
+    at: Instant,
+}
+impl Arrivals {
+    pub fn new(shared: &Shared) -> Self {
+        Self { bytes: shared.conn.received(), at: Instant::now() }
+    }
+    pub fn last(&mut self, shared: &Shared) -> Instant {
+        let bytes = shared.conn.received();
+        if bytes != std::mem::replace(&mut self.bytes, bytes) {
+            self.at = Instant::now();
+        }
+        self.at
+    }
+}
+
+/// Asks the hub for a sign of life, and ends with a session whose hub gives none. A hub asks nothing: it hears whether
+/// it is asked, see [`control::listen`].
+async fn alive(shared: &Shared) -> (CloseCode, String) {
+    if shared.is_hub() {
+        return std::future::pending().await;
+    }
+    let mut ask_at = Instant::now() + shared.limits.keep_alive;
+    let mut arrivals = Arrivals::new(shared);
+    loop {
+        sleep_until(ask_at.min(Instant::now() + LATE)).await;
+        // An answer that stands behind much else is late, and no sign of death.
+        if shared.limits.silence <= arrivals.last(shared).elapsed() {
+            return (CloseCode::Silent, "the hub did not answer in time".into());
+        }
+        if ask_at <= Instant::now() {
+            ask_at = Instant::now() + shared.limits.keep_alive;
+            if let Some((question, _)) = shared.question() {
+                let _ = shared.outbox.try_send(question); // a full queue is as bad as no answer
+            }
+        }
+    }
 }
 
 /// Waits until this side drains, tells the peer, waits for the open streams.

@@ -1,10 +1,13 @@
 //! One stream of a session.
 
-use crate::carrier::{Cut, Raw};
+use crate::{
+    carrier::{Cut, Raw},
+    urgency::Urgency,
+};
 use moorline_proto::{
     code::ResetCode,
     codec::VerdictReader,
-    header::{Refusal, StreamHeader, Verdict},
+    header::{Class, Refusal, StreamHeader, Verdict},
 };
 use std::{
     future::poll_fn,
@@ -20,7 +23,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     sync::Notify,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 /// Why a stream ended before its end of input. Read and write errors of [`Stream`] are `io::Error`s that hold one.
@@ -99,6 +102,7 @@ enum Answer {
 #[derive(Debug)]
 pub struct Stream {
     raw: Raw,
+    urgency: Urgency,
     answer: Answer,
     /// This side accepted and has not said so yet.
     owes_verdict: Option<Tell>,
@@ -111,9 +115,18 @@ pub struct Stream {
 
 impl Stream {
     /// A stream that this side opened; its header is written.
-    pub(crate) fn opened(raw: Raw, slot: Slot) -> Self {
+    pub(crate) fn opened(raw: Raw, class: Class, slot: Slot) -> Self {
         let answer = Answer::Awaited(VerdictReader::default());
-        Self { raw, answer, owes_verdict: None, read_end: false, write_end: false, cut: None, _slot: slot }
+        Self {
+            raw,
+            urgency: Urgency::new(class),
+            answer,
+            owes_verdict: None,
+            read_end: false,
+            write_end: false,
+            cut: None,
+            _slot: slot,
+        }
     }
 
     /// Waits for the acceptor's verdict. Reading does the same; this is for those who write first.
@@ -228,7 +241,13 @@ impl AsyncWrite for Stream {
                 ready!(this.poll_verdict(cx))?;
                 Poll::Ready(Err(error))
             }
-            done => Poll::Ready(done),
+            Ok(written) => {
+                if let Some(class) = this.urgency.wrote(written, Instant::now()) {
+                    this.raw.set_class(class);
+                }
+                Poll::Ready(Ok(written))
+            }
+            failed => Poll::Ready(failed),
         }
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -266,9 +285,11 @@ pub struct IncomingStream {
 }
 
 impl IncomingStream {
-    pub(crate) fn new(header: StreamHeader, raw: Raw, slot: Slot) -> Self {
+    pub(crate) fn new(header: StreamHeader, mut raw: Raw, slot: Slot) -> Self {
+        raw.set_class(header.class);
         let stream = Stream {
             raw,
+            urgency: Urgency::new(header.class),
             answer: Answer::Accepted,
             owes_verdict: Some(Tell::BeforeReading),
             read_end: false,
@@ -305,9 +326,8 @@ pub(crate) async fn refuse(raw: &mut Raw, refusal: Refusal) -> bool {
     let told = async {
         raw.write_all(&record).await?;
         raw.shutdown().await?;
-        if let Raw::Quic { recv, .. } = raw {
-            // The answer's direction is its own: nothing here can overtake the verdict.
-            let _ = recv.stop(quinn::VarInt::from_u32(ResetCode::Refused.number()));
+        // The answer's direction is its own on QUIC: nothing there can overtake the verdict.
+        if raw.stop_reading(ResetCode::Refused) {
             return Ok(());
         }
         // A reset would overtake the verdict: wait until the opener has read it and hung up.

@@ -23,6 +23,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What a live session gets from a peer that breaks the rules, or is gone.
 mod faults;
+/// Readers that stand still.
+mod stalled;
 
 const ALL: [Carrier; 3] = [Carrier::Tls, Carrier::Quic, Carrier::WebSocket];
 

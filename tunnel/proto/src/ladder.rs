@@ -2,7 +2,7 @@
 //!
 //! A machine beside [`crate::uplink`], stepped in the same way. The uplink keeps one session up; the ladder says when to
 //! dial a second one on other carriers while the first still serves, so that the caller can move over without a gap:
-//! upwards every now and then, and to any other carrier as soon as the one in use is in doubt.
+//! upwards every now and then, and on any carrier as soon as the session is in doubt.
 
 use crate::uplink::{Die, Moment};
 use core::time::Duration;
@@ -33,10 +33,6 @@ impl Rungs {
     /// These, and of them only the better ones than `rung`.
     pub const fn above(self, rung: Rung) -> Self {
         Self(self.0 & ((1 << rung as u8) - 1))
-    }
-    /// These, but not `rung`.
-    pub const fn without(self, rung: Rung) -> Self {
-        Self(self.0 & !(1 << rung as u8))
     }
     /// Whether `rung` is one of them.
     pub const fn contains(self, rung: Rung) -> bool {
@@ -174,10 +170,10 @@ impl Ladder {
                 Self::Trying { rung, since, until: now + policy.attempt, misses },
                 Some(Effect::Dial(allowed.above(rung))),
             ),
-            (Self::Standing { rung, since, misses, .. }, Event::Doubt) if !allowed.without(rung).is_empty() => (
-                Self::Trying { rung, since, until: now + policy.attempt, misses },
-                Some(Effect::Dial(allowed.without(rung))),
-            ),
+            // On the same rung too: a box on the way that has forgotten this connection lets a new one through.
+            (Self::Standing { rung, since, misses, .. }, Event::Doubt) if !allowed.is_empty() => {
+                (Self::Trying { rung, since, until: now + policy.attempt, misses }, Some(Effect::Dial(allowed)))
+            }
             (Self::Trying { rung, since, misses, .. }, Event::Failed) => {
                 (stand(rung, since, misses.saturating_add(1)), None)
             }
@@ -242,7 +238,8 @@ mod tests {
                 match effect {
                     Some(Effect::Dial(rungs)) => {
                         prop_assert!(!open && !rungs.is_empty());
-                        prop_assert!(rungs.iter().all(|rung| allowed.contains(rung) && Some(rung) != stands));
+                        prop_assert!(rungs.iter().all(|rung| allowed.contains(rung)));
+                        prop_assert!(event == Event::Doubt || rungs.iter().all(|rung| Some(rung) < stands));
                         prop_assert!(stands.is_some());
                         open = true;
                     }
@@ -274,7 +271,7 @@ mod tests {
             pauses.push((due - now).as_secs());
             let effect;
             (ladder, effect) = ladder.step(Event::Tick, due, &policy, Rungs::ALL, DIE);
-            assert_eq!(effect, Some(Effect::Dial(Rungs::ALL.without(Rung::WebSocket))));
+            assert_eq!(effect, Some(Effect::Dial(Rungs::ALL.above(Rung::WebSocket))));
             (ladder, _) = ladder.step(Event::Failed, due, &policy, Rungs::ALL, DIE);
             now = due;
         }
@@ -284,17 +281,18 @@ mod tests {
     }
 
     #[test]
-    fn a_carrier_in_doubt_is_left_for_any_other() {
+    fn a_session_in_doubt_gets_a_second_beside_it() {
         let policy = Policy::default();
         let (ladder, _) = Ladder::new().step(Event::Stands(Rung::Quic), secs(0), &policy, Rungs::ALL, DIE);
         let (ladder, effect) = ladder.step(Event::Doubt, secs(9), &policy, Rungs::ALL, DIE);
-        assert_eq!(effect, Some(Effect::Dial(Rungs::ALL.without(Rung::Quic))));
+        assert_eq!(effect, Some(Effect::Dial(Rungs::ALL)));
         assert_eq!(ladder.clone().step(Event::Doubt, secs(10), &policy, Rungs::ALL, DIE).1, None, "one dial is enough");
         assert_eq!(ladder.clone().step(Event::Fell, secs(10), &policy, Rungs::ALL, DIE).1, Some(Effect::Abandon));
         assert_eq!(ladder.step(Event::Tick, secs(60), &policy, Rungs::ALL, DIE).1, Some(Effect::Abandon));
         let only = Rungs::only(Rung::Quic);
         let (ladder, _) = Ladder::new().step(Event::Stands(Rung::Quic), secs(0), &policy, only, DIE);
-        assert_eq!(ladder.step(Event::Doubt, secs(9), &policy, only, DIE).1, None, "there is no other");
+        let (_, effect) = ladder.step(Event::Doubt, secs(9), &policy, only, DIE);
+        assert_eq!(effect, Some(Effect::Dial(only)), "a new connection may get through where the old one does not");
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use moorline_agent::Preference;
 use moorline_link::HubAddress;
 use moorline_netsim::{
+    client::Watch,
     gate::Gate,
     middle::Middle,
     site::Site,
-    world::{GRACE, Watch, World},
+    world::{GRACE, World},
 };
 use std::time::{Duration, Instant};
 
@@ -31,20 +32,20 @@ async fn f15_f16_udp_closed_opened_and_closed_again() {
     let site = Site::start(&world, "a2", at(gate.port), Preference::Auto).await.unwrap();
     let took = site.moves_to("tls").await.unwrap();
     assert!(took < Duration::from_secs(5), "without UDP it took {took:?}");
-    let (mut early, mut ticks) = (world.watch("/ticks").await.unwrap(), 0);
+    let (mut early, mut ticks) = (world.admin.watch("/ticks").await.unwrap(), 0);
     read_on(&mut early, &mut ticks, Duration::from_secs(1)).await;
 
     gate.udp(true);
     site.moves_to("quic").await.unwrap();
     // The hub drains the session on TLS now; what runs there is not cut at the end of its grace.
     read_on(&mut early, &mut ticks, GRACE + Duration::from_secs(2)).await;
-    let (mut late, mut of_late) = (world.watch("/ticks").await.unwrap(), 0);
+    let (mut late, mut of_late) = (world.admin.watch("/ticks").await.unwrap(), 0);
     read_on(&mut late, &mut of_late, Duration::from_secs(1)).await;
 
     gate.udp(false);
     let took = site.moves_to("tls").await.unwrap();
     assert!(took < Duration::from_secs(20), "back from QUIC it took {took:?}");
-    assert_eq!(world.ask("GET", "/k8s/clusters/edge1/version", "").await.unwrap().0, 200);
+    assert_eq!(world.admin.ask("GET", "/k8s/clusters/edge1/version", "").await.unwrap().0, 200);
     read_on(&mut early, &mut ticks, Duration::from_secs(1)).await;
     // What was on QUIC ends where everybody sees it, and does not hang.
     while late.next("tick ").await.unwrap().is_some() {}

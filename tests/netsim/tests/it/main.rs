@@ -1,5 +1,7 @@
 //! The tunnel on networks as they are.
 #![allow(clippy::unwrap_used)] // tests
 
+mod faults;
+mod isolation;
 mod ladder;
 mod proxies;

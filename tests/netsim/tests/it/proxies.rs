@@ -27,15 +27,15 @@ fn limits() -> Limits {
 async fn serves(world: &World, at: &HubAddress, carrier: Carrier, proxy: Option<&HttpProxy>) {
     let agent = timeout(LONG, world.dial(at, carrier, proxy, &limits())).await.unwrap().unwrap();
     assert_eq!(agent.session.carrier(), carrier);
-    world.fetch(4 << 20).await.unwrap();
-    world.echo(&"x".repeat(1 << 20)).await.unwrap();
+    world.admin.fetch(4 << 20).await.unwrap();
+    world.admin.echo(&"x".repeat(1 << 20)).await.unwrap();
     let idle = sleep(Duration::from_secs(u64::from(IDLE) * 2 + 1));
     let cut = tokio::select! {
         () = idle => None,
         reason = agent.session.closed() => Some(reason),
     };
     assert_eq!(cut, None);
-    world.fetch(10).await.unwrap();
+    world.admin.fetch(10).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,10 +105,10 @@ fn holds(record: &Record, text: &str) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_inspecting_proxy_sees_ciphertext() {
     let world = World::start().await.unwrap();
-    let inspector = Recorder::start(world.port(), world.client().unwrap()).await.unwrap();
+    let inspector = Recorder::start(world.port(), world.admin.client().unwrap()).await.unwrap();
     let _agent = world.dial(&at(inspector.port), Carrier::WebSocket, None, &limits()).await.unwrap();
     let secret = "nobody on the way may read this ".repeat(100);
-    world.echo(&secret).await.unwrap();
+    world.admin.echo(&secret).await.unwrap();
     assert!(holds(&inspector.up, "GET /connect HTTP/1.1") && holds(&inspector.down, "HTTP/1.1 101"), "it reads along");
     for record in [&inspector.up, &inspector.down] {
         for text in ["nobody on the way", "spiffe://", "netsim/1", "/k8s/", "/echo"] {

@@ -8,9 +8,8 @@ use super::{
 use crate::{
     Carrier, HttpProxy, HubAddress, Limits, ReadAhead,
     carrier::{Conn, Quic},
-    greeting::tune,
     mux::{self, MuxRole},
-    quic, tls, websocket,
+    quic, tcp, tls, websocket,
 };
 use rustls_pki_types::{CertificateDer, ServerName};
 use std::{
@@ -129,13 +128,13 @@ async fn dial_tcp(
         let (address, proxy) = (address.to_string(), proxy.to_string());
         DialError::Proxy { address, proxy, cause }
     };
-    let mut socket = match (timeout(limits.connect_each, TcpStream::connect(remote)).await, proxy) {
+    let mut socket = match (timeout(limits.connect_each, tcp::connect(remote)).await, proxy) {
         (Err(_), None) => return Err(DialError::Timeout { address: address.to_string(), phase: "TCP connect" }),
         (Err(_), Some(proxy)) => return Err(through(proxy, "it takes no connection in time".into())),
         (Ok(Err(error)), Some(proxy)) => return Err(through(proxy, error.to_string())),
         (Ok(socket), _) => socket.map_err(connect)?,
     };
-    tune(&socket, limits).map_err(connect)?;
+    tcp::tune(&socket, limits).map_err(connect)?;
     if let Some(proxy) = proxy {
         proxy.tunnel(&mut socket, address).await.map_err(|cause| through(proxy, cause))?;
     }

@@ -22,7 +22,7 @@ use tokio::{
 /// Far more than anything here takes.
 const LONG: Duration = Duration::from_secs(20);
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
+pub(super) async fn soon<T>(what: impl Future<Output = T>) -> T {
     timeout(LONG, what).await.expect("it takes too long")
 }
 

@@ -1,0 +1,244 @@
+//! The real hub and the real agent, each a process of its own, with a bad network between them.
+
+use crate::{
+    LONG, api,
+    client::{Admin, CLUSTER},
+    emulator::{Link, Way},
+};
+use anyhow::{Context, Result, ensure};
+use moorline_e2e::{binary, process::Process};
+use serde_json::{Value, json};
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+/// Where the API server listens on the agent's side.
+const API: u16 = 6443;
+/// Where the agent says how it is.
+const AGENT_OPS: u16 = 9444;
+
+/// The scene: a hub here, an agent and its API server on the other side of a [`Link`].
+pub struct Across {
+    /// What is between them.
+    pub link: Link,
+    /// The hub's administrator, who is on the hub's side of the link.
+    pub admin: Admin,
+    /// The agent.
+    pub agent: Process,
+    /// The hub.
+    pub hub: Process,
+    ops: u16,
+    dir: TempDir,
+    _api: AbortOnDropHandle<()>,
+}
+
+impl Across {
+    /// Starts both and waits until the cluster is connected. `carrier`: as of `moorline agent --carrier`.
+    ///
+    /// # Errors
+    /// Anything that does not work.
+    pub async fn on(carrier: &str) -> Result<Self> {
+        Self::over(Link::make()?, carrier).await
+    }
+
+    /// The same over a link that is bad from the start.
+    ///
+    /// # Errors
+    /// Anything that does not work.
+    pub async fn over(link: Link, carrier: &str) -> Result<Self> {
+        ensure!(binary().exists(), "{} is missing: cargo build -p moorline-cli", binary().display());
+        let dir = tempfile::tempdir()?;
+        let (port, ops) = (free_port()?, free_port()?);
+        let hub = Process::spawn(hub_command(&dir, &link, port, ops), &dir.path().join("hub.log"))?;
+        let data = dir.path().join("hub");
+        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let ready = async {
+            while ask(ops, "/readyz").await.is_err() {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(LONG, ready).await.with_context(|| format!("the hub is not ready: {}", hub.log()))?;
+        let admin = Admin::of(&data, at)?;
+        admin.make("clusters", "Cluster", json!({ "name": CLUSTER }), json!({})).await?;
+        let token = admin.join_token().await?;
+
+        let listener = link.inside.within(|| TcpListener::bind((Ipv4Addr::LOCALHOST, API)))?;
+        listener.set_nonblocking(true)?;
+        let (kubeconfig, api) = api::serve(tokio::net::TcpListener::from_std(listener)?, dir.path())?;
+        let mut command = link.inside.command(binary());
+        command.args(["agent", "--name", "a1", "--carrier", carrier, "--token", &token]);
+        command.args(["--hub", &format!("https://{}:{port}", link.subnet.host(1))]);
+        command.arg("--state-dir").arg(dir.path().join("agent")).arg("--kubeconfig").arg(kubeconfig);
+        command.args(["--http-listen", &format!("127.0.0.1:{AGENT_OPS}")]);
+        let agent = Process::spawn(command, &dir.path().join("agent.log"))?;
+        let scene = Self { link, admin, agent, hub, ops, dir, _api: api };
+        scene.answers_within(LONG).await.with_context(|| format!("{}\n{}", scene.hub.log(), scene.agent.log()))?;
+        Ok(scene)
+    }
+
+    /// One small request of a user; how long it took.
+    ///
+    /// # Errors
+    /// It is not answered with 200.
+    pub async fn request(&self) -> Result<Duration> {
+        let begin = Instant::now();
+        let (code, body) = self.admin.ask("GET", &format!("/k8s/clusters/{CLUSTER}/version"), "").await?;
+        ensure!(code == 200, "{code} {}", String::from_utf8_lossy(&body));
+        Ok(begin.elapsed())
+    }
+
+    /// Tries until a small request is answered; how long that took.
+    ///
+    /// # Errors
+    /// None is within `bound`.
+    pub async fn answers_within(&self, bound: Duration) -> Result<Duration> {
+        let begin = Instant::now();
+        let mut last = None;
+        loop {
+            let Some(left) = bound.checked_sub(begin.elapsed()) else {
+                return Err(last.unwrap_or_else(|| anyhow::anyhow!("nothing was asked")))
+                    .with_context(|| format!("no request was answered within {bound:?}"));
+            };
+            // One that hangs on a dead path must not keep the next from finding the living one.
+            match timeout(left.min(Duration::from_secs(2)), self.request()).await {
+                Ok(Ok(_)) => return Ok(begin.elapsed()),
+                Ok(Err(error)) => last = Some(error),
+                Err(_) => last = Some(anyhow::anyhow!("a request hangs")),
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// What carries the newest session, as the hub tells its users; `None`: there is none.
+    ///
+    /// # Errors
+    /// The hub does not say.
+    pub async fn carrier(&self) -> Result<Option<String>> {
+        let agent = self.admin.look(&format!("agents/{CLUSTER}.a1")).await?;
+        Ok(agent["status"]["carrier"].as_str().map(str::to_owned))
+    }
+
+    /// Waits until that is `carrier`; how long it took.
+    ///
+    /// # Errors
+    /// It is not within `bound`.
+    pub async fn is_on(&self, carrier: &str, bound: Duration) -> Result<Duration> {
+        let begin = Instant::now();
+        loop {
+            let now = self.carrier().await?;
+            if now.as_deref() == Some(carrier) {
+                return Ok(begin.elapsed());
+            }
+            ensure!(begin.elapsed() < bound, "after {bound:?} still on {now:?}, not on {carrier}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Whether the hub calls the cluster connected.
+    ///
+    /// # Errors
+    /// The hub does not say.
+    pub async fn says_connected(&self) -> Result<bool> {
+        let cluster = self.admin.look(&format!("clusters/{CLUSTER}")).await?;
+        let conditions = cluster["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let connected = |c: &Value| c["type"] == "Connected" && c["status"] == "True";
+        Ok(conditions.iter().any(connected))
+    }
+
+    /// Waits until the hub calls the cluster connected, or not; how long that took.
+    ///
+    /// # Errors
+    /// It does not within `bound`.
+    pub async fn is_called_connected(&self, connected: bool, bound: Duration) -> Result<Duration> {
+        let begin = Instant::now();
+        while self.says_connected().await? != connected {
+            ensure!(begin.elapsed() < bound, "after {bound:?} the hub still says connected={}", !connected);
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(begin.elapsed())
+    }
+
+    /// The sum of a metric of the hub's whose line contains all of `labels`.
+    ///
+    /// # Errors
+    /// The hub does not answer.
+    pub async fn hub_metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
+        let page = ask(self.ops, "/metrics").await?;
+        let mine = page.lines().filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+                && labels.iter().all(|label| line.contains(label))
+        });
+        Ok(mine.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    /// Kills the hub as a crash does, and starts it again.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn crash_hub(&mut self) -> Result<()> {
+        self.hub.signal(libc::SIGKILL);
+        self.hub.wait(LONG)?;
+        let command = hub_command(&self.dir, &self.link, self.admin.hub.port(), self.ops);
+        self.hub = Process::spawn(command, &self.dir.path().join("hub.log"))?;
+        Ok(())
+    }
+
+    /// Packets that have gone by, both ways.
+    pub fn packets(&self) -> u64 {
+        self.link.counts(Way::Up).0 + self.link.counts(Way::Down).0
+    }
+
+    /// A folder that ends with the scene.
+    pub fn dir(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+}
+
+impl Drop for Across {
+    /// Nothing is told to anybody: a scene that is over waits for no grace.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the hub said:\n{}\nthe agent said:\n{}", self.hub.log(), self.agent.log());
+        }
+        self.agent.signal(libc::SIGKILL);
+        self.hub.signal(libc::SIGKILL);
+    }
+}
+
+fn hub_command(dir: &TempDir, link: &Link, port: u16, ops: u16) -> Command {
+    let mut command = Command::new(binary());
+    command.arg("hub").arg("--data-dir").arg(dir.path().join("hub"));
+    command.args(["--listen", &format!("0.0.0.0:{port}"), "--ops-listen", &format!("127.0.0.1:{ops}")]);
+    command.args(["--name", "localhost", "--name", &link.subnet.host(1).to_string()]);
+    command.env("MOORLINE_LOG", std::env::var("MOORLINE_LOG").unwrap_or_else(|_| "warn".into()));
+    command
+}
+
+/// A port that is free for TCP and UDP.
+fn free_port() -> Result<u16> {
+    for _ in 0..16 {
+        let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?.local_addr()?.port();
+        if UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("no port is free")
+}
+
+/// What a listener for probes on loopback answers.
+async fn ask(port: u16, path: &str) -> Result<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut socket = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    socket.write_all(request.as_bytes()).await?;
+    let mut all = String::new();
+    socket.read_to_string(&mut all).await?;
+    ensure!(all.starts_with("HTTP/1.1 200"), "{}", all.lines().next().unwrap_or_default());
+    Ok(all)
+}

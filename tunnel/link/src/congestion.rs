@@ -1,0 +1,292 @@
+//! How much a QUIC connection may have in flight on links that lose packets for other reasons than that they are full.
+//!
+//! A model of the path instead of a reaction to loss, after BBR (draft-ietf-ccwg-bbr): the highest rate at which packets
+//! were delivered lately, times the shortest round trip, is what the path holds. The window is a quarter more than that,
+//! so that it keeps asking for more and leaves a short queue; twice that while somebody else's queue stands on the path,
+//! for whoever is modest there gets nothing. Loss alone is no reason to slow down unless it grows with what is sent: what
+//! is lost while less is sent than the path holds is noise.
+//!
+//! quinn paces by window and smoothed round trip, so the window is all that is decided here.
+
+mod samples;
+#[cfg(test)]
+mod sim;
+
+use quinn::congestion::{Controller, ControllerFactory};
+use quinn_proto::RttEstimator;
+use samples::{Peak, Samples};
+use std::{
+    any::Any,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Packets in flight at first. Google's servers begin with as many.
+const FIRST: u64 = 32;
+/// Packets that may always be in flight: fewer, and losses are found by timers alone.
+const LEAST: u64 = 4;
+/// Windows grow no further, in bytes: no path of ours holds more.
+const MOST: u64 = 64 << 20;
+/// How long a shortest round trip is believed.
+const RTT_LIFE: Duration = Duration::from_secs(10);
+/// Round trips that differ by less are the same.
+const SAME_RTT: Duration = Duration::from_millis(1);
+/// Rounds of a cycle between two looks for more: at least, and random ones on top, so that flows do not march in step.
+const CRUISE: u64 = 4;
+/// See [`CRUISE`].
+const CRUISE_RANDOM: u64 = 4;
+/// Window in shares of what the path holds, with nobody else on it.
+const ALONE: f64 = 1.25;
+/// The same beside somebody whose queue stands.
+const BESIDE: f64 = 2.0;
+/// A look for more.
+const UP: f64 = 1.25;
+/// So little that one's own queue drains.
+const DOWN: f64 = 0.9;
+/// Loss in a round that needs no explanation.
+const LOSS: f64 = 0.02;
+/// What is left of the window after a round that lost more than noise.
+const BACK_OFF: f64 = 0.8;
+/// Noise that is made up for by sending more.
+const NOISE_MOST: f64 = 0.3;
+
+/// Makes a [`Model`] for each path.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ModelConfig;
+
+impl ControllerFactory for ModelConfig {
+    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        Box::new(Model::new(now, current_mtu.into()))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Doubles until the path is full.
+    Startup,
+    /// Looks for more.
+    Up,
+    /// Lets the queue drain, and sees whose it was.
+    Down,
+    /// In between, until this round.
+    Cruise(u64),
+}
+
+/// The state of one path.
+#[derive(Debug, Clone)]
+pub(crate) struct Model {
+    mtu: u64,
+    samples: Samples,
+    /// Bytes a second.
+    rate: Peak,
+    shortest: Duration,
+    shortest_at: Instant,
+    phase: Phase,
+    phase_since: u64,
+    /// The shortest round trip of this round.
+    of_round: Duration,
+    /// The same since the phase began.
+    of_phase: Duration,
+    /// Startup: the best rate so far, and rounds in which it did not grow.
+    best: f64,
+    flat: u32,
+    beside: bool,
+    /// Share of packets that is lost whatever is sent.
+    noise: f64,
+    lost: u64,
+    delivered: u64,
+    /// What losses leave of the window.
+    ceiling: f64,
+    window: u64,
+    acked: u64,
+    limited: bool,
+    dice: u64,
+}
+
+impl Model {
+    fn new(now: Instant, mtu: u64) -> Self {
+        Self {
+            mtu,
+            samples: Samples::new(now),
+            rate: Peak::default(),
+            shortest: Duration::MAX,
+            shortest_at: now,
+            phase: Phase::Startup,
+            phase_since: 0,
+            of_round: Duration::MAX,
+            of_phase: Duration::MAX,
+            best: 0.0,
+            flat: 0,
+            beside: false,
+            noise: 0.0,
+            lost: 0,
+            delivered: 0,
+            ceiling: f64::INFINITY,
+            window: FIRST * mtu,
+            acked: 0,
+            limited: true,
+            dice: 0x9e37_79b9_7f4a_7c15,
+        }
+    }
+
+    /// Bytes that the path holds; `None` before the first sample.
+    fn holds(&self) -> Option<f64> {
+        let rate = self.rate.get();
+        (rate > 0.0 && self.shortest < Duration::MAX).then_some(rate * self.shortest.as_secs_f64())
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        (self.phase, self.phase_since, self.of_phase) = (phase, self.samples.round(), Duration::MAX);
+    }
+
+    /// Whether the round trips of late speak of a queue.
+    fn queued(&self, shortest_seen: Duration) -> bool {
+        shortest_seen < Duration::MAX && self.shortest.mul_f64(1.15) + Duration::from_millis(3) < shortest_seen
+    }
+
+    /// A round trip has passed since the last call.
+    fn round(&mut self, now: Instant) {
+        let round = self.samples.round();
+        let total = (self.lost + self.delivered).max(1);
+        let loss = self.lost as f64 / total as f64;
+        let measured = total >= 8 * self.mtu;
+        let queued = self.queued(self.of_round);
+        let too_much = measured && self.lost >= 3 * self.mtu && loss > LOSS + 2.0 * self.noise;
+        if too_much && (queued || self.phase != Phase::Cruise(0)) {
+            let floor = self.holds().map_or(0.0, |holds| holds * 0.7);
+            self.ceiling = (self.window as f64 * BACK_OFF).max(floor);
+        }
+        let age = round.saturating_sub(self.phase_since);
+        match self.phase {
+            Phase::Startup => {
+                let rate = self.rate.get();
+                if self.best * 1.25 <= rate {
+                    (self.best, self.flat) = (rate, 0);
+                } else if !self.limited {
+                    self.flat += 1;
+                }
+                if self.flat >= 3 || (queued && self.best > 0.0 && age >= 2) || (too_much && queued) {
+                    self.enter(Phase::Down);
+                }
+            }
+            Phase::Up if age >= 1 => {
+                if !too_much {
+                    self.ceiling *= UP;
+                }
+                self.enter(Phase::Down);
+            }
+            Phase::Down if age >= 2 => {
+                self.beside = self.queued(self.of_phase);
+                if measured && !self.beside {
+                    self.noise += (loss.min(NOISE_MOST) - self.noise) * 0.5;
+                }
+                if RTT_LIFE < now.saturating_duration_since(self.shortest_at) && self.of_phase < Duration::MAX {
+                    // Nothing as short came for long, although the queue was let drain: the path has become longer.
+                    (self.shortest, self.shortest_at) = (self.of_phase, now);
+                }
+                self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                self.enter(Phase::Cruise(round + CRUISE + (self.dice >> 33) % CRUISE_RANDOM));
+            }
+            Phase::Cruise(until) if until <= round => self.enter(Phase::Up),
+            _ => {}
+        }
+        (self.lost, self.delivered, self.of_round) = (0, 0, Duration::MAX);
+    }
+
+    fn gain(&self, now: Instant) -> f64 {
+        let base = if self.beside { BESIDE } else { ALONE } / (1.0 - self.noise);
+        match self.phase {
+            Phase::Startup => 2.9,
+            Phase::Up => base * UP,
+            // When the shortest round trip is old, all of one's own queue has to go for a new one.
+            Phase::Down if RTT_LIFE < now.saturating_duration_since(self.shortest_at) => 0.5,
+            Phase::Down => DOWN,
+            Phase::Cruise(_) => base,
+        }
+    }
+
+    fn set_window(&mut self, now: Instant) {
+        let least = (LEAST * self.mtu) as f64;
+        let acked = std::mem::take(&mut self.acked) as f64;
+        let window = self.window as f64;
+        let Some(holds) = self.holds() else {
+            self.window = (window + acked).min(MOST as f64) as u64;
+            return;
+        };
+        // A few packets more: acknowledgements come for two at a time, and sends in small bursts.
+        let target = holds * self.gain(now) + 3.0 * self.mtu as f64;
+        let next = if self.phase == Phase::Startup {
+            if self.limited { window } else { (window + acked).min(target.max(window)) }
+        } else {
+            target.min(window + acked)
+        };
+        if self.ceiling > 4.0 * target {
+            self.ceiling = f64::INFINITY;
+        }
+        self.window = next.min(self.ceiling).clamp(least, MOST as f64) as u64;
+    }
+}
+
+impl Controller for Model {
+    fn on_sent(&mut self, now: Instant, _bytes: u64, _last_packet_number: u64) {
+        self.samples.sent(now, self.limited);
+    }
+
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, _app_limited: bool, _rtt: &RttEstimator) {
+        self.acked += bytes;
+        self.delivered += bytes;
+        self.samples.acked(sent, bytes);
+        let rtt = now.saturating_duration_since(sent);
+        self.of_round = self.of_round.min(rtt);
+        self.of_phase = self.of_phase.min(rtt);
+        if rtt <= self.shortest.saturating_add(SAME_RTT) {
+            (self.shortest, self.shortest_at) = (self.shortest.min(rtt), now);
+        }
+    }
+
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, _largest: Option<u64>) {
+        // Less in flight than permitted: what is measured is the application, not the path.
+        self.limited = app_limited && in_flight + self.acked < self.window * 3 / 4;
+        let shortest = if self.shortest == Duration::MAX { Duration::ZERO } else { self.shortest };
+        let Some(sample) = self.samples.end(now, shortest) else { return };
+        if let Some(rate) = sample.rate
+            && (!sample.limited || self.rate.get() <= rate)
+        {
+            self.rate.add(self.samples.round(), rate);
+        }
+        if sample.new_round {
+            self.round(now);
+        }
+        self.set_window(now);
+    }
+
+    fn on_congestion_event(&mut self, now: Instant, _sent: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
+        self.lost += lost_bytes;
+        if is_persistent_congestion {
+            // For several round trips nothing came through: what was known of the path is void.
+            let (mtu, noise) = (self.mtu, self.noise);
+            *self = Self { samples: self.samples.clone(), noise, window: LEAST * mtu, ..Self::new(now, mtu) };
+        }
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.mtu = new_mtu.into();
+        self.window = self.window.max(LEAST * self.mtu);
+    }
+
+    fn window(&self) -> u64 {
+        self.window
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(self.clone())
+    }
+
+    fn initial_window(&self) -> u64 {
+        FIRST * self.mtu
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
