@@ -5,3 +5,4 @@ mod faults;
 mod isolation;
 mod ladder;
 mod proxies;
+mod speed;
