@@ -122,6 +122,7 @@ impl Port {
 
     async fn connection(&self, socket: TcpStream, remote: SocketAddr, slot: OwnedSemaphorePermit) {
         let _ = socket.set_nodelay(true);
+        moorline_link::tries_again_soon(&socket);
         let reference = socket2::SockRef::from(&socket);
         let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(30));
         let _ = reference.set_tcp_keepalive(&keepalive);

@@ -33,7 +33,16 @@ pub(crate) fn tune(socket: &TcpStream, limits: &Limits) -> io::Result<()> {
     Ok(())
 }
 
-/// Bounds TCP's pauses, where the system can: Linux from 6.15 on.
+/// Has a connection try again within a second what was not acknowledged, however long it has been tried; where the system
+/// can, which Linux does from 6.15 on. For connections that may come to carry a session later, as WebSockets do.
+pub fn tries_again_soon(socket: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    retry_within(socket, RETRY);
+    #[cfg(not(target_os = "linux"))]
+    let _ = socket;
+}
+
+/// Bounds TCP's pauses.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
 fn retry_within(socket: &TcpStream, most: Duration) {
