@@ -2,8 +2,8 @@
 //!
 //! A model of the path instead of a reaction to loss, after BBR (draft-ietf-ccwg-bbr): the highest rate at which packets
 //! were delivered lately, times the shortest round trip, is what the path holds. The window is a quarter more than that,
-//! so that it keeps asking for more and leaves a short queue; twice that while somebody else's queue stands on the path,
-//! for whoever is modest there gets nothing. Loss alone is no reason to slow down unless it grows with what is sent: what
+//! so that it keeps asking for more and leaves a short queue; up to twice that while round trips are longer although nothing
+//! of ours waits: somebody else's queue stands there, and whoever is modest gets nothing, or the path is restless. Loss alone is no reason to slow down unless it grows with what is sent: what
 //! is lost while less is sent than the path holds is noise.
 //!
 //! quinn paces by window and smoothed round trip, so the window is all that is decided here.
@@ -37,7 +37,7 @@ const CRUISE: u64 = 4;
 const CRUISE_RANDOM: u64 = 4;
 /// Window in shares of what the path holds, with nobody else on it.
 const ALONE: f64 = 1.25;
-/// The same beside somebody whose queue stands.
+/// The same at most: beside somebody whose queue stands, and where round trips are restless.
 const BESIDE: f64 = 2.0;
 /// A look for more.
 const UP: f64 = 1.25;
@@ -90,7 +90,10 @@ pub(crate) struct Model {
     /// Startup: the best rate so far, and rounds in which it did not grow.
     best: f64,
     flat: u32,
-    beside: bool,
+    /// How much longer round trips are than the shortest while nothing of ours waits: others' queues, and restlessness.
+    stretch: f64,
+    /// Sum and number of round trips since it was begun to measure that.
+    quiet: (Duration, u32),
     /// Share of packets that is lost whatever is sent.
     noise: f64,
     lost: u64,
@@ -117,7 +120,8 @@ impl Model {
             of_phase: Duration::MAX,
             best: 0.0,
             flat: 0,
-            beside: false,
+            stretch: 1.0,
+            quiet: (Duration::ZERO, 0),
             noise: 0.0,
             lost: 0,
             delivered: 0,
@@ -157,6 +161,9 @@ impl Model {
             self.ceiling = (self.window as f64 * BACK_OFF).max(floor);
         }
         let age = round.saturating_sub(self.phase_since);
+        if self.phase == Phase::Down && age == 1 {
+            self.quiet = (Duration::ZERO, 0); // what was on its way is in by now
+        }
         match self.phase {
             Phase::Startup => {
                 let rate = self.rate.get();
@@ -176,8 +183,11 @@ impl Model {
                 self.enter(Phase::Down);
             }
             Phase::Down if age >= 2 => {
-                self.beside = self.queued(self.of_phase);
-                if measured && !self.beside {
+                if let (sum, count @ 1..) = self.quiet {
+                    let mean = sum.as_secs_f64() / f64::from(count);
+                    self.stretch = mean / self.shortest.as_secs_f64().max(1e-6);
+                }
+                if measured && !self.queued(self.of_phase) {
                     self.noise += (loss.min(NOISE_MOST) - self.noise) * 0.5;
                 }
                 if RTT_LIFE < now.saturating_duration_since(self.shortest_at) && self.of_phase < Duration::MAX {
@@ -194,7 +204,7 @@ impl Model {
     }
 
     fn gain(&self, now: Instant) -> f64 {
-        let base = if self.beside { BESIDE } else { ALONE } / (1.0 - self.noise);
+        let base = (ALONE * self.stretch.max(1.0)).min(BESIDE) / (1.0 - self.noise);
         match self.phase {
             Phase::Startup => 2.9,
             Phase::Up => base * UP,
@@ -239,6 +249,7 @@ impl Controller for Model {
         let rtt = now.saturating_duration_since(sent);
         self.of_round = self.of_round.min(rtt);
         self.of_phase = self.of_phase.min(rtt);
+        self.quiet = (self.quiet.0.saturating_add(rtt), self.quiet.1.saturating_add(1));
         if rtt <= self.shortest.saturating_add(SAME_RTT) {
             (self.shortest, self.shortest_at) = (self.shortest.min(rtt), now);
         }
