@@ -81,13 +81,6 @@ fn headers() -> Vec<StreamHeader> {
             principal: Some(principal),
         },
         StreamHeader {
-            target: Target::Tcp { host: "db.example".into(), port: 5432 },
-            class: Class::Bulk,
-            deadline_ms: 1500,
-            traceparent: None,
-            principal: None,
-        },
-        StreamHeader {
             target: Target::Echo,
             class: Class::Interactive,
             deadline_ms: 0,
