@@ -3,5 +3,8 @@
 use moorline_plugin::Factory;
 
 /// Each by its factory. No other place names them.
-pub const ALL: &[Factory] =
-    &[Factory::of::<moorline_plugin_rbac::Rbac>(), Factory::of::<moorline_plugin_projects::Projects>()];
+pub const ALL: &[Factory] = &[
+    Factory::of::<moorline_plugin_health::Health>(),
+    Factory::of::<moorline_plugin_projects::Projects>(),
+    Factory::of::<moorline_plugin_rbac::Rbac>(),
+];

@@ -139,7 +139,9 @@ pub(crate) async fn follow(mut changes: Changes<ClusterSpec>, clusters: watch::S
         clusters.send_if_modified(|all| match change {
             Change::Put(cluster) => {
                 let connected = cluster.status.iter().flat_map(|status| &status.conditions);
+                let session = cluster.status.as_ref().and_then(|status| status.connected_since.clone());
                 let facts = ClusterFacts {
+                    session: session.unwrap_or_default(),
                     name: cluster.metadata.name.clone(),
                     uid: cluster.metadata.uid.clone(),
                     labels: cluster.metadata.labels.clone(),

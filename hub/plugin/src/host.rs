@@ -1,7 +1,7 @@
 //! Runs the plugins of a hub, each on threads of its own.
 
 use crate::{
-    Backend, ClusterView, Clusters, HubRule, HubView, Plugin, PluginMetrics, RouteAnswer, RouteRequest,
+    Backend, ClusterFacts, ClusterView, Clusters, HubRule, HubView, Plugin, PluginMetrics, RouteAnswer, RouteRequest,
     client::{Target, Wire},
     guard::Guard,
     keeper::{Part, Pulse, State},
@@ -246,6 +246,11 @@ impl Host {
     }
 }
 
+/// What a cluster's half belongs to: this registration and this session. What refused before may not any more.
+fn life(facts: &ClusterFacts) -> String {
+    format!("{} {}", facts.uid, facts.session)
+}
+
 /// Everything that one plugin is started with.
 struct Begin {
     plugin: Arc<dyn Plugin>,
@@ -293,7 +298,7 @@ impl Begin {
         loop {
             let now = Arc::clone(&changes.borrow_and_update());
             running.retain(|name, (uid, stop, _)| {
-                let stays = now.get(name).is_some_and(|facts| facts.connected && facts.uid == *uid);
+                let stays = now.get(name).is_some_and(|facts| facts.connected && life(facts) == *uid);
                 if !stays {
                     stop.cancel();
                 }
@@ -303,7 +308,7 @@ impl Begin {
                 if !running.contains_key(&facts.name) {
                     let stop = self.stop.child_token();
                     let task = self.one(&hub, &facts.name, &facts.uid, &stop);
-                    running.insert(facts.name.clone(), (facts.uid.clone(), stop, task));
+                    running.insert(facts.name.clone(), (life(facts), stop, task));
                 }
             }
             self.metrics.clusters(running.len());

@@ -29,6 +29,7 @@ mod metrics;
 pub mod mirror;
 mod object;
 mod plugin;
+pub mod quantity;
 mod register;
 mod select;
 mod view;

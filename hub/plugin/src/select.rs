@@ -52,6 +52,7 @@ mod tests {
             uid: String::new(),
             labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             connected: true,
+            session: String::new(),
         };
         let named = ClusterSelector { names: vec!["a".to_owned()], ..ClusterSelector::default() };
         assert!(

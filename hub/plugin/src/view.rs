@@ -19,6 +19,8 @@ pub struct ClusterFacts {
     pub labels: BTreeMap<String, String>,
     /// Whether an agent is connected.
     pub connected: bool,
+    /// Since when its newest session is there, RFC 3339: with another session everything is asked anew.
+    pub session: String,
 }
 
 /// All clusters, by name.

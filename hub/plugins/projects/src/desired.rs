@@ -209,8 +209,13 @@ mod tests {
         }
     }
     fn there(inputs: &Inputs, cluster: &str) -> Vec<String> {
-        let facts =
-            ClusterFacts { name: cluster.to_owned(), uid: String::new(), labels: BTreeMap::new(), connected: true };
+        let facts = ClusterFacts {
+            name: cluster.to_owned(),
+            uid: String::new(),
+            labels: BTreeMap::new(),
+            connected: true,
+            session: String::new(),
+        };
         desired(inputs, &facts).keys().map(ToString::to_string).collect()
     }
 
@@ -233,7 +238,13 @@ mod tests {
         let mut leaving = space("shop", "web", None);
         leaving.metadata.deletion_timestamp = Some(serde_json::from_value(json!("2030-01-01T00:00:00Z")).unwrap());
         let all = inputs(vec![("web", project("a"))], vec![leaving]);
-        let facts = ClusterFacts { name: "a".to_owned(), uid: String::new(), labels: BTreeMap::new(), connected: true };
+        let facts = ClusterFacts {
+            name: "a".to_owned(),
+            uid: String::new(),
+            labels: BTreeMap::new(),
+            connected: true,
+            session: String::new(),
+        };
         let there = desired(&all, &facts);
         assert_eq!(there.into_values().collect::<Vec<_>>(), [ABSENT]);
         let mut not_held = space("shop", "web", None);

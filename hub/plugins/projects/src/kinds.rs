@@ -1,7 +1,6 @@
 //! The kinds of this plugin.
 
-use crate::quantity;
-use moorline_plugin::{Cause, Condition, HubObject, Spec};
+use moorline_plugin::{Cause, Condition, HubObject, Spec, quantity};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -7,7 +7,6 @@
 
 mod desired;
 pub mod kinds;
-mod quantity;
 mod quota;
 mod shares;
 mod tell;

@@ -3,7 +3,6 @@
 use crate::{
     CONDITION, Known, Projects,
     desired::{Inputs, OWN, Shares, namespaces},
-    quantity,
     quota::{Share, plan},
 };
 use futures_util::StreamExt;
@@ -15,7 +14,7 @@ use kube::{
 use moorline_plugin::{
     ClusterView, Condition, HubView, PluginError,
     mirror::{CLUSTER_LABEL, PLUGIN_LABEL},
-    set_condition,
+    quantity, set_condition,
 };
 use serde_json::Value;
 use std::{

@@ -117,7 +117,13 @@ mod tests {
         Arc::new(objects.into_iter().map(named).collect())
     }
     fn cluster(name: &str) -> ClusterFacts {
-        ClusterFacts { name: name.to_owned(), uid: "u".to_owned(), labels: BTreeMap::new(), connected: true }
+        ClusterFacts {
+            name: name.to_owned(),
+            uid: "u".to_owned(),
+            labels: BTreeMap::new(),
+            connected: true,
+            session: String::new(),
+        }
     }
     fn only(name: &str) -> ClusterSelector {
         ClusterSelector { names: vec![name.to_owned()], ..ClusterSelector::default() }

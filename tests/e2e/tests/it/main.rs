@@ -47,6 +47,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("services_dns_over_udp", services::dns),
     ("services_a_grpc_health_check", services::grpc),
     ("services_a_terminal_behind_a_websocket", services::terminal),
+    ("plugin_health_tells_how_clusters_are", plugins::health),
     ("a_copied_identity_is_refused", failures::copied_identity),
     ("a_clock_an_hour_off_is_named", failures::clock),
     ("f40_api_server_down_is_a_502", failures::api_server_down),

@@ -336,3 +336,48 @@ pub fn projects(world: &mut World) -> Result<()> {
     edge(&["delete", "namespace", "old", "kept", "--wait=false"])?;
     Ok(())
 }
+
+pub fn health(world: &mut World) -> Result<()> {
+    // A pod that no node takes is one in trouble, and gives a warning.
+    let overrides = r#"{"spec":{"nodeSelector":{"none":"such"}}}"#;
+    world.edge1.admin(&["run", "nowhere", "--image=none", "--restart=Never", "--overrides", overrides])?;
+    eventually("the scheduler's warning", SOON, || {
+        let events = world.edge1.admin(&["get", "events", "--field-selector", "type=Warning"])?;
+        ensure!(events.contains("FailedScheduling"), "{events}");
+        Ok(())
+    })?;
+    let_in(world, &["health"])?;
+    let hub = Hub(world);
+    eventually("how edge1 is", SOON, || {
+        let (status, reason, message) = hub.condition("edge1", "Ready")?;
+        ensure!(
+            (status.as_str(), message.as_str()) == ("True", "1 of 1 nodes are ready"),
+            "{status} {reason} {message}"
+        );
+        let health = hub.json(&["clusterhealth", "edge1"])?["status"].clone();
+        ensure!(
+            health["nodes"] == 1 && health["nodesReady"] == 1 && health["allocatable"]["cpu"].is_string(),
+            "{health}"
+        );
+        ensure!(health["pods"].as_u64() >= Some(1) && health["podsInTrouble"].as_u64() >= Some(1), "{health}");
+        let warnings = health["warnings"].as_array().context("warnings")?;
+        ensure!(warnings.iter().any(|w| w["reason"] == "FailedScheduling"), "{health}");
+        Ok(())
+    })?;
+    eventually("edge2 lets it not in", SOON, || {
+        let (status, reason, _) = hub.condition("edge2", "Ready")?;
+        ensure!((status.as_str(), reason.as_str()) == ("Unknown", "NotAllowed"), "{status} {reason}");
+        Ok(())
+    })?;
+    let history: Value = serde_json::from_str(&hub.k(&["get", "--raw", "/plugins/health/clusters/edge1"])?)?;
+    ensure!(history["points"][0][1] == 1, "{history}");
+    let table = hub.k(&["get", "health"])?;
+    ensure!(table.contains("edge1") && !table.contains("edge2"), "{table}");
+    world.agent1 = None;
+    eventually("nobody knows", SOON, || {
+        let (status, reason, _) = Hub(world).condition("edge1", "Ready")?;
+        ensure!((status.as_str(), reason.as_str()) == ("Unknown", "NotConnected"), "{status} {reason}");
+        Ok(())
+    })?;
+    world.edge1.admin(&["delete", "pod", "nowhere", "--now"]).map(drop)
+}

@@ -3,7 +3,7 @@
 /// A quantity in thousandths of its unit; `None`: not one.
 ///
 /// The forms of <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/> without exponents.
-pub(crate) fn parse(text: &str) -> Option<i128> {
+pub fn parse(text: &str) -> Option<i128> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
     let unit: i128 = match suffix {
@@ -31,7 +31,7 @@ pub(crate) fn parse(text: &str) -> Option<i128> {
 }
 
 /// As an API server writes it, so that what comes back is what was sent.
-pub(crate) fn write(thousandths: i128) -> String {
+pub fn write(thousandths: i128) -> String {
     if thousandths % 1000 != 0 {
         return format!("{thousandths}m");
     }

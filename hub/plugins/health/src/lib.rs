@@ -1,0 +1,298 @@
+//! How clusters are: nodes, what they have for pods, pods, warnings; a condition `Ready` in each cluster's object; and, in
+//! memory, what it was like over the last hours, at `/plugins/health/clusters/<name>`.
+//!
+//! It asks little: nodes are watched and forgotten but for a few numbers, pods are counted by the API server
+//! (`remainingItemCount`), and only those in trouble are listed, as metadata.
+#![forbid(unsafe_code)]
+
+pub mod kinds;
+mod look;
+
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, future::BoxFuture};
+use kinds::{ClusterHealthSpec, ClusterHealthStatus};
+use kube::{
+    Api, ResourceExt,
+    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams},
+    runtime::{WatchStreamExt, watcher},
+};
+use look::{Node, sum, warnings};
+use moorline_plugin::{
+    ClusterView, Condition, Configured, HubObject, HubView, Plugin, PluginError, PluginKind, Registration, RouteAnswer,
+    RouteRequest, set_condition,
+};
+use serde::Deserialize;
+use serde_json::json;
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::time::{MissedTickBehavior, interval};
+
+/// The condition of a Cluster that says whether it can work.
+pub const CONDITION: &str = "Ready";
+/// Points that are kept of each cluster: six hours, a minute each.
+const POINTS: usize = 360;
+/// Pods in trouble that are counted.
+const TROUBLE: u32 = 500;
+/// Events that are read at a time.
+const EVENTS: u32 = 500;
+/// Pods that neither run nor have ended well.
+const IN_TROUBLE: &str = "status.phase!=Running,status.phase!=Succeeded";
+
+/// Settings.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Seconds between two looks at a cluster.
+    pub every: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { every: 60 }
+    }
+}
+
+/// One moment of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Point {
+    /// Unix time, in seconds.
+    at: i64,
+    nodes: u32,
+    ready: u32,
+    pods: u64,
+    trouble: u32,
+}
+
+/// The plugin.
+#[derive(Debug)]
+pub struct Health {
+    every: Duration,
+    history: Arc<Mutex<HashMap<String, VecDeque<Point>>>>,
+}
+
+impl Configured for Health {
+    const NAME: &'static str = "health";
+    type Config = Config;
+    fn new(config: Config) -> Result<Self, String> {
+        if !(10..=3600).contains(&config.every) {
+            return Err("every: 10 to 3600 seconds".to_owned());
+        }
+        Ok(Self { every: Duration::from_secs(config.every), history: Arc::default() })
+    }
+}
+
+fn core(kind: &str, plural: &str) -> ApiResource {
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", kind), plural)
+}
+
+fn clusters(hub: &HubView) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk("moorline.dev", "v1alpha1", "Cluster");
+    Api::all_with(hub.client.clone(), &ApiResource::from_gvk_with_plural(&kind, "clusters"))
+}
+
+impl Plugin for Health {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn register(&self, into: &mut Registration) {
+        let history = Arc::clone(&self.history);
+        let kind = PluginKind::of::<ClusterHealthSpec>()
+            .column("Nodes", "/status/nodes")
+            .column("Ready", "/status/nodesReady")
+            .column("CPU", "/status/allocatable/cpu")
+            .column("Pods", "/status/pods")
+            .column("Trouble", "/status/podsInTrouble");
+        into.kind(kind).writes(&["clusters"]).per_cluster().route(move |request| {
+            let answer = plot(&history, &request);
+            async move { answer }.boxed()
+        });
+    }
+
+    fn run(self: Arc<Self>, hub: HubView) -> BoxFuture<'static, Result<(), PluginError>> {
+        async move { self.whole(hub).await }.boxed()
+    }
+
+    fn run_cluster(self: Arc<Self>, hub: HubView, cluster: ClusterView) -> BoxFuture<'static, Result<(), PluginError>> {
+        async move {
+            let result = self.one(&hub, &cluster).await;
+            if let Err(error) = &result {
+                let why = error.to_string();
+                let reason = if why.contains("edge policy") { "NotAllowed" } else { "CannotAsk" };
+                let mut unknown = Condition::new(CONDITION, false, reason, why);
+                "Unknown".clone_into(&mut unknown.status);
+                set_condition(&clusters(&hub), &cluster.name, unknown).await?;
+            }
+            result
+        }
+        .boxed()
+    }
+}
+
+impl Health {
+    /// Nobody knows how a cluster is that is not connected; and what is said of one that is gone goes too.
+    async fn whole(&self, hub: HubView) -> Result<(), PluginError> {
+        let (api, all): (Api<HubObject<ClusterHealthSpec>>, _) = (Api::all(hub.client.clone()), clusters(&hub));
+        let mut changes = hub.clusters.clone();
+        loop {
+            let now = Arc::clone(&changes.borrow_and_update());
+            for facts in now.values().filter(|facts| !facts.connected) {
+                let mut unknown = Condition::new(CONDITION, false, "NotConnected", "no agent is connected");
+                "Unknown".clone_into(&mut unknown.status);
+                set_condition(&all, &facts.name, unknown).await?;
+            }
+            for object in api.list_metadata(&ListParams::default()).await?.items {
+                let name = object.name_any();
+                // `now` may be older than what another half has just made.
+                if !now.contains_key(&name) && !changes.borrow().contains_key(&name) {
+                    api.delete(&name, &DeleteParams::default()).await?;
+                    self.history.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+                }
+            }
+            if changes.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn one(&self, hub: &HubView, cluster: &ClusterView) -> Result<(), PluginError> {
+        let nodes: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &core("Node", "nodes"));
+        let mut changes = Box::pin(watcher(nodes, watcher::Config::default()).default_backoff());
+        let (mut known, mut listing, mut listed) = (BTreeMap::new(), BTreeMap::new(), false);
+        let node = |object: &DynamicObject| (object.name_any(), Node::of(&json!({ "status": object.data["status"] })));
+        let mut tick = interval(self.every);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(event) = changes.next() => match event {
+                    Ok(watcher::Event::Init) => listing.clear(),
+                    Ok(watcher::Event::InitApply(object)) => listing.extend([node(&object)]),
+                    Ok(watcher::Event::InitDone) => {
+                        known = std::mem::take(&mut listing);
+                        if !listed {
+                            listed = true;
+                            tick.reset_immediately();
+                        }
+                    }
+                    Ok(watcher::Event::Apply(object)) => known.extend([node(&object)]),
+                    Ok(watcher::Event::Delete(object)) => drop(known.remove(&object.name_any())),
+                    Err(error) if !listed => return Err(PluginError::Other(format!("cannot watch nodes: {error}"))),
+                    Err(_) => {}
+                },
+                _ = tick.tick() => {
+                    if listed {
+                        self.look(hub, cluster, &known).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks, and writes what has changed.
+    async fn look(
+        &self,
+        hub: &HubView,
+        cluster: &ClusterView,
+        nodes: &BTreeMap<String, Node>,
+    ) -> Result<(), PluginError> {
+        let pods: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &core("Pod", "pods"));
+        let counted = pods.list_metadata(&ListParams::default().limit(1)).await?;
+        let more = counted.metadata.remaining_item_count.and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+        let trouble = pods.list_metadata(&ListParams::default().fields(IN_TROUBLE).limit(TROUBLE)).await?;
+        let events: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &core("Event", "events"));
+        let events = events.list(&ListParams::default().fields("type=Warning").limit(EVENTS)).await?;
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let status = ClusterHealthStatus {
+            nodes: count(nodes.len()),
+            nodes_ready: count(nodes.values().filter(|node| node.ready).count()),
+            allocatable: sum(nodes.values()),
+            pods: more + counted.items.len() as u64,
+            pods_in_trouble: count(trouble.items.len()),
+            warnings: warnings(events.items.iter().map(|event| &event.data)),
+        };
+        self.remember(&cluster.name, &status);
+        let api: Api<HubObject<ClusterHealthSpec>> = Api::all(hub.client.clone());
+        let stored = match api.get_opt(&cluster.name).await? {
+            Some(object) => object,
+            None => api.create(&PostParams::default(), &HubObject::new(&cluster.name, ClusterHealthSpec {})).await?,
+        };
+        if stored.status.as_ref() != Some(&status) {
+            let patch = Patch::Merge(json!({ "status": status }));
+            api.patch_status(&cluster.name, &PatchParams::default(), &patch).await?;
+        }
+        let (ready, all) = (status.nodes_ready, status.nodes);
+        let holds = ready == all && ready > 0;
+        let reason = if holds { "NodesReady" } else { "NodesNotReady" };
+        let condition = Condition::new(CONDITION, holds, reason, format!("{ready} of {all} nodes are ready"));
+        set_condition(&clusters(hub), &cluster.name, condition).await?;
+        hub.metrics.count("looked");
+        Ok(())
+    }
+
+    fn remember(&self, cluster: &str, status: &ClusterHealthStatus) {
+        let at = jiff::Timestamp::now().as_second();
+        let (nodes, ready) = (status.nodes, status.nodes_ready);
+        let point = Point { at, nodes, ready, pods: status.pods, trouble: status.pods_in_trouble };
+        let mut all = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let points = all.entry(cluster.to_owned()).or_default();
+        if points.len() == POINTS {
+            points.pop_front();
+        }
+        points.push_back(point);
+    }
+}
+
+/// Answers `GET /plugins/health/clusters/<name>` to who may see that cluster.
+fn plot(history: &Mutex<HashMap<String, VecDeque<Point>>>, request: &RouteRequest) -> RouteAnswer {
+    let name = request.path.strip_prefix("/clusters/").unwrap_or_default();
+    let all = history.lock().unwrap_or_else(PoisonError::into_inner);
+    // The same answer for one that is unknown and for one that the caller may not see.
+    let points = all.get(name).filter(|_| (request.may_see)(name) && request.method == http::Method::GET);
+    let (code, body) = match points {
+        Some(points) => {
+            let rows: Vec<_> = points.iter().map(|p| json!([p.at, p.nodes, p.ready, p.pods, p.trouble])).collect();
+            let columns = ["time", "nodes", "nodesReady", "pods", "podsInTrouble"];
+            (200, json!({ "columns": columns, "points": rows }))
+        }
+        None => (404, json!({ "message": "nothing is known of this cluster" })),
+    };
+    let mut answer = RouteAnswer::new(Bytes::from(body.to_string()));
+    *answer.status_mut() = http::StatusCode::from_u16(code).unwrap_or_default();
+    let json = http::HeaderValue::from_static("application/json");
+    answer.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_is_bounded_and_for_those_who_see_the_cluster() {
+        let health = Health::new(Config::default()).unwrap();
+        for pods in 0..1000 {
+            health.remember("edge1", &ClusterHealthStatus { pods, ..ClusterHealthStatus::default() });
+        }
+        let ask = |path: &str, sees: bool| {
+            let request = RouteRequest {
+                method: http::Method::GET,
+                path: path.to_owned(),
+                query: String::new(),
+                body: Bytes::new(),
+                user: "ann".to_owned(),
+                may_see: Arc::new(move |_| sees),
+                admin: false,
+            };
+            let answer = plot(&health.history, &request);
+            let body: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+            (answer.status().as_u16(), body["points"].as_array().map_or(0, Vec::len), body["points"][359][3].clone())
+        };
+        assert_eq!(ask("/clusters/edge1", true), (200, POINTS, json!(999)));
+        assert_eq!(ask("/clusters/edge1", false).0, 404);
+        assert_eq!(ask("/clusters/edge2", true).0, 404);
+        assert!(Health::new(Config { every: 1 }).is_err());
+    }
+}
