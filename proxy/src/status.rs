@@ -28,7 +28,7 @@ pub fn status_response(code: StatusCode, message: &str) -> Response<Body> {
 /// How a refusal by an agent is told over HTTP: each cause has a status and a reason of its own.
 pub fn of_refusal(code: RefuseCode) -> (StatusCode, &'static str) {
     match code {
-        RefuseCode::Policy | RefuseCode::NoIdentity => (StatusCode::FORBIDDEN, "Forbidden"),
+        RefuseCode::Policy => (StatusCode::FORBIDDEN, "Forbidden"),
         RefuseCode::NotFound => (StatusCode::NOT_FOUND, "NotFound"),
         RefuseCode::NoEndpoints => (StatusCode::SERVICE_UNAVAILABLE, "NoEndpoints"),
         RefuseCode::ConnectionRefused => (StatusCode::BAD_GATEWAY, "ConnectionRefused"),
