@@ -492,7 +492,8 @@ mod tests {
             let found = authorize(&facts, &cluster, None).map(|permit| permit.principal().groups[1..].to_vec());
             proptest::prop_assert_eq!(found.is_ok(), !wanted.is_empty());
             let mut found = found.unwrap_or_default();
-            (wanted.sort(), found.sort());
+            wanted.sort();
+            found.sort();
             proptest::prop_assert_eq!(found, wanted);
         }
     }
