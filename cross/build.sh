@@ -37,7 +37,8 @@ flags() { # TARGET
   local pair
   for pair in $paths; do printf -- '--remap-path-prefix=%s ' "$pair"; done
   case $1 in
-    *-musl) printf -- '-Ctarget-feature=+crt-static -Clink-self-contained=yes ' ;;
+    # jemalloc counts bits by a helper of gcc's own library, which nothing else needs: it comes last.
+    *-musl) printf -- '-Ctarget-feature=+crt-static -Clink-self-contained=yes -Clink-arg=-lgcc ' ;;
     # A time in the file's header would tell two builds apart.
     *-windows-*) printf -- '-Clink-arg=-Wl,--no-insert-timestamp ' ;;
   esac

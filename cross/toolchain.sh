@@ -131,9 +131,7 @@ int __fprintf_chk(FILE *f, int flag, const char *fmt, ...) {
 }
 C
   "$4" -O2 -fPIC -U_FORTIFY_SOURCE -c "$w/fortify.c" -o "$w/fortify.o"
-  # jemalloc counts bits by a helper of gcc's own library, which nothing else here needs.
-  (cd "$w" && ar x "$($3 -print-libgcc-file-name)" _popcountdi2.o)
-  ar rD "$to/libunwind.a" "$w/fortify.o" "$w/_popcountdi2.o" 2>/dev/null
+  ar rD "$to/libunwind.a" "$w/fortify.o" 2>/dev/null
 }
 
 # Debian has no musl compiler for Arm64, but musl's headers and libraries for it: its glibc compiler with those headers.
