@@ -181,11 +181,7 @@ mod tests {
                 let line = line.strip_prefix("sudo ").unwrap_or(&line);
                 let Some(rest) = line.strip_prefix("moorline ") else { continue };
                 let words = rest.split(['|', '>', ';', '&']).next().unwrap_or_default();
-                let words: Vec<_> = words
-                    .split_whitespace()
-                    .filter(|w| *w != "…")
-                    .map(|w| w.trim_matches(['"', '\'']).into())
-                    .collect();
+                let words: Vec<_> = words_of(words).into_iter().filter(|w| w != "…").map(Into::into).collect();
                 tried += 1;
                 if let Err(error) = args::read(words) {
                     let help = matches!(
@@ -197,5 +193,23 @@ mod tests {
             }
         }
         assert!(tried > 10, "only {tried} commands were found");
+    }
+
+    /// A command line's words, with quotes as a shell has them.
+    fn words_of(line: &str) -> Vec<String> {
+        let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+        for c in line.chars() {
+            match (c, quote) {
+                (c, Some(open)) if c == open => quote = None,
+                ('\'' | '"', None) => {
+                    quote = Some(c);
+                    word.get_or_insert_default();
+                }
+                (c, None) if c.is_whitespace() => words.extend(word.take()),
+                (c, _) => word.get_or_insert_default().push(c),
+            }
+        }
+        words.extend(word);
+        words
     }
 }
