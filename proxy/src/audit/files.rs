@@ -114,7 +114,7 @@ impl LogFile {
 
     /// Sets the file aside as `<stem>-<number of its first record>.log` and begins a new one.
     fn rotate(&mut self) -> io::Result<()> {
-        let first = first_line(&self.path)?.and_then(|line| Chain::before(&line).ok()).map_or(0, |chain| chain.next);
+        let first = first_record(&self.path)?;
         let stem = self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let aside = self.path.with_file_name(format!("{stem}-{first:020}.log"));
         if aside.exists() {
@@ -172,10 +172,19 @@ fn last_line(file: &mut fs::File) -> io::Result<(Option<Vec<u8>>, u64)> {
     Ok((last.map(<[u8]>::to_vec), torn))
 }
 
-fn first_line(path: &Path) -> io::Result<Option<Vec<u8>>> {
+/// Number of a file's first record; 0 if it has none. A file may begin with a line that a crash has torn.
+fn first_record(path: &Path) -> io::Result<u64> {
+    let mut reader = io::BufReader::new(fs::File::open(path)?);
     let mut line = Vec::new();
-    io::BufReader::new(fs::File::open(path)?).take(MAX_LINE).read_until(b'\n', &mut line)?;
-    Ok((!line.is_empty()).then(|| line.trim_ascii_end().to_vec()))
+    loop {
+        line.clear();
+        if reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+            return Ok(0);
+        }
+        if let Ok(chain) = Chain::before(line.trim_ascii_end()) {
+            return Ok(chain.next);
+        }
+    }
 }
 
 /// The files that were set aside, oldest first.
@@ -243,6 +252,8 @@ pub fn verify(path: &Path, most_flaws: usize) -> io::Result<Report> {
                         chain = Some(Chain::after(text).unwrap_or_default());
                         report.records += 1;
                     }
+                    // What was removed with the oldest files is told by the first number, here as elsewhere.
+                    Err(Flaw::Unreadable) => report.torn.push((file.clone(), number)),
                     Err(flaw) => report.flaws.push((file.clone(), number, flaw.to_string())),
                 }
                 continue;
