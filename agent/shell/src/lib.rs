@@ -8,6 +8,8 @@
 //! [`Shells`] serves terminals to clients, [`inside`] is what the agent's own binary runs to become one, and
 //! [`frames`] is the protocol between terminal and client.
 
+#![forbid(unsafe_code)]
+
 pub mod frames;
 pub mod limits;
 
