@@ -77,7 +77,7 @@ echo "a-password-for-bench-123" | moorline user create bench --password-stdin >/
 moorline grant create bench --user bench --cluster '*' >/dev/null
 kubectl --kubeconfig "$work/kube/kubeconfig" create clusterrolebinding bench --clusterrole cluster-admin --user bench >/dev/null
 echo "a-password-for-bench-123" | XDG_CONFIG_HOME=$work/user moorline login https://127.0.0.1:$hub --user bench --ca-file "$work/hub/ca.crt" --password-stdin
-token=$(XDG_CONFIG_HOME=$work/user moorline kubeconfig bench | sed -n 's/^ *token: *"\{0,1\}\([^"]*\)"\{0,1\}$/\1/p')
+token=$(XDG_CONFIG_HOME=$work/user moorline kubeconfig bench --static | sed -n 's/^ *token: *"\{0,1\}\([^"]*\)"\{0,1\}$/\1/p')
 
 target() { # NAME ADDRESS PREFIX CA CLIENT HEADERS
   printf '{"name":"%s","address":"%s","host":"127.0.0.1","prefix":"%s","ca":"%s","client":%s,"headers":%s}' "$@"

@@ -164,7 +164,8 @@ show moorline status
 if [ -n "${DEMO_KEEP:-}" ]; then
   trap - EXIT
   step "Everything keeps running"
-  say "export KUBECONFIG=$work/edge1.kubeconfig"
+  # kubectl asks moorline for alice's token, which finds her login there.
+  say "export PATH=$bin:\$PATH XDG_CONFIG_HOME=$work/alice-config KUBECONFIG=$work/edge1.kubeconfig"
   say "stop with: demo/demo.sh --stop $work"
   exit 0
 fi
