@@ -50,9 +50,10 @@ const SCENES: &[(&str, Scene)] = &[
     ("plugin_health_tells_how_clusters_are", plugins::health),
     ("a_copied_identity_is_refused", failures::copied_identity),
     ("a_clock_an_hour_off_is_named", failures::clock),
+    ("endpoint_answers_as_the_hub_does_and_while_it_is_away", endpoint::all),
+    // From here on edge2 has no API server.
     ("f40_api_server_down_is_a_502", failures::api_server_down),
     ("f04_agent_killed_is_an_error_and_it_comes_back", failures::agent_killed),
-    ("endpoint_answers_as_the_hub_does_and_while_it_is_away", endpoint::all),
     ("f03_hub_drains_on_sigterm", failures::hub_drains),
     ("f01_hub_killed_and_agents_return_without_a_token", failures::hub_killed),
 ];

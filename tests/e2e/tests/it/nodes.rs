@@ -43,7 +43,10 @@ fn status(world: &World) -> Result<serde_json::Value> {
 }
 
 fn reason(world: &World) -> Result<String> {
-    Ok(status(world)?["conditions"][0]["reason"].as_str().unwrap_or_default().to_owned())
+    let status = status(world)?;
+    let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+    let connected = conditions.iter().find(|c| c["type"] == "Connected").context("a condition")?;
+    Ok(connected["reason"].as_str().unwrap_or_default().to_owned())
 }
 
 /// How long it takes until a request that is made now or later succeeds.

@@ -121,7 +121,8 @@ pub fn rbac(world: &mut World) -> Result<()> {
         // Edge2 has let nobody in: that is told, and holds up nobody else.
         let template = hub.json(&["roletemplate", "deployer"])?;
         let sync = &template["status"]["sync"];
-        ensure!(sync["clusters"] == 2 && sync["synced"] == 1 && sync["failed"] == 1, "f44: {sync}");
+        // Other scenes have left clusters that are not connected.
+        ensure!(sync["clusters"].as_u64() >= Some(2) && sync["synced"] == 1 && sync["failed"] == 1, "f44: {sync}");
         ensure!(sync["failures"][0].as_str().is_some_and(|f| f.starts_with("edge2: ")), "{sync}");
         ensure!(hub.condition("edge1", "RolesSynced")?.0 == "True");
         Ok(())
