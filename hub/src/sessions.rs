@@ -25,7 +25,10 @@ use std::{
     },
     time::{Duration, Instant, SystemTime},
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long streams may stay on a session that the agent has replaced, be it for a new certificate or a better carrier.
@@ -51,6 +54,8 @@ pub(crate) struct Entry {
     pub node: bool,
     /// It has not answered its last probe.
     pub doubt: AtomicBool,
+    /// A node agent has come that may stand in for this cluster agent.
+    pub node_came: Notify,
     /// A node agent that holds a session because somebody asked for it.
     pub called: bool,
     /// Which run of the agent.
@@ -167,7 +172,11 @@ impl Registry {
     fn insert(&self, entry: Arc<Entry>) {
         let mut table = self.lock();
         table.count += 1;
-        table.clusters.entry(entry.cluster.clone()).or_default().push(entry);
+        let all = table.clusters.entry(entry.cluster.clone()).or_default();
+        if entry.node {
+            all.iter().filter(|other| !other.node).for_each(|agent| agent.node_came.notify_one());
+        }
+        all.push(entry);
     }
 
     fn remove(&self, entry: &Arc<Entry>) {
@@ -369,6 +378,7 @@ impl Sessions {
             cluster: admitted.cluster.clone(),
             node: admitted.node,
             doubt: AtomicBool::new(false),
+            node_came: Notify::new(),
             called: admitted.called,
             instance,
             since: SystemTime::now(),

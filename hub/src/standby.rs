@@ -88,10 +88,12 @@ pub(crate) async fn watch(
         return std::future::pending().await;
     }
     loop {
-        sleep(every).await;
+        // Nothing ticks for a cluster without node agents: most of a fleet may have none.
         if !registry.has_node(&entry.cluster) {
+            entry.node_came.notified().await;
             continue;
         }
+        sleep(every).await;
         let ping = entry.session.ping();
         tokio::pin!(ping);
         let patience = patience + 3 * entry.session.rtt();
