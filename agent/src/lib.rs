@@ -43,7 +43,7 @@ use rand::Rng;
 use rcgen::KeyPair;
 use review::ClusterRules;
 use secret::{SecretCopy, SecretError};
-use serve::Service;
+use serve::{More, Service};
 use shell::NodeShells;
 use state::{Membership, StateDir, StateError};
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -173,18 +173,9 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             (config.role == AgentRole::Node).then(|| NodeShells::new(config.shell_root.clone(), &cluster)).flatten();
         let places = inside::Metrics::new(registry)?;
         let places = inside::Inside::new(upstream.clone(), policy.clone(), Some(config.hub.clone()), places);
-        let service = Service::whole(
-            upstream.clone(),
-            Arc::new(ClusterRules::new(upstream.clone())),
-            policy.clone(),
-            metrics.clone(),
-            room,
-            Some(places),
-        );
-        let service = match shells {
-            Some(shells) => service.with_shells(shells),
-            None => service,
-        };
+        let more = More { room, inside: Some(places), shells };
+        let rules = Arc::new(ClusterRules::new(upstream.clone()));
+        let service = Service::new(upstream.clone(), rules, policy.clone(), metrics.clone(), more);
         let dialler = dialler::Dialler {
             hub: config.hub.clone(),
             carrier: config.carrier,

@@ -22,58 +22,25 @@ pub struct Service<U, R> {
     pub(crate) policy: Arc<PolicyFile>,
     places: Arc<Semaphore>,
     metrics: Metrics,
-    room: Option<Room>,
-    inside: Option<Arc<Inside>>,
-    shells: Option<NodeShells>,
+    more: More,
+}
+
+/// What an agent may serve beside Kubernetes. Streams to what is not there are refused.
+#[derive(Default)]
+pub struct More {
+    /// Keeps what the cluster's own endpoint needs.
+    pub room: Option<Room>,
+    /// Services, pods and hosts.
+    pub inside: Option<Arc<Inside>>,
+    /// Shells on this node.
+    pub shells: Option<NodeShells>,
 }
 
 impl<U: Upstream, R: Reviewer> Service<U, R> {
-    /// Serves Kubernetes from `upstream` as far as `policy` and `reviewer` allow, and nothing else.
-    pub fn new(upstream: Arc<U>, reviewer: Arc<R>, policy: Arc<PolicyFile>, metrics: Metrics) -> Arc<Self> {
-        Self::whole(upstream, reviewer, policy, metrics, None, None)
-    }
-
-    /// The same, and with `inside` what else there is in the cluster.
-    pub fn reaching(
-        upstream: Arc<U>,
-        reviewer: Arc<R>,
-        policy: Arc<PolicyFile>,
-        metrics: Metrics,
-        inside: Option<Arc<Inside>>,
-    ) -> Arc<Self> {
-        Self::whole(upstream, reviewer, policy, metrics, None, inside)
-    }
-
-    /// The same, and keeps what the cluster's own endpoint needs in `room`.
-    pub fn with_room(
-        upstream: Arc<U>,
-        reviewer: Arc<R>,
-        policy: Arc<PolicyFile>,
-        metrics: Metrics,
-        room: Option<Room>,
-    ) -> Arc<Self> {
-        Self::whole(upstream, reviewer, policy, metrics, room, None)
-    }
-
-    /// All of it.
-    pub fn whole(
-        upstream: Arc<U>,
-        reviewer: Arc<R>,
-        policy: Arc<PolicyFile>,
-        metrics: Metrics,
-        room: Option<Room>,
-        inside: Option<Arc<Inside>>,
-    ) -> Arc<Self> {
+    /// Serves Kubernetes from `upstream` as far as `policy` and `reviewer` allow, and what else there is in `more`.
+    pub fn new(upstream: Arc<U>, reviewer: Arc<R>, policy: Arc<PolicyFile>, metrics: Metrics, more: More) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(limits::MAX_STREAMS));
-        Arc::new(Self { upstream, reviewer, policy, places, metrics, room, inside, shells: None })
-    }
-
-    /// The same, and gives shells.
-    #[must_use]
-    pub fn with_shells(self: Arc<Self>, shells: NodeShells) -> Arc<Self> {
-        let Some(mut service) = Arc::into_inner(self) else { unreachable!("nobody has it yet") };
-        service.shells = Some(shells);
-        Arc::new(service)
+        Arc::new(Self { upstream, reviewer, policy, places, metrics, more })
     }
 
     /// Serves until the session is over. Its end cancels everything that its streams had under way.
@@ -96,13 +63,13 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
 
     fn begin(self: &Arc<Self>, incoming: IncomingStream, tasks: &mut JoinSet<()>, refusals: &mut JoinSet<()>) {
         match &incoming.header.target {
-            Target::Inside(_) if self.inside.is_none() => {
+            Target::Inside(_) if self.more.inside.is_none() => {
                 return self.refuse(incoming, RefuseCode::Policy, "this agent reaches the API server alone", refusals);
             }
-            Target::Endpoint if self.room.is_none() => {
+            Target::Endpoint if self.more.room.is_none() => {
                 return self.refuse(incoming, RefuseCode::Policy, "this agent keeps nothing for an endpoint", refusals);
             }
-            Target::Shell if self.shells.is_none() => {
+            Target::Shell if self.more.shells.is_none() => {
                 return self.refuse(incoming, RefuseCode::UnknownTarget, "this agent gives no shells", refusals);
             }
             _ => {}
@@ -122,7 +89,7 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
     }
 
     async fn stream(&self, incoming: IncomingStream) {
-        match (&incoming.header.target, &self.inside) {
+        match (&incoming.header.target, &self.more.inside) {
             (Target::Echo, _) => return echo(incoming.accept()).await,
             (Target::Inside(target), Some(inside)) => {
                 let target = target.clone();
@@ -131,12 +98,12 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
             _ => {}
         }
         if incoming.header.target == Target::Endpoint {
-            if let Some(room) = &self.room {
+            if let Some(room) = &self.more.room {
                 room.serve(incoming).await;
             }
             return;
         }
-        if let (Target::Shell, Some(shells)) = (&incoming.header.target, &self.shells) {
+        if let (Target::Shell, Some(shells)) = (&incoming.header.target, &self.more.shells) {
             return shells.stream(self, incoming).await;
         }
         let policy = self.policy.current();

@@ -12,7 +12,12 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
-use moorline_agent::{inside, policy::PolicyFile, review::ClusterRules, serve::Service};
+use moorline_agent::{
+    inside,
+    policy::PolicyFile,
+    review::ClusterRules,
+    serve::{More, Service},
+};
 use moorline_link::{Session, Stream, StreamError, testing::session_pair};
 use moorline_proto::{
     code::RefuseCode,
@@ -74,7 +79,7 @@ impl World {
         let hub = "198.51.100.9:8443".parse().unwrap();
         let places = inside::Inside::new(upstream.clone(), policy.clone(), Some(hub), places);
         let (hub, agent) = session_pair();
-        let service = Service::reaching(upstream, rules, policy, metrics, Some(places));
+        let service = Service::new(upstream, rules, policy, metrics, More { inside: Some(places), ..More::default() });
         let agent = AbortOnDropHandle::new(tokio::spawn(service.session(agent)));
         Self { hub, recorder, _agent: agent, _dir: dir }
     }

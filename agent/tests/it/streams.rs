@@ -8,7 +8,13 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
-use moorline_agent::{metrics::Metrics, policy::PolicyFile, review::ClusterRules, serve::Service, upstream::ApiServer};
+use moorline_agent::{
+    metrics::Metrics,
+    policy::PolicyFile,
+    review::ClusterRules,
+    serve::{More, Service},
+    upstream::ApiServer,
+};
 use moorline_link::{Session, Stream, StreamError, testing::session_pair};
 use moorline_proto::{
     code::{CloseCode, RefuseCode, ResetCode},
@@ -52,7 +58,8 @@ impl World {
 
     fn with<U: Upstream>(dir: tempfile::TempDir, upstream: Arc<U>, rules: Arc<ClusterRules>, metrics: Metrics) -> Self {
         let (hub, agent) = session_pair();
-        let service = Service::new(upstream, rules, Arc::new(PolicyFile::open(None).unwrap()), metrics.clone());
+        let service =
+            Service::new(upstream, rules, Arc::new(PolicyFile::open(None).unwrap()), metrics.clone(), More::default());
         let agent = AbortOnDropHandle::new(tokio::spawn(service.session(agent)));
         Self { hub, metrics, _agent: agent, _dir: dir }
     }
