@@ -299,7 +299,12 @@ impl Store {
         let (done, answer) = oneshot::channel();
         let work = async {
             self.orders.send(Order { batch, done }).await.map_err(|_| CommitError::Failed("it is closed".into()))?;
-            answer.await.unwrap_or_else(|_| Err(CommitError::Failed("its writer ended".into())))
+            let made = answer.await.unwrap_or_else(|_| Err(CommitError::Failed("its writer ended".into())));
+            if let Err(CommitError::Conflict(Some(newer))) = made {
+                // What it lost against may not be shown yet: who reads and tries again at once would lose again.
+                let _ = self.shared.revision.subscribe().wait_for(|shown| newer <= *shown).await;
+            }
+            made
         };
         tokio::time::timeout(self.shared.write_time, work).await.unwrap_or(Err(CommitError::Overloaded))
     }

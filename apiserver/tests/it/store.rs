@@ -143,6 +143,28 @@ async fn many_writers_get_revisions_without_gap_or_double() {
     }
 }
 
+/// Who has lost against a change can read it: to read and to try again is enough.
+#[tokio::test]
+async fn what_a_writer_lost_against_can_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("db"), &limits()).unwrap();
+    for round in 0..20 {
+        let key = format!("g/things/{round}");
+        let one = |i: u32| {
+            let (store, key) = (store.clone(), key.clone());
+            async move {
+                let object = json!({ "metadata": { "name": key }, "spec": i });
+                let batch = Batch { object: Some((key.clone(), Expect::Absent, Some(object))), private: vec![] };
+                match store.commit(batch).await {
+                    Err(CommitError::Conflict(at)) => assert_eq!(store.get(&key).map(|entry| entry.revision), at),
+                    made => assert!(made.is_ok(), "{made:?}"),
+                }
+            }
+        };
+        futures_util::future::join_all((0..8).map(one)).await;
+    }
+}
+
 #[test]
 fn p12_a_newer_store_is_refused_untouched() {
     let dir = tempfile::tempdir().unwrap();
