@@ -44,7 +44,9 @@ fn main() -> ExitCode {
         attacks::a_client_that_does_not_read_holds_up_nobody,
         attacks::nothing_outlives_its_client,
     );
-    // One at a time: each counts the processes of the user ids that shells have.
+    // One at a time, and no other run beside: each counts the processes of the user ids that shells have.
+    let alone = std::fs::File::create(std::env::temp_dir().join("moorline-shell-tests.lock")).unwrap();
+    alone.lock().unwrap();
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     libtest_mimic::run(&arguments, trials).exit_code()
 }
