@@ -76,6 +76,13 @@ pub enum UpstreamConfig {
         /// The context. Default: its current one.
         context: Option<String>,
     },
+    /// Where it says, by this authority. Each request brings its own credential.
+    At {
+        /// `https://host:port`, and a path that goes before each other.
+        server: String,
+        /// PEM.
+        authority: String,
+    },
 }
 
 /// What may carry the tunnel.
@@ -119,12 +126,13 @@ impl Config {
             }
         }
         let upstream = match &self.upstream {
-            UpstreamConfig::InCluster { dir } => dir,
-            UpstreamConfig::Kubeconfig { path, .. } => path,
+            UpstreamConfig::InCluster { dir } => Some(dir),
+            UpstreamConfig::Kubeconfig { path, .. } => Some(path),
+            UpstreamConfig::At { .. } => None,
         };
         for (path, what) in [
             (Some(&self.state_dir), "state folder"),
-            (Some(upstream), "path to the API server's credential"),
+            (upstream, "path to the API server's credential"),
             (self.policy_file.as_ref(), "policy file"),
         ] {
             if path.is_some_and(|path| path.as_os_str().is_empty()) {

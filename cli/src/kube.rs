@@ -1,6 +1,6 @@
 //! `moorline kube credential`: what kubectl runs to get a token (client-go credential plugin).
 
-use crate::{failure::advise, session, target::HubArgs, text};
+use crate::{failure::advise, relay, session, target::HubArgs, text};
 use jiff::Timestamp;
 use moorline_proto::id::ClusterId;
 use serde_json::json;
@@ -10,6 +10,11 @@ use serde_json::json;
 pub enum Command {
     /// Print a token as an ExecCredential; kubectl calls this by itself
     Credential(CredentialArgs),
+    /// Take kubectl to clusters on the way that works; kubectl starts it by itself
+    #[command(after_help = "\
+It serves the contexts of `moorline kubeconfig --auto` at a port of this machine's loopback, for this user
+alone, and ends when nobody needs it. Run it yourself where processes do not outlive what started them.")]
+    Relay(relay::RelayArgs),
 }
 
 /// `moorline kube credential`
@@ -18,17 +23,25 @@ pub struct CredentialArgs {
     /// For this cluster's own endpoint, and for nothing else
     #[arg(long, value_name = "NAME")]
     cluster: Option<ClusterId>,
+    /// For the relay of `kubeconfig --auto`, which is started where it does not run
+    #[arg(long, conflicts_with = "cluster")]
+    auto: bool,
     #[command(flatten)]
     hub: HubArgs,
 }
 
 /// `moorline kube …`
 pub async fn run(command: Command) -> anyhow::Result<()> {
-    let Command::Credential(args) = command;
+    let args = match command {
+        Command::Credential(args) => args,
+        Command::Relay(args) => return relay::run(args).await,
+    };
     let hub = args.hub.known()?;
     let login = || format!("log in again: moorline login {}", hub.url);
     let (token, expires) = match (&args.cluster, &hub.token) {
         (_, None) => return Err(advise(format!("logged out of {}", hub.url), login())),
+        // Asked for again before a relay that nobody uses ends.
+        (None, Some(_)) if args.auto => (relay::ready().await?, Timestamp::now().checked_add(relay::AGAIN).ok()),
         (Some(cluster), _) => {
             let token = session::for_cluster(&hub, cluster.as_str()).await?;
             (token.token, Some(token.expires))

@@ -34,6 +34,7 @@ mod plugins;
 mod principals;
 mod providers;
 mod reference;
+mod relay;
 mod resource;
 mod service;
 mod session;

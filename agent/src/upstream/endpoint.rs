@@ -62,6 +62,7 @@ impl Endpoint {
         let parts = match config {
             UpstreamConfig::InCluster { dir } => in_cluster(dir)?,
             UpstreamConfig::Kubeconfig { path, context } => kubeconfig(path, context.clone()).await?,
+            UpstreamConfig::At { server, authority } => at(server, authority)?,
         };
         Self::build(parts)
     }
@@ -224,6 +225,22 @@ async fn kubeconfig(path: &Path, context: Option<String>) -> Result<Parts, Endpo
         roots: config.root_cert.unwrap_or_default().into_iter().map(CertificateDer::from).collect(),
         client,
         token,
+    })
+}
+
+fn at(server: &str, authority: &str) -> Result<Parts, EndpointError> {
+    let url: http::Uri = server.parse().map_err(|_| error(format!("{server} is not an address")))?;
+    let host = url.host().filter(|_| url.scheme_str() == Some("https"));
+    let host = host.ok_or_else(|| error(format!("{server} is not https://HOST")))?;
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    Ok(Parts {
+        server_name: host.clone(),
+        host,
+        port: url.port_u16().unwrap_or(443),
+        prefix: url.path().trim_end_matches('/').to_owned(),
+        roots: authorities(authority.as_bytes())?,
+        client: None,
+        token: None,
     })
 }
 

@@ -10,10 +10,11 @@ use self::{
 use crate::{
     client::Client,
     failure::{advise, usage},
+    relay::{self, Direct, Seat},
     resource::Resource,
     session,
     settings::KnownHub,
-    target::{HubArgs, HubUrl},
+    target::HubArgs,
     text,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -32,10 +33,12 @@ Examples:
   moorline kubeconfig edge1 --merge --use
   moorline kubeconfig --merge
   moorline kubeconfig edge1 edge2 --output clusters.kubeconfig
+  moorline kubeconfig edge1 --auto --merge          one context, whichever way works
 
 Each cluster becomes a context of its name. Without names: every cluster that you may use, and the
 context `moorline` for the hub's own API (kubectl --context moorline get clusters). A cluster with an
-endpoint of its own has a second context, CLUSTER-direct, for when the hub is away.
+endpoint of its own has a second context, CLUSTER-direct, for when the hub is away. With --auto there is
+one context, which leads to a relay on this machine: it takes the way that works, and of two the nearer.
 --merge keeps to kubectl's rules: the files of $KUBECONFIG or ~/.kube/config, entries written where they
 came from, what is unknown kept, current-context kept unless --use.")]
 pub struct Args {
@@ -54,6 +57,12 @@ pub struct Args {
     /// Write the token itself: that of a login ends within the hour
     #[arg(long = "static")]
     static_token: bool,
+    /// One context a cluster, whose way is chosen each time: through the hub or to the cluster's endpoint
+    #[arg(long, conflicts_with = "static_token")]
+    auto: bool,
+    /// With --auto: the port of this machine's loopback [default: one that is free, chosen once]
+    #[arg(long, value_name = "PORT", requires = "auto", value_parser = clap::value_parser!(u16).range(1..))]
+    auto_port: Option<u16>,
     /// Make the first cluster the current context
     #[arg(long = "use")]
     use_context: bool,
@@ -76,6 +85,8 @@ struct Target {
     /// Name of its `clusters` entry.
     cluster: String,
     server: String,
+    /// Other servers that a context of this name may lead to and be ours: what `--auto` changes, and changes back.
+    also: Vec<String>,
     /// Base64 of its authority, PEM. Empty: a public one.
     ca: String,
     /// Name and content of its `users` entry.
@@ -87,7 +98,7 @@ struct Target {
 struct Found {
     name: String,
     /// Server and authority of the way that does not lead through the hub.
-    direct: Option<(String, String)>,
+    direct: Option<Direct>,
 }
 
 /// Everything that goes into a kubeconfig.
@@ -99,8 +110,15 @@ struct Plan {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let hub = args.hub.known()?;
     let client = args.hub.client()?;
+    if args.auto && hub.refresh.is_none() {
+        return Err(usage("--auto works with a login, whose tokens it renews", "log in, or leave out --auto"));
+    }
     let clusters = clusters(&client, &args.clusters).await?;
-    let plan = plan(&args, &hub, &client, &clusters)?;
+    let seat = if args.auto { Some(Seat::take(args.auto_port).await?) } else { Seat::load()? };
+    let plan = plan(&args, &hub, &client, &clusters, seat.as_ref())?;
+    for cluster in clusters.iter().filter(|_| args.auto) {
+        relay::remember(&hub.url, &cluster.name, cluster.direct.as_ref())?;
+    }
     if hub.refresh.is_some() && !args.static_token {
         for cluster in clusters.iter().filter(|cluster| cluster.direct.is_some()) {
             // So that there is one when the hub goes away the next moment.
@@ -145,12 +163,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 /// The named clusters, none of which may be known not to exist; or all that there are. What the hub does not tell is
 /// no error: a grant may come later, and a key for one cluster may not look at the hub's objects.
 async fn clusters(client: &Client, named: &[ClusterId]) -> anyhow::Result<Vec<Found>> {
-    let found = |name: &ClusterId, object: &Value| {
-        let word = |key: &str| object.pointer(&format!("/status/direct/{key}")).and_then(Value::as_str);
-        let direct =
-            word("server").map(|at| (at.to_owned(), word("certificateAuthority").unwrap_or_default().to_owned()));
-        Found { name: name.to_string(), direct: direct.filter(|(server, _)| server.parse::<HubUrl>().is_ok()) }
-    };
+    let found = |name: &ClusterId, object: &Value| Found { name: name.to_string(), direct: relay::direct_of(object) };
     if !named.is_empty() {
         let mut all = Vec::new();
         for cluster in named {
@@ -171,7 +184,7 @@ async fn clusters(client: &Client, named: &[ClusterId]) -> anyhow::Result<Vec<Fo
     Ok(items.iter().filter_map(|item| Some(found(&name(item)?, item))).collect())
 }
 
-fn plan(args: &Args, hub: &KnownHub, client: &Client, clusters: &[Found]) -> anyhow::Result<Plan> {
+fn plan(args: &Args, hub: &KnownHub, client: &Client, clusters: &[Found], seat: Option<&Seat>) -> anyhow::Result<Plan> {
     let place = client.url().authority();
     let user = format!("{}@{place}", hub.user.as_deref().unwrap_or("apikey"));
     let token = hub.token.as_ref().map_or("", |token| token.reveal());
@@ -180,26 +193,37 @@ fn plan(args: &Args, hub: &KnownHub, client: &Client, clusters: &[Found]) -> any
     if exec && env::var_os("MOORLINE_API_KEY").is_some() {
         return Err(usage("--exec works with a login, not with MOORLINE_API_KEY", "log in, or leave out --exec"));
     }
-    let through = if exec { json!({ "exec": plugin(&hub.url, None) }) } else { json!({ "token": token }) };
+    let through = if exec { json!({ "exec": plugin(&hub.url, &[]) }) } else { json!({ "token": token }) };
     let target = |name: &str, server: String| Target {
         context: format!("{}{name}", args.prefix),
         cluster: format!("{name}@{place}"),
         server,
+        also: seat.map(|seat| seat.server(&hub.url, name)).into_iter().collect(),
         ca: STANDARD.encode(&hub.ca),
         user: user.clone(),
         credential: fields(through.clone()),
     };
     let mut targets = Vec::new();
     for Found { name, direct } in clusters {
-        targets.push(target(name, format!("{}/k8s/clusters/{name}", hub.url)));
+        let through_hub = format!("{}/k8s/clusters/{name}", hub.url);
+        if let Some(seat) = seat.filter(|_| args.auto) {
+            let authority = STANDARD.encode(seat.authority()?);
+            let credential = fields(json!({ "exec": plugin(&hub.url, &["--auto"]) }));
+            let user = format!("{user}/auto");
+            let also = vec![through_hub];
+            targets.push(Target { also, ca: authority, user, credential, ..target(name, seat.server(&hub.url, name)) });
+            continue;
+        }
+        targets.push(target(name, through_hub));
         // A token for that way alone has to be asked for each hour, or is an API key.
-        let Some((server, ca)) = direct.clone().filter(|_| exec || token.starts_with("mlt_")) else { continue };
-        let exec = json!({ "exec": plugin(&hub.url, Some(name)) });
+        let Some(direct) = direct.clone().filter(|_| exec || token.starts_with("mlt_")) else { continue };
+        let exec = json!({ "exec": plugin(&hub.url, &["--cluster", name]) });
         targets.push(Target {
             context: format!("{}{name}-direct", args.prefix),
             cluster: format!("{name}-direct@{place}"),
-            server,
-            ca: STANDARD.encode(ca),
+            server: direct.server,
+            also: Vec::new(),
+            ca: STANDARD.encode(direct.authority),
             user: format!("{user}/{name}-direct"),
             credential: if hub.refresh.is_some() || args.exec { fields(exec) } else { fields(through.clone()) },
         });
@@ -211,11 +235,8 @@ fn plan(args: &Args, hub: &KnownHub, client: &Client, clusters: &[Found]) -> any
 }
 
 /// The `exec` block of `client.authentication.k8s.io/v1`.
-fn plugin(hub: &str, cluster: Option<&str>) -> Value {
-    let args: Vec<&str> = ["kube", "credential", "--hub", hub]
-        .into_iter()
-        .chain(cluster.into_iter().flat_map(|name| ["--cluster", name]))
-        .collect();
+fn plugin(hub: &str, more: &[&str]) -> Value {
+    let args = [&["kube", "credential", "--hub", hub], more].concat();
     json!({
         "apiVersion": "client.authentication.k8s.io/v1",
         "command": command_name(),
@@ -302,7 +323,7 @@ fn leads_elsewhere(files: &Files, target: &Target) -> bool {
     let cluster = context.get("cluster").and_then(Value::as_str).unwrap_or_default();
     let entry = files.entry(Section::Clusters, cluster);
     let server = entry.and_then(|entry| entry.get("server")).and_then(Value::as_str);
-    server != Some(target.server.as_str())
+    !server.is_some_and(|server| server == target.server || target.also.iter().any(|also| also == server))
 }
 
 #[cfg(test)]
@@ -315,6 +336,7 @@ mod tests {
             context: "edge1".into(),
             cluster: "edge1@hub:8443".into(),
             server: "https://hub:8443/k8s/clusters/edge1".into(),
+            also: vec!["https://127.0.0.1:20001/hubs/hub_8443/clusters/edge1".into()],
             ca: "Q0E=".into(),
             user: "anna@hub:8443".into(),
             credential: fields(json!({ "token": token })),
@@ -351,6 +373,20 @@ mod tests {
         merge(vec![path.clone()], &plan_for("new"), Some("edge1"), false).unwrap();
         let doc = Document::read(&fs::read_to_string(&path).unwrap()).unwrap();
         assert_eq!(doc.current_context(), Some("edge1"));
+    }
+
+    #[test]
+    fn a_context_changes_between_one_way_and_the_nearer_of_two_without_force() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        merge(vec![path.clone()], &plan_for("t"), None, false).unwrap();
+        let mut auto = plan_for("t");
+        let target = &mut auto.targets[0];
+        std::mem::swap(&mut target.server, &mut target.also[0]);
+        merge(vec![path.clone()], &auto, None, false).unwrap();
+        assert!(fs::read_to_string(&path).unwrap().contains("127.0.0.1:20001/hubs/"));
+        merge(vec![path.clone()], &plan_for("t"), None, false).unwrap();
+        assert!(!fs::read_to_string(&path).unwrap().contains("127.0.0.1:20001/hubs/"));
     }
 
     #[test]

@@ -29,6 +29,8 @@ type Script = dyn Fn(&Asked) -> Answer + Send + Sync;
 /// Serves until dropped.
 pub struct FakeHub {
     pub url: String,
+    /// Its authority, PEM.
+    pub ca: String,
     pub ca_file: PathBuf,
     asked: Arc<Mutex<Vec<Asked>>>,
     _runtime: Runtime,
@@ -41,12 +43,13 @@ impl FakeHub {
         let (tls, ca) = certificates(names);
         let ca_file = dir.join("fake-ca.crt");
         std::fs::write(&ca_file, &ca).unwrap();
+        let pem = ca.clone();
         let script = move |asked: &Asked| if asked.path == "/auth/ca" { (200, ca.clone()) } else { script(asked) };
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let asked = Arc::default();
         runtime.spawn(serve(listener, tls, Arc::new(script), Arc::clone(&asked)));
-        Self { url, ca_file, asked, _runtime: runtime }
+        Self { url, ca: pem, ca_file, asked, _runtime: runtime }
     }
 
     /// What was asked so far.

@@ -7,6 +7,7 @@ mod book;
 mod fake;
 mod hub;
 mod real;
+mod relay;
 mod service;
 mod sessions;
 mod usage;

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use moorline_e2e::{
     binary,
     moorline::kubectl,
-    process::{Process, eventually, run, text},
+    process::{Process, eventually, read_until, run, text},
 };
 use serde_json::Value;
 use std::{
@@ -69,7 +69,8 @@ pub fn webhook_of_edge2(dir: &Path) -> Result<Vec<String>> {
     ])
 }
 
-fn start(world: &World, mode: &str) -> Result<Process> {
+/// An endpoint of edge2, in its network.
+pub fn start(world: &World, mode: &str) -> Result<Process> {
     let dir = room(&world.dir);
     let mut command = world.edge2.command(binary());
     command.args(["endpoint", "--mode", mode, "--dir"]).arg(&dir);
@@ -201,8 +202,16 @@ fn drill(world: &mut World) -> Result<()> {
     let mut open = Vec::new();
     for _ in 0..SESSIONS {
         let mut watch = world.through(ALICE, "edge2")?;
-        watch.args(["get", "namespaces", "-w"]).stdout(Stdio::null()).stderr(Stdio::null());
-        open.push(watch.spawn()?);
+        watch.args(["get", "namespaces", "-w", "-o", "name"]).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut watch = watch.spawn()?;
+        let out = watch.stdout.take().context("stdout")?;
+        open.push((watch, out));
+    }
+    // Each has shown what there is, and waits for more: these are sessions, not attempts.
+    let mut running = Vec::new();
+    for (watch, out) in open {
+        read_until(out, Duration::from_secs(60), |seen| seen.contains("namespace/default"))?;
+        running.push(watch);
     }
     let process = world.hub.process.take().context("hub")?;
     process.signal(9);
@@ -221,7 +230,8 @@ fn drill(world: &mut World) -> Result<()> {
         "hub killed under {SESSIONS} sessions: kubectl on the direct context answered after {:?}",
         begun.elapsed()
     );
-    for mut session in open {
+    ensure!(running.len() == SESSIONS, "{} sessions", running.len());
+    for mut session in running {
         eventually("an end of what went through the hub", Duration::from_secs(30), || {
             session.try_wait()?.context("still open")
         })?;
