@@ -23,6 +23,8 @@ pub struct Config {
     pub node_name: Option<String>,
     /// Where a node agent's shells have their programs from: a folder with `bin`, `usr` and so on.
     pub shell_root: PathBuf,
+    /// What a node agent looks at on its node.
+    pub node: crate::node::Settings,
     /// Where key, certificate and trust bundle are kept. Made if missing, readable by its owner alone.
     pub state_dir: PathBuf,
     /// A Secret that keeps a copy of the state, for pods whose folder goes with them. `None`: the folder is all.
@@ -175,6 +177,7 @@ mod tests {
             role: AgentRole::Cluster,
             node_name: None,
             shell_root: "/".into(),
+            node: crate::node::Settings::default(),
             state_dir: "/tmp/x".into(),
             state_secret: None,
             endpoint_dir: None,

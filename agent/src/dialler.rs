@@ -1,6 +1,6 @@
 //! One dial of the hub: the carriers race, and the first whose handshake succeeds is greeted on.
 
-use crate::{Preference, facts::Facts, identity::Holder, limits, upstream::chain};
+use crate::{Preference, facts::Facts, identity::Holder, limits, node::HubClock, upstream::chain};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use moorline_link::{BadProxy, Carrier, Connection, DialError, HttpProxy, HubAddress, Limits, Session, connect};
 use moorline_proto::{
@@ -27,6 +27,8 @@ pub struct Dialler {
     pub holder: Arc<Holder>,
     /// With which facts.
     pub facts: watch::Receiver<Facts>,
+    /// Told what the hub says of the time.
+    pub clock: Arc<HubClock>,
     /// Within which bounds.
     pub limits: Limits,
     /// What worked last.

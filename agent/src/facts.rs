@@ -1,10 +1,17 @@
 //! What the hub shows about a cluster and its agent.
 
-use crate::{limits, upstream::ApiServer};
+use crate::{
+    limits,
+    node::facts::{NodeLooker, NodeObject, one_line},
+    upstream::ApiServer,
+};
 use http::Request;
 use moorline_proxy::body;
 use serde::{Deserialize, de::DeserializeOwned};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 use tokio::sync::watch;
 
 /// Facts, key to value.
@@ -18,23 +25,31 @@ pub struct Looker {
     pub node: Option<String>,
     /// It keeps what the cluster's own endpoint needs.
     pub endpoint: bool,
+    /// Looks at the node; a node agent's.
+    pub local: Option<NodeLooker>,
+    /// What the API server said last.
+    pub known: Mutex<Known>,
 }
 
-/// What is read of a `Node`.
-#[derive(Deserialize)]
-struct NodeObject {
-    metadata: NodeMeta,
+/// What the API server said last: while it is down it has lost neither its version nor its nodes.
+#[derive(Debug, Default)]
+pub struct Known {
+    version: Option<(Instant, String)>,
+    node: Option<NodeObject>,
 }
-#[derive(Deserialize)]
-struct NodeMeta {
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-}
+
 /// `GET /version`
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Version {
     git_version: String,
+}
+
+/// Why something of the API server's is not known.
+struct Trouble {
+    /// It answered, only not with that.
+    answered: bool,
+    cause: String,
 }
 
 impl Looker {
@@ -50,9 +65,17 @@ impl Looker {
         if self.endpoint {
             facts.push(("endpoint".to_owned(), "1".to_owned()));
         }
-        match self.cluster(&mut facts).await {
+        let asked = self.ask().await;
+        if let Some(local) = &self.local {
+            let silent = asked.as_ref().err().filter(|trouble| !trouble.answered);
+            let said = silent.map_or_else(|| "ok".to_owned(), |trouble| one_line(&trouble.cause, limits::NODE_CAUSE));
+            facts.push(("node.api".to_owned(), said));
+            local.facts(&mut facts).await;
+        }
+        self.tell(&mut facts);
+        match asked {
             Ok(()) => *told = None,
-            Err(cause) if told.as_ref() != Some(&cause) => {
+            Err(Trouble { cause, .. }) if told.as_ref() != Some(&cause) => {
                 tracing::warn!(%cause, "the cluster's API server does not answer as it should; trying again");
                 *told = Some(cause);
             }
@@ -61,27 +84,49 @@ impl Looker {
         facts
     }
 
-    async fn cluster(&self, facts: &mut Facts) -> Result<(), String> {
-        let version: Version = self.get("/version").await?;
-        facts.push(("kubernetesVersion".to_owned(), one_line(&version.git_version)));
+    /// Asks the API server for its version, seldom, and for the node.
+    async fn ask(&self) -> Result<(), Trouble> {
+        let fresh = |at: &Instant| at.elapsed() < limits::FACTS;
+        let known = self.known().version.as_ref().is_some_and(|(at, _)| fresh(at));
+        if !known || self.node.is_none() {
+            let version: Version = self.get("/version").await?;
+            self.known().version = Some((Instant::now(), one_line(&version.git_version, limits::FACT)));
+        }
         if let Some(node) = &self.node {
-            facts.push(("node".to_owned(), one_line(node)));
             let object: NodeObject = self.get(&format!("/api/v1/nodes/{node}")).await?;
-            if let Some(zone) = object.metadata.labels.get("topology.kubernetes.io/zone") {
-                facts.push(("zone".to_owned(), one_line(zone)));
-            }
+            self.known().node = Some(object);
         }
         Ok(())
     }
 
-    /// What the API server says at `path`; or, in words, why that is not known.
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, String> {
-        let request = Request::get(path).body(body::empty()).map_err(|e| e.to_string())?;
-        let (status, answer) = self.upstream.own(request).await.map_err(|e| e.to_string())?;
-        if !status.is_success() {
-            return Err(format!("the API server answers {status} to {path}; does it take the agent's credential?"));
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of cluster and node.
+    fn tell(&self, facts: &mut Facts) {
+        let known = self.known();
+        if let Some((_, version)) = &known.version {
+            facts.push(("kubernetesVersion".to_owned(), version.clone()));
         }
-        serde_json::from_slice(&answer).map_err(|e| format!("{path}: {e}"))
+        if let Some(node) = &self.node {
+            facts.push(("node".to_owned(), one_line(node, limits::FACT)));
+        }
+        if let Some(node) = &known.node {
+            node.facts(facts);
+        }
+    }
+
+    /// What the API server says at `path`; or, in words, why that is not known.
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Trouble> {
+        let silent = |cause: String| Trouble { answered: false, cause };
+        let request = Request::get(path).body(body::empty()).map_err(|e| silent(e.to_string()))?;
+        let (status, answer) = self.upstream.own(request).await.map_err(|e| silent(e.to_string()))?;
+        if !status.is_success() {
+            let cause = format!("the API server answers {status} to {path}; does it take the agent's credential?");
+            return Err(Trouble { answered: status.is_client_error(), cause });
+        }
+        serde_json::from_slice(&answer).map_err(|e| Trouble { answered: true, cause: format!("{path}: {e}") })
     }
 
     /// Looks again and again, and tells what changed. Never ends.
@@ -91,20 +136,24 @@ impl Looker {
     pub async fn watch(&self, facts: &watch::Sender<Facts>, mut told: Option<String>) {
         loop {
             let now = self.look(&mut told).await;
-            // An API server that is down has not lost its version.
+            // Of a cluster nothing is told while nothing is known; of a node it is told that.
             let known = now.iter().any(|(key, _)| key == "kubernetesVersion");
             facts.send_if_modified(|old| {
-                let changed = *old != now && (known || old.is_empty());
+                let changed = *old != now && (known || old.is_empty() || self.local.is_some());
                 if changed {
                     old.clone_from(&now);
                 }
                 changed
             });
-            tokio::time::sleep(if known { limits::FACTS } else { limits::UPSTREAM_IDLE }).await;
+            tokio::time::sleep(self.pause(known)).await;
         }
     }
-}
 
-fn one_line(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(64).collect()
+    fn pause(&self, known: bool) -> Duration {
+        match (&self.local, known) {
+            (Some(_), _) => limits::NODE_FACTS,
+            (None, true) => limits::FACTS,
+            (None, false) => limits::UPSTREAM_IDLE,
+        }
+    }
 }

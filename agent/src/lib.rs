@@ -14,6 +14,7 @@ pub mod inside;
 pub mod join;
 pub mod limits;
 pub mod metrics;
+pub mod node;
 pub mod ops;
 pub mod policy;
 pub mod renew;
@@ -166,8 +167,16 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         let cluster = membership.cluster.clone();
         let holder = Holder::new(key, state, config.hub.to_string(), membership, metrics.clone());
         let mut told = None;
-        let looker =
-            facts::Looker { upstream: upstream.clone(), node: config.node_name.clone(), endpoint: room.is_some() };
+        let clock = Arc::new(node::HubClock::default());
+        let local = (config.role == AgentRole::Node)
+            .then(|| node::facts::NodeLooker::new(config.node.clone(), clock.clone(), config.state_dir.clone()));
+        let looker = facts::Looker {
+            upstream: upstream.clone(),
+            node: config.node_name.clone(),
+            endpoint: room.is_some(),
+            local,
+            known: std::sync::Mutex::default(),
+        };
         let (tell, facts) = watch::channel(looker.look(&mut told).await);
         let shells =
             (config.role == AgentRole::Node).then(|| NodeShells::new(config.shell_root.clone(), &cluster)).flatten();
@@ -181,6 +190,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             carrier: config.carrier,
             holder: Arc::new(holder),
             facts,
+            clock,
             limits: moorline_link::Limits::default(),
             memory: std::sync::Mutex::default(),
         };

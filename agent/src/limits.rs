@@ -70,6 +70,24 @@ pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
 
 /// How often the facts about the cluster are looked up.
 pub const FACTS: Duration = Duration::from_secs(300);
+/// Letters of a fact of the cluster.
+pub const FACT: usize = 64;
+/// How often a node agent looks at its node.
+pub const NODE_FACTS: Duration = Duration::from_secs(30);
+/// Longest question to the node's etcd.
+pub const NODE_PROBE: Duration = Duration::from_secs(3);
+/// Largest answer to it, in bytes.
+pub const NODE_ANSWER: usize = 4 << 10;
+/// Letters of a fact of the node.
+pub const NODE_FACT: usize = 128;
+/// Letters of a cause.
+pub const NODE_CAUSE: usize = 256;
+/// Letters of a certificate's name: with what stands before it a key of a fact.
+pub const NODE_NAME: usize = 48;
+/// Files that are looked at for certificates.
+pub const NODE_FILES: usize = 512;
+/// Certificates that are told, those that end first.
+pub const NODE_CERTIFICATES: usize = 16;
 /// How often the policy file is looked at.
 pub const POLICY: Duration = Duration::from_secs(5);
 /// Shortest pause between two requests for a new certificate; doubles up to [`RENEW_PAUSE_MAX`].

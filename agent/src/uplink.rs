@@ -272,6 +272,7 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
                 tracing::warn!(seconds = skew.as_secs(), advice, "this host's clock and the hub's differ");
             }
         });
+        self.dialler.clock.note(welcome.now_ms);
         self.generation += 1;
         let task = serve(
             session.clone(),

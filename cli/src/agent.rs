@@ -60,6 +60,13 @@ pub struct Args {
     /// With --role node: the folder whose bin, usr and so on shells run programs from [default: /]
     #[arg(long, value_name = "DIR", env = "MOORLINE_SHELL_ROOT")]
     shell_root: Option<PathBuf>,
+    /// With --role node: a folder whose certificates are watched; may be repeated [default: /etc/kubernetes/pki and
+    /// /var/lib/kubelet/pki]
+    #[arg(long, value_name = "DIR", env = "MOORLINE_PKI_DIRS", value_delimiter = ',')]
+    pki_dirs: Vec<PathBuf>,
+    /// With --role node: the node's etcd [default: https://127.0.0.1:2379 where etcd/server.crt is in the first of these]
+    #[arg(long, value_name = "URL", env = "MOORLINE_ETCD")]
+    etcd: Option<String>,
     /// Where key and certificate are kept [default: /var/lib/moorline-agent for root]
     #[arg(long, value_name = "DIR", env = "MOORLINE_STATE_DIR")]
     state_dir: Option<PathBuf>,
@@ -132,6 +139,8 @@ struct FileConfig {
     role: Option<Role>,
     node_name: Option<String>,
     shell_root: Option<PathBuf>,
+    pki_dirs: Vec<PathBuf>,
+    etcd: Option<String>,
     state_dir: Option<PathBuf>,
     state_secret: Option<String>,
     kubeconfig: Option<PathBuf>,
@@ -231,7 +240,14 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
             (AgentRole::Node, node, named)
         }
     };
+    let mut node = moorline_agent::node::Settings::default();
+    let pki_dirs = if args.pki_dirs.is_empty() { file.pki_dirs } else { args.pki_dirs };
+    if !pki_dirs.is_empty() {
+        node.pki_dirs = pki_dirs;
+    }
+    node.etcd = args.etcd.or(file.etcd);
     let config = Config {
+        node,
         hub,
         token,
         name: daemon::either(args.name, file.name, "name")?.or(named),

@@ -14,6 +14,9 @@ pub enum Resource {
     /// An agent of a cluster
     #[value(name = "agents", alias = "agent")]
     Agent,
+    /// A node, as its agent tells of it
+    #[value(name = "nodes", alias = "node")]
+    Node,
     /// A person or machine that may log in
     #[value(name = "users", alias = "user")]
     User,
@@ -43,6 +46,7 @@ impl Resource {
         match self {
             Self::Cluster => "clusters",
             Self::Agent => "agents",
+            Self::Node => "nodes",
             Self::User => "users",
             Self::Group => "groups",
             Self::AccessRequest => "accessrequests",
@@ -58,6 +62,7 @@ impl Resource {
         match self {
             Self::Cluster => "cluster",
             Self::Agent => "agent",
+            Self::Node => "node",
             Self::User => "user",
             Self::Group => "group",
             Self::AccessRequest => "accessrequest",
@@ -73,6 +78,7 @@ impl Resource {
         match self {
             Self::Cluster => "Cluster",
             Self::Agent => "Agent",
+            Self::Node => "Node",
             Self::User => "User",
             Self::Group => "Group",
             Self::AccessRequest => "AccessRequest",

@@ -26,6 +26,7 @@ mod listener;
 mod login;
 mod members;
 mod metrics;
+pub mod nodes;
 mod ops;
 pub mod pki;
 mod plugins;

@@ -28,6 +28,7 @@ pub(crate) struct Metrics {
     pub status_writes: IntCounterVec,
     pub audit_cut: IntCounter,
     pub access_ended: IntCounter,
+    pub node_reports: IntCounterVec,
 }
 
 impl Metrics {
@@ -100,6 +101,11 @@ impl Metrics {
                 &["reason"],
             )?,
             access_ended: counter("moorline_hub_access_ended_total", "Granted requests that the clock has ended")?,
+            node_reports: counters(
+                "moorline_hub_node_reports_total",
+                "Words of node agents about their nodes, by result",
+                &["result"],
+            )?,
             audit_cut: counter("moorline_hub_audit_cut_total", "Starts that found the audit log cut")?,
             status_writes: counters("moorline_hub_status_writes_total", "Writes of status by result", &["result"])?,
         })

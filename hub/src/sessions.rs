@@ -5,6 +5,7 @@ use crate::{
     join::{Joiner, Renewed},
     kinds::{AgentRole, AgentSpec, ClusterSpec},
     metrics::Metrics,
+    nodes::Keeper,
     rate::RateLimit,
     records::Records,
     route::Candidate,
@@ -225,6 +226,7 @@ pub(crate) struct Sessions {
     pub registry: Arc<Registry>,
     pub records: Records,
     pub joiner: Arc<Joiner>,
+    pub nodes: Arc<Keeper>,
     pub status: StatusWriter,
     pub metrics: Metrics,
     pub limits: Limits,
@@ -293,6 +295,9 @@ impl Sessions {
             return Err(self.busy("another connection of this agent is being looked at"));
         };
         self.check_identity(greeting, &agent, node).await?;
+        if node {
+            self.nodes.heard(&agent, &greeting.hello.facts, Some(greeting.hello.now_ms));
+        }
         {
             let table = self.registry.lock();
             let of_cluster = table.clusters.get(cluster.as_str()).map_or(0, Vec::len);
@@ -460,6 +465,9 @@ impl Sessions {
         }
         match message {
             Control::Facts(facts) => {
+                if entry.node {
+                    self.nodes.heard(&entry.agent, &facts, None);
+                }
                 *entry.facts.lock().unwrap_or_else(PoisonError::into_inner) = facts;
                 self.status.changed(&entry.cluster, &entry.agent);
             }

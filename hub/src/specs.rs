@@ -34,6 +34,7 @@ pub(crate) fn all(store: &Store, join: JoinFacts) -> Vec<KindSpec> {
     vec![
         cluster(),
         agent(),
+        crate::nodes::kind(),
         user(),
         group(),
         access_request(store.clone()),
@@ -103,6 +104,7 @@ fn agent() -> KindSpec {
         .column(Column::at("Remote", "/status/remoteAddress").wide())
         .column(Column::at("Certificate-Expires", "/status/certificateExpires").wide())
         .selectable(&["spec.cluster"])
+        .owns(&["nodes"])
         .validate(|object, old| {
             let mut wrong = Vec::new();
             let (cluster, name) = (text(object, "/spec/cluster"), text(object, "/spec/name"));

@@ -15,6 +15,7 @@ use crate::{
     listener::{Port, TlsPair, serve_quic},
     login::Logins,
     metrics::Metrics,
+    nodes::Keeper,
     ops::{self, Health},
     pki::{Authority, CaError, HUB_LIFE},
     plugins::{self, Backing},
@@ -252,7 +253,9 @@ impl Hub {
             nodes_per_cluster: config.limits.nodes_per_cluster,
             rate: RateLimit::new(config.limits.join_burst, Duration::from_secs(1), config.limits.remembered),
         });
+        let nodes = Arc::new(Keeper::new(Arc::clone(&session_registry), records.clone(), metrics.clone()));
         let sessions = Arc::new(Sessions {
+            nodes: Arc::clone(&nodes),
             registry: Arc::clone(&session_registry),
             records: records.clone(),
             joiner: Arc::clone(&joiner),
@@ -372,6 +375,7 @@ impl Hub {
         };
         background.spawn(delivery.run(kill.clone()));
         background.spawn(issuer.sweep(kill.clone()));
+        background.spawn(nodes.run(kill.clone()));
         let audit_of_access = Arc::clone(&front.audit);
         let clock =
             access::clock(records.clone(), Arc::clone(&directory), audit_of_access, metrics.clone(), kill.clone());

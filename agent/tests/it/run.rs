@@ -39,6 +39,7 @@ impl Site {
             cluster: None,
             role: moorline_agent::AgentRole::Cluster,
             node_name: None,
+            node: moorline_agent::node::Settings::default(),
             shell_root: "/".into(),
             state_dir: self.state(),
             upstream: kubeconfig(self.dir.path(), &self.authority, self.recorder.addr),

@@ -13,6 +13,7 @@ mod inside;
 mod joins;
 mod logins;
 mod names;
+mod node_objects;
 mod nodes;
 mod parsers;
 mod plugins;

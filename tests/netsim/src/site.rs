@@ -54,6 +54,7 @@ impl Site {
             cluster: None,
             role: moorline_agent::AgentRole::Cluster,
             node_name: None,
+            node: moorline_agent::node::Settings::default(),
             shell_root: "/".into(),
             state_dir: dir.join("state"),
             upstream,

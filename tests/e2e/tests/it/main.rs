@@ -37,6 +37,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("agent_runs_in_a_pod_with_its_service_account", hub_api::pod),
     ("plugin_rbac_keeps_roles_in_clusters", plugins::rbac),
     ("a_node_agent_stands_in_for_its_cluster_agent", nodes::stands_in),
+    ("a_node_tells_how_it_is", nodes::facts),
     ("a_shell_on_a_node_is_its_users", nodes::shells),
     ("deploy_manifests_and_chart_say_the_same", deploy::same),
     ("deploy_units_are_hardened", deploy::units),

@@ -105,6 +105,47 @@ pub fn stands_in(world: &mut World) -> Result<()> {
     world.kubectl(ALICE, &["get", "namespaces"]).map(drop)
 }
 
+/// What the hub says of the one node that has an agent.
+fn node(world: &World, agent: &str) -> Result<serde_json::Value> {
+    let json = world.hub.moorline("admin", &["get", "nodes", &format!("edge1.{agent}"), "-o", "json"])?;
+    Ok(serde_json::from_str(&json)?)
+}
+
+fn condition(node: &serde_json::Value, name: &str) -> String {
+    let all = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = all.iter().find(|c| c["type"] == name);
+    found.map_or_else(String::new, |c| c["status"].as_str().unwrap_or_default().to_owned())
+}
+
+pub fn facts(world: &mut World) -> Result<()> {
+    let pki = world.edge1.dir.join("pki").to_string_lossy().into_owned();
+    // up.sh counts its ports from one offset.
+    let etcd = format!("http://127.0.0.1:{}", world.edge1.port - 16443 + 12379);
+    let agent = join(world, &["--pki-dirs", &pki, "--etcd", &etcd])?;
+    let name =
+        agent.state.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("agent--name="));
+    let name = name.context("a name")?.to_owned();
+    eventually("what the node tells", Duration::from_secs(30), || {
+        let node = node(world, &name)?;
+        ensure!(condition(&node, "Ready") == "True" && condition(&node, "EtcdReachable") == "True", "{node}");
+        Ok(())
+    })?;
+    let told = node(world, &name)?;
+    let direct = world.edge1.admin(&["get", "nodes", "-o", "jsonpath={.items[0].status.nodeInfo.kubeletVersion}"])?;
+    ensure!(told["status"]["kubeletVersion"] == direct.trim(), "{told}");
+    ensure!(condition(&told, "ApiServerReachable") == "True" && condition(&told, "ClockSkewed") == "False", "{told}");
+    let certificates = told["status"]["certificates"].as_array().context("certificates")?;
+    ensure!(certificates.iter().any(|c| c["name"] == "apiserver.crt"), "{told}");
+    let admin = world.hub.data().join("admin.kubeconfig");
+    let mut kubectl = std::process::Command::new(moorline_e2e::moorline::kubectl());
+    kubectl.arg("--kubeconfig").arg(admin).args(["get", "nodes.moorline.dev", "-o", "wide"]);
+    let table = moorline_e2e::process::text(&mut kubectl)?;
+    println!("{table}");
+    ensure!(table.contains(direct.trim()) && table.contains("<none>"), "{table}");
+    drop(agent);
+    Ok(())
+}
+
 /// A process that stands still until this is dropped.
 struct Frozen<'a>(&'a Process);
 impl<'a> Frozen<'a> {

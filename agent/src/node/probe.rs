@@ -1,0 +1,58 @@
+//! Does etcd answer?
+
+use crate::{limits, upstream::chain};
+use bytes::Bytes;
+use http::{Request, Uri, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use std::{path::Path, sync::Arc};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Asks `etcd` for its health, with kubeadm's certificate for that purpose where it is there. Without one, an etcd that
+/// asks for a certificate is taken for well if its port is open.
+pub(super) async fn etcd(etcd: &str, pki: Option<&std::path::PathBuf>) -> Result<(), String> {
+    let uri: Uri = etcd.parse().map_err(|_| "not an address".to_owned())?;
+    let (host, port) = (uri.host().unwrap_or_default().to_owned(), uri.port_u16().unwrap_or(2379));
+    let tcp = TcpStream::connect((host.trim_matches(['[', ']']), port)).await.map_err(|e| e.to_string())?;
+    if uri.scheme_str() != Some("https") {
+        return health(tcp, &host).await;
+    }
+    let Some(config) = pki.and_then(|dir| client(&dir.join("etcd"))) else { return Ok(()) };
+    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(|e| e.to_string())?;
+    let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|e| chain(&e))?;
+    health(tls, &host).await
+}
+
+fn client(dir: &Path) -> Option<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(dir.join("ca.crt")).ok()?).ok()?;
+    let chain = CertificateDer::pem_file_iter(dir.join("healthcheck-client.crt")).ok()?;
+    let chain = chain.collect::<Result<Vec<_>, _>>().ok()?;
+    let key = PrivateKeyDer::from_pem_file(dir.join("healthcheck-client.key")).ok()?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
+    builder.with_root_certificates(roots).with_client_auth_cert(chain, key).ok()
+}
+
+async fn health(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, host: &str) -> Result<(), String> {
+    let (mut send, connection) = http1::handshake(TokioIo::new(io)).await.map_err(|e| chain(&e))?;
+    let _task = AbortOnDropHandle::new(tokio::spawn(connection));
+    let request = Request::get("/health").header(header::HOST, host).body(Empty::<Bytes>::new());
+    let response = send.send_request(request.map_err(|e| e.to_string())?).await.map_err(|e| chain(&e))?;
+    let code = response.status();
+    let body = Limited::new(response.into_body(), limits::NODE_ANSWER).collect().await.map_err(|e| e.to_string())?;
+    let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+    if code.is_success() && body.contains(r#""health":"true""#) {
+        Ok(())
+    } else {
+        Err(format!("it says of itself {code} {}", body.trim()))
+    }
+}
