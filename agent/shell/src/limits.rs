@@ -31,6 +31,9 @@ pub const CHUNK: usize = 16 << 10;
 pub const MESSAGE: usize = 64 << 10;
 /// Bytes that wait between the terminal and a slow network, each way.
 pub const PIPE: usize = 64 << 10;
+/// How often a shell whose client will type nothing more is told so. One that is about to read a line loses what came
+/// a moment before.
+pub const END_AGAIN: Duration = Duration::from_millis(250);
 /// Calls of one shell to the API server at once: connections to its own little listener.
 pub const CALLS: usize = 64;
 /// Longest wait for the head of such a call.

@@ -24,6 +24,7 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU};
 use std::{
     env,
     io::{self, BufRead, BufReader, Read},
@@ -33,6 +34,7 @@ use std::{
     },
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
+    sync::Arc,
 };
 
 /// First argument of the outer process.
@@ -124,8 +126,18 @@ fn outer() -> io::Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(NOT_MADE)))
 }
 
+/// What the agent ignores, as everything does that was started in the background or by `nohup`, its shells would ignore
+/// for good: a shell cannot undo it (POSIX, `trap`). A signal with a handler has its default action again after `exec`.
+fn hear_signals() -> io::Result<()> {
+    for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU] {
+        signal_hook::flag::register(signal, Arc::default())?;
+    }
+    Ok(())
+}
+
 fn inner() -> io::Result<ExitCode> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
+    hear_signals().map_err(at("hear signals"))?;
     let plan = env::var(PLAN).map_err(io::Error::other)?;
     let plan: Plan = serde_json::from_str(&plan).map_err(io::Error::other)?;
     let home = format!("/home/{USER}");

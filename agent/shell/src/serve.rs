@@ -18,7 +18,7 @@ use std::{
 };
 use tokio::{
     io::DuplexStream,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, sleep_until, timeout},
 };
 use tokio_tungstenite::{
     WebSocketStream,
@@ -220,9 +220,22 @@ async fn pump(mut terminal: Terminal, socket: WebSocketStream<DuplexStream>, pat
         }
     };
     let typing = async {
+        let mut over = tokio::time::interval(limits::END_AGAIN);
+        over.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut no_more = false;
         loop {
-            match from_client.next().await {
+            let message = tokio::select! {
+                message = from_client.next() => message,
+                // ^D ends the line that is being read, and the shell at an empty one: every read finds the end, as of a
+                // file that has ended.
+                _ = over.tick(), if no_more => {
+                    drop(terminal.write_all(&[4]).await);
+                    continue;
+                }
+            };
+            match message {
                 Some(Ok(Message::Binary(message))) => match frames::read(&message) {
+                    Ok(Input::Typed(_)) if no_more => return "protocol",
                     Ok(Input::Typed(bytes)) => {
                         typed.send_replace(Instant::now());
                         if terminal.write_all(&bytes).await.is_err() {
@@ -230,7 +243,7 @@ async fn pump(mut terminal: Terminal, socket: WebSocketStream<DuplexStream>, pat
                         }
                     }
                     Ok(Input::Resize(size)) => drop(terminal.resize(size)), // of a shell that just ended
-                    Ok(Input::End) => drop(terminal.write_all(&[4]).await), // ^D: as if the line ended
+                    Ok(Input::End) => no_more = true,
                     Err(_) => return "protocol",
                 },
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}

@@ -7,11 +7,24 @@ mod client;
 mod uses;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::process::ExitCode;
+use std::{
+    os::unix::process::CommandExt,
+    process::{Command, ExitCode},
+};
+
+/// Set where signals are ignored.
+const IGNORING: &str = "MOORLINE_TEST_IGNORES_SIGNALS";
 
 fn main() -> ExitCode {
     if let Some(code) = moorline_shell::inside() {
         return code;
+    }
+    // As an agent that something in the background has started: what it ignores, a shell must not.
+    if std::env::var_os(IGNORING).is_none() {
+        let mut again = Command::new("/bin/sh");
+        again.args(["-c", "trap '' INT QUIT HUP TSTP; exec \"$@\"", "sh"]).arg(std::env::current_exe().unwrap());
+        again.args(std::env::args_os().skip(1)).env(IGNORING, "1");
+        panic!("no /bin/sh: {}", again.exec());
     }
     let root = std::fs::read_to_string("/proc/self/status").unwrap().contains("\nUid:\t0\t");
     let mut trials = Vec::new();
