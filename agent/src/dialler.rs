@@ -33,6 +33,8 @@ pub struct Dialler {
     pub limits: Limits,
     /// What worked last.
     pub memory: Mutex<Option<Memory>>,
+    /// Why the newest session is on no better carrier; empty if it is on the best.
+    pub why: watch::Sender<String>,
 }
 
 /// What carried the last session, and where this host was then.
@@ -106,6 +108,7 @@ impl Dialler {
             match connection.greet(hello.clone(), &self.limits).await {
                 Ok((session, welcome)) => {
                     self.remember(rung, session.remote());
+                    self.tell(why(Some(rung), self.allowed(), &failures));
                     return Ok((session, welcome));
                 }
                 // The hub itself has spoken: on another carrier it would say the same.
@@ -114,10 +117,16 @@ impl Dialler {
             }
             left.retain(|other| *other != rung && failures.iter().all(|(failed, _)| failed != other));
         }
+        // A look upwards that found nothing, if a session stands: now it is known why.
+        self.tell(why(None, self.allowed(), &failures));
         Err(telling(failures).map_or_else(
             || DialError::Protocol { address: self.hub.to_string(), cause: "no carrier is allowed".into() }.into(),
             AttemptError::Dial,
         ))
+    }
+
+    fn tell(&self, why: String) {
+        self.why.send_if_modified(|told| std::mem::replace(told, why.clone()) != why);
     }
 
     fn remembered(&self) -> Option<Rung> {
@@ -162,6 +171,23 @@ where
             else => return Err(()),
         }
     }
+}
+
+/// Why none of the carriers above `won` has a session; `None`: none has won.
+fn why(won: Option<Rung>, allowed: Rungs, failures: &[(Rung, DialError)]) -> String {
+    let of = |rung: Rung| {
+        let failed = failures.iter().rev().find(|(failed, _)| *failed == rung).map(|(_, error)| chain(error));
+        let cause = match failed {
+            Some(cause) => cause,
+            None if !allowed.contains(rung) => "not allowed here".to_owned(),
+            None if won.is_none() => return None,
+            None => "another was faster".to_owned(),
+        };
+        Some(format!("{}: {cause}", carrier_of(rung)))
+    };
+    let better = won.map_or(Rungs::ALL, |won| Rungs::ALL.above(won));
+    let words: Vec<String> = better.iter().filter_map(of).collect();
+    words.join("; ").chars().take(limits::WHY).collect()
 }
 
 /// The failure to show: TLS says the most about what is wrong, a lost datagram the least.
@@ -242,6 +268,19 @@ mod tests {
         let nothing = [(Quic, 1000, false), (Tls, 20, false), (WebSocket, 30, false)];
         assert_eq!(run(&nothing).await, (None, 1000, 3));
         assert_eq!(run(&[]).await, (None, 0, 0));
+    }
+
+    #[test]
+    fn it_says_why_nothing_better_carries() {
+        let failures = [(Rung::Quic, lost())];
+        assert_eq!(why(Some(Rung::Quic), Rungs::ALL, &[]), "");
+        assert_eq!(why(Some(Rung::Tls), Rungs::ALL, &failures), "quic: no answer from hub:1 in time (handshake)");
+        assert_eq!(
+            why(Some(Rung::WebSocket), Rungs::only(Rung::WebSocket), &[]),
+            "quic: not allowed here; tls: not allowed here"
+        );
+        assert_eq!(why(Some(Rung::Tls), Rungs::ALL, &[]), "quic: another was faster");
+        assert_eq!(why(None, Rungs::ALL, &failures), "quic: no answer from hub:1 in time (handshake)");
     }
 
     #[test]

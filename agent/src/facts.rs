@@ -52,6 +52,41 @@ struct Trouble {
     cause: String,
 }
 
+/// What the hub is told, and told again when it changes.
+pub struct Telling {
+    facts: watch::Receiver<Facts>,
+    /// Why no better carrier is in use.
+    why: watch::Receiver<String>,
+}
+
+impl Telling {
+    /// To be told at once, and with each change.
+    pub fn new(mut facts: watch::Receiver<Facts>, why: watch::Receiver<String>) -> Self {
+        facts.mark_changed();
+        Self { facts, why }
+    }
+
+    /// All that is to be told now. Never ends once nobody looks any more.
+    ///
+    /// # Cancel safety
+    /// Safe: a change that was not taken comes again.
+    pub async fn changed(&mut self) -> Facts {
+        let changed = tokio::select! {
+            changed = self.facts.changed() => changed,
+            changed = self.why.changed() => changed,
+        };
+        if changed.is_err() {
+            return std::future::pending().await;
+        }
+        let mut now = self.facts.borrow_and_update().clone();
+        let why = self.why.borrow_and_update();
+        if !why.is_empty() {
+            now.push(("carrierReason".to_owned(), one_line(&why, limits::WHY)));
+        }
+        now
+    }
+}
+
 impl Looker {
     /// Looks now.
     ///

@@ -193,6 +193,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             clock,
             limits: moorline_link::Limits::default(),
             memory: std::sync::Mutex::default(),
+            why: tokio::sync::watch::Sender::default(),
         };
         let driver = uplink::Driver::new(dialler, service, metrics.clone());
         tokio::select! {

@@ -140,3 +140,5 @@ pub const GROUND_RETRY: Duration = Duration::from_secs(5);
 pub const NODE_PAGE: usize = 10;
 /// Such pages.
 pub const NODE_PAGES: usize = 1000;
+/// Letters of why no better carrier is in use.
+pub const WHY: usize = 256;

@@ -1,6 +1,6 @@
 //! Certificates are renewed in band, at two thirds of their life.
 
-use crate::{identity::Holder, join::signing_request, limits, metrics::Metrics, upstream::chain};
+use crate::{facts::Telling, identity::Holder, join::signing_request, limits, metrics::Metrics, upstream::chain};
 use moorline_link::Session;
 use moorline_proto::control::Control;
 use rand::Rng;
@@ -31,15 +31,9 @@ fn next(holder: &Holder) -> Duration {
 ///
 /// # Cancel safety
 /// Safe; a renewal under way is asked for again.
-pub async fn control(
-    session: &Session,
-    holder: &Arc<Holder>,
-    facts: &mut tokio::sync::watch::Receiver<Vec<(String, String)>>,
-    metrics: &Metrics,
-) -> bool {
+pub async fn control(session: &Session, holder: &Arc<Holder>, facts: &mut Telling, metrics: &Metrics) -> bool {
     let mut at = Instant::now() + next(holder);
     let mut pause = limits::RENEW_PAUSE;
-    let mut facts_live = true;
     loop {
         tokio::select! {
             message = session.recv() => match message {
@@ -72,10 +66,8 @@ pub async fn control(
                 at = Instant::now() + pause + pause.mul_f64(rand::rng().random());
                 pause = (pause * 2).min(limits::RENEW_PAUSE_MAX);
             }
-            changed = facts.changed(), if facts_live => {
-                facts_live = changed.is_ok();
-                let now = facts.borrow_and_update().clone();
-                if changed.is_ok() && session.send(Control::Facts(now)).await.is_err() { return false }
+            now = facts.changed() => {
+                if session.send(Control::Facts(now)).await.is_err() { return false }
             }
         }
     }

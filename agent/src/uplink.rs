@@ -6,6 +6,7 @@
 
 use crate::{
     dialler::{Attempt, AttemptError, Dialler, now_ms, rung_of},
+    facts::Telling,
     limits,
     metrics::Metrics,
     renew,
@@ -370,8 +371,8 @@ async fn serve<U: Upstream, R: Reviewer>(
     metrics: Metrics,
     (generation, news): (u64, mpsc::Sender<Told>),
 ) {
-    let mut facts = dialler.facts.clone();
-    facts.mark_changed(); // what changed since the hello is told
+    // What changed since the hello is told.
+    let mut facts = Telling::new(dialler.facts.clone(), dialler.why.subscribe());
     let until = dialler.holder.membership().validity().ok().map(|(_, end)| end);
     let tell = |what| {
         let news = news.clone();

@@ -364,6 +364,7 @@ pub fn hub_api(facts: &Facts<'_>, request: &HubRequest<'_>) -> Result<Scope, Den
     let many = matches!(verb, "list" | "watch") && name.is_empty();
     let scope = match (resource, subresource) {
         ("clusters", "") if many || (one && facts.reaches(name)) => Some(Scope::GrantedClusters),
+        ("clusters", "link") if one && facts.reaches(name) => Some(Scope::GrantedClusters),
         ("users", "") if many || (one && name == user) => Some(Scope::OwnUser),
         ("accessrequests", "") if !restricted && facts.identity.in_group(APPROVERS) && (many || one) => {
             Some(Scope::All)

@@ -1,8 +1,8 @@
 //! The command line as a whole.
 
 use crate::{
-    access, agent, apikey, audit, can_i, clusters, delete, doctor, endpoint, forward, get, grant, group, hub, kube,
-    kubeconfig, login, principals, reference, service, shell, status, text, token, user, version,
+    access, agent, apikey, audit, bench, can_i, clusters, delete, doctor, endpoint, forward, get, grant, group, hub,
+    kube, kubeconfig, login, principals, reference, service, shell, status, text, token, user, version,
 };
 use clap::{CommandFactory, FromArgMatches};
 use std::{path::Path, process::ExitCode};
@@ -51,6 +51,8 @@ pub enum Command {
     Forward(Box<forward::Args>),
     /// Open a terminal on a node of a cluster
     Shell(shell::Args),
+    /// What the tunnel to a cluster can carry
+    Bench(bench::Args),
     /// Find out why something does not connect
     Doctor(doctor::Args),
     /// Tokens that let agents join
@@ -171,6 +173,7 @@ async fn ask(command: Command) -> anyhow::Result<ExitCode> {
         Command::Whoami(args) => login::whoami(args).await,
         Command::Clusters(args) => clusters::run(args).await,
         Command::Status(args) => status::run(args).await,
+        Command::Bench(args) => bench::run(args).await,
         Command::Kubeconfig(args) => kubeconfig::run(*args).await,
         Command::Token(command) => token::run(command).await,
         Command::Apikey(command) => apikey::run(command).await,

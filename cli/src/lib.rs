@@ -9,6 +9,7 @@ mod agent;
 mod apikey;
 mod args;
 mod audit;
+mod bench;
 mod can_i;
 mod client;
 mod clusters;

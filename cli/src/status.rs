@@ -1,4 +1,4 @@
-//! `moorline status`: the hub and its clusters at a glance, causes in words.
+//! `moorline status`: the hub and its clusters at a glance, causes in words; or the tunnel to one cluster as it is now.
 
 use crate::{
     output::{DataArgs, Printer, Table, data},
@@ -11,7 +11,14 @@ use serde_json::{Value, json};
 
 /// `moorline status`
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  moorline status              the hub and every cluster
+  moorline status edge1        the tunnel to one: what carries it and why, round trip, loss
+  moorline status -o json")]
 pub struct Args {
+    /// The tunnel to this cluster alone, as it is at this moment
+    cluster: Option<String>,
     #[command(flatten)]
     form: DataArgs,
     #[command(flatten)]
@@ -21,6 +28,11 @@ pub struct Args {
 /// `moorline status`
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let client = args.hub.client()?;
+    if let Some(cluster) = &args.cluster {
+        let link = client.get(&format!("{}/link", Resource::Cluster.path(cluster))).await?;
+        let words = args.form.form.map_or_else(|| Ok(sessions(&link, Timestamp::now())), |form| data(&link, form));
+        return Ok(text::print(&words?)?);
+    }
     // The version endpoint is a nicety: a hub behind a filter that hides it still has a status.
     let hub_version = client.get("/version").await.ok();
     let me = client.get("/auth/whoami").await?;
@@ -53,6 +65,37 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         text::say(&warning);
     }
     Ok(())
+}
+
+/// The sessions of one cluster.
+fn sessions(link: &Value, now: Timestamp) -> String {
+    let all = link["sessions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if all.is_empty() {
+        return "No agent is connected. The agent's log says why; on its host: moorline doctor\n".to_owned();
+    }
+    let word = |value: &Value| text::clean(value.as_str().unwrap_or_default());
+    let rows = all.iter().map(|session| {
+        let since = session["connectedSince"].as_str().and_then(|time| time.parse().ok());
+        let lost = session["packets"]["lostPercent"].as_f64().map(|percent| format!("{percent:.2}%"));
+        let state = match (session["draining"] == true, session["inDoubt"] == true) {
+            (true, _) => "Draining",
+            (_, true) => "Silent",
+            _ => "Connected",
+        };
+        vec![
+            word(&session["agent"]),
+            word(&session["role"]),
+            state.to_owned(),
+            since.map(|then| text::age(then, now)).unwrap_or_default(),
+            word(&session["carrier"]),
+            format!("{:.1}ms", session["rttMs"].as_f64().unwrap_or_default()),
+            lost.unwrap_or_else(|| "-".to_owned()),
+            session["openStreams"].to_string(),
+            word(&session["why"]),
+        ]
+    });
+    let columns = ["Agent", "Role", "State", "Since", "Carrier", "RTT", "Loss", "Streams", "Why no better carrier"];
+    Printer::new(false).render(Table::of(&columns, rows.collect()))
 }
 
 /// Whether the cluster is connected, and its state in words.
@@ -99,6 +142,23 @@ fn row(cluster: &Value, now: Timestamp) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tunnel_shows_what_carries_it_and_why() {
+        let now: Timestamp = "2026-11-21T10:00:00Z".parse().unwrap();
+        let link = json!({ "sessions": [
+            { "agent": "edge1.a1", "role": "cluster", "connectedSince": "2026-11-21T09:58:00Z", "carrier": "tls",
+              "rttMs": 12.34, "openStreams": 3, "why": "quic: no answer\u{1b}[2J" },
+            { "agent": "edge1.n1", "role": "node", "connectedSince": "2026-11-21T09:00:00Z", "carrier": "quic",
+              "rttMs": 1, "packets": { "lostPercent": 0.5 }, "openStreams": 0, "inDoubt": true },
+        ]});
+        let shown = sessions(&link, now);
+        let lines: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[1][..9], ["edge1.a1", "cluster", "Connected", "2m", "tls", "12.3ms", "-", "3", "quic:"]);
+        assert_eq!(lines[2][..8], ["edge1.n1", "node", "Silent", "60m", "quic", "1.0ms", "0.50%", "0"]);
+        assert!(!shown.contains('\u{1b}'), "what an agent says moves no cursor");
+        assert!(sessions(&json!({ "sessions": [] }), now).starts_with("No agent is connected"));
+    }
 
     #[test]
     fn a_cluster_that_is_gone_says_why_and_since_when() {

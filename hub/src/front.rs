@@ -58,9 +58,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 mod inside;
+mod link;
 mod names;
 mod shell;
 
+pub(crate) use link::BENCHES;
 pub(crate) use names::Names;
 
 /// What every request is answered with.
@@ -94,6 +96,8 @@ pub(crate) struct Front {
     pub alive: Arc<Alive>,
     /// Of [`Limits::bodies_of_strangers`].
     pub strangers: Semaphore,
+    /// Measurements of tunnels.
+    pub benches: Semaphore,
     /// Services by host name.
     pub names: Names,
 }
@@ -368,6 +372,9 @@ impl Front {
     async fn object(&self, request: Request<Incoming>, path: &str, who: &Authenticated) -> Response<Body> {
         if let Some(user) = password_of(path) {
             return self.password(request, user, who).await;
+        }
+        if let Some(asked) = link::Asked::of(path) {
+            return self.about_link(request, asked, who).await;
         }
         let (parts, incoming) = request.into_parts();
         match self.collect(incoming, self.limits.body).await {

@@ -80,6 +80,10 @@ pub struct ClusterStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub carrier: Option<String>,
+    /// Why nothing better carries it, in the agent's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub carrier_reason: Option<String>,
     /// Round trip at the last change, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u64")]

@@ -7,6 +7,7 @@ mod access;
 mod alive;
 mod audit;
 pub mod backup;
+mod bench;
 mod bootstrap;
 pub mod config;
 #[cfg(unix)]
@@ -22,6 +23,7 @@ mod join;
 pub mod kinds;
 mod known;
 mod lease;
+mod link;
 mod listener;
 mod login;
 mod members;

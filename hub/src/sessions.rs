@@ -41,6 +41,10 @@ pub(crate) const VERSION: u16 = 1;
 
 /// Letters shown of what an agent says of itself.
 const SHOWN: usize = 64;
+/// Letters shown of why it is on no better carrier.
+const SHOWN_WHY: usize = 256;
+/// The fact that tells it.
+const WHY: &str = "carrierReason";
 
 /// One session that was let in.
 #[derive(Debug)]
@@ -91,6 +95,12 @@ impl Entry {
     pub fn fact(&self, key: &str) -> Option<String> {
         let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
         facts.iter().find(|(k, _)| k == key).map(|(_, v)| plain(v))
+    }
+    /// Why it is on no better carrier, in the agent's words.
+    pub fn why(&self) -> Option<String> {
+        let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = facts.iter().find(|(k, _)| k == WHY).map(|(_, v)| plain_up_to(v, SHOWN_WHY));
+        why.filter(|why| !why.is_empty())
     }
 }
 
@@ -545,7 +555,11 @@ fn now_ms() -> u64 {
 
 /// What an agent says of itself, fit to be shown in somebody's terminal.
 fn plain(text: &str) -> String {
-    text.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(SHOWN).collect()
+    plain_up_to(text, SHOWN)
+}
+
+fn plain_up_to(text: &str, most: usize) -> String {
+    text.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(most).collect()
 }
 
 /// End of a certificate; one that cannot be read has ended.

@@ -8,10 +8,11 @@ use crate::{
     direct::{Bundles, Delivery},
     directory::Directory,
     files, follow,
-    front::Front,
+    front::{BENCHES, Front},
     hubapi::HubApi,
     issue::Issuer,
     join::Joiner,
+    link::Links,
     listener::{Port, TlsPair, serve_quic},
     login::Logins,
     metrics::Metrics,
@@ -241,6 +242,8 @@ impl Hub {
         }
         let sink: Arc<dyn AuditSink> = Arc::clone(&audit) as Arc<dyn AuditSink>;
         let session_registry = Arc::new(Registry::default());
+        let links = Links::new(Arc::clone(&session_registry)).map_err(|e| internal(&e))?;
+        registry.register(Box::new(links)).map_err(|e| internal(&e))?;
         let status = StatusWriter::default();
         let joiner = Arc::new(Joiner {
             authority: Arc::clone(&authority),
@@ -304,6 +307,7 @@ impl Hub {
             quotas: Quotas::new(&config.rate_limits, config.limits.remembered),
             audit_path: audit_path.clone(),
             searches: Semaphore::new(config.limits.audit_searches),
+            benches: Semaphore::new(BENCHES),
             issuer: Arc::clone(&issuer),
             bundles: Arc::clone(&bundles),
             audit: sink,

@@ -167,6 +167,7 @@ async fn write_cluster(
         match newest(sessions.clone()) {
             Some(entry) => {
                 status.carrier = Some(entry.session.carrier().to_string());
+                status.carrier_reason = entry.why();
                 status.rtt_ms = Some(u64::try_from(entry.session.rtt().as_millis()).unwrap_or(u64::MAX));
                 status.connected_since.get_or_insert_with(|| time(entry.since));
                 status.agent_version = Some(entry.software.clone());
@@ -178,6 +179,7 @@ async fn write_cluster(
             None if before.connected_since.is_some() => {
                 status.last_seen = Some(time(SystemTime::now()));
                 (status.connected_since, status.carrier, status.rtt_ms) = (None, None, None);
+                status.carrier_reason = None;
             }
             None => {}
         }

@@ -11,6 +11,7 @@ mod framing;
 mod http2;
 mod inside;
 mod joins;
+mod link;
 mod logins;
 mod names;
 mod node_objects;

@@ -403,7 +403,18 @@ impl Agent {
                     crate::inside::place(stream, inside.clone());
                     continue;
                 }
-                let stream = stream.accept();
+                let mut stream = stream.accept();
+                if header.target == Target::Echo {
+                    tokio::spawn(async move {
+                        let mut chunk = vec![0; 16 << 10];
+                        while let Ok(n @ 1..) = stream.read(&mut chunk).await {
+                            if stream.write_all(&chunk[..n]).await.is_err() || stream.flush().await.is_err() {
+                                return;
+                            }
+                        }
+                    });
+                    continue;
+                }
                 let (log, free, at) = (Arc::clone(&log), Arc::clone(&free), Arc::clone(&at));
                 tokio::spawn(async move {
                     let _ = wire::serve(stream, |request| answer(request, header, log, free, at)).await;

@@ -25,6 +25,22 @@ async fn read_on(watch: &mut Watch, next: &mut u32, long: Duration) {
     }
 }
 
+/// Waits until the hub tells this of why the agent is on no better carrier than the one that serves.
+async fn told_why(world: &World, is_so: impl Fn(Option<&str>) -> bool) {
+    let told = async {
+        loop {
+            let link = world.admin.look("clusters/edge1/link").await.unwrap();
+            let sessions = link["sessions"].as_array().unwrap();
+            let serving: Vec<_> = sessions.iter().filter(|session| session["draining"] == false).collect();
+            if !serving.is_empty() && serving.iter().all(|session| is_so(session["why"].as_str())) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), told).await.expect("the reason, in time");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn f15_f16_udp_closed_opened_and_closed_again() {
     let world = World::start().await.unwrap();
@@ -32,11 +48,13 @@ async fn f15_f16_udp_closed_opened_and_closed_again() {
     let site = Site::start(&world, "a2", at(gate.port), Preference::Auto).await.unwrap();
     let took = site.moves_to("tls").await.unwrap();
     assert!(took < Duration::from_secs(5), "without UDP it took {took:?}");
+    told_why(&world, |why| why.is_some_and(|why| why.starts_with("quic: "))).await;
     let (mut early, mut ticks) = (world.admin.watch("/ticks").await.unwrap(), 0);
     read_on(&mut early, &mut ticks, Duration::from_secs(1)).await;
 
     gate.udp(true);
     site.moves_to("quic").await.unwrap();
+    told_why(&world, |why| why.is_none()).await;
     // The hub drains the session on TLS now; what runs there is not cut at the end of its grace.
     read_on(&mut early, &mut ticks, GRACE + Duration::from_secs(2)).await;
     let (mut late, mut of_late) = (world.admin.watch("/ticks").await.unwrap(), 0);
@@ -61,4 +79,5 @@ async fn behind_a_proxy_that_ends_tls_the_websocket_is_found() {
     let site = Site::again(&world, "a3", at(nginx.port), Preference::Auto).await.unwrap();
     let took = site.moves_to("websocket").await.unwrap();
     assert!(took < Duration::from_secs(5), "it took {took:?}");
+    told_why(&world, |why| why.is_some_and(|why| why.contains("quic: ") && why.contains("tls: "))).await;
 }
