@@ -1,6 +1,9 @@
 //! The store's file: tables of redb, and what can go wrong with the disk under them.
 
-use crate::store::{CommitError, Entry, OpenError, State, StoreEvent};
+use crate::{
+    backend::{Backend, Bounds, Group, Landed, Landing, News, WriteError},
+    store::{CommitError, Entry, OpenError, State, StoreEvent},
+};
 use bytes::Bytes;
 use redb::{BackendError, Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use serde_json::Value;
@@ -181,6 +184,67 @@ impl Redb {
     }
 }
 
+/// A store's file, open or to be opened again.
+pub(crate) struct OnDisk {
+    disk: Box<dyn Disk>,
+    redb: Option<Redb>,
+}
+
+impl OnDisk {
+    pub(crate) fn open(disk: Box<dyn Disk>) -> Result<(Self, State), OpenError> {
+        let (redb, state) = Redb::open(&*disk).map_err(|error| error.named(&disk.name()))?;
+        Ok((Self { disk, redb: Some(redb) }, state))
+    }
+}
+
+impl Backend for OnDisk {
+    fn bounds(&self) -> Bounds {
+        Bounds { keys: usize::MAX, bytes: usize::MAX, once: false }
+    }
+
+    /// Reading the whole file each second is too much for a disk in trouble: whoever wants it back asks.
+    fn recovers_by_itself(&self) -> bool {
+        false
+    }
+
+    async fn write(&mut self, group: &Group) -> Result<(), WriteError> {
+        let Some(redb) = &self.redb else {
+            return Err(WriteError::Stopped(CommitError::Failed("its file is closed".into())));
+        };
+        let Err(error) = redb.write(&group.events, &group.private, group.events.last().map(|e| e.revision)) else {
+            return Ok(());
+        };
+        let trouble = redb.trouble(&error);
+        // After any error this file answers nothing but that there was one.
+        self.redb = None;
+        Err(match trouble {
+            CommitError::Full(_) => WriteError::Doubtful(trouble),
+            _ => WriteError::Stopped(trouble),
+        })
+    }
+
+    async fn recover(&mut self, doubtful: &Group, known: u64) -> Result<News, WriteError> {
+        let (redb, found) = Redb::open(&*self.disk)
+            .map_err(|error| WriteError::Doubtful(CommitError::Full(error.named(&self.disk.name()).to_string())))?;
+        let written = doubtful.events.last().is_some_and(|event| event.revision == found.revision);
+        if !written && found.revision != known {
+            let why = format!("the file is at revision {}, and {known} was acknowledged", found.revision);
+            return Err(WriteError::Stopped(CommitError::Failed(why)));
+        }
+        self.redb = Some(redb);
+        let landed = |e: &StoreEvent| Landed { revision: e.revision, key: Arc::clone(&e.key), value: e.value.clone() };
+        let events = if written { doubtful.events.iter().map(landed).collect() } else { Vec::new() };
+        // Records move no revision, so they are taken as they are found.
+        let private = doubtful.private.iter().map(|(key, _)| (key.clone(), found.private.get(key).cloned())).collect();
+        Ok(News::Landings(vec![Landing { events, private }]))
+    }
+
+    /// The file has one owner.
+    async fn news(&mut self) -> Result<News, WriteError> {
+        std::future::pending().await
+    }
+}
+
 /// Reads the whole file.
 fn load(database: &Database) -> Result<State, LoadError> {
     let write = database.begin_write()?;
@@ -221,6 +285,6 @@ fn load(database: &Database) -> Result<State, LoadError> {
     Ok(state)
 }
 
-fn revision_of(value: &Value) -> u64 {
+pub(crate) fn revision_of(value: &Value) -> u64 {
     value.pointer("/metadata/resourceVersion").and_then(Value::as_str).and_then(|v| v.parse().ok()).unwrap_or(0)
 }

@@ -14,12 +14,14 @@
 //! | `decode`, `check`, `schema`, `validate` | what was sent, in the shape of its kind and by its rules |
 //! | `ops`, `patch`, `scale`, `delete` | the rules of writing one object, and what goes with it |
 //! | `manage`, `shape`, `fields` | whose field is whose: server-side apply |
-//! | `store`, `writer`, `disk`, `backup` | revisions, one writer, one file |
+//! | `store`, `writer`, `backup` | revisions, one writer, everything at one revision |
+//! | `backend`, `disk`, `etcd` | what keeps it: a file, or an etcd |
 //!
 //! Where it differs from kube-apiserver on purpose, the rows of `tests/e2e/tests/conformance` say why.
 #![forbid(unsafe_code)]
 
 mod auth;
+mod backend;
 mod backup;
 mod body;
 mod check;
@@ -28,6 +30,7 @@ mod decode;
 mod delete;
 mod discovery;
 mod disk;
+mod etcd;
 mod fields;
 mod flow;
 mod kind;
@@ -60,6 +63,7 @@ pub use backup::{BackupError, BackupInfo, open_idle, restore};
 pub use body::{Body, BoxError};
 pub use client::{Api, ApiWatch, WatchEvent};
 pub use disk::Disk;
+pub use etcd::{EtcdError, EtcdPlace, EtcdTls};
 pub use kind::{Column, Created, KindSpec, NewObject, Spec};
 pub use limits::Limits;
 pub use meta::{Object, ObjectMeta, OwnerReference};

@@ -377,7 +377,10 @@ pub(crate) fn unavailable(error: &CommitError) -> ApiError {
     match error {
         // Coming back is no use before someone has looked after the disk.
         CommitError::Failed(_) => ApiError::internal(error.to_string()),
-        CommitError::Full(_) | CommitError::Overloaded | CommitError::Conflict(_) => {
+        CommitError::TooLarge(_) => {
+            ApiError::new(http::StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", error.to_string())
+        }
+        CommitError::Full(_) | CommitError::Unavailable(_) | CommitError::Overloaded | CommitError::Conflict(_) => {
             ApiError::unavailable(error.to_string())
         }
     }

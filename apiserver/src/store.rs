@@ -1,12 +1,15 @@
 //! A revisioned store: every change has one number, watchers see changes in that order, and nothing is acknowledged
 //! before it is on disk.
 //!
-//! All objects are held in memory; redb has them on disk. One thread writes: it takes what waits, checks each change
-//! against the newest state, commits them as one transaction, and only then shows and acknowledges them.
+//! All objects are held in memory; a [`Backend`] keeps them: a file of redb's, or an etcd. One thread writes: it takes what
+//! waits, checks each change against the newest state, has them kept as one transaction, and only then shows and
+//! acknowledges them.
 
 use crate::{
     Limits, Metrics,
-    disk::{Disk, FORMAT, File, Redb},
+    backend::Backend,
+    disk::{Disk, FORMAT, File, OnDisk},
+    etcd::{Etcd, EtcdError, EtcdPlace},
     writer::Writer,
 };
 use bytes::Bytes;
@@ -39,6 +42,15 @@ pub enum OpenError {
         /// Its format.
         found: u64,
     },
+    /// An etcd.
+    #[error("the store {place}: {source}")]
+    Etcd {
+        /// Its address.
+        place: String,
+        /// The cause.
+        #[source]
+        source: EtcdError,
+    },
 }
 
 /// Why a change was not made.
@@ -53,6 +65,12 @@ pub enum CommitError {
     /// The disk is full: whether it was written is unknown. Writes are taken again soon after there is space.
     #[error("the store takes no writes until there is space on its disk: {0}")]
     Full(String),
+    /// etcd does not answer, or has no leader: whether it was written is unknown. It is asked again by itself.
+    #[error("the store takes no writes until its etcd answers: {0}")]
+    Unavailable(String),
+    /// The change is larger than the backend takes. Nothing was written.
+    #[error("the store does not take so much at once: {0}")]
+    TooLarge(String),
     /// No place or no answer in time. Whether it was written is unknown if it waited for the answer.
     #[error("the store is overloaded")]
     Overloaded,
@@ -181,22 +199,59 @@ impl Store {
     /// See [`OpenError`].
     pub fn open_on(disk: impl Disk, limits: &Limits) -> Result<Self, OpenError> {
         let name = disk.name();
-        let (redb, state) = Redb::open(&disk).map_err(|error| error.named(&name))?;
+        let disk: Box<dyn Disk> = Box::new(disk);
+        Self::start(async { OnDisk::open(disk) }, name, limits)
+    }
+
+    /// Opens the store that an etcd has at this place, or makes it. Blocks.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn connect(place: EtcdPlace, limits: &Limits) -> Result<Self, OpenError> {
+        let name = place.to_string();
+        let named = name.clone();
+        let open = async move { Etcd::open(&place).await.map_err(|source| OpenError::Etcd { place: named, source }) };
+        Self::start(open, name, limits)
+    }
+
+    /// Gives a backend its thread. What it does to wait, for a disk or for a network, nobody else waits for.
+    fn start<B: Backend>(
+        open: impl Future<Output = Result<(B, State), OpenError>> + Send + 'static,
+        name: String,
+        limits: &Limits,
+    ) -> Result<Self, OpenError> {
+        let failed = |path: &str, why: &dyn std::fmt::Display| OpenError::Database {
+            path: path.to_owned(),
+            why: why.to_string(),
+        };
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| failed(&name, &e))?;
         let (orders, inbox) = mpsc::channel(limits.queued_writes);
-        let shared = Arc::new(Shared {
-            revision: watch::Sender::new(state.revision),
-            state: RwLock::new(state),
-            trouble: RwLock::new(None),
-            metrics: OnceLock::new(),
-            write_time: limits.write_time,
-            thread: Mutex::new(None),
+        let (opened, answer) = std::sync::mpsc::sync_channel(1);
+        let limits = limits.clone();
+        // The thread ends when the last sender is gone; what it has open is closed with it.
+        let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
+            runtime.block_on(async move {
+                let (backend, state) = match open.await {
+                    Ok(open) => open,
+                    Err(error) => return drop(opened.send(Err(error))),
+                };
+                let shared = Arc::new(Shared {
+                    revision: watch::Sender::new(state.revision),
+                    state: RwLock::new(state),
+                    trouble: RwLock::new(None),
+                    metrics: OnceLock::new(),
+                    write_time: limits.write_time,
+                    thread: Mutex::new(None),
+                });
+                if opened.send(Ok(Arc::clone(&shared))).is_ok() {
+                    drop(opened);
+                    Writer::new(backend, shared, &limits).run(inbox).await;
+                }
+            });
         });
-        let writer = Writer::new(Box::new(disk), redb, Arc::clone(&shared), limits);
-        // The thread ends when the last sender is gone; the file is closed with it.
-        let thread = std::thread::Builder::new()
-            .name("store".into())
-            .spawn(move || writer.run(inbox))
-            .map_err(|e| OpenError::Database { path: name, why: e.to_string() })?;
+        let thread = thread.map_err(|e| failed(&name, &e))?;
+        let shared = answer.recv().map_err(|_| failed(&name, &"its thread ended"))??;
         *shared.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(Self { shared, orders })
     }
@@ -368,7 +423,8 @@ impl Watcher {
             self.revision.borrow_and_update();
             {
                 let state = self.store.shared.state.read().unwrap_or_else(PoisonError::into_inner);
-                if self.seen < state.compacted {
+                // A state that was taken over whole may also be an older one: an etcd that was put back from a backup.
+                if self.seen < state.compacted || state.revision < self.seen {
                     return Err(Compacted);
                 }
                 let skip = state.history.partition_point(|e| e.revision <= self.seen);

@@ -1,86 +1,127 @@
-//! The one thread that writes: takes what waits, checks it against the newest state, commits it as one transaction, and
+//! The one thread that writes: takes what waits, checks it against the newest state, has it kept as one transaction, and
 //! only then shows and acknowledges it.
 
 use crate::{
     Limits,
-    disk::{Disk, Redb},
+    backend::{Backend, Group, Landed, Landing, News, WriteError},
     store::{CommitError, Entry, Expect, Order, Shared, State, StoreEvent},
 };
-use bytes::Bytes;
 use std::{
+    collections::VecDeque,
     sync::{Arc, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
 
-pub(crate) struct Writer {
-    disk: Box<dyn Disk>,
+pub(crate) struct Writer<B> {
+    backend: B,
     shared: Arc<Shared>,
     group: usize,
     history: usize,
     history_bytes: usize,
     retry: Duration,
+    behind_retries: usize,
     health: Health,
 }
 
-/// Whether there is a file to write to.
+/// Whether writes are taken.
 enum Health {
-    Well(Redb),
-    /// The disk was full. What was being written may be there or not, as a whole.
-    Full {
-        doubtful: Vec<StoreEvent>,
+    Well,
+    /// What was being written may be there or not, as a whole.
+    Doubtful {
+        group: Group,
         retry_at: Instant,
     },
     Stopped,
 }
 
-/// What a group of orders comes to, before it is on disk.
-#[derive(Default)]
-struct Group {
-    events: Vec<StoreEvent>,
-    private: Vec<(String, Option<Bytes>)>,
-    acknowledge: Vec<(oneshot::Sender<Result<u64, CommitError>>, u64)>,
-}
-
-impl Writer {
-    pub(crate) fn new(disk: Box<dyn Disk>, redb: Redb, shared: Arc<Shared>, limits: &Limits) -> Self {
-        let Limits { group, history, history_bytes, full_retry, .. } = *limits;
-        Self { disk, shared, group, history, history_bytes, retry: full_retry, health: Health::Well(redb) }
+impl<B: Backend> Writer<B> {
+    pub(crate) fn new(backend: B, shared: Arc<Shared>, limits: &Limits) -> Self {
+        let Limits { group, history, history_bytes, full_retry, conflict_retries, .. } = *limits;
+        Self {
+            backend,
+            shared,
+            group,
+            history,
+            history_bytes,
+            retry: full_retry,
+            behind_retries: conflict_retries,
+            health: Health::Well,
+        }
     }
 
-    pub(crate) fn run(mut self, mut inbox: mpsc::Receiver<Order>) {
-        let mut waiting = Vec::new();
-        while inbox.blocking_recv_many(&mut waiting, self.group) > 0 {
-            self.reopen();
-            let Health::Well(redb) = &self.health else {
-                self.refuse(waiting.drain(..).map(|order| order.done));
-                continue;
+    /// Ends when no store's handle is left.
+    pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Order>) {
+        let (mut fresh, mut waiting) = (Vec::new(), VecDeque::new());
+        loop {
+            let well = matches!(self.health, Health::Well);
+            let retry_at = match self.health {
+                Health::Doubtful { retry_at, .. } if self.backend.recovers_by_itself() => Some(retry_at),
+                _ => None,
             };
-            let group = self.check(waiting.drain(..));
-            if group.acknowledge.is_empty() {
-                continue;
+            tokio::select! {
+                taken = inbox.recv_many(&mut fresh, self.group) => {
+                    if taken == 0 {
+                        return;
+                    }
+                    waiting.extend(fresh.drain(..));
+                    while !waiting.is_empty() {
+                        self.step(&mut waiting).await;
+                    }
+                }
+                news = self.backend.news(), if well => self.hear(news),
+                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => self.recover().await,
+            }
+        }
+    }
+
+    /// Serves orders off the front.
+    async fn step(&mut self, waiting: &mut VecDeque<Order>) {
+        for _ in 0..self.behind_retries {
+            self.recover().await;
+            if !matches!(self.health, Health::Well) {
+                return self.refuse(waiting.drain(..));
+            }
+            let group = self.check(waiting);
+            if group.taken.is_empty() {
+                return;
             }
             let began = Instant::now();
-            let written = redb.write(&group.events, &group.private, group.events.last().map(|e| e.revision));
+            let written = self.backend.write(&group).await;
             if let Some(metrics) = self.shared.metrics.get() {
                 metrics.commits.observe(began.elapsed().as_secs_f64());
             }
             match written {
-                Ok(()) => self.show(group),
-                Err(error) => {
-                    let trouble = redb.trouble(&error);
-                    tracing::error!(%error, %trouble, "the store cannot write");
-                    self.health = match trouble {
-                        CommitError::Full(_) => {
-                            Health::Full { doubtful: group.events, retry_at: Instant::now() + self.retry }
-                        }
-                        _ => Health::Stopped,
-                    };
-                    self.tell(Some(trouble));
-                    self.refuse(group.acknowledge.into_iter().map(|(done, _)| done));
+                Ok(()) => return self.show(group),
+                Err(WriteError::Behind) => {
+                    for order in group.into_orders().into_iter().rev() {
+                        waiting.push_front(order);
+                    }
+                    let known = self.known();
+                    let news = self.backend.recover(&Group::default(), known).await;
+                    self.hear(news);
+                }
+                Err(WriteError::Refused(why)) => {
+                    return group.taken.into_iter().for_each(|one| drop(one.done.send(Err(why.clone()))));
+                }
+                Err(WriteError::Doubtful(trouble)) => return self.doubt(trouble, group),
+                Err(WriteError::Stopped(trouble)) => {
+                    self.stop(trouble.clone());
+                    return group.taken.into_iter().for_each(|one| drop(one.done.send(Err(trouble.clone()))));
                 }
             }
         }
+        // Others write faster than this one: its clients come back.
+        for order in waiting.drain(..) {
+            let _ = order.done.send(Err(CommitError::Overloaded));
+        }
+    }
+
+    fn known(&self) -> u64 {
+        self.shared.state.read().unwrap_or_else(PoisonError::into_inner).revision
     }
 
     fn tell(&self, trouble: Option<CommitError>) {
@@ -90,52 +131,81 @@ impl Writer {
         *self.shared.trouble.write().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
-    fn refuse(&self, orders: impl Iterator<Item = oneshot::Sender<Result<u64, CommitError>>>) {
+    fn stop(&mut self, trouble: CommitError) {
+        tracing::error!(%trouble, "the store cannot go on");
+        self.health = Health::Stopped;
+        self.tell(Some(trouble));
+    }
+
+    /// Nobody knows whether this group is kept; those who wait are told so.
+    fn doubt(&mut self, trouble: CommitError, mut group: Group) {
+        tracing::error!(%trouble, "the store cannot write");
+        for one in std::mem::take(&mut group.taken) {
+            let _ = one.done.send(Err(trouble.clone()));
+        }
+        // Where asking costs little, the first try is now.
+        let pause = if self.backend.recovers_by_itself() { Duration::ZERO } else { self.retry };
+        self.health = Health::Doubtful { group, retry_at: Instant::now() + pause };
+        self.tell(Some(trouble));
+    }
+
+    fn refuse(&self, orders: impl Iterator<Item = Order>) {
         let trouble = self.shared.trouble.read().unwrap_or_else(PoisonError::into_inner).clone();
         let trouble = trouble.unwrap_or_else(|| CommitError::Failed("it is closed".into()));
-        for done in orders {
-            let _ = done.send(Err(trouble.clone()));
+        for order in orders {
+            let _ = order.done.send(Err(trouble.clone()));
         }
     }
 
-    /// Opens the file again once there may be space, and learns which side of the last write it is on.
-    fn reopen(&mut self) {
-        let Health::Full { doubtful, retry_at } = &mut self.health else { return };
+    /// What others wrote, or why nobody knows.
+    fn hear(&mut self, news: Result<News, WriteError>) {
+        match news {
+            Ok(News::Landings(landings)) => landings.into_iter().for_each(|landing| self.land(landing)),
+            Ok(News::Everything(state)) => self.replace(*state),
+            Err(WriteError::Stopped(trouble)) => self.stop(trouble),
+            Err(WriteError::Doubtful(trouble) | WriteError::Refused(trouble)) => self.doubt(trouble, Group::default()),
+            Err(WriteError::Behind) => {}
+        }
+    }
+
+    /// Tries again once it is time, and learns which side of the last write the store is on.
+    async fn recover(&mut self) {
+        let Health::Doubtful { group, retry_at } = &mut self.health else { return };
         if Instant::now() < *retry_at {
             return;
         }
         *retry_at = Instant::now() + self.retry;
-        let Ok((redb, found)) = Redb::open(&*self.disk) else { return };
-        let known = self.shared.state.read().unwrap_or_else(PoisonError::into_inner).revision;
-        let doubtful = std::mem::take(doubtful);
-        let written = doubtful.last().is_some_and(|event| event.revision == found.revision);
-        if !written && found.revision != known {
-            let why = format!("the file is at revision {}, and {known} was acknowledged", found.revision);
-            tracing::error!(why, "the store cannot go on");
-            self.health = Health::Stopped;
-            self.tell(Some(CommitError::Failed(why)));
-            return;
+        let group = std::mem::take(group);
+        let known = self.known();
+        match self.backend.recover(&group, known).await {
+            Err(WriteError::Stopped(trouble)) => self.stop(trouble),
+            Err(_) => self.health = Health::Doubtful { group, retry_at: Instant::now() + self.retry },
+            news => {
+                self.health = Health::Well;
+                self.hear(news);
+                self.tell(None);
+                tracing::info!("the store takes writes again");
+            }
         }
-        let State { private, .. } = found;
-        self.shared.state.write().unwrap_or_else(PoisonError::into_inner).private = private;
-        self.show(Group { events: if written { doubtful } else { Vec::new() }, ..Group::default() });
-        tracing::info!("the store takes writes again");
-        self.health = Health::Well(redb);
-        self.tell(None);
     }
 
-    /// Checks each order against the state as the ones before it leave it.
-    fn check(&self, orders: impl Iterator<Item = Order>) -> Group {
+    /// Checks orders off the front against the state as the ones before them leave it, as many as one transaction holds.
+    fn check(&self, orders: &mut VecDeque<Order>) -> Group {
+        let bounds = self.backend.bounds();
         let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
         let mut group = Group::default();
         let mut revision = state.revision;
-        for Order { batch, done } in orders {
+        while let Some(Order { batch, done }) = orders.pop_front() {
+            let full = bounds.keys <= group.keys() + batch.private.len() || bounds.bytes <= group.bytes;
+            let again = bounds.once
+                && batch.object.as_ref().is_some_and(|(key, ..)| group.events.iter().any(|e| *e.key == **key));
+            if !group.taken.is_empty() && (full || again) {
+                orders.push_front(Order { batch, done });
+                break;
+            }
+            let mut condition = None;
             if let Some((key, expect, value)) = batch.object {
-                let newest = group.events.iter().rev().find(|e| *e.key == *key);
-                let current = match newest {
-                    Some(e) => e.value.clone().map(|value| Entry { revision: e.revision, value, size: e.text().len() }),
-                    None => state.objects.get(key.as_str()).cloned(),
-                };
+                let current = current(&group, &state, &key);
                 let at = current.as_ref().map(|e| e.revision);
                 if at
                     != (match expect {
@@ -146,6 +216,7 @@ impl Writer {
                     let _ = done.send(Err(CommitError::Conflict(at)));
                     continue;
                 }
+                condition = Some(expect);
                 revision += 1;
                 let (made, deleted) = (at.is_none(), value.is_none());
                 let value = value.map(|mut value| {
@@ -162,18 +233,36 @@ impl Writer {
                     let own: Vec<_> = stored.chain(pending.map(|(k, _)| k.clone())).map(|k| (k, None)).collect();
                     group.private.extend(own);
                 }
-                group.events.push(StoreEvent {
-                    revision,
-                    key: key.into(),
-                    value,
-                    previous: current,
-                    text: Arc::default(),
-                });
+                let key = key.into();
+                let event = StoreEvent { revision, key, value, previous: current, text: Arc::default() };
+                group.bytes += event.key.len() + event.text().len();
+                group.events.push(event);
             }
-            group.private.extend(batch.private);
-            group.acknowledge.push((done, revision));
+            group.take(done, revision, condition, batch.private);
         }
         group
+    }
+
+    /// Shows what another process wrote, as if it had been written here.
+    fn land(&self, landing: Landing) {
+        let mut group = Group { private: landing.private, ..Group::default() };
+        {
+            let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
+            for one in landing.events {
+                let previous = current(&group, &state, &one.key);
+                let Landed { revision, key, value } = one;
+                group.events.push(StoreEvent { revision, key, value, previous, text: Arc::default() });
+            }
+        }
+        self.show(group);
+    }
+
+    /// Takes a state over whose way here is not known: all that watch are told to list again.
+    fn replace(&self, mut new: State) {
+        new.compacted = new.revision;
+        let revision = new.revision;
+        *self.shared.state.write().unwrap_or_else(PoisonError::into_inner) = new;
+        self.shared.revision.send_replace(revision);
     }
 
     fn show(&self, group: Group) {
@@ -205,8 +294,16 @@ impl Writer {
         let revision = state.revision;
         drop(state);
         self.shared.revision.send_replace(revision);
-        for (done, revision) in group.acknowledge {
-            let _ = done.send(Ok(revision));
+        for one in group.taken {
+            let _ = one.done.send(Ok(one.revision));
         }
+    }
+}
+
+/// An object as a group leaves it.
+fn current(group: &Group, state: &State, key: &str) -> Option<Entry> {
+    match group.events.iter().rev().find(|e| *e.key == *key) {
+        Some(e) => e.value.clone().map(|value| Entry { revision: e.revision, value, size: e.text().len() }),
+        None => state.objects.get(key).cloned(),
     }
 }

@@ -9,6 +9,8 @@ mod crash;
 mod deletions;
 mod disk;
 mod forms;
+#[path = "../model/mod.rs"]
+mod model;
 mod objects;
 mod store;
 mod watches;
@@ -85,9 +87,7 @@ pub(crate) struct World {
     pub(crate) _dir: tempfile::TempDir,
 }
 
-pub(crate) fn limits() -> Limits {
-    Limits { body: 64 * 1024, history: 50, object: 1024 * 1024, ..Limits::default() }
-}
+pub(crate) use model::limits;
 
 impl World {
     pub(crate) fn new() -> Self {

@@ -1,0 +1,175 @@
+//! Calls to an etcd: one member at a time, the next one after a failure.
+
+use super::{
+    EtcdError, EtcdPlace, pb,
+    place::{self},
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, future::BoxFuture, stream};
+use http::{Uri, uri::PathAndQuery};
+use hyper_util::rt::TokioIo;
+use prost::Message;
+use rustls_pki_types::ServerName;
+use std::{
+    io,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tonic::{
+    Request, Status, Streaming,
+    client::Grpc,
+    metadata::MetadataValue,
+    transport::{Channel, Endpoint},
+};
+use tonic_prost::ProstCodec;
+
+/// Longest wait for a connection to a member.
+const CONNECT: Duration = Duration::from_secs(2);
+/// Longest wait for an answer. A member that has no leader answers nothing for longer.
+const ANSWER: Duration = Duration::from_secs(3);
+/// How often a silent connection is asked whether it lives, and how long that answer may take.
+const ALIVE: Duration = Duration::from_secs(3);
+/// Largest answer, in bytes: a page of [`PAGE`] objects of etcd's largest size.
+const LARGEST: usize = 128 << 20;
+/// Keys of one page.
+pub(super) const PAGE: i64 = 64;
+
+pub(super) struct Etcds {
+    members: Vec<Channel>,
+    at: usize,
+}
+
+impl Etcds {
+    /// Connects when it is first asked. Within a runtime only.
+    pub(super) fn new(place: &EtcdPlace) -> Result<Self, EtcdError> {
+        let tls = place.client_config()?;
+        let channel = |member: &String| {
+            // TLS is the connector's business, so the address that gRPC knows is one without it.
+            let endpoint = Endpoint::from_shared(format!("http://{member}"))
+                .map_err(|e| EtcdError::Address { address: place.to_string(), why: e.to_string() })?
+                .http2_keep_alive_interval(ALIVE)
+                .keep_alive_timeout(ALIVE)
+                .keep_alive_while_idle(true);
+            let connector = Connector { member: member.as_str().into(), tls: tls.clone() };
+            Ok(endpoint.connect_with_connector_lazy(connector))
+        };
+        Ok(Self { members: place.members.iter().map(channel).collect::<Result<_, _>>()?, at: 0 })
+    }
+
+    pub(super) fn members(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Goes on with the next member.
+    pub(super) fn turn(&mut self) {
+        self.at = (self.at + 1) % self.members.len().max(1);
+    }
+
+    fn client(&self) -> Result<Grpc<Channel>, Status> {
+        let channel = self.members.get(self.at).ok_or_else(|| Status::unavailable("no members"))?;
+        Ok(Grpc::new(channel.clone()).max_decoding_message_size(LARGEST))
+    }
+
+    async fn unary<Q, A>(&self, path: &'static str, question: Q) -> Result<A, Status>
+    where
+        Q: Message + Default + Send + Sync + 'static,
+        A: Message + Default + Send + Sync + 'static,
+    {
+        let ask = async {
+            let mut client = self.client()?;
+            client.ready().await.map_err(|e| Status::unavailable(cause(&e)))?;
+            let codec = ProstCodec::<Q, A>::default();
+            client.unary(Request::new(question), PathAndQuery::from_static(path), codec).await
+        };
+        let late = |_| Status::unavailable("no answer in time");
+        Ok(tokio::time::timeout(ANSWER, ask).await.map_err(late)??.into_inner())
+    }
+
+    pub(super) async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Status> {
+        self.unary("/etcdserverpb.KV/Range", request).await
+    }
+
+    pub(super) async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
+        self.unary("/etcdserverpb.KV/Txn", request).await
+    }
+
+    pub(super) async fn compact(&self, revision: i64) -> Result<(), Status> {
+        let request = pb::CompactionRequest { revision };
+        self.unary("/etcdserverpb.KV/Compact", request).await.map(|_: pb::CompactionResponse| ())
+    }
+
+    /// Every change of the keys from `key` to before `end`, from a revision on.
+    pub(super) async fn watch(&self, key: Bytes, end: Bytes, from: i64) -> Result<Streaming<pb::WatchResponse>, Status> {
+        let create = pb::WatchCreateRequest { key, range_end: end, start_revision: from };
+        // The question stays open for as long as the answer is wanted.
+        let question = stream::iter([pb::WatchRequest { create: Some(create) }]).chain(stream::pending());
+        let mut request = Request::new(question);
+        // A member that has lost its leader ends the watch instead of going silent.
+        request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+        let ask = async {
+            let mut client = self.client()?;
+            client.ready().await.map_err(|e| Status::unavailable(cause(&e)))?;
+            let codec = ProstCodec::<pb::WatchRequest, pb::WatchResponse>::default();
+            client.streaming(request, PathAndQuery::from_static("/etcdserverpb.Watch/Watch"), codec).await
+        };
+        let late = |_| Status::unavailable("no watch in time");
+        Ok(tokio::time::timeout(ANSWER, ask).await.map_err(late)??.into_inner())
+    }
+}
+
+/// An error with what lies under it, on one line.
+pub(super) fn cause(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut below = error.source();
+    while let Some(error) = below {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        below = error.source();
+    }
+    text
+}
+
+/// Opens connections to one member.
+#[derive(Clone)]
+struct Connector {
+    member: Arc<str>,
+    tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = TokioIo<Box<dyn Wire>>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, io::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), io::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let Self { member, tls } = self.clone();
+        Box::pin(async move {
+            let connect = async {
+                let tcp = TcpStream::connect(&*member).await?;
+                tcp.set_nodelay(true)?;
+                let Some(config) = tls else { return Ok(Box::new(tcp) as Box<dyn Wire>) };
+                let host = place::host(&member).trim_start_matches('[').trim_end_matches(']').to_owned();
+                let name = ServerName::try_from(host).map_err(io::Error::other)?;
+                Ok(Box::new(tokio_rustls::TlsConnector::from(config).connect(name, tcp).await?) as Box<dyn Wire>)
+            };
+            match tokio::time::timeout(CONNECT, connect).await {
+                Ok(connected) => connected.map(TokioIo::new),
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            }
+        })
+    }
+}
