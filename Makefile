@@ -21,6 +21,7 @@ check: ## formatting, lints, unit and simulation tests: a few minutes
 test: check ## everything: installs what is missing, then unit tests and a real Kubernetes control plane end to end
 	@tests/deps.sh test
 	$(CARGO) build --locked -p moorline-cli -p moorline-pack
+	$(CARGO) test --locked -p moorline-apiserver --test etcd -- --ignored
 	$(CARGO) test --locked -p moorline-netsim
 	$(CARGO) test --locked -p moorline-logins-tests
 	$(CARGO) test --locked -p moorline-e2e

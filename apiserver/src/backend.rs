@@ -36,6 +36,9 @@ pub(crate) struct Group {
     pub(crate) events: Vec<StoreEvent>,
     pub(crate) private: Vec<(String, Option<Bytes>)>,
     pub(crate) taken: Vec<Taken>,
+    /// Orders whose condition does not hold, and where their objects are then. They are told once that can be read, so
+    /// that who reads and tries again does not lose again; or with the group, if what they lost against is not kept.
+    pub(crate) lost: Vec<(Order, Option<u64>)>,
     /// Bytes of all that.
     pub(crate) bytes: usize,
 }
@@ -56,13 +59,14 @@ impl Group {
     ) {
         let object = expect.map(|expect| (self.events.len().saturating_sub(1), expect));
         self.private.extend(private.iter().cloned());
-        self.bytes += private.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len)).sum::<usize>();
+        self.bytes +=
+            private.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len)).sum::<usize>();
         self.taken.push(Taken { done, revision, object, private });
     }
 
     /// The orders as they came, for another try.
     pub(crate) fn into_orders(self) -> Vec<Order> {
-        let Self { events, taken, .. } = self;
+        let Self { events, taken, lost, .. } = self;
         let order = |one: Taken| {
             let object = one.object.and_then(|(at, expect)| {
                 let event = events.get(at)?;
@@ -71,7 +75,17 @@ impl Group {
             });
             Order { batch: crate::Batch { object, private: one.private }, done: one.done }
         };
-        taken.into_iter().map(order).collect()
+        taken.into_iter().map(order).chain(lost.into_iter().map(|(order, _)| order)).collect()
+    }
+
+    /// Tells all who wait for it that it is not kept, or not known to be.
+    pub(crate) fn refuse(&mut self, why: &CommitError) {
+        for one in self.taken.drain(..) {
+            let _ = one.done.send(Err(why.clone()));
+        }
+        for (order, _) in self.lost.drain(..) {
+            let _ = order.done.send(Err(why.clone()));
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::{
     Limits,
     disk::{Disk, File, Redb},
+    etcd::{Etcd, EtcdPlace},
     store::{OpenError, Store},
 };
 use std::{
@@ -66,6 +67,22 @@ impl Store {
         }
         publish(&part, to)?;
         Ok(info)
+    }
+}
+
+impl Store {
+    /// Writes all that is stored at this moment into an etcd that has no store at this place. Its revisions go on there.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// There is one, or etcd cannot be written: then what is there is no store, and the next try begins anew.
+    pub fn copy_to_etcd(&self, place: &EtcdPlace) -> Result<BackupInfo, OpenError> {
+        let named = |source| OpenError::Etcd { place: place.to_string(), source };
+        let moment = self.moment();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|e| named(crate::EtcdError::Unreachable(e.to_string())))?;
+        runtime.block_on(Etcd::fill(place, &moment)).map_err(named)?;
+        Ok(BackupInfo { revision: moment.revision, objects: moment.events.len() })
     }
 }
 

@@ -380,9 +380,11 @@ pub(crate) fn unavailable(error: &CommitError) -> ApiError {
         CommitError::TooLarge(_) => {
             ApiError::new(http::StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", error.to_string())
         }
-        CommitError::Full(_) | CommitError::Unavailable(_) | CommitError::Overloaded | CommitError::Conflict(_) => {
-            ApiError::unavailable(error.to_string())
-        }
+        CommitError::Full(_)
+        | CommitError::Unavailable(_)
+        | CommitError::Moving
+        | CommitError::Overloaded
+        | CommitError::Conflict(_) => ApiError::unavailable(error.to_string()),
     }
 }
 

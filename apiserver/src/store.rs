@@ -17,7 +17,10 @@ use serde_json::Value;
 use std::{
     collections::{BTreeMap, VecDeque},
     path::Path,
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -71,6 +74,9 @@ pub enum CommitError {
     /// The change is larger than the backend takes. Nothing was written.
     #[error("the store does not take so much at once: {0}")]
     TooLarge(String),
+    /// Its content is being moved, or was: nothing was written, and nothing will be here.
+    #[error("the store takes no writes: it moves to another place, where the hub goes on once it is started there")]
+    Moving,
     /// No place or no answer in time. Whether it was written is unknown if it waited for the answer.
     #[error("the store is overloaded")]
     Overloaded,
@@ -160,6 +166,8 @@ pub(crate) struct Shared {
     /// Why no writes are taken.
     pub(crate) trouble: RwLock<Option<CommitError>>,
     pub(crate) metrics: OnceLock<Metrics>,
+    /// Whether all writes are refused, so that what was copied stays all there is.
+    pub(crate) frozen: AtomicBool,
     write_time: Duration,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -241,6 +249,7 @@ impl Store {
                     state: RwLock::new(state),
                     trouble: RwLock::new(None),
                     metrics: OnceLock::new(),
+                    frozen: AtomicBool::new(false),
                     write_time: limits.write_time,
                     thread: Mutex::new(None),
                 });
@@ -290,6 +299,29 @@ impl Store {
         let (done, _) = oneshot::channel();
         let _ = self.orders.try_send(Order { batch: Batch::default(), done });
         Err(trouble.to_string())
+    }
+
+    /// Refuses all writes from now on; when it returns, those before are kept or refused. Reads and watches go on.
+    ///
+    /// # Errors
+    /// The store is in trouble: whether its last write is kept is not known.
+    pub async fn freeze(&self) -> Result<(), CommitError> {
+        self.shared.frozen.store(true, Ordering::SeqCst);
+        // Orders are served in turn, so those before this one are done.
+        let done = match self.commit(Batch::default()).await {
+            Err(CommitError::Moving) => self.healthy().map_err(CommitError::Failed),
+            Err(other) => Err(other),
+            Ok(_) => Err(CommitError::Overloaded),
+        };
+        if done.is_err() {
+            self.thaw();
+        }
+        done
+    }
+
+    /// Takes writes again.
+    pub fn thaw(&self) {
+        self.shared.frozen.store(false, Ordering::SeqCst);
     }
 
     /// One object.
@@ -354,12 +386,7 @@ impl Store {
         let (done, answer) = oneshot::channel();
         let work = async {
             self.orders.send(Order { batch, done }).await.map_err(|_| CommitError::Failed("it is closed".into()))?;
-            let made = answer.await.unwrap_or_else(|_| Err(CommitError::Failed("its writer ended".into())));
-            if let Err(CommitError::Conflict(Some(newer))) = made {
-                // What it lost against may not be shown yet: who reads and tries again at once would lose again.
-                let _ = self.shared.revision.subscribe().wait_for(|shown| newer <= *shown).await;
-            }
-            made
+            answer.await.unwrap_or_else(|_| Err(CommitError::Failed("its writer ended".into())))
         };
         tokio::time::timeout(self.shared.write_time, work).await.unwrap_or(Err(CommitError::Overloaded))
     }

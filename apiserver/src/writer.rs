@@ -2,13 +2,13 @@
 //! only then shows and acknowledges it.
 
 use crate::{
-    Limits,
+    Batch, Limits,
     backend::{Backend, Group, Landed, Landing, News, WriteError},
     store::{CommitError, Entry, Expect, Order, Shared, State, StoreEvent},
 };
 use std::{
     collections::VecDeque,
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 use tokio::{
@@ -23,7 +23,7 @@ pub(crate) struct Writer<B> {
     history: usize,
     history_bytes: usize,
     retry: Duration,
-    behind_retries: usize,
+    write_time: Duration,
     health: Health,
 }
 
@@ -40,17 +40,8 @@ enum Health {
 
 impl<B: Backend> Writer<B> {
     pub(crate) fn new(backend: B, shared: Arc<Shared>, limits: &Limits) -> Self {
-        let Limits { group, history, history_bytes, full_retry, conflict_retries, .. } = *limits;
-        Self {
-            backend,
-            shared,
-            group,
-            history,
-            history_bytes,
-            retry: full_retry,
-            behind_retries: conflict_retries,
-            health: Health::Well,
-        }
+        let Limits { group, history, history_bytes, full_retry, write_time, .. } = *limits;
+        Self { backend, shared, group, history, history_bytes, retry: full_retry, write_time, health: Health::Well }
     }
 
     /// Ends when no store's handle is left.
@@ -80,14 +71,18 @@ impl<B: Backend> Writer<B> {
 
     /// Serves orders off the front.
     async fn step(&mut self, waiting: &mut VecDeque<Order>) {
-        for _ in 0..self.behind_retries {
+        let until = Instant::now() + self.write_time;
+        while Instant::now() < until {
             self.recover().await;
             if !matches!(self.health, Health::Well) {
                 return self.refuse(waiting.drain(..));
             }
-            let group = self.check(waiting);
+            if self.shared.frozen.load(Ordering::SeqCst) {
+                return waiting.drain(..).for_each(|order| drop(order.done.send(Err(CommitError::Moving))));
+            }
+            let mut group = self.check(waiting);
             if group.taken.is_empty() {
-                return;
+                return tell_lost(group.lost);
             }
             let began = Instant::now();
             let written = self.backend.write(&group).await;
@@ -104,13 +99,11 @@ impl<B: Backend> Writer<B> {
                     let news = self.backend.recover(&Group::default(), known).await;
                     self.hear(news);
                 }
-                Err(WriteError::Refused(why)) => {
-                    return group.taken.into_iter().for_each(|one| drop(one.done.send(Err(why.clone()))));
-                }
+                Err(WriteError::Refused(why)) => return group.refuse(&why),
                 Err(WriteError::Doubtful(trouble)) => return self.doubt(trouble, group),
                 Err(WriteError::Stopped(trouble)) => {
                     self.stop(trouble.clone());
-                    return group.taken.into_iter().for_each(|one| drop(one.done.send(Err(trouble.clone()))));
+                    return group.refuse(&trouble);
                 }
             }
         }
@@ -140,13 +133,12 @@ impl<B: Backend> Writer<B> {
     /// Nobody knows whether this group is kept; those who wait are told so.
     fn doubt(&mut self, trouble: CommitError, mut group: Group) {
         tracing::error!(%trouble, "the store cannot write");
-        for one in std::mem::take(&mut group.taken) {
-            let _ = one.done.send(Err(trouble.clone()));
-        }
+        // Said before anybody is answered: who asks then how the store is must hear it.
+        self.tell(Some(trouble.clone()));
+        group.refuse(&trouble);
         // Where asking costs little, the first try is now.
         let pause = if self.backend.recovers_by_itself() { Duration::ZERO } else { self.retry };
         self.health = Health::Doubtful { group, retry_at: Instant::now() + pause };
-        self.tell(Some(trouble));
     }
 
     fn refuse(&self, orders: impl Iterator<Item = Order>) {
@@ -213,7 +205,8 @@ impl<B: Backend> Writer<B> {
                         Expect::Revision(r) => Some(r),
                     })
                 {
-                    let _ = done.send(Err(CommitError::Conflict(at)));
+                    let batch = Batch { object: Some((key, expect, value)), private: batch.private };
+                    group.lost.push((Order { batch, done }, at));
                     continue;
                 }
                 condition = Some(expect);
@@ -297,6 +290,13 @@ impl<B: Backend> Writer<B> {
         for one in group.taken {
             let _ = one.done.send(Ok(one.revision));
         }
+        tell_lost(group.lost);
+    }
+}
+
+fn tell_lost(lost: Vec<(Order, Option<u64>)>) {
+    for (order, at) in lost {
+        let _ = order.done.send(Err(CommitError::Conflict(at)));
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     target::HubUrl,
     text,
 };
-use moorline_hub::{Config, Hub, HubError, OnFailure, RateLimits, logins::config::ProviderConfig};
+use moorline_hub::{Config, Hub, HubError, OnFailure, RateLimits, StoreSettings, logins::config::ProviderConfig};
 use moorline_plugin::Factory;
 use moorline_proto::id::{HubName, TrustDomain};
 use serde::Deserialize;
@@ -42,6 +42,8 @@ pub struct Args {
     /// Where authority and store are kept [default: /var/lib/moorline-hub for root]
     #[arg(long, value_name = "DIR", env = "MOORLINE_DATA_DIR")]
     data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    store: hubstate::StoreArgs,
     /// Address for agents, kubectl and people, TCP and UDP [default: 0.0.0.0:8443]
     #[arg(long, value_name = "ADDRESS", env = "MOORLINE_LISTEN")]
     listen: Option<SocketAddr>,
@@ -88,6 +90,10 @@ pub struct Args {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct FileConfig {
     data_dir: Option<PathBuf>,
+    store: Option<String>,
+    store_ca: Option<PathBuf>,
+    store_cert: Option<PathBuf>,
+    store_key: Option<PathBuf>,
     listen: Option<SocketAddr>,
     ops_listen: Option<SocketAddr>,
     names: Vec<String>,
@@ -146,6 +152,9 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         None => daemon::state_dir("moorline-hub")?,
     };
     let mut config = Config::new(data_dir);
+    let (store_ca, store_cert, store_key) = (file.store_ca, file.store_cert, file.store_key);
+    let store = args.store.over(StoreSettings { store: file.store, store_ca, store_cert, store_key });
+    config.store = store.place().map_err(|e| usage(e.to_string(), "see docs/src/operations/store.md"))?;
     config.listen = args.listen.or(file.listen).unwrap_or(config.listen);
     config.ops_listen = args.ops_listen.or(file.ops_listen).unwrap_or(config.ops_listen);
     let mut names = if args.names.is_empty() { file.names } else { args.names };

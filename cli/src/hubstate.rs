@@ -1,8 +1,37 @@
-//! `moorline hub backup` and `restore`: a hub's whole state, on the machine where it is.
+//! `moorline hub backup`, `restore` and `migrate`: a hub's whole state, on the machine where it is.
 
-use crate::{daemon, text};
-use moorline_hub::backup;
+use crate::{daemon, failure::usage, text};
+use moorline_hub::{StoreSettings, backup};
 use std::path::PathBuf;
+
+/// Where a hub keeps its objects
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct StoreArgs {
+    /// Where the objects are kept: redb, a file in the data folder; or etcd://HOST:PORT,…/ROOT, etcds:// with TLS [default: redb]
+    #[arg(long, value_name = "PLACE", env = "MOORLINE_STORE")]
+    store: Option<String>,
+    /// File of the authority that etcd's certificates are of
+    #[arg(long, value_name = "FILE", env = "MOORLINE_STORE_CA")]
+    store_ca: Option<PathBuf>,
+    /// File of this hub's certificate for etcd
+    #[arg(long, value_name = "FILE", env = "MOORLINE_STORE_CERT", requires = "store_key")]
+    store_cert: Option<PathBuf>,
+    /// File of that certificate's key
+    #[arg(long, value_name = "FILE", env = "MOORLINE_STORE_KEY", requires = "store_cert")]
+    store_key: Option<PathBuf>,
+}
+
+impl StoreArgs {
+    /// The settings, what is said here before what `file` says.
+    pub fn over(self, file: StoreSettings) -> StoreSettings {
+        StoreSettings {
+            store: self.store.or(file.store),
+            store_ca: self.store_ca.or(file.store_ca),
+            store_cert: self.store_cert.or(file.store_cert),
+            store_key: self.store_key.or(file.store_key),
+        }
+    }
+}
 
 /// What can be done with a hub's state
 #[derive(Debug, clap::Subcommand)]
@@ -23,6 +52,53 @@ Example:
 
 Nothing is overwritten: the data folder must have no hub in it. Agents and users come back by themselves.")]
     Restore(RestoreArgs),
+    /// Move a hub's objects from its file to an etcd, or back; a hub that runs goes on serving all that reads
+    #[command(after_help = "\
+Examples:
+  moorline hub migrate --to etcd://127.0.0.1:2379
+  moorline hub migrate --to etcds://e1.example,e2.example,e3.example/moorline --store-ca ca.pem --store-cert hub.pem --store-key hub.key
+  moorline hub migrate --from etcd://127.0.0.1:2379 --to redb
+
+The hub that runs on the data folder takes no writes from then on, so that nothing stays behind: start it again with
+--store as given here. Revisions go on, and so do watches. The file that is not the store any more is kept as hub.redb.moved.
+The --store-ca, --store-cert and --store-key are those of the etcd, on whichever side it is.")]
+    Migrate(MigrateArgs),
+}
+
+/// `moorline hub migrate`
+#[derive(Debug, clap::Args)]
+pub struct MigrateArgs {
+    /// Where the objects go: redb, or the address of an etcd
+    #[arg(long, value_name = "PLACE")]
+    to: String,
+    /// Where they are, for a hub that does not run [default: redb]
+    #[arg(long, value_name = "PLACE")]
+    from: Option<String>,
+    /// File of the authority that etcd's certificates are of
+    #[arg(long, value_name = "FILE", env = "MOORLINE_STORE_CA")]
+    store_ca: Option<PathBuf>,
+    /// File of this hub's certificate for etcd
+    #[arg(long, value_name = "FILE", env = "MOORLINE_STORE_CERT", requires = "store_key")]
+    store_cert: Option<PathBuf>,
+    /// File of that certificate's key
+    #[arg(long, value_name = "FILE", env = "MOORLINE_STORE_KEY", requires = "store_cert")]
+    store_key: Option<PathBuf>,
+    /// The hub's data folder [default: /var/lib/moorline-hub for root]
+    #[arg(long, value_name = "DIR", env = "MOORLINE_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl MigrateArgs {
+    /// A side of the move: the files of TLS are those of the side that is an etcd.
+    fn side(&self, store: Option<&str>) -> StoreSettings {
+        let tls = store.is_some_and(|store| store.starts_with("etcds:"));
+        StoreSettings {
+            store: store.map(str::to_owned),
+            store_ca: self.store_ca.clone().filter(|_| tls),
+            store_cert: self.store_cert.clone().filter(|_| tls),
+            store_key: self.store_key.clone().filter(|_| tls),
+        }
+    }
 }
 
 /// `moorline hub backup`
@@ -30,6 +106,8 @@ Nothing is overwritten: the data folder must have no hub in it. Agents and users
 pub struct BackupArgs {
     /// The folder to make
     to: PathBuf,
+    #[command(flatten)]
+    store: StoreArgs,
     /// The hub's data folder [default: /var/lib/moorline-hub for root]
     #[arg(long, value_name = "DIR", env = "MOORLINE_DATA_DIR")]
     data_dir: Option<PathBuf>,
@@ -45,18 +123,31 @@ pub struct RestoreArgs {
     data_dir: Option<PathBuf>,
 }
 
+fn wrong(error: &moorline_hub::PlaceError) -> anyhow::Error {
+    usage(error.to_string(), "a store is redb, etcd://HOST:PORT/ROOT, or etcds://… with --store-ca")
+}
+
 /// Runs it.
 pub fn run(command: Command) -> anyhow::Result<()> {
     let folder = |dir: Option<PathBuf>| dir.map_or_else(|| daemon::state_dir("moorline-hub"), Ok);
     let words = match command {
         Command::Backup(args) => {
-            let info = backup::backup(&folder(args.data_dir)?, &args.to)?;
+            let from = args.store.over(StoreSettings::default()).place().map_err(|e| wrong(&e))?;
+            let info = backup::backup(&folder(args.data_dir)?, &from, &args.to)?;
             format!("{} objects at revision {} are in {}\n", info.objects, info.revision, args.to.display())
         }
         Command::Restore(args) => {
             let folder = folder(args.data_dir)?;
             let info = backup::restore(&args.from, &folder)?;
             format!("{} objects are in {}; start the hub on it\n", info.objects, folder.display())
+        }
+        Command::Migrate(args) => {
+            let from = args.side(args.from.as_deref()).place().map_err(|e| wrong(&e))?;
+            let to = args.side(Some(&args.to));
+            to.place().map_err(|e| wrong(&e))?;
+            let info = backup::migrate(&folder(args.data_dir)?, &from, to)?;
+            let (objects, revision, to) = (info.objects, info.revision, args.to);
+            format!("{objects} objects at revision {revision} are in {to}; start the hub with --store {to}\n")
         }
     };
     Ok(text::print(&words)?)

@@ -1,5 +1,6 @@
 //! A hub's whole state as one folder: its objects at one revision, its authority and its secrets.
 
+use crate::place::{self, StorePlace, StoreSettings};
 use moorline_apiserver::{OpenError, Store};
 use std::{
     fs, io,
@@ -33,6 +34,9 @@ pub enum BackupError {
     /// The store of a hub that does not run.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Where the store is to go is where it is, or is not a place.
+    #[error("{0}")]
+    Place(String),
     /// The hub that runs on this folder refused, or did not answer.
     #[error("the hub that runs on this folder: {0}")]
     Hub(String),
@@ -117,21 +121,62 @@ pub(crate) fn take(store: &Store, data: &Path, to: &Path) -> Result<BackupInfo, 
 ///
 /// # Errors
 /// See [`BackupError`].
-pub fn backup(data: &Path, to: &Path) -> Result<BackupInfo, BackupError> {
+pub fn backup(data: &Path, from: &StorePlace, to: &Path) -> Result<BackupInfo, BackupError> {
     let to = std::path::absolute(to).map_err(at(to))?;
     #[cfg(unix)]
-    let asked = crate::control::ask(data, &to)?;
+    let asked = crate::control::ask(data, crate::control::Question::Backup(to.clone()))?;
     #[cfg(not(unix))]
     let asked: Option<BackupInfo> = None;
     match asked {
         Some(info) => Ok(info),
         None => {
-            let store = moorline_apiserver::open_idle(&data.join(STORE))?;
+            let store = from.open_idle(data)?;
             let taken = take(&store, data, &to);
             store.close();
             taken
         }
     }
+}
+
+/// Moves a hub's objects: from the file in `data` to an etcd, or from an etcd to the file. Revisions go on, so that nobody
+/// who watches has to begin again. Through the hub that runs on `data`, which goes on serving all that reads and refuses
+/// writes until it is started with the new place; or while none runs. Blocks.
+///
+/// # Errors
+/// See [`BackupError`]; the store stays where it was.
+pub fn migrate(data: &Path, from: &StorePlace, to: StoreSettings) -> Result<BackupInfo, BackupError> {
+    let to = to.absolute().map_err(at(data))?;
+    let place = to.place().map_err(|e| BackupError::Place(e.to_string()))?;
+    #[cfg(unix)]
+    if let Some(info) = crate::control::ask(data, crate::control::Question::Migrate(to))? {
+        return Ok(info);
+    }
+    // A hub that is about to start must find it here, or there.
+    let _lock = place::lock(data).map_err(at(data))?;
+    let store = from.open_idle(data)?;
+    let moved = transfer(&store, data, from, &place);
+    store.close();
+    moved
+}
+
+/// Copies a store whose writes have ended, and puts the file away that is not the store any more.
+pub(crate) fn transfer(
+    store: &Store,
+    data: &Path,
+    from: &StorePlace,
+    to: &StorePlace,
+) -> Result<BackupInfo, BackupError> {
+    let file = data.join(STORE);
+    let info = match (from, to) {
+        _ if from == to => return Err(BackupError::Place("the store is there already".to_owned())),
+        (_, StorePlace::File) => store.backup(&file)?,
+        (_, StorePlace::Etcd(place)) => store.copy_to_etcd(place)?,
+    };
+    if *from == StorePlace::File {
+        let moved = data.join(place::MOVED);
+        fs::rename(&file, &moved).map_err(at(&moved))?;
+    }
+    Ok(info.into())
 }
 
 /// Makes the data folder `data` out of a backup. No hub may have been there. Blocks.

@@ -16,6 +16,8 @@ use std::{
 pub struct Config {
     /// Folder of authority, store, first password and audit log. Made if missing, readable by its owner alone.
     pub data_dir: PathBuf,
+    /// Where the objects are kept.
+    pub store: crate::StorePlace,
     /// Address of agents, kubectl and people: TCP, and UDP of the same number.
     pub listen: SocketAddr,
     /// Address of `/metrics`, `/livez`, `/readyz`: plain HTTP.
@@ -63,6 +65,7 @@ impl Config {
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         Self {
             data_dir: data_dir.into(),
+            store: crate::StorePlace::default(),
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8443),
             ops_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9443),
             names: vec!["localhost".to_owned()],

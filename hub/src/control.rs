@@ -1,6 +1,9 @@
-//! A socket in the data folder by which whoever owns that folder asks the running hub for a backup.
+//! A socket in the data folder by which whoever owns that folder asks the running hub for a backup, or to move its store.
 
-use crate::backup::{BackupError, BackupInfo, take};
+use crate::{
+    backup::{BackupError, BackupInfo, take, transfer},
+    place::{StorePlace, StoreSettings},
+};
 use moorline_apiserver::Store;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -29,8 +32,9 @@ const ANSWER: Duration = Duration::from_secs(600);
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-enum Question {
+pub(crate) enum Question {
     Backup(PathBuf),
+    Migrate(StoreSettings),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -53,7 +57,13 @@ pub(crate) fn listen(data: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers, one at a time, until `stop`.
-pub(crate) async fn serve(listener: UnixListener, store: Store, data: PathBuf, stop: CancellationToken) {
+pub(crate) async fn serve(
+    listener: UnixListener,
+    store: Store,
+    place: StorePlace,
+    data: PathBuf,
+    stop: CancellationToken,
+) {
     let data: Arc<Path> = data.into();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         let Ok((mut socket, _)) = accepted else {
@@ -68,16 +78,9 @@ pub(crate) async fn serve(listener: UnixListener, store: Store, data: PathBuf, s
             Err(error) => Answer::Failed(format!("the question cannot be read: {error}")),
             Ok(Question::Backup(to)) => {
                 let (store, data) = (store.clone(), Arc::clone(&data));
-                let work = tokio::task::spawn_blocking(move || take(&store, &data, &to));
-                match work.await {
-                    Ok(Ok(info)) => {
-                        tracing::info!(revision = info.revision, objects = info.objects, "backed up");
-                        Answer::Done(info)
-                    }
-                    Ok(Err(error)) => Answer::Failed(error.to_string()),
-                    Err(error) => Answer::Failed(error.to_string()),
-                }
+                answer("backed up", move || take(&store, &data, &to)).await
             }
+            Ok(Question::Migrate(to)) => migrate(&store, &place, &data, &to).await,
         };
         let mut text = serde_json::to_vec(&answer).unwrap_or_default();
         text.push(b'\n');
@@ -85,8 +88,38 @@ pub(crate) async fn serve(listener: UnixListener, store: Store, data: PathBuf, s
     }
 }
 
-/// Asks the hub that runs on `data` for a backup; `None`: none runs there.
-pub(crate) fn ask(data: &Path, to: &Path) -> Result<Option<BackupInfo>, BackupError> {
+async fn answer(what: &str, work: impl FnOnce() -> Result<BackupInfo, BackupError> + Send + 'static) -> Answer {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(info)) => {
+            tracing::info!(revision = info.revision, objects = info.objects, "{what}");
+            Answer::Done(info)
+        }
+        Ok(Err(error)) => Answer::Failed(error.to_string()),
+        Err(error) => Answer::Failed(error.to_string()),
+    }
+}
+
+/// Writes end before the copy begins, and begin again only if it fails: nothing that is acknowledged stays behind.
+async fn migrate(store: &Store, from: &StorePlace, data: &Arc<Path>, to: &StoreSettings) -> Answer {
+    let to = match to.place() {
+        Ok(to) => to,
+        Err(error) => return Answer::Failed(error.to_string()),
+    };
+    if let Err(error) = store.freeze().await {
+        return Answer::Failed(error.to_string());
+    }
+    let (source, from, data) = (store.clone(), from.clone(), Arc::clone(data));
+    let answer =
+        answer("the store has moved: start this hub where it is now", move || transfer(&source, &data, &from, &to));
+    let answer = answer.await;
+    if matches!(answer, Answer::Failed(_)) {
+        store.thaw();
+    }
+    answer
+}
+
+/// Asks the hub that runs on `data`; `None`: none runs there.
+pub(crate) fn ask(data: &Path, question: Question) -> Result<Option<BackupInfo>, BackupError> {
     let failed = |error: io::Error| BackupError::Hub(error.to_string());
     let mut socket = match UnixStream::connect(data.join(SOCKET)) {
         Ok(socket) => socket,
@@ -96,7 +129,7 @@ pub(crate) fn ask(data: &Path, to: &Path) -> Result<Option<BackupInfo>, BackupEr
         Err(error) => return Err(failed(error)),
     };
     socket.set_read_timeout(Some(ANSWER)).map_err(failed)?;
-    let mut question = serde_json::to_vec(&Question::Backup(to.to_owned())).unwrap_or_default();
+    let mut question = serde_json::to_vec(&question).unwrap_or_default();
     question.push(b'\n');
     socket.write_all(&question).map_err(failed)?;
     let mut line = String::new();

@@ -31,6 +31,7 @@ mod metrics;
 pub mod nodes;
 mod ops;
 pub mod pki;
+mod place;
 mod plugins;
 mod quota;
 mod rate;
@@ -50,6 +51,7 @@ pub use moorline_proxy::audit::{OnFailure, files as audit_files};
 pub use quota::{Rate, RateLimits};
 
 pub use config::{Config, ConfigError, Limits};
+pub use place::{PlaceError, StorePlace, StoreSettings};
 pub use start::{Hub, HubError};
 
 use tokio_util::sync::CancellationToken;

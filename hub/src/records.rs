@@ -9,7 +9,7 @@ use moorline_apiserver::{Api, ApiError, ApiServer, Batch, Object, Spec, Store, S
 use moorline_authz::{refresh::RefreshRecord, token::TokenHash};
 use serde::Deserialize;
 use serde_json::Value;
-use std::{collections::BTreeSet, marker::PhantomData, path::Path, sync::Arc};
+use std::{collections::BTreeSet, marker::PhantomData, sync::Arc};
 
 /// Why an object was not read or written.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -51,11 +51,6 @@ impl std::fmt::Debug for Records {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Records").finish_non_exhaustive()
     }
-}
-
-/// Opens the store, or makes it.
-pub(crate) fn open(path: &Path) -> Result<Store, String> {
-    Store::open(path, &moorline_apiserver::Limits::default()).map_err(|e| e.to_string())
 }
 
 fn prefix<S: Spec>() -> String {

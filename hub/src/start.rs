@@ -55,8 +55,6 @@ use tokio_util::{
 /// Attempts to find a port that is free for TCP and for UDP, where any will do.
 const PORT_TRIES: u32 = 20;
 /// Attempts to open the store, and the pause between them.
-const STORE_TRIES: u32 = 10;
-const STORE_PAUSE: Duration = Duration::from_millis(100);
 /// Longest wait for what follows the grace: sessions saying goodbye, the last status, the last audit lines.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -146,6 +144,7 @@ pub struct Hub {
     background: JoinSet<()>,
     grace: Duration,
     _kill: DropGuard,
+    _lock: std::fs::File,
 }
 
 struct Checks {
@@ -184,12 +183,12 @@ impl Hub {
         let providers = moorline_logins::config::build(&config.logins)?;
         let dir = config.data_dir.clone();
         files::private_folder(&dir).map_err(|source| HubError::DataDir { dir: dir.clone(), source })?;
-        // The store's lock comes first: a second hub must not touch the authority's files.
-        let store_path = dir.join("hub.redb");
+        // The lock comes first: a second hub must not touch the authority's files.
+        let lock = crate::place::take(&dir).await.map_err(|source| HubError::DataDir { dir: dir.clone(), source })?;
         let internal = |e: &dyn std::fmt::Display| HubError::Internal(e.to_string());
         let metrics = Metrics::new(registry).map_err(|e| internal(&e))?;
         let proxy_metrics = ProxyMetrics::new(registry).map_err(|e| internal(&e))?;
-        let store = open_store(&store_path).await?;
+        let store = crate::place::open_store(&config).await?;
         let authority = Arc::new(Authority::open(&dir, &config.trust_domain)?);
         let join_facts = JoinFacts { pin: authority.pin(), public_url: config.public_url.clone() };
         let stop = CancellationToken::new();
@@ -364,7 +363,13 @@ impl Hub {
         #[cfg(unix)]
         match crate::control::listen(&dir) {
             Ok(socket) => {
-                background.spawn(crate::control::serve(socket, server_store, dir.clone(), kill.clone()));
+                background.spawn(crate::control::serve(
+                    socket,
+                    server_store,
+                    config.store.clone(),
+                    dir.clone(),
+                    kill.clone(),
+                ));
             }
             Err(error) => tracing::warn!(%error, "no control socket: backups can be made while this hub does not run"),
         }
@@ -409,6 +414,7 @@ impl Hub {
             background,
             grace: config.limits.grace,
             _kill: kill.drop_guard(),
+            _lock: lock,
         })
     }
 
@@ -450,19 +456,6 @@ impl Hub {
 fn twice(kinds: &[KindSpec]) -> Option<&'static str> {
     let mut seen = std::collections::HashSet::new();
     kinds.iter().map(KindSpec::plural).find(|plural| !seen.insert(*plural))
-}
-
-/// A hub that has just ended may hold the file for a moment longer.
-async fn open_store(path: &std::path::Path) -> Result<moorline_apiserver::Store, HubError> {
-    let mut tries = 0;
-    loop {
-        match crate::records::open(path) {
-            Ok(store) => return Ok(store),
-            Err(_) if tries < STORE_TRIES => tries += 1,
-            Err(why) => return Err(HubError::Store { path: path.to_owned(), why }),
-        }
-        tokio::time::sleep(STORE_PAUSE).await;
-    }
 }
 
 fn pin_text(authority: &Authority) -> String {

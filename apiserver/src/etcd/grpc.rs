@@ -104,7 +104,12 @@ impl Etcds {
     }
 
     /// Every change of the keys from `key` to before `end`, from a revision on.
-    pub(super) async fn watch(&self, key: Bytes, end: Bytes, from: i64) -> Result<Streaming<pb::WatchResponse>, Status> {
+    pub(super) async fn watch(
+        &self,
+        key: Bytes,
+        end: Bytes,
+        from: i64,
+    ) -> Result<Streaming<pb::WatchResponse>, Status> {
         let create = pb::WatchCreateRequest { key, range_end: end, start_revision: from };
         // The question stays open for as long as the answer is wanted.
         let question = stream::iter([pb::WatchRequest { create: Some(create) }]).chain(stream::pending());

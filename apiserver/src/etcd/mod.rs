@@ -77,7 +77,7 @@ pub enum EtcdError {
         found: u64,
     },
     /// There are objects and no head: copying into it was cut short.
-    #[error("it holds a part of a store: something was cut short; empty it (etcdctl del --prefix) and copy again")]
+    #[error("it holds a part of a store, whose migration was cut short: run the migration again")]
     Unfinished,
     /// Something is there already.
     #[error("there is a store already; nothing was overwritten")]
@@ -110,6 +110,8 @@ pub(crate) struct Etcd {
     seen: i64,
     /// The store's revision there.
     revision: u64,
+    /// etcd's revision of a head of somebody else's that a write of this process came after; 0: of none.
+    overtaken: i64,
     watch: Option<Streaming<pb::WatchResponse>>,
     /// Read off the watch, and not given out yet.
     ready: VecDeque<Landing>,
@@ -161,6 +163,7 @@ impl Etcd {
             head: 0,
             seen: 0,
             revision: 0,
+            overtaken: 0,
             watch: None,
             ready: VecDeque::new(),
             me: uuid::Uuid::new_v4(),
@@ -183,11 +186,17 @@ impl Etcd {
         Ok((etcd, state))
     }
 
-    /// Writes a whole store into a place where none is.
+    /// Writes a whole store into a place where none is. What an earlier one that was cut short has left there goes.
     pub(crate) async fn fill(place: &EtcdPlace, moment: &crate::store::Moment) -> Result<(), EtcdError> {
         let mut etcd = Self::new(place)?;
-        if etcd.load_or(OPEN).await?.is_some() {
-            return Err(EtcdError::Exists);
+        match etcd.load_or(OPEN).await {
+            Ok(None) => {}
+            Ok(Some(_)) => return Err(EtcdError::Exists),
+            Err(EtcdError::Unfinished) => {
+                let all = pb::DeleteRangeRequest { key: etcd.root.clone().into(), range_end: end_of(&etcd.root) };
+                etcd.insist(vec![pb::Request::Delete(all).into()]).await?;
+            }
+            Err(other) => return Err(other),
         }
         let objects = moment.events.iter().map(|e| etcd.put(&etcd.object_key(&e.key), e.text().to_owned().into()));
         let private = moment.private.iter().filter_map(|(key, value)| {
@@ -199,7 +208,8 @@ impl Etcd {
         while rest.peek().is_some() {
             let (mut portion, mut bytes) = (Vec::new(), 0);
             while portion.len() < KEYS
-                && let Some(op) = rest.next_if(|op| portion.is_empty() || bytes + prost::Message::encoded_len(op) < BYTES)
+                && let Some(op) =
+                    rest.next_if(|op| portion.is_empty() || bytes + prost::Message::encoded_len(op) < BYTES)
             {
                 bytes += prost::Message::encoded_len(&op);
                 portion.push(op);
@@ -215,7 +225,8 @@ impl Etcd {
         let until = Instant::now() + OPEN;
         let absent = self.expect(0);
         loop {
-            let request = pb::TxnRequest { compare: vec![absent.clone()], success: success.clone(), failure: Vec::new() };
+            let request =
+                pb::TxnRequest { compare: vec![absent.clone()], success: success.clone(), failure: Vec::new() };
             match self.etcds.txn(request).await {
                 Ok(answer) if answer.succeeded => return Ok(()),
                 Ok(_) => return Err(EtcdError::Exists),
@@ -253,7 +264,7 @@ impl Etcd {
         pb::Request::Put(pb::PutRequest { key: key.to_owned().into(), value }).into()
     }
     fn delete(&self, key: &str) -> pb::RequestOp {
-        pb::Request::Delete(pb::DeleteRangeRequest { key: key.to_owned().into() }).into()
+        pb::Request::Delete(pb::DeleteRangeRequest { key: key.to_owned().into(), ..Default::default() }).into()
     }
     fn expect(&self, head: i64) -> pb::Compare {
         let wanted = Some(pb::Wanted::ModRevision(head));
@@ -306,6 +317,7 @@ impl Etcd {
         }
         state.private = self.all("private/", at).await?;
         (self.head, self.seen, self.revision) = (kv.mod_revision, at, head.revision);
+        self.overtaken = 0;
         self.watch = None;
         self.ready.clear();
         Ok(Ok(Some(state)))
@@ -405,6 +417,13 @@ impl Etcd {
 
     /// Everything up to the newest head, into `ready`.
     async fn catch_up(&mut self) -> Result<(), ReadError> {
+        let late = |_| Status::unavailable("changes that are there do not come");
+        if self.head < self.overtaken {
+            while self.head < self.overtaken {
+                timeout(CATCH_UP, self.listen()).await.map_err(late)??;
+            }
+            return Ok(());
+        }
         let key = Bytes::from(self.head_key());
         let answer = self.etcds.range(pb::RangeRequest { key, ..Default::default() }).await?;
         let at = answer.header.map_or(0, |h| h.revision);
@@ -413,7 +432,6 @@ impl Etcd {
         if newest < self.head {
             return Err(ReadError::Lost);
         }
-        let late = |_| Status::unavailable("changes that are there do not come");
         while self.head < newest {
             timeout(CATCH_UP, self.listen()).await.map_err(late)??;
         }
@@ -478,8 +496,7 @@ impl Backend for Etcd {
             None => self.delete(&self.private_key(key)),
         }));
         let look = pb::Request::Range(pb::RangeRequest { key: self.head_key().into(), ..Default::default() });
-        let request =
-            pb::TxnRequest { compare: vec![self.expect(self.head)], success, failure: vec![look.into()] };
+        let request = pb::TxnRequest { compare: vec![self.expect(self.head)], success, failure: vec![look.into()] };
         let until = Instant::now() + WRITE;
         let mut doubtful = false;
         loop {
@@ -494,6 +511,7 @@ impl Backend for Etcd {
                         Some(pb::Response::Range(range)) => range.kvs.into_iter().next(),
                         None => None,
                     });
+                    self.overtaken = found.as_ref().map_or(0, |kv| kv.mod_revision);
                     let mine = found.filter(|kv| read_head(&kv.value).is_ok_and(|head| head.by == by));
                     return match mine {
                         // An earlier try, whose answer did not come.

@@ -146,13 +146,17 @@ mod tests {
 
     #[test]
     fn addresses_are_read() {
-        let read = |text: &str, tls| EtcdPlace::parse(text, tls).map(|place| place.to_string()).map_err(|e| e.to_string());
+        let read =
+            |text: &str, tls| EtcdPlace::parse(text, tls).map(|place| place.to_string()).map_err(|e| e.to_string());
         assert_eq!(read("etcd://localhost", None).unwrap(), "etcd://localhost:2379/moorline");
         assert_eq!(
             read("etcd://127.0.0.1:1,[::1]:2,[::1]/a/b/", None).unwrap(),
             "etcd://127.0.0.1:1,[::1]:2,[::1]:2379/a/b"
         );
-        assert_eq!(read("etcds://e1.example,e2.example:5", Some(tls())).unwrap(), "etcds://e1.example:2379,e2.example:5/moorline");
+        assert_eq!(
+            read("etcds://e1.example,e2.example:5", Some(tls())).unwrap(),
+            "etcds://e1.example:2379,e2.example:5/moorline"
+        );
         for (text, tls, why) in [
             ("http://localhost", None, "begins with etcd://"),
             ("etcd://", None, "a member is"),

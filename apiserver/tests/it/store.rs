@@ -1,7 +1,7 @@
 //! The store in a file, against a model of it.
 
 use crate::model::{holds, limits, op};
-use moorline_apiserver::{Batch, Expect, OpenError, Store};
+use moorline_apiserver::{Batch, CommitError, Expect, OpenError, Store};
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -26,6 +26,8 @@ pub struct Hub {
     /// Its port for metrics and health, on loopback.
     pub ops: u16,
     names: Vec<String>,
+    /// More flags, from its next start on.
+    pub more: Vec<String>,
     /// Its process; `None` while it is down.
     pub process: Option<Process>,
 }
@@ -37,7 +39,7 @@ impl Hub {
     /// When it does not become ready.
     pub fn start(dir: &Path, port: u16, names: &[&str]) -> Result<Self> {
         let names = names.iter().map(ToString::to_string).collect();
-        let mut hub = Self { dir: dir.to_owned(), port, ops: port + 1000, names, process: None };
+        let mut hub = Self { dir: dir.to_owned(), port, ops: port + 1000, names, more: Vec::new(), process: None };
         hub.restart()?;
         let password = std::fs::read(hub.data().join("admin.password"))?;
         hub.login("admin", &password)?;
@@ -59,6 +61,7 @@ impl Hub {
         }
         let public = self.names.first().context("a hub needs a name")?;
         command.args(["--public-url", &format!("https://{public}:{}", self.port)]);
+        command.args(&self.more);
         self.process = Some(Process::spawn(command, &self.dir.join("hub.log"))?);
         self.wait_ready()
     }

@@ -13,6 +13,7 @@ mod logins;
 mod nodes;
 mod plugins;
 mod services;
+mod store;
 mod streams;
 mod world;
 
@@ -50,6 +51,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("services_a_grpc_health_check", services::grpc),
     ("services_a_terminal_behind_a_websocket", services::terminal),
     ("plugin_health_tells_how_clusters_are", plugins::health),
+    ("f35_u06_a_hub_moves_to_etcd_and_back", store::moves),
     ("a_copied_identity_is_refused", failures::copied_identity),
     ("a_clock_an_hour_off_is_named", failures::clock),
     ("endpoint_answers_as_the_hub_does_and_while_it_is_away", endpoint::all),

@@ -1,0 +1,125 @@
+//! Two stores on one etcd: one history.
+
+use super::*;
+use crate::world::{Link, PATIENCE};
+use bytes::Bytes;
+use moorline_apiserver::{Compacted, StoreEvent, Watcher};
+use tokio::time::timeout;
+
+async fn next(watcher: &mut Watcher) -> Result<StoreEvent, Compacted> {
+    timeout(PATIENCE, watcher.next()).await.expect("it comes").map(Option::unwrap)
+}
+
+/// Reads until `count` changes were seen: their revisions, keys, and whether there is an object after them.
+async fn changes(watcher: &mut Watcher, count: usize) -> Vec<(u64, String, bool)> {
+    let mut seen = Vec::new();
+    while seen.len() < count {
+        let event = next(watcher).await.unwrap();
+        seen.push((event.revision, event.key.to_string(), event.value.is_some()));
+    }
+    seen
+}
+
+fn connect(port: u16, root: &str) -> Store {
+    let place = EtcdPlace::parse(&format!("etcd://127.0.0.1:{port}/{root}"), None).unwrap();
+    Store::connect(place, &limits()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs etcd"]
+async fn p14_two_hubs_on_one_etcd_see_one_history() {
+    let etcds = Etcds::start(1);
+    let stores = [etcds.open("two"), etcds.open("two")];
+    let mut watchers = stores.each_ref().map(|store| store.watch("g/", 1).unwrap());
+    let mut tasks = tokio::task::JoinSet::new();
+    for (who, store) in stores.iter().enumerate() {
+        let store = store.clone();
+        tasks.spawn(async move {
+            let mut mine = Vec::new();
+            for i in 0..15 {
+                let key = format!("g/k/{who}-{i}");
+                let revision = store.commit(put(&key, Expect::Absent, i)).await.unwrap();
+                mine.push((revision, key.clone(), true));
+                if i % 5 == 4 {
+                    let gone = Batch { object: Some((key.clone(), Expect::Revision(revision), None)), private: vec![] };
+                    mine.push((store.commit(gone).await.unwrap(), key, false));
+                }
+            }
+            mine
+        });
+    }
+    let mut acknowledged: Vec<_> = tasks.join_all().await.into_iter().flatten().collect();
+    acknowledged.sort();
+    assert_eq!(acknowledged.iter().map(|c| c.0).collect::<Vec<_>>(), (2..=37).collect::<Vec<_>>(), "no gap, no double");
+    for watcher in &mut watchers {
+        assert_eq!(changes(watcher, acknowledged.len()).await, acknowledged);
+    }
+    // One object, two writers: one wins, and the other is told so, by what it can read then.
+    let [left, right] = &stores;
+    let both =
+        tokio::join!(left.commit(put("g/one", Expect::Absent, 1)), right.commit(put("g/one", Expect::Absent, 2)));
+    match both {
+        (Ok(won), Err(CommitError::Conflict(Some(at)))) => {
+            assert_eq!((won, right.get("g/one").unwrap().revision), (at, at))
+        }
+        (Err(CommitError::Conflict(Some(at))), Ok(won)) => {
+            assert_eq!((won, left.get("g/one").unwrap().revision), (at, at))
+        }
+        other => panic!("{other:?}"),
+    }
+    // Private records are there too by the time that a later change is.
+    let batch = Batch { private: vec![("g/one/hash".into(), Some(Bytes::from_static(b"h")))], ..Batch::default() };
+    left.commit(batch).await.unwrap();
+    let at = left.commit(put("g/two", Expect::Absent, 1)).await.unwrap();
+    while next(&mut watchers[1]).await.unwrap().revision < at {}
+    assert_eq!(right.private("g/one/hash").unwrap(), "h");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs etcd"]
+async fn p14_a_watch_goes_on_without_a_gap_when_etcd_is_back() {
+    let etcds = Etcds::start(1);
+    let other = etcds.open("link");
+    let mut link = Link::to(etcds.port(0)).await;
+    let store = connect(link.port, "link");
+    let mut watcher = store.watch("g/", 1).unwrap();
+    other.commit(put("g/k/0", Expect::Absent, 0)).await.unwrap();
+    assert_eq!(changes(&mut watcher, 1).await, [(2, "g/k/0".to_owned(), true)]);
+    link.cut().await;
+    let mut made = Vec::new();
+    for i in 1..20 {
+        let key = format!("g/k/{i}");
+        made.push((other.commit(put(&key, Expect::Absent, i)).await.unwrap(), key, true));
+    }
+    assert!(store.get("g/k/1").is_none(), "it cannot know");
+    assert!(store.get("g/k/0").is_some(), "and what it knows is there to read");
+    link.join().await;
+    assert_eq!(changes(&mut watcher, made.len()).await, made);
+    assert_eq!(store.commit(put("g/k/20", Expect::Absent, 20)).await, Ok(22));
+    assert_eq!(changes(&mut watcher, 1).await, [(22, "g/k/20".to_owned(), true)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs etcd"]
+async fn p14_what_etcd_has_forgotten_in_between_is_said() {
+    let etcds = Etcds::start(1);
+    let other = etcds.open("forgotten");
+    let mut link = Link::to(etcds.port(0)).await;
+    let store = connect(link.port, "forgotten");
+    let mut watcher = store.watch("g/", 1).unwrap();
+    other.commit(put("g/k/0", Expect::Absent, 0)).await.unwrap();
+    next(&mut watcher).await.unwrap();
+    link.cut().await;
+    for i in 1..10 {
+        other.commit(put(&format!("g/k/{i}"), Expect::Absent, i)).await.unwrap();
+    }
+    etcds.compact();
+    link.join().await;
+    assert_eq!(next(&mut watcher).await.unwrap_err(), Compacted, "410 for who watches");
+    assert_eq!(store.watch("g/", 5).unwrap_err(), Compacted, "and for who comes with an old revision");
+    let keys = |store: &Store| store.list("g/").1.into_iter().map(|(k, e)| (k, e.revision)).collect::<Vec<_>>();
+    assert_eq!((store.revision(), keys(&store)), (other.revision(), keys(&other)));
+    let mut again = store.watch("g/", store.revision()).unwrap();
+    other.commit(put("g/k/10", Expect::Absent, 10)).await.unwrap();
+    assert_eq!(next(&mut again).await.unwrap().key.as_ref(), "g/k/10");
+}

@@ -1,0 +1,234 @@
+//! Real etcds on this machine, and a link to one that can be cut.
+
+use crate::model::limits;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use moorline_apiserver::{EtcdPlace, EtcdTls, Store};
+use serde_json::{Value, json};
+use std::{
+    cell::RefCell,
+    net::TcpListener,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+use tokio::net::{TcpListener as AsyncListener, TcpStream};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+/// Longest wait for what comes in a second where the machine is not busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+struct Member {
+    port: u16,
+    child: Child,
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Etcds that know each other; they end with this.
+pub struct Etcds {
+    members: RefCell<Vec<Member>>,
+    tls: bool,
+    dir: tempfile::TempDir,
+}
+
+impl Etcds {
+    pub fn start(count: usize) -> Self {
+        let mut etcds = Self { members: RefCell::default(), tls: false, dir: tempfile::tempdir().unwrap() };
+        etcds.spawn(count);
+        etcds
+    }
+
+    /// One, that speaks TLS with those who have a certificate of its authority.
+    pub fn with_tls() -> Self {
+        let mut etcds = Self { members: RefCell::default(), tls: true, dir: tempfile::tempdir().unwrap() };
+        for authority in ["ca", "other"] {
+            let mut params = rcgen::CertificateParams::new([]).unwrap();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            let key = rcgen::KeyPair::generate().unwrap();
+            let made = params.self_signed(&key).unwrap();
+            std::fs::write(etcds.file(authority), made.pem()).unwrap();
+            let issuer = rcgen::Issuer::new(params, key);
+            for name in ["server", "client"].iter().filter(|_| authority == "ca") {
+                let params = rcgen::CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+                let key = rcgen::KeyPair::generate().unwrap();
+                let made = params.signed_by(&key, &issuer).unwrap();
+                std::fs::write(etcds.file(name), made.pem()).unwrap();
+                std::fs::write(etcds.file(&format!("{name}-key")), key.serialize_pem()).unwrap();
+            }
+        }
+        etcds.spawn(1);
+        etcds
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.pem"))
+    }
+
+    fn spawn(&mut self, count: usize) {
+        let ports: Vec<(u16, u16)> = (0..count).map(|_| (free_port(), free_port())).collect();
+        let peers: Vec<String> =
+            ports.iter().enumerate().map(|(i, (_, peer))| format!("m{i}=http://127.0.0.1:{peer}")).collect();
+        for (i, (port, peer)) in ports.into_iter().enumerate() {
+            let scheme = if self.tls { "https" } else { "http" };
+            let (client, peer) = (format!("{scheme}://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
+            let log = std::fs::File::create(self.dir.path().join(format!("m{i}.log"))).unwrap();
+            let mut command = Command::new("etcd");
+            command
+                .args(["--name", &format!("m{i}"), "--initial-cluster", &peers.join(",")])
+                .arg("--data-dir")
+                .arg(self.dir.path().join(format!("m{i}")))
+                .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+                .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+                .args(["--logger", "zap", "--log-outputs", "stderr"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(log);
+            if self.tls {
+                command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(self.file("ca"));
+                command.arg("--cert-file").arg(self.file("server")).arg("--key-file").arg(self.file("server-key"));
+            }
+            let child = command.spawn().expect("etcd is there: tests/deps.sh installs it");
+            self.members.borrow_mut().push(Member { port, child });
+        }
+    }
+
+    pub fn address(&self) -> String {
+        let ports: Vec<String> = self.members.borrow().iter().map(|m| format!("127.0.0.1:{}", m.port)).collect();
+        format!("{}://{}", if self.tls { "etcds" } else { "etcd" }, ports.join(","))
+    }
+
+    pub fn place(&self, root: &str) -> EtcdPlace {
+        let client = Some((self.file("client"), self.file("client-key")));
+        let tls = self.tls.then(|| EtcdTls { ca: self.file("ca"), client });
+        EtcdPlace::parse(&format!("{}/{root}", self.address()), tls).unwrap()
+    }
+
+    pub fn place_without_certificate(&self, root: &str) -> EtcdPlace {
+        let tls = Some(EtcdTls { ca: self.file("ca"), client: None });
+        EtcdPlace::parse(&format!("{}/{root}", self.address()), tls).unwrap()
+    }
+
+    pub fn place_of_another_authority(&self, root: &str) -> EtcdPlace {
+        let tls = Some(EtcdTls { ca: self.file("other"), client: None });
+        EtcdPlace::parse(&format!("{}/{root}", self.address()), tls).unwrap()
+    }
+
+    pub fn open(&self, root: &str) -> Store {
+        Store::connect(self.place(root), &limits()).unwrap()
+    }
+
+    pub fn port(&self, member: usize) -> u16 {
+        self.members.borrow()[member].port
+    }
+
+    /// etcd's own words, by its JSON gateway.
+    fn ask(&self, member: usize, path: &str, question: &Value) -> Option<Value> {
+        let url = format!("http://127.0.0.1:{}/v3/{path}", self.port(member));
+        let answer = Command::new("curl").args(["-sf", "--max-time", "5", "-d", &question.to_string(), &url]).output();
+        serde_json::from_slice(&answer.unwrap().stdout).ok()
+    }
+
+    /// The same, once one of the members answers.
+    fn insist(&self, path: &str, question: &Value) -> Value {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let count = self.members.borrow().len();
+            if let Some(answer) = (0..count).find_map(|member| self.ask(member, path, question)) {
+                return answer;
+            }
+            assert!(Instant::now() < until, "no etcd answers");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    pub fn put(&self, key: &str, value: &str) {
+        self.insist("kv/put", &json!({ "key": STANDARD.encode(key), "value": STANDARD.encode(value) }));
+    }
+
+    /// Forgets all of the past.
+    pub fn compact(&self) {
+        let status = self.insist("maintenance/status", &json!({}));
+        self.insist("kv/compaction", &json!({ "revision": status["header"]["revision"], "physical": true }));
+    }
+
+    /// Which member leads, as a member other than `except` has it.
+    pub fn leader(&self) -> usize {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let count = self.members.borrow().len();
+            let leads = |member: &usize| {
+                self.ask(*member, "maintenance/status", &json!({}))
+                    .is_some_and(|s| s["leader"].is_string() && s["leader"] == s["header"]["member_id"])
+            };
+            if let Some(leader) = (0..count).find(leads) {
+                return leader;
+            }
+            assert!(Instant::now() < until, "no leader");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn signal(&self, member: usize, signal: &str) {
+        let pid = self.members.borrow()[member].child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// It is there and does nothing.
+    pub fn freeze(&self, member: usize) {
+        self.signal(member, "-STOP");
+    }
+    pub fn thaw(&self, member: usize) {
+        self.signal(member, "-CONT");
+    }
+    pub fn kill(&self, member: usize) {
+        self.members.borrow_mut()[member].child.kill().unwrap();
+    }
+}
+
+/// A TCP forwarder that can be cut and joined again.
+pub struct Link {
+    pub port: u16,
+    target: u16,
+    cut: CancellationToken,
+    task: Option<AbortOnDropHandle<()>>,
+}
+
+impl Link {
+    pub async fn to(target: u16) -> Self {
+        let mut link = Self { port: free_port(), target, cut: CancellationToken::new(), task: None };
+        link.join().await;
+        link
+    }
+
+    pub async fn join(&mut self) {
+        self.cut = CancellationToken::new();
+        let listener = AsyncListener::bind(("127.0.0.1", self.port)).await.unwrap();
+        let (cut, target) = (self.cut.clone(), self.target);
+        self.task = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            while let Some(Ok((mut near, _))) = cut.run_until_cancelled(listener.accept()).await {
+                let cut = cut.clone();
+                tokio::spawn(async move {
+                    let Ok(mut far) = TcpStream::connect(("127.0.0.1", target)).await else { return };
+                    cut.run_until_cancelled(tokio::io::copy_bidirectional(&mut near, &mut far)).await;
+                });
+            }
+        })));
+    }
+
+    /// Every connection ends, and no new one is taken.
+    pub async fn cut(&mut self) {
+        self.cut.cancel();
+        if let Some(task) = self.task.take() {
+            let _ = task.await;
+        }
+    }
+}

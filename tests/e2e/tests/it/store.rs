@@ -1,0 +1,90 @@
+//! A hub whose objects move from its file to an etcd and back, and an etcd that does not answer.
+
+use crate::world::World;
+use anyhow::{Context, Result, bail, ensure};
+use moorline_e2e::{
+    binary,
+    moorline::Hub,
+    process::{Process, eventually, run, text},
+};
+use std::{path::Path, process::Command, time::Duration};
+
+const HUB: u16 = 18743;
+const ETCD: u16 = 12579;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn start_etcd(dir: &Path) -> Result<Process> {
+    let (client, peer) = (format!("http://127.0.0.1:{ETCD}"), format!("http://127.0.0.1:{}", ETCD + 1));
+    let mut command = Command::new("etcd");
+    command.arg("--data-dir").arg(dir.join("etcd"));
+    command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+    command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+    command.args(["--initial-cluster", &format!("default={peer}"), "--logger", "zap", "--log-outputs", "stderr"]);
+    Process::spawn(command, &dir.join("etcd.log"))
+}
+
+fn hub_command(hub: &Hub, words: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.arg("hub").args(words).arg("--data-dir").arg(hub.data());
+    command
+}
+
+fn users(hub: &Hub) -> Result<String> {
+    hub.moorline("admin", &["user", "list", "-o", "name"])
+}
+
+/// A write that has to be refused, and why it was.
+fn refused(hub: &Hub, user: &str) -> Result<String> {
+    let output = run(hub.cli("admin").args(["user", "create", user, "--no-password"]), b"")?;
+    ensure!(!output.status.success(), "a write was taken");
+    Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+pub fn moves(world: &mut World) -> Result<()> {
+    let dir = world.dir.join("moving");
+    std::fs::create_dir(&dir)?;
+    let address = format!("etcd://127.0.0.1:{ETCD}");
+    let etcd = start_etcd(&dir)?;
+    let mut hub = Hub::start(&dir, HUB, &["127.0.0.1"])?;
+    hub.moorline("admin", &["user", "create", "anna", "--no-password"])?;
+
+    // While the hub runs: all that reads goes on, and nothing is written that would stay behind.
+    let said = text(&mut hub_command(&hub, &["migrate", "--to", &address]))?;
+    ensure!(said.contains(&format!("start the hub with --store {address}")), "{said}");
+    ensure!(users(&hub)?.contains("anna"), "reads go on");
+    let why = refused(&hub, "late")?;
+    ensure!(why.contains("moves to another place"), "{why}");
+    // Started as before it would be a hub with nothing in it.
+    hub.process = None;
+    let output = run(&mut hub_command(&hub, &["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"]), b"")?;
+    let why = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(!output.status.success() && why.contains("moved to an etcd"), "{why}");
+
+    hub.more = vec!["--store".into(), address.clone()];
+    hub.restart()?;
+    ensure!(users(&hub)?.contains("anna"), "what was there is there");
+    hub.moorline("admin", &["user", "create", "bob", "--no-password"])?;
+
+    // F35, with one member: reads go on, writes are refused, and it is said; all by itself it is well again.
+    etcd.signal(libc::SIGSTOP);
+    let why = refused(&hub, "late")?;
+    ensure!(why.contains("until its etcd answers") || why.contains("overloaded"), "{why}");
+    ensure!(users(&hub)?.contains("bob"), "reads go on");
+    if hub.ops("/readyz").is_ok() {
+        bail!("it says that it is ready");
+    }
+    etcd.signal(libc::SIGCONT);
+    eventually("ready hub", PATIENCE, || hub.ops("/readyz").map(drop))?;
+    hub.moorline("admin", &["user", "create", "carl", "--no-password"])?;
+
+    text(&mut hub_command(&hub, &["backup", dir.join("backup").to_str().context("path")?]))?;
+    hub.process = None;
+    let said = text(&mut hub_command(&hub, &["migrate", "--from", &address, "--to", "redb"]))?;
+    ensure!(said.contains("are in redb"), "{said}");
+    hub.more.clear();
+    hub.restart()?;
+    let all = users(&hub)?;
+    ensure!(["anna", "bob", "carl"].iter().all(|user| all.contains(user)), "{all}");
+    ensure!(!all.contains("late"), "a write that was refused came true");
+    Ok(())
+}
