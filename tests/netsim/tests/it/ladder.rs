@@ -38,7 +38,7 @@ async fn told_why(world: &World, is_so: impl Fn(Option<&str>) -> bool) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), told).await.expect("the reason, in time");
+    tokio::time::timeout(Duration::from_secs(20), told).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
