@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The long tests: every property with many more cases, the end-to-end scenes several times over, and a release: built for
+# The long tests: every property with many more cases, a fleet of two thousand, the end-to-end scenes several times over, and a release: built for
 # every platform, run there (qemu, Wine), its images on the real node, and the same bytes when it is built elsewhere.
 #
 #   tests/long.sh            CASES (20000) per property, ROUNDS (3) of the scenes
@@ -25,6 +25,9 @@ release() {
 }
 [ "${1:-}" != release ] || { release; exit 0; }
 PROPTEST_CASES=${CASES:-20000} cargo test --locked --release -p moorline-proto -p moorline-link -p moorline-authz -p moorline-proxy -p moorline-apiserver
+# Built for speed, and one after the other: what they print is a figure.
+cargo build --locked --release -p moorline-cli
+cargo test --locked --release -p moorline-netsim -- --ignored --nocapture --test-threads 1
 for round in $(seq "${ROUNDS:-3}"); do
   echo "long: round $round of ${ROUNDS:-3}"
   cargo test --locked -p moorline-e2e

@@ -265,8 +265,11 @@ pub struct Limits {
     pub audit_searches: usize,
     /// Logins from one address at once, of whatever users, earned back one each second.
     pub address_burst: u32,
-    /// Joins from one address at once, earned back one each second.
+    /// Joins from one address at once.
     pub join_burst: u32,
+    /// One of them is earned back each time this has passed: short, for a fleet may stand behind one address, and a token
+    /// cannot be guessed at any rate.
+    pub join_every: Duration,
     /// Addresses and users whose attempts are remembered; the oldest are forgotten.
     pub remembered: usize,
     /// How long open work may end at shutdown.
@@ -312,6 +315,7 @@ impl Default for Limits {
             audit_searches: 2,
             address_burst: 100,
             join_burst: 100,
+            join_every: Duration::from_millis(100),
             remembered: 10_000,
             grace: Duration::from_secs(30),
             watch_spread: Duration::from_secs(10),

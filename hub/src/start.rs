@@ -253,7 +253,7 @@ impl Hub {
             life: config.agent_certificate_life,
             agents_per_cluster: config.limits.agents_per_cluster,
             nodes_per_cluster: config.limits.nodes_per_cluster,
-            rate: RateLimit::new(config.limits.join_burst, Duration::from_secs(1), config.limits.remembered),
+            rate: RateLimit::new(config.limits.join_burst, config.limits.join_every, config.limits.remembered),
         });
         let nodes = Arc::new(Keeper::new(Arc::clone(&session_registry), records.clone(), metrics.clone()));
         let sessions = Arc::new(Sessions {

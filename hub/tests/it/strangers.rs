@@ -39,6 +39,7 @@ async fn s56_strangers_make_the_hub_hold_little() {
 async fn s70_strangers_do_not_fill_the_audit_log() {
     let world = World::with(|config| {
         config.limits.join_burst = 3;
+        config.limits.join_every = Duration::from_secs(60);
         config.limits.address_burst = 3;
     })
     .await;

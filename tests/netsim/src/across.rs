@@ -169,12 +169,7 @@ impl Across {
     /// # Errors
     /// The hub does not answer.
     pub async fn hub_metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
-        let page = ask(self.ops, "/metrics").await?;
-        let mine = page.lines().filter(|line| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
-                && labels.iter().all(|label| line.contains(label))
-        });
-        Ok(mine.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+        sum(self.ops, name, labels).await
     }
 
     /// Kills the hub as a crash does, and starts it again.
@@ -221,7 +216,7 @@ fn hub_command(dir: &TempDir, link: &Link, port: u16, ops: u16) -> Command {
 }
 
 /// A port that is free for TCP and UDP.
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     for _ in 0..16 {
         let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?.local_addr()?.port();
         if UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
@@ -231,8 +226,18 @@ fn free_port() -> Result<u16> {
     anyhow::bail!("no port is free")
 }
 
+/// The sum of a metric at a listener for probes, of the series that contain all of `labels`.
+pub(crate) async fn sum(ops: u16, name: &str, labels: &[&str]) -> Result<f64> {
+    let page = ask(ops, "/metrics").await?;
+    let mine = page.lines().filter(|line| {
+        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+            && labels.iter().all(|label| line.contains(label))
+    });
+    Ok(mine.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+}
+
 /// What a listener for probes on loopback answers.
-async fn ask(port: u16, path: &str) -> Result<String> {
+pub(crate) async fn ask(port: u16, path: &str) -> Result<String> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut socket = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");

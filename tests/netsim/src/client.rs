@@ -71,7 +71,15 @@ impl Admin {
     /// # Errors
     /// The hub makes none.
     pub async fn join_token(&self) -> Result<String> {
-        let spec = json!({ "cluster": CLUSTER, "expires": "2999-01-01T00:00:00Z", "maxUses": 1 });
+        self.join_token_of(CLUSTER, 1).await
+    }
+
+    /// A token with which so many agents may join a cluster.
+    ///
+    /// # Errors
+    /// The hub makes none.
+    pub async fn join_token_of(&self, cluster: &str, uses: usize) -> Result<String> {
+        let spec = json!({ "cluster": cluster, "expires": "2999-01-01T00:00:00Z", "maxUses": uses });
         let made = self.make("jointokens", "JoinToken", json!({}), spec).await?;
         Ok(made["status"]["token"].as_str().context("no token")?.to_owned())
     }

@@ -4,6 +4,7 @@ pub mod across;
 pub mod api;
 pub mod client;
 pub mod emulator;
+pub mod fleet;
 pub mod gate;
 pub mod middle;
 pub mod recorder;
@@ -11,4 +12,4 @@ pub mod site;
 pub mod world;
 
 /// Far more than anything here takes; a scene that takes longer has failed.
-pub const LONG: std::time::Duration = std::time::Duration::from_secs(30);
+pub const LONG: std::time::Duration = std::time::Duration::from_secs(90);

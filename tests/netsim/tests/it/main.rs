@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // tests
 
 mod faults;
+mod herd;
 mod isolation;
 mod ladder;
 mod proxies;
