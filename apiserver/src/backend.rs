@@ -4,7 +4,10 @@
 //! newest state, makes all of them or none, and says which; it finds out after trouble what is there; and where several
 //! hubs write, it says what the others wrote. Everything else is the same for all of them: [`crate::writer`].
 
-use crate::store::{CommitError, Expect, Order, State, StoreEvent};
+use crate::{
+    seal::Seal,
+    store::{CommitError, Expect, Order, State, StoreEvent},
+};
 use bytes::Bytes;
 use serde_json::Value;
 use std::sync::Arc;
@@ -126,6 +129,9 @@ pub(crate) enum News {
 
 /// See the module.
 pub(crate) trait Backend: Send + 'static {
+    /// What its values are sealed with.
+    fn seal(&self) -> Option<Arc<Seal>>;
+
     /// What one transaction may hold.
     fn bounds(&self) -> Bounds;
 

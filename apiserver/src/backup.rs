@@ -2,8 +2,9 @@
 
 use crate::{
     Limits,
-    disk::{Disk, File, Redb},
+    disk::{Disk, File, Redb, With},
     etcd::{Etcd, EtcdPlace},
+    seal::StoreKey,
     store::{OpenError, Store},
 };
 use std::{
@@ -46,13 +47,18 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BackupError {
 }
 
 impl Store {
-    /// Writes all that is stored at this moment into a new file, while reads and writes go on. Blocks.
+    /// Writes all that is stored at this moment into a new file, while reads and writes go on. It is sealed as the store
+    /// is. Blocks.
     ///
     /// The file appears under its name once it is whole and on disk.
     ///
     /// # Errors
     /// See [`BackupError`].
     pub fn backup(&self, to: &Path) -> Result<BackupInfo, BackupError> {
+        self.copy(to, &self.sealed().into())
+    }
+
+    fn copy(&self, to: &Path, with: &With) -> Result<BackupInfo, BackupError> {
         if to.exists() {
             return Err(BackupError::Exists(to.to_owned()));
         }
@@ -61,7 +67,7 @@ impl Store {
         let moment = self.moment();
         let info = BackupInfo { revision: moment.revision, objects: moment.events.len() };
         {
-            let (redb, _) = Redb::open(&File(part.clone())).map_err(|e| e.named(&part.display().to_string()))?;
+            let (redb, _) = Redb::open(&File(part.clone()), with).map_err(|e| e.named(&part.display().to_string()))?;
             redb.write(&moment.events, &moment.private, Some(moment.revision))
                 .map_err(|e| io_error(&part)(io::Error::other(e.to_string())))?;
         }
@@ -71,17 +77,17 @@ impl Store {
 }
 
 impl Store {
-    /// Writes all that is stored at this moment into an etcd that has no store at this place. Its revisions go on there.
-    /// Blocks.
+    /// Writes all that is stored at this moment into an etcd that has no store at this place, sealed as the store is. Its
+    /// revisions go on there. Blocks.
     ///
     /// # Errors
     /// There is one, or etcd cannot be written: then what is there is no store, and the next try begins anew.
     pub fn copy_to_etcd(&self, place: &EtcdPlace) -> Result<BackupInfo, OpenError> {
-        let named = |source| OpenError::Etcd { place: place.to_string(), source };
+        let named = |error: crate::EtcdError| error.named(place.to_string());
         let moment = self.moment();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|e| named(crate::EtcdError::Unreachable(e.to_string())))?;
-        runtime.block_on(Etcd::fill(place, &moment)).map_err(named)?;
+        runtime.block_on(Etcd::fill(place, &moment, self.sealed())).map_err(named)?;
         Ok(BackupInfo { revision: moment.revision, objects: moment.events.len() })
     }
 }
@@ -94,23 +100,23 @@ const LEAP: u64 = 1_000_000_000;
 ///
 /// # Errors
 /// See [`BackupError`].
-pub fn restore(backup: &Path, to: &Path) -> Result<BackupInfo, BackupError> {
+pub fn restore(backup: &Path, to: &Path, key: Option<StoreKey>) -> Result<BackupInfo, BackupError> {
     if to.exists() {
         return Err(BackupError::Exists(to.to_owned()));
     }
     let part = part_of(to);
-    let made = prepare(backup, &part).and_then(|info| publish(&part, to).map(|()| info));
+    let made = prepare(backup, &part, &key.into()).and_then(|info| publish(&part, to).map(|()| info));
     if made.is_err() {
         let _ = fs::remove_file(&part);
     }
     made
 }
 
-fn prepare(backup: &Path, part: &Path) -> Result<BackupInfo, BackupError> {
+fn prepare(backup: &Path, part: &Path, with: &With) -> Result<BackupInfo, BackupError> {
     fs::copy(backup, part).map_err(io_error(backup))?;
     // Read as a server will read it: what cannot be opened does not get the name.
     let disk = File(part.to_owned());
-    let (redb, state) = Redb::open(&disk).map_err(|e| e.named(&disk.name()))?;
+    let (redb, state) = Redb::open(&disk, with).map_err(|e| e.named(&disk.name()))?;
     let revision = state.revision.saturating_add(LEAP);
     redb.write(&[], &[], Some(revision)).map_err(|e| io_error(part)(io::Error::other(e.to_string())))?;
     Ok(BackupInfo { revision, objects: state.objects.len() })
@@ -120,11 +126,35 @@ fn prepare(backup: &Path, part: &Path) -> Result<BackupInfo, BackupError> {
 ///
 /// # Errors
 /// See [`OpenError`]; also when its server does run.
-pub fn open_idle(path: &Path) -> Result<Store, OpenError> {
+pub fn open_idle(path: &Path, key: Option<StoreKey>) -> Result<Store, OpenError> {
     if !path.exists() {
         return Err(OpenError::Database { path: path.display().to_string(), why: "there is no such file".into() });
     }
-    Store::open(path, &Limits::default())
+    match key {
+        Some(key) => Store::open_sealed(path, key, &Limits::default()),
+        None => Store::open(path, &Limits::default()),
+    }
+}
+
+/// Writes a store anew, under a new key of its own that `new` opens, in the place of the old file: nothing that `old` opened,
+/// or that was never sealed, is left in it. `new` of `None` leaves it open. Its server must not run. Blocks.
+///
+/// # Errors
+/// See [`BackupError`]; then the store is as it was.
+pub fn rotate(path: &Path, old: Option<StoreKey>, new: Option<StoreKey>) -> Result<BackupInfo, BackupError> {
+    let store = open_idle(path, old)?;
+    let made = part_of(&part_of(path));
+    let _ = fs::remove_file(&made);
+    let info = store.copy(&made, &new.into());
+    let replaced = info.and_then(|info| {
+        // The old one is closed only now, so that no other process can have opened it in between and written to it.
+        fs::rename(&made, path).map_err(io_error(path))?;
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error(folder))?;
+        Ok(info)
+    });
+    store.close();
+    replaced
 }
 
 fn part_of(path: &Path) -> PathBuf {

@@ -2,10 +2,13 @@
 
 use crate::{
     backend::{Backend, Bounds, Group, Landed, Landing, News, WriteError},
+    seal::{self, Part, Seal, SealError, StoreKey},
     store::{CommitError, Entry, OpenError, State, StoreEvent},
 };
 use bytes::Bytes;
-use redb::{BackendError, Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
+use redb::{
+    BackendError, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend, TableDefinition,
+};
 use serde_json::Value;
 use std::{
     fs::OpenOptions,
@@ -21,9 +24,14 @@ use std::{
 const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
 const PRIVATE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("private");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// Of a sealed store: its own key, encrypted.
+const SEAL: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("seal");
+const WRAPPED: &str = "key";
 
 /// The format of the file. A higher number was written by a newer version and is refused untouched.
-pub(crate) const FORMAT: u64 = 1;
+pub(crate) const FORMAT: u64 = 2;
+/// The format of one that is not sealed, which older versions know too.
+const PLAIN: u64 = 1;
 
 /// Where a store's bytes are kept.
 pub trait Disk: Send + 'static {
@@ -104,6 +112,7 @@ impl StorageBackend for Witness {
 /// Why a file could not be opened or read.
 pub(crate) enum LoadError {
     Newer(u64),
+    Seal(SealError),
     Disk(redb::Error),
 }
 
@@ -112,6 +121,7 @@ impl LoadError {
         let path = path.to_owned();
         match self {
             Self::Newer(found) => OpenError::Newer { path, found },
+            Self::Seal(source) => OpenError::Sealed { place: path, source },
             Self::Disk(error) => OpenError::Database { path, why: error.to_string() },
         }
     }
@@ -127,16 +137,41 @@ impl<E: Into<redb::Error>> From<E> for LoadError {
 pub(crate) struct Redb {
     database: Database,
     lost: Arc<AtomicBool>,
+    pub(crate) seal: Option<Arc<Seal>>,
+}
+
+/// What a file is opened with.
+#[derive(Clone, Default)]
+pub(crate) enum With {
+    /// Nothing: it is not sealed.
+    #[default]
+    Nothing,
+    /// A key: it is sealed, or new.
+    Key(StoreKey),
+    /// What another store is sealed with: it is new.
+    Seal(Arc<Seal>),
+}
+
+impl From<Option<StoreKey>> for With {
+    fn from(key: Option<StoreKey>) -> Self {
+        key.map_or(Self::Nothing, Self::Key)
+    }
+}
+
+impl From<Option<Arc<Seal>>> for With {
+    fn from(seal: Option<Arc<Seal>>) -> Self {
+        seal.map_or(Self::Nothing, Self::Seal)
+    }
 }
 
 impl Redb {
     /// Opens the file and reads all of it.
-    pub(crate) fn open(disk: &dyn Disk) -> Result<(Self, State), LoadError> {
+    pub(crate) fn open(disk: &dyn Disk, with: &With) -> Result<(Self, State), LoadError> {
         let lost = Arc::new(AtomicBool::new(false));
         let witness = Witness { inner: disk.open().map_err(redb::Error::Io)?, lost: Arc::clone(&lost) };
         let database = Database::builder().create_with_backend(witness)?;
-        let state = load(&database)?;
-        Ok((Self { database, lost }, state))
+        let (state, seal) = load(&database, with)?;
+        Ok((Self { database, lost, seal }, state))
     }
 
     /// What an error of a write means for the ones to come.
@@ -155,13 +190,16 @@ impl Redb {
         records: &[(String, Option<Bytes>)],
         revision: Option<u64>,
     ) -> Result<(), redb::Error> {
+        let seal = self.seal.as_deref();
+        let failed = |e: SealError| redb::Error::Io(io::Error::other(e));
         let write = self.database.begin_write()?;
         {
             let mut objects = write.open_table(OBJECTS)?;
             for event in events {
                 match &event.value {
                     Some(_) => {
-                        objects.insert(&*event.key, event.text().as_bytes())?;
+                        let value = seal::kept(seal, Part::Objects, &event.key, event.text().as_bytes());
+                        objects.insert(&*event.key, &*value.map_err(failed)?)?;
                     }
                     None => {
                         objects.remove(&*event.key)?;
@@ -171,7 +209,10 @@ impl Redb {
             let mut private = write.open_table(PRIVATE)?;
             for (key, value) in records {
                 match value {
-                    Some(value) => private.insert(key.as_str(), value.as_ref())?,
+                    Some(value) => {
+                        let value = seal::kept(seal, Part::Private, key, value).map_err(failed)?;
+                        private.insert(key.as_str(), &*value)?
+                    }
                     None => private.remove(key.as_str())?,
                 };
             }
@@ -187,17 +228,22 @@ impl Redb {
 /// A store's file, open or to be opened again.
 pub(crate) struct OnDisk {
     disk: Box<dyn Disk>,
+    with: With,
     redb: Option<Redb>,
 }
 
 impl OnDisk {
-    pub(crate) fn open(disk: Box<dyn Disk>) -> Result<(Self, State), OpenError> {
-        let (redb, state) = Redb::open(&*disk).map_err(|error| error.named(&disk.name()))?;
-        Ok((Self { disk, redb: Some(redb) }, state))
+    pub(crate) fn open(disk: Box<dyn Disk>, with: With) -> Result<(Self, State), OpenError> {
+        let (redb, state) = Redb::open(&*disk, &with).map_err(|error| error.named(&disk.name()))?;
+        Ok((Self { disk, with, redb: Some(redb) }, state))
     }
 }
 
 impl Backend for OnDisk {
+    fn seal(&self) -> Option<Arc<Seal>> {
+        self.redb.as_ref().and_then(|redb| redb.seal.clone())
+    }
+
     fn bounds(&self) -> Bounds {
         Bounds { keys: usize::MAX, bytes: usize::MAX, once: false }
     }
@@ -224,7 +270,7 @@ impl Backend for OnDisk {
     }
 
     async fn recover(&mut self, doubtful: &Group, known: u64) -> Result<News, WriteError> {
-        let (redb, found) = Redb::open(&*self.disk)
+        let (redb, found) = Redb::open(&*self.disk, &self.with)
             .map_err(|error| WriteError::Doubtful(CommitError::Full(error.named(&self.disk.name()).to_string())))?;
         let written = doubtful.events.last().is_some_and(|event| event.revision == found.revision);
         if !written && found.revision != known {
@@ -246,43 +292,71 @@ impl Backend for OnDisk {
 }
 
 /// Reads the whole file.
-fn load(database: &Database) -> Result<State, LoadError> {
+fn load(database: &Database, with: &With) -> Result<(State, Option<Arc<Seal>>), LoadError> {
     let write = database.begin_write()?;
-    {
-        let mut meta = write.open_table(META)?;
-        let found = meta.get("format")?.map(|v| v.value());
-        match found {
-            Some(found) if FORMAT < found => {
-                drop(meta);
-                write.abort()?;
-                return Err(LoadError::Newer(found));
-            }
-            Some(_) => {}
-            None => {
-                meta.insert("format", FORMAT)?;
-            }
+    let seal = match begin(&write, with) {
+        Ok(seal) => seal,
+        Err(error) => {
+            write.abort()?;
+            return Err(error);
         }
-        write.open_table(OBJECTS)?;
-        write.open_table(PRIVATE)?;
-    }
+    };
     write.commit()?;
+    let sealed = |error: SealError| match error {
+        SealError::Damaged(_) => LoadError::Disk(redb::Error::Corrupted(error.to_string())),
+        other => LoadError::Seal(other),
+    };
     let read = database.begin_read()?;
     // Not 0, which means "any" in requests: an empty store has been at 1.
     let revision = read.open_table(META)?.get("revision")?.map_or(1, |v| v.value());
     let mut state = State { revision, compacted: revision, ..State::default() };
     for row in read.open_table(OBJECTS)?.iter()? {
         let (key, value) = row?;
-        let size = value.value().len();
-        let value: Value = serde_json::from_slice(value.value())
+        let text = seal::read(seal.as_deref(), Part::Objects, key.value(), value.value()).map_err(sealed)?;
+        let size = text.len();
+        let value: Value = serde_json::from_slice(&text)
             .map_err(|e| redb::Error::Corrupted(format!("object {}: {e}", key.value())))?;
         let revision = revision_of(&value);
         state.objects.insert(key.value().into(), Entry { revision, value: Arc::new(value), size });
     }
     for row in read.open_table(PRIVATE)?.iter()? {
         let (key, value) = row?;
-        state.private.insert(key.value().to_owned(), Bytes::copy_from_slice(value.value()));
+        let record = seal::read(seal.as_deref(), Part::Private, key.value(), value.value()).map_err(sealed)?;
+        state.private.insert(key.value().to_owned(), Bytes::copy_from_slice(&record));
     }
-    Ok(state)
+    Ok((state, seal))
+}
+
+/// Makes the tables of a new file, and finds out what a file is sealed with.
+fn begin(write: &redb::WriteTransaction, with: &With) -> Result<Option<Arc<Seal>>, LoadError> {
+    let mut meta = write.open_table(META)?;
+    let found = meta.get("format")?.map(|v| v.value());
+    if let Some(found) = found.filter(|found| FORMAT < *found) {
+        return Err(LoadError::Newer(found));
+    }
+    let objects = write.open_table(OBJECTS)?;
+    let private = write.open_table(PRIVATE)?;
+    let empty = objects.is_empty()? && private.is_empty()? && meta.get("revision")?.is_none();
+    let wrapped = match found {
+        Some(FORMAT) => write.open_table(SEAL)?.get(WRAPPED)?.map(|v| v.value().to_vec()),
+        _ => None,
+    };
+    let seal = match with {
+        With::Nothing => Seal::of(wrapped.as_deref(), None, empty),
+        With::Key(key) => Seal::of(wrapped.as_deref(), Some(key), empty),
+        With::Seal(seal) if empty && wrapped.is_none() => Ok(Some(Arc::clone(seal))),
+        With::Seal(_) => Err(SealError::NotSealed),
+    };
+    let seal = seal.map_err(LoadError::Seal)?;
+    match &seal {
+        Some(new) if wrapped.is_none() => {
+            write.open_table(SEAL)?.insert(WRAPPED, new.wrapped())?;
+            meta.insert("format", FORMAT)?;
+        }
+        None if found.is_none() => drop(meta.insert("format", PLAIN)?),
+        _ => {}
+    }
+    Ok(seal)
 }
 
 pub(crate) fn revision_of(value: &Value) -> u64 {

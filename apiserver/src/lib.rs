@@ -15,7 +15,7 @@
 //! | `ops`, `patch`, `scale`, `delete` | the rules of writing one object, and what goes with it |
 //! | `manage`, `shape`, `fields` | whose field is whose: server-side apply |
 //! | `store`, `writer`, `backup` | revisions, one writer, everything at one revision |
-//! | `backend`, `disk`, `etcd` | what keeps it: a file, or an etcd |
+//! | `backend`, `disk`, `etcd`, `seal` | what keeps it: a file, or an etcd; sealed, if there is a key |
 //!
 //! Where it differs from kube-apiserver on purpose, the rows of `tests/e2e/tests/conformance` say why.
 #![forbid(unsafe_code)]
@@ -48,6 +48,7 @@ mod patch;
 mod request;
 mod scale;
 mod schema;
+mod seal;
 mod select;
 mod server;
 mod shape;
@@ -59,7 +60,7 @@ mod watch;
 mod writer;
 
 pub use auth::{Attributes, Authorizer, Everything};
-pub use backup::{BackupError, BackupInfo, open_idle, restore};
+pub use backup::{BackupError, BackupInfo, open_idle, restore, rotate};
 pub use body::{Body, BoxError};
 pub use client::{Api, ApiWatch, WatchEvent};
 pub use disk::Disk;
@@ -71,6 +72,7 @@ pub use metrics::Metrics;
 pub use names::{dns_label, dns_subdomain};
 pub use redb::StorageBackend;
 pub use scale::Scale;
+pub use seal::{SealError, StoreKey};
 pub use select::{LabelSelector, SelectorError};
 pub use server::ApiServer;
 pub use status::{ApiError, Cause};

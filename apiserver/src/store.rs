@@ -8,8 +8,9 @@
 use crate::{
     Limits, Metrics,
     backend::Backend,
-    disk::{Disk, FORMAT, File, OnDisk},
+    disk::{Disk, FORMAT, File, OnDisk, With},
     etcd::{Etcd, EtcdError, EtcdPlace},
+    seal::{Seal, SealError, StoreKey},
     writer::Writer,
 };
 use bytes::Bytes;
@@ -44,6 +45,15 @@ pub enum OpenError {
         path: String,
         /// Its format.
         found: u64,
+    },
+    /// Its key, or the lack of one.
+    #[error("{place}: {source}")]
+    Sealed {
+        /// The file, or the address.
+        place: String,
+        /// What is wrong.
+        #[source]
+        source: SealError,
     },
     /// An etcd.
     #[error("the store {place}: {source}")]
@@ -168,6 +178,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: OnceLock<Metrics>,
     /// Whether all writes are refused, so that what was copied stays all there is.
     pub(crate) frozen: AtomicBool,
+    /// What the store is sealed with.
+    pub(crate) seal: Option<Arc<Seal>>,
     write_time: Duration,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -201,24 +213,35 @@ impl Store {
         Self::open_on(File(path.to_owned()), limits)
     }
 
+    /// Opens one that is sealed with this key, or makes it. Blocks.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; also when it is sealed with another key, or not at all.
+    pub fn open_sealed(path: &Path, key: StoreKey, limits: &Limits) -> Result<Self, OpenError> {
+        Self::open_with(Box::new(File(path.to_owned())), With::Key(key), limits)
+    }
+
     /// The same on another medium than a file.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub fn open_on(disk: impl Disk, limits: &Limits) -> Result<Self, OpenError> {
-        let name = disk.name();
-        let disk: Box<dyn Disk> = Box::new(disk);
-        Self::start(async { OnDisk::open(disk) }, name, limits)
+        Self::open_with(Box::new(disk), With::Nothing, limits)
     }
 
-    /// Opens the store that an etcd has at this place, or makes it. Blocks.
+    fn open_with(disk: Box<dyn Disk>, with: With, limits: &Limits) -> Result<Self, OpenError> {
+        let name = disk.name();
+        Self::start(async { OnDisk::open(disk, with) }, name, limits)
+    }
+
+    /// Opens the store that an etcd has at this place, or makes it; `key`: sealed. Blocks.
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub fn connect(place: EtcdPlace, limits: &Limits) -> Result<Self, OpenError> {
+    pub fn connect(place: EtcdPlace, key: Option<StoreKey>, limits: &Limits) -> Result<Self, OpenError> {
         let name = place.to_string();
         let named = name.clone();
-        let open = async move { Etcd::open(&place).await.map_err(|source| OpenError::Etcd { place: named, source }) };
+        let open = async move { Etcd::open(&place, key.as_ref()).await.map_err(|error| error.named(named)) };
         Self::start(open, name, limits)
     }
 
@@ -250,6 +273,7 @@ impl Store {
                     trouble: RwLock::new(None),
                     metrics: OnceLock::new(),
                     frozen: AtomicBool::new(false),
+                    seal: backend.seal(),
                     write_time: limits.write_time,
                     thread: Mutex::new(None),
                 });
@@ -272,6 +296,10 @@ impl Store {
         if let Some(thread) = thread {
             let _ = thread.join();
         }
+    }
+
+    pub(crate) fn sealed(&self) -> Option<Arc<Seal>> {
+        self.shared.seal.clone()
     }
 
     /// Counts its commits there.

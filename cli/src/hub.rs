@@ -44,6 +44,8 @@ pub struct Args {
     data_dir: Option<PathBuf>,
     #[command(flatten)]
     store: hubstate::StoreArgs,
+    #[command(flatten)]
+    seal: hubstate::SealArgs,
     /// Address for agents, kubectl and people, TCP and UDP [default: 0.0.0.0:8443]
     #[arg(long, value_name = "ADDRESS", env = "MOORLINE_LISTEN")]
     listen: Option<SocketAddr>,
@@ -94,6 +96,7 @@ struct FileConfig {
     store_ca: Option<PathBuf>,
     store_cert: Option<PathBuf>,
     store_key: Option<PathBuf>,
+    seal_key_file: Option<PathBuf>,
     listen: Option<SocketAddr>,
     ops_listen: Option<SocketAddr>,
     names: Vec<String>,
@@ -154,6 +157,7 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
     let mut config = Config::new(data_dir);
     let (store_ca, store_cert, store_key) = (file.store_ca, file.store_cert, file.store_key);
     let store = args.store.over(StoreSettings { store: file.store, store_ca, store_cert, store_key });
+    config.seal_key = args.seal.key(file.seal_key_file.as_deref())?;
     config.store = store.place().map_err(|e| usage(e.to_string(), "see docs/src/operations/store.md"))?;
     config.listen = args.listen.or(file.listen).unwrap_or(config.listen);
     config.ops_listen = args.ops_listen.or(file.ops_listen).unwrap_or(config.ops_listen);

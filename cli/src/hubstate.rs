@@ -1,8 +1,28 @@
 //! `moorline hub backup`, `restore` and `migrate`: a hub's whole state, on the machine where it is.
 
 use crate::{daemon, failure::usage, text};
-use moorline_hub::{StoreSettings, backup};
-use std::path::PathBuf;
+use moorline_hub::{StoreKey, StoreSettings, backup, seal_key};
+use std::path::{Path, PathBuf};
+
+/// What a store is sealed with
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct SealArgs {
+    /// File of the key that the store is sealed with: 32 bytes as base64 [default: it is not sealed]
+    #[arg(long, value_name = "FILE", env = "MOORLINE_SEAL_KEY_FILE")]
+    seal_key_file: Option<PathBuf>,
+}
+
+impl SealArgs {
+    /// The key, from the file that is named here or else in `file`.
+    pub fn key(&self, file: Option<&Path>) -> anyhow::Result<Option<StoreKey>> {
+        self.seal_key_file.as_deref().or(file).map(read_key).transpose()
+    }
+}
+
+fn read_key(file: &Path) -> anyhow::Result<StoreKey> {
+    seal_key(file)
+        .map_err(|e| usage(e.to_string(), "make one with: (umask 077; head -c 32 /dev/urandom | base64 > seal.key)"))
+}
 
 /// Where a hub keeps its objects
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -63,6 +83,29 @@ The hub that runs on the data folder takes no writes from then on, so that nothi
 --store as given here. Revisions go on, and so do watches. The file that is not the store any more is kept as hub.redb.moved.
 The --store-ca, --store-cert and --store-key are those of the etcd, on whichever side it is.")]
     Migrate(MigrateArgs),
+    /// Seal a hub's objects with another key, or for the first time; the hub must not run
+    #[command(after_help = "\
+Examples:
+  (umask 077; head -c 32 /dev/urandom | base64 > /etc/moorline/seal.key)
+  moorline hub rotate-key --new-seal-key-file /etc/moorline/seal.key
+  moorline hub rotate-key --seal-key-file old.key --new-seal-key-file new.key
+
+Every value is encrypted anew, in a new file: nothing is left that the old key opens, but in backups that were made before.
+Then start the hub with --seal-key-file. For objects in etcd: migrate to redb, rotate, migrate back to another root.")]
+    RotateKey(RotateArgs),
+}
+
+/// `moorline hub rotate-key`
+#[derive(Debug, clap::Args)]
+pub struct RotateArgs {
+    /// File of the new key; without it the store is left open, readable by who has its file
+    #[arg(long, value_name = "FILE")]
+    new_seal_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    seal: SealArgs,
+    /// The hub's data folder [default: /var/lib/moorline-hub for root]
+    #[arg(long, value_name = "DIR", env = "MOORLINE_DATA_DIR")]
+    data_dir: Option<PathBuf>,
 }
 
 /// `moorline hub migrate`
@@ -83,6 +126,8 @@ pub struct MigrateArgs {
     /// File of that certificate's key
     #[arg(long, value_name = "FILE", env = "MOORLINE_STORE_KEY", requires = "store_cert")]
     store_key: Option<PathBuf>,
+    #[command(flatten)]
+    seal: SealArgs,
     /// The hub's data folder [default: /var/lib/moorline-hub for root]
     #[arg(long, value_name = "DIR", env = "MOORLINE_DATA_DIR")]
     data_dir: Option<PathBuf>,
@@ -108,6 +153,8 @@ pub struct BackupArgs {
     to: PathBuf,
     #[command(flatten)]
     store: StoreArgs,
+    #[command(flatten)]
+    seal: SealArgs,
     /// The hub's data folder [default: /var/lib/moorline-hub for root]
     #[arg(long, value_name = "DIR", env = "MOORLINE_DATA_DIR")]
     data_dir: Option<PathBuf>,
@@ -118,6 +165,8 @@ pub struct BackupArgs {
 pub struct RestoreArgs {
     /// The backup's folder
     from: PathBuf,
+    #[command(flatten)]
+    seal: SealArgs,
     /// The hub's data folder [default: /var/lib/moorline-hub for root]
     #[arg(long, value_name = "DIR", env = "MOORLINE_DATA_DIR")]
     data_dir: Option<PathBuf>,
@@ -133,19 +182,25 @@ pub fn run(command: Command) -> anyhow::Result<()> {
     let words = match command {
         Command::Backup(args) => {
             let from = args.store.over(StoreSettings::default()).place().map_err(|e| wrong(&e))?;
-            let info = backup::backup(&folder(args.data_dir)?, &from, &args.to)?;
+            let info = backup::backup(&folder(args.data_dir)?, (&from, args.seal.key(None)?), &args.to)?;
             format!("{} objects at revision {} are in {}\n", info.objects, info.revision, args.to.display())
         }
         Command::Restore(args) => {
             let folder = folder(args.data_dir)?;
-            let info = backup::restore(&args.from, &folder)?;
+            let info = backup::restore(&args.from, &folder, args.seal.key(None)?)?;
             format!("{} objects are in {}; start the hub on it\n", info.objects, folder.display())
+        }
+        Command::RotateKey(args) => {
+            let new = args.new_seal_key_file.as_deref().map(read_key).transpose()?;
+            let how = if new.is_some() { "sealed with the new key" } else { "not sealed any more" };
+            let info = backup::rotate(&folder(args.data_dir)?, args.seal.key(None)?, new)?;
+            format!("{} objects at revision {} are {how}\n", info.objects, info.revision)
         }
         Command::Migrate(args) => {
             let from = args.side(args.from.as_deref()).place().map_err(|e| wrong(&e))?;
             let to = args.side(Some(&args.to));
             to.place().map_err(|e| wrong(&e))?;
-            let info = backup::migrate(&folder(args.data_dir)?, &from, to)?;
+            let info = backup::migrate(&folder(args.data_dir)?, (&from, args.seal.key(None)?), to)?;
             let (objects, revision, to) = (info.objects, info.revision, args.to);
             format!("{objects} objects at revision {revision} are in {to}; start the hub with --store {to}\n")
         }

@@ -7,4 +7,5 @@ pub const ALL: &[Factory] = &[
     Factory::of::<moorline_plugin_health::Health>(),
     Factory::of::<moorline_plugin_projects::Projects>(),
     Factory::of::<moorline_plugin_rbac::Rbac>(),
+    Factory::of::<moorline_plugin_secrets::Secrets>(),
 ];

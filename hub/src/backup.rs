@@ -1,7 +1,7 @@
 //! A hub's whole state as one folder: its objects at one revision, its authority and its secrets.
 
 use crate::place::{self, StorePlace, StoreSettings};
-use moorline_apiserver::{OpenError, Store};
+use moorline_apiserver::{OpenError, Store, StoreKey};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -121,7 +121,7 @@ pub(crate) fn take(store: &Store, data: &Path, to: &Path) -> Result<BackupInfo, 
 ///
 /// # Errors
 /// See [`BackupError`].
-pub fn backup(data: &Path, from: &StorePlace, to: &Path) -> Result<BackupInfo, BackupError> {
+pub fn backup(data: &Path, (from, key): (&StorePlace, Option<StoreKey>), to: &Path) -> Result<BackupInfo, BackupError> {
     let to = std::path::absolute(to).map_err(at(to))?;
     #[cfg(unix)]
     let asked = crate::control::ask(data, crate::control::Question::Backup(to.clone()))?;
@@ -130,7 +130,7 @@ pub fn backup(data: &Path, from: &StorePlace, to: &Path) -> Result<BackupInfo, B
     match asked {
         Some(info) => Ok(info),
         None => {
-            let store = from.open_idle(data)?;
+            let store = from.open_idle(data, key)?;
             let taken = take(&store, data, &to);
             store.close();
             taken
@@ -144,7 +144,11 @@ pub fn backup(data: &Path, from: &StorePlace, to: &Path) -> Result<BackupInfo, B
 ///
 /// # Errors
 /// See [`BackupError`]; the store stays where it was.
-pub fn migrate(data: &Path, from: &StorePlace, to: StoreSettings) -> Result<BackupInfo, BackupError> {
+pub fn migrate(
+    data: &Path,
+    (from, key): (&StorePlace, Option<StoreKey>),
+    to: StoreSettings,
+) -> Result<BackupInfo, BackupError> {
     let to = to.absolute().map_err(at(data))?;
     let place = to.place().map_err(|e| BackupError::Place(e.to_string()))?;
     #[cfg(unix)]
@@ -153,10 +157,20 @@ pub fn migrate(data: &Path, from: &StorePlace, to: StoreSettings) -> Result<Back
     }
     // A hub that is about to start must find it here, or there.
     let _lock = place::lock(data).map_err(at(data))?;
-    let store = from.open_idle(data)?;
+    let store = from.open_idle(data, key)?;
     let moved = transfer(&store, data, from, &place);
     store.close();
     moved
+}
+
+/// Seals the file of a hub that does not run with another key, anew: what the old one opened is gone. Either may be `None`,
+/// for a store that was, or is to be, open. Blocks.
+///
+/// # Errors
+/// See [`BackupError`]; then the store is as it was.
+pub fn rotate(data: &Path, old: Option<StoreKey>, new: Option<StoreKey>) -> Result<BackupInfo, BackupError> {
+    let _lock = place::lock(data).map_err(at(data))?;
+    Ok(moorline_apiserver::rotate(&data.join(STORE), old, new)?.into())
 }
 
 /// Copies a store whose writes have ended, and puts the file away that is not the store any more.
@@ -183,7 +197,7 @@ pub(crate) fn transfer(
 ///
 /// # Errors
 /// See [`BackupError`].
-pub fn restore(from: &Path, data: &Path) -> Result<BackupInfo, BackupError> {
+pub fn restore(from: &Path, data: &Path, key: Option<StoreKey>) -> Result<BackupInfo, BackupError> {
     let store = from.join(STORE);
     if !store.is_file() {
         return Err(BackupError::NotWhole(from.to_owned()));
@@ -196,5 +210,5 @@ pub fn restore(from: &Path, data: &Path) -> Result<BackupInfo, BackupError> {
         }
     }
     copy_files(from, data)?;
-    Ok(moorline_apiserver::restore(&store, &data.join(STORE))?.into())
+    Ok(moorline_apiserver::restore(&store, &data.join(STORE), key)?.into())
 }

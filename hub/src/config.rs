@@ -18,6 +18,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where the objects are kept.
     pub store: crate::StorePlace,
+    /// What they are sealed with there; `None`: they are not.
+    pub seal_key: Option<crate::StoreKey>,
     /// Address of agents, kubectl and people: TCP, and UDP of the same number.
     pub listen: SocketAddr,
     /// Address of `/metrics`, `/livez`, `/readyz`: plain HTTP.
@@ -66,6 +68,7 @@ impl Config {
         Self {
             data_dir: data_dir.into(),
             store: crate::StorePlace::default(),
+            seal_key: None,
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8443),
             ops_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9443),
             names: vec!["localhost".to_owned()],

@@ -51,7 +51,8 @@ pub use moorline_proxy::audit::{OnFailure, files as audit_files};
 pub use quota::{Rate, RateLimits};
 
 pub use config::{Config, ConfigError, Limits};
-pub use place::{PlaceError, StorePlace, StoreSettings};
+pub use moorline_apiserver::StoreKey;
+pub use place::{PlaceError, StorePlace, StoreSettings, seal_key};
 pub use start::{Hub, HubError};
 
 use tokio_util::sync::CancellationToken;

@@ -1,7 +1,7 @@
 //! Where a hub keeps its objects: in a file of its data folder, or in an etcd.
 
 use crate::{Config, HubError, backup::STORE};
-use moorline_apiserver::{EtcdError, EtcdPlace, EtcdTls, Limits, OpenError, Store};
+use moorline_apiserver::{EtcdError, EtcdPlace, EtcdTls, Limits, OpenError, SealError, Store, StoreKey};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
@@ -50,6 +50,14 @@ pub enum PlaceError {
     /// One of two that come together.
     #[error("a certificate for etcd and its key come together")]
     Half,
+    /// The file of the key that the store is sealed with.
+    #[error("{}: {why}", file.display())]
+    Seal {
+        /// Which.
+        file: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Files of TLS without an etcd.
     #[error("there are files for TLS to an etcd, and the store is none")]
     NoEtcd,
@@ -87,19 +95,21 @@ impl StoreSettings {
 }
 
 impl StorePlace {
-    /// Opens the store, or makes it. Blocks.
-    pub(crate) fn open(&self, data: &Path) -> Result<Store, OpenError> {
-        match self {
-            Self::File => Store::open(&data.join(STORE), &Limits::default()),
-            Self::Etcd(place) => Store::connect(place.clone(), &Limits::default()),
+    /// Opens the store, or makes it; with a key: sealed. Blocks.
+    pub(crate) fn open(&self, data: &Path, key: Option<StoreKey>) -> Result<Store, OpenError> {
+        let file = data.join(STORE);
+        match (self, key) {
+            (Self::File, None) => Store::open(&file, &Limits::default()),
+            (Self::File, Some(key)) => Store::open_sealed(&file, key, &Limits::default()),
+            (Self::Etcd(place), key) => Store::connect(place.clone(), key, &Limits::default()),
         }
     }
 
     /// Opens one that has to be there, for what does not serve it. Blocks.
-    pub(crate) fn open_idle(&self, data: &Path) -> Result<Store, OpenError> {
+    pub(crate) fn open_idle(&self, data: &Path, key: Option<StoreKey>) -> Result<Store, OpenError> {
         match self {
-            Self::File => moorline_apiserver::open_idle(&data.join(STORE)),
-            Self::Etcd(place) => Store::connect(place.clone(), &Limits::default()),
+            Self::File => moorline_apiserver::open_idle(&data.join(STORE), key),
+            Self::Etcd(place) => Store::connect(place.clone(), key, &Limits::default()),
         }
     }
 
@@ -107,6 +117,16 @@ impl StorePlace {
     pub(crate) fn was_left(&self, data: &Path) -> bool {
         *self == Self::File && !data.join(STORE).exists() && data.join(MOVED).exists()
     }
+}
+
+/// Reads the key of a store from a file.
+///
+/// # Errors
+/// It cannot be read, or is no key.
+pub fn seal_key(file: &Path) -> Result<StoreKey, PlaceError> {
+    let bad = |why: String| PlaceError::Seal { file: file.to_owned(), why };
+    let text = fs::read_to_string(file).map_err(|e| bad(e.to_string()))?;
+    StoreKey::read(&text).map_err(|e: SealError| bad(e.to_string()))
 }
 
 /// Takes a data folder for this process, for as long as the file is open: with its store in an etcd nothing else would
@@ -145,8 +165,8 @@ pub(crate) async fn open_store(config: &Config) -> Result<Store, HubError> {
     }
     let mut tries = 0;
     loop {
-        let (place, data) = (config.store.clone(), config.data_dir.clone());
-        let opened = tokio::task::spawn_blocking(move || place.open(&data)).await;
+        let (place, data, key) = (config.store.clone(), config.data_dir.clone(), config.seal_key.clone());
+        let opened = tokio::task::spawn_blocking(move || place.open(&data, key)).await;
         match opened.map_err(|e| failed(e.to_string()))? {
             Ok(store) => return Ok(store),
             // Its file is held by the last hub for a moment longer.

@@ -58,7 +58,7 @@ impl Etcds {
             let connector = Connector { member: member.as_str().into(), tls: tls.clone() };
             Ok(endpoint.connect_with_connector_lazy(connector))
         };
-        Ok(Self { members: place.members.iter().map(channel).collect::<Result<_, _>>()?, at: 0 })
+        Ok(Self { members: place.members.iter().map(channel).collect::<Result<_, EtcdError>>()?, at: 0 })
     }
 
     pub(super) fn members(&self) -> usize {

@@ -10,29 +10,32 @@
 mod grpc;
 mod pb;
 mod place;
+mod read;
 
 pub use place::{EtcdPlace, EtcdTls};
 
 use crate::{
-    backend::{Backend, Bounds, Group, Landed, Landing, News, WriteError},
-    disk::revision_of,
-    store::{CommitError, Entry, State},
+    backend::{Backend, Bounds, Group, Landing, News, WriteError},
+    seal::{self, Part, Seal, SealError, StoreKey},
+    store::{CommitError, OpenError, State},
 };
 use bytes::Bytes;
-use grpc::{Etcds, PAGE, cause};
+use grpc::{Etcds, cause};
+use read::{ReadError, read_head};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     path::PathBuf,
     sync::Arc,
     time::Duration,
 };
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Code, Status, Streaming};
 
 /// The format of what is kept. A higher number was written by a newer version and is refused untouched.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
+/// The format of what is not sealed, which older versions know too.
+const PLAIN: u64 = 1;
 /// Keys of one transaction (etcd's `--max-txn-ops`: 128); private records that go with an object may come on top.
 const KEYS: usize = 96;
 /// Bytes of one transaction, unless one change is larger (etcd's `--max-request-bytes`: 1.5 MiB).
@@ -82,9 +85,21 @@ pub enum EtcdError {
     /// Something is there already.
     #[error("there is a store already; nothing was overwritten")]
     Exists,
+    /// Its key, or the lack of one.
+    #[error(transparent)]
+    Sealed(#[from] SealError),
     /// What is stored cannot be read.
     #[error("{0}")]
     Corrupt(String),
+}
+
+impl EtcdError {
+    pub(crate) fn named(self, place: String) -> OpenError {
+        match self {
+            Self::Sealed(source) => OpenError::Sealed { place, source },
+            source => OpenError::Etcd { place, source },
+        }
+    }
 }
 
 /// The one key that every transaction changes.
@@ -104,6 +119,7 @@ pub(crate) struct Etcd {
     etcds: Etcds,
     /// Beginning of all keys.
     root: String,
+    seal: Option<Arc<Seal>>,
     /// etcd's revision of the head that this process knows; 0: there was none.
     head: i64,
     /// etcd's revision up to which everything is known.
@@ -119,20 +135,6 @@ pub(crate) struct Etcd {
     me: uuid::Uuid,
     written: u64,
     forget: (Instant, i64),
-}
-
-/// Why a page, or a portion of the watch, was not read.
-enum ReadError {
-    /// etcd has forgotten it, or there is a gap: everything has to be read again.
-    Lost,
-    Status(Status),
-    Corrupt(String),
-}
-
-impl From<Status> for ReadError {
-    fn from(status: Status) -> Self {
-        if status.code() == Code::OutOfRange { Self::Lost } else { Self::Status(status) }
-    }
 }
 
 fn told(status: &Status) -> String {
@@ -160,6 +162,7 @@ impl Etcd {
         Ok(Self {
             etcds: Etcds::new(place)?,
             root: format!("/{}/", place.root),
+            seal: None,
             head: 0,
             seen: 0,
             revision: 0,
@@ -173,13 +176,28 @@ impl Etcd {
     }
 
     /// Reads the store, or makes an empty one.
-    pub(crate) async fn open(place: &EtcdPlace) -> Result<(Self, State), EtcdError> {
+    pub(crate) async fn open(place: &EtcdPlace, key: Option<&StoreKey>) -> Result<(Self, State), EtcdError> {
         let mut etcd = Self::new(place)?;
-        let state = match etcd.load_or(OPEN).await? {
+        let wrapped = etcd.wrapped().await?;
+        let state = match wrapped {
+            // Nobody knows yet whether one is there.
+            None => etcd.load_or(OPEN).await?,
+            Some(wrapped) => {
+                etcd.seal = Seal::of(Some(&wrapped), key, false)?;
+                etcd.load_or(OPEN).await?
+            }
+        };
+        if etcd.seal.is_none() {
+            etcd.seal = Seal::of(None, key, state.is_none())?;
+        }
+        let state = match state {
             Some(state) => state,
             None => {
                 // Not 0, which means "any" in requests: an empty store has been at 1.
                 etcd.begin(1).await?;
+                // Whoever began it: with what it is sealed is kept there.
+                let wrapped = etcd.wrapped().await?;
+                etcd.seal = Seal::of(wrapped.as_deref(), key, false)?;
                 etcd.load_or(OPEN).await?.ok_or(EtcdError::Unfinished)?
             }
         };
@@ -187,8 +205,15 @@ impl Etcd {
     }
 
     /// Writes a whole store into a place where none is. What an earlier one that was cut short has left there goes.
-    pub(crate) async fn fill(place: &EtcdPlace, moment: &crate::store::Moment) -> Result<(), EtcdError> {
+    pub(crate) async fn fill(
+        place: &EtcdPlace,
+        moment: &crate::store::Moment,
+        seal: Option<Arc<Seal>>,
+    ) -> Result<(), EtcdError> {
         let mut etcd = Self::new(place)?;
+        if etcd.wrapped().await?.is_some() {
+            return Err(EtcdError::Exists);
+        }
         match etcd.load_or(OPEN).await {
             Ok(None) => {}
             Ok(Some(_)) => return Err(EtcdError::Exists),
@@ -198,12 +223,10 @@ impl Etcd {
             }
             Err(other) => return Err(other),
         }
-        let objects = moment.events.iter().map(|e| etcd.put(&etcd.object_key(&e.key), e.text().to_owned().into()));
-        let private = moment.private.iter().filter_map(|(key, value)| {
-            let value = value.clone()?;
-            Some(etcd.put(&etcd.private_key(key), value))
-        });
-        let all: Vec<pb::RequestOp> = objects.chain(private).collect();
+        etcd.seal = seal;
+        let objects = moment.events.iter().map(|e| etcd.put_object(&e.key, e.text()));
+        let private = moment.private.iter().filter_map(|(key, value)| Some(etcd.put_private(key, value.as_ref()?)));
+        let all: Vec<pb::RequestOp> = objects.chain(private).collect::<Result<_, _>>()?;
         let mut rest = all.into_iter().peekable();
         while rest.peek().is_some() {
             let (mut portion, mut bytes) = (Vec::new(), 0);
@@ -242,8 +265,11 @@ impl Etcd {
     /// Writes the first head.
     async fn begin(&mut self, revision: u64) -> Result<(), EtcdError> {
         let head = self.next_head(revision, Vec::new())?;
-        let op = self.put(&self.head_key(), head.into());
-        match self.insist(vec![op]).await {
+        let mut ops = vec![self.put(&self.head_key(), head.into())];
+        if let Some(seal) = &self.seal {
+            ops.push(self.put(&self.seal_key(), Bytes::copy_from_slice(seal.wrapped())));
+        }
+        match self.insist(ops).await {
             // Somebody else was first, or this one twice.
             Err(EtcdError::Exists) if revision == 1 => Ok(()),
             done => done,
@@ -252,6 +278,9 @@ impl Etcd {
 
     fn head_key(&self) -> String {
         format!("{}head", self.root)
+    }
+    fn seal_key(&self) -> String {
+        format!("{}seal", self.root)
     }
     fn object_key(&self, key: &str) -> String {
         format!("{}objects/{key}", self.root)
@@ -263,6 +292,14 @@ impl Etcd {
     fn put(&self, key: &str, value: Bytes) -> pb::RequestOp {
         pb::Request::Put(pb::PutRequest { key: key.to_owned().into(), value }).into()
     }
+    fn put_object(&self, key: &str, text: &str) -> Result<pb::RequestOp, SealError> {
+        let value = seal::kept(self.seal.as_deref(), Part::Objects, key, text.as_bytes())?.into_owned();
+        Ok(self.put(&self.object_key(key), value.into()))
+    }
+    fn put_private(&self, key: &str, record: &[u8]) -> Result<pb::RequestOp, SealError> {
+        let value = seal::kept(self.seal.as_deref(), Part::Private, key, record)?.into_owned();
+        Ok(self.put(&self.private_key(key), value.into()))
+    }
     fn delete(&self, key: &str) -> pb::RequestOp {
         pb::Request::Delete(pb::DeleteRangeRequest { key: key.to_owned().into(), ..Default::default() }).into()
     }
@@ -273,203 +310,41 @@ impl Etcd {
 
     fn next_head(&mut self, revision: u64, changes: Vec<String>) -> Result<String, EtcdError> {
         self.written += 1;
-        let head = Head { format: FORMAT, revision, by: format!("{}-{}", self.me, self.written), changes };
+        let format = if self.seal.is_some() { FORMAT } else { PLAIN };
+        let head = Head { format, revision, by: format!("{}-{}", self.me, self.written), changes };
         serde_json::to_string(&head).map_err(|e| EtcdError::Corrupt(e.to_string()))
     }
 
-    /// The store as it is; `None`: there is none. Members are asked in turn for as long as `patience` lasts.
-    async fn load_or(&mut self, patience: Duration) -> Result<Option<State>, EtcdError> {
-        let until = Instant::now() + patience;
-        loop {
-            let why = match self.load().await {
-                Ok(found) => return found,
-                Err(ReadError::Corrupt(why)) => return Err(EtcdError::Corrupt(why)),
-                Err(ReadError::Lost) => "it forgets faster than it can be read".to_owned(),
-                Err(ReadError::Status(status)) => told(&status),
-            };
-            if until < Instant::now() {
-                return Err(EtcdError::Unreachable(why));
-            }
-            self.etcds.turn();
-            sleep(PAUSE).await;
+    /// What a group comes to in one transaction.
+    fn operations(&self, group: &Group, head: String) -> Result<Vec<pb::RequestOp>, SealError> {
+        let mut all = vec![self.put(&self.head_key(), head.into())];
+        for event in &group.events {
+            all.push(match &event.value {
+                Some(_) => self.put_object(&event.key, event.text())?,
+                None => self.delete(&self.object_key(&event.key)),
+            });
         }
-    }
-
-    async fn load(&mut self) -> Result<Result<Option<State>, EtcdError>, ReadError> {
-        let key = Bytes::from(self.head_key());
-        let answer = self.etcds.range(pb::RangeRequest { key, ..Default::default() }).await?;
-        let at = answer.header.map_or(0, |h| h.revision);
-        let Some(kv) = answer.kvs.first() else {
-            let (key, range_end) = (self.root.clone().into(), end_of(&self.root));
-            let any = self.etcds.range(pb::RangeRequest { key, range_end, limit: 1, ..Default::default() }).await?;
-            return Ok(if any.kvs.is_empty() { Ok(None) } else { Err(EtcdError::Unfinished) });
-        };
-        let head = match read_head(&kv.value)? {
-            Head { format, .. } if FORMAT < format => return Ok(Err(EtcdError::Newer { found: format })),
-            head => head,
-        };
-        let mut state = State { revision: head.revision, compacted: head.revision, ..State::default() };
-        for (key, value) in self.all("objects/", at).await? {
-            let size = value.len();
-            let value = read_object(&key, &value)?;
-            let entry = Entry { revision: revision_of(&value), value: Arc::new(value), size };
-            state.objects.insert(key.into(), entry);
+        // The last word on each record: etcd takes a key once.
+        let records: BTreeMap<&String, &Option<Bytes>> = group.private.iter().map(|(k, v)| (k, v)).collect();
+        for (key, value) in records {
+            all.push(match value {
+                Some(value) => self.put_private(key, value)?,
+                None => self.delete(&self.private_key(key)),
+            });
         }
-        state.private = self.all("private/", at).await?;
-        (self.head, self.seen, self.revision) = (kv.mod_revision, at, head.revision);
-        self.overtaken = 0;
-        self.watch = None;
-        self.ready.clear();
-        Ok(Ok(Some(state)))
-    }
-
-    /// All values under a part of the root, as they were at etcd's revision `at`.
-    async fn all(&self, part: &str, at: i64) -> Result<BTreeMap<String, Bytes>, ReadError> {
-        let prefix = format!("{}{part}", self.root);
-        let (mut key, range_end) = (Bytes::from(prefix.clone()), end_of(&prefix));
-        let mut found = BTreeMap::new();
-        loop {
-            let request = pb::RangeRequest { key, range_end: range_end.clone(), limit: PAGE, revision: at };
-            let answer = self.etcds.range(request).await?;
-            let last = answer.kvs.last().map(|kv| kv.key.clone());
-            for kv in answer.kvs {
-                found.insert(under(&prefix, &kv.key)?, kv.value);
-            }
-            let Some(last) = last.filter(|_| answer.more) else { return Ok(found) };
-            // The key after this one.
-            key = [&last[..], &[0]].concat().into();
-        }
-    }
-
-    /// The next portion of the watch, into `ready`.
-    ///
-    /// # Cancel safety
-    /// Safe: what was taken off the watch is there.
-    async fn listen(&mut self) -> Result<(), ReadError> {
-        let watch = match &mut self.watch {
-            Some(watch) => watch,
-            none => {
-                let (from, end) = (self.root.clone().into(), end_of(&self.root));
-                none.insert(self.etcds.watch(from, end, self.seen + 1).await?)
-            }
-        };
-        let answer = match watch.message().await {
-            Ok(Some(answer)) => answer,
-            Ok(None) => {
-                self.watch = None;
-                return Err(Status::unavailable("the watch ended").into());
-            }
-            Err(status) => {
-                self.watch = None;
-                return Err(status.into());
-            }
-        };
-        if answer.canceled {
-            self.watch = None;
-            if 0 < answer.compact_revision {
-                return Err(ReadError::Lost);
-            }
-            return Err(Status::unavailable(answer.cancel_reason).into());
-        }
-        let mut transactions: BTreeMap<i64, Vec<(pb::KeyValue, bool)>> = BTreeMap::new();
-        for event in answer.events {
-            let put = event.r#type == pb::EventType::Put as i32;
-            let Some(kv) = event.kv.filter(|kv| self.head < kv.mod_revision) else { continue };
-            transactions.entry(kv.mod_revision).or_default().push((kv, put));
-        }
-        for (at, changes) in transactions {
-            if let Some(landing) = self.landing(at, changes)? {
-                self.ready.push_back(landing);
-            }
-        }
-        Ok(())
-    }
-
-    /// What one transaction of somebody's brought; `None`: nothing of the store's.
-    fn landing(&mut self, at: i64, changes: Vec<(pb::KeyValue, bool)>) -> Result<Option<Landing>, ReadError> {
-        let (head_key, objects, private) = (self.head_key(), self.object_key(""), self.private_key(""));
-        let (mut head, mut changed, mut landing) = (None, HashMap::new(), Landing::default());
-        for (kv, put) in changes {
-            let value = put.then_some(kv.value);
-            if *kv.key == *head_key.as_bytes() {
-                head = value;
-            } else if kv.key.starts_with(objects.as_bytes()) {
-                changed.insert(under(&objects, &kv.key)?, value);
-            } else if kv.key.starts_with(private.as_bytes()) {
-                landing.private.push((under(&private, &kv.key)?, value));
-            }
-        }
-        // Not a transaction of a store's: somebody used etcdctl.
-        let Some(head) = head else { return Err(ReadError::Lost) };
-        let head = read_head(&head)?;
-        let before = head.revision.checked_sub(head.changes.len() as u64);
-        if before != Some(self.revision) {
-            return Err(ReadError::Lost);
-        }
-        for (revision, key) in (self.revision + 1..).zip(head.changes) {
-            let value = changed.remove(&key).ok_or(ReadError::Lost)?;
-            let value = value.map(|text| read_object(&key, &text).map(Arc::new)).transpose()?;
-            landing.events.push(Landed { revision, key: key.into(), value });
-        }
-        (self.head, self.seen, self.revision) = (at, at, head.revision);
-        Ok(Some(landing))
-    }
-
-    /// Everything up to the newest head, into `ready`.
-    async fn catch_up(&mut self) -> Result<(), ReadError> {
-        let late = |_| Status::unavailable("changes that are there do not come");
-        if self.head < self.overtaken {
-            while self.head < self.overtaken {
-                timeout(CATCH_UP, self.listen()).await.map_err(late)??;
-            }
-            return Ok(());
-        }
-        let key = Bytes::from(self.head_key());
-        let answer = self.etcds.range(pb::RangeRequest { key, ..Default::default() }).await?;
-        let at = answer.header.map_or(0, |h| h.revision);
-        let newest = answer.kvs.first().ok_or(ReadError::Lost)?.mod_revision;
-        // Older than what is known: an etcd that was put back from a backup.
-        if newest < self.head {
-            return Err(ReadError::Lost);
-        }
-        while self.head < newest {
-            timeout(CATCH_UP, self.listen()).await.map_err(late)??;
-        }
-        self.seen = self.seen.max(at);
-        Ok(())
+        Ok(all)
     }
 
     fn landings(&mut self) -> News {
         News::Landings(self.ready.drain(..).collect())
     }
-
-    /// What there is when a portion could not be read.
-    async fn otherwise(&mut self, error: ReadError) -> Result<News, WriteError> {
-        match error {
-            ReadError::Status(status) => {
-                self.watch = None;
-                self.etcds.turn();
-                Err(WriteError::Doubtful(unavailable(&status)))
-            }
-            ReadError::Corrupt(why) => Err(WriteError::Stopped(CommitError::Failed(why))),
-            ReadError::Lost => {
-                tracing::warn!("etcd has forgotten what this process had not seen yet; reading all of the store again");
-                match self.load().await {
-                    Ok(Ok(Some(state))) => Ok(News::Everything(Box::new(state))),
-                    Ok(Ok(None)) => Err(WriteError::Stopped(CommitError::Failed("the store is gone from etcd".into()))),
-                    Ok(Err(error)) => Err(WriteError::Stopped(CommitError::Failed(error.to_string()))),
-                    Err(ReadError::Corrupt(why)) => Err(WriteError::Stopped(CommitError::Failed(why))),
-                    Err(ReadError::Status(status)) => Err(WriteError::Doubtful(unavailable(&status))),
-                    Err(ReadError::Lost) => {
-                        Err(WriteError::Doubtful(CommitError::Unavailable("etcd forgets too fast".into())))
-                    }
-                }
-            }
-        }
-    }
 }
 
 impl Backend for Etcd {
+    fn seal(&self) -> Option<Arc<Seal>> {
+        self.seal.clone()
+    }
+
     fn bounds(&self) -> Bounds {
         Bounds { keys: KEYS, bytes: BYTES, once: true }
     }
@@ -484,17 +359,7 @@ impl Backend for Etcd {
         let stopped = |e: EtcdError| WriteError::Stopped(CommitError::Failed(e.to_string()));
         let head = self.next_head(revision, changes).map_err(stopped)?;
         let by = format!("{}-{}", self.me, self.written);
-        let mut success: Vec<pb::RequestOp> = vec![self.put(&self.head_key(), head.into())];
-        success.extend(group.events.iter().map(|event| match &event.value {
-            Some(_) => self.put(&self.object_key(&event.key), event.text().to_owned().into()),
-            None => self.delete(&self.object_key(&event.key)),
-        }));
-        // The last word on each record: etcd takes a key once.
-        let records: BTreeMap<&String, &Option<Bytes>> = group.private.iter().map(|(k, v)| (k, v)).collect();
-        success.extend(records.into_iter().map(|(key, value)| match value {
-            Some(value) => self.put(&self.private_key(key), value.clone()),
-            None => self.delete(&self.private_key(key)),
-        }));
+        let success = self.operations(group, head).map_err(|e| stopped(e.into()))?;
         let look = pb::Request::Range(pb::RangeRequest { key: self.head_key().into(), ..Default::default() });
         let request = pb::TxnRequest { compare: vec![self.expect(self.head)], success, failure: vec![look.into()] };
         let until = Instant::now() + WRITE;
@@ -580,17 +445,4 @@ impl Backend for Etcd {
             }
         }
     }
-}
-
-fn read_head(value: &[u8]) -> Result<Head, ReadError> {
-    serde_json::from_slice(value).map_err(|e| ReadError::Corrupt(format!("the head of the store in etcd: {e}")))
-}
-
-fn read_object(key: &str, value: &[u8]) -> Result<Value, ReadError> {
-    serde_json::from_slice(value).map_err(|e| ReadError::Corrupt(format!("object {key}: {e}")))
-}
-
-fn under(prefix: &str, key: &[u8]) -> Result<String, ReadError> {
-    let key = key.strip_prefix(prefix.as_bytes()).and_then(|key| std::str::from_utf8(key).ok());
-    key.map(str::to_owned).ok_or_else(|| ReadError::Corrupt(format!("a key in etcd under {prefix} is no text")))
 }

@@ -94,7 +94,7 @@ fn wide() -> moorline_apiserver::Limits {
 
 /// Runs writers on three stores and a watch, while `faults` goes on. Returns the longest time without a write of each.
 async fn under(etcds: &Etcds, root: &str, faults: impl AsyncFnOnce()) -> Vec<std::time::Duration> {
-    let stores: Vec<Store> = (0..3).map(|_| Store::connect(etcds.place(root), &wide()).unwrap()).collect();
+    let stores: Vec<Store> = (0..3).map(|_| Store::connect(etcds.place(root), None, &wide()).unwrap()).collect();
     let stop = Arc::new(AtomicBool::new(false));
     let last = Arc::new(std::sync::atomic::AtomicU64::new(u64::MAX));
     let watching = tokio::spawn(follow(stores[0].clone(), Arc::clone(&stop), Arc::clone(&last)));

@@ -10,8 +10,9 @@ mod model;
 mod shared;
 mod world;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use model::{holds, limits, op};
-use moorline_apiserver::{Batch, CommitError, EtcdError, EtcdPlace, Expect, OpenError, Store};
+use moorline_apiserver::{Batch, CommitError, EtcdError, EtcdPlace, Expect, OpenError, SealError, Store, StoreKey};
 use proptest::prelude::*;
 use serde_json::json;
 use world::Etcds;
@@ -41,7 +42,7 @@ fn the_store_is_its_model() {
 #[ignore = "needs etcd"]
 fn p12_what_is_no_store_of_this_version_is_refused_untouched() {
     let etcds = Etcds::start(1);
-    let connect = |root: &str| Store::connect(etcds.place(root), &limits()).map(drop);
+    let connect = |root: &str| Store::connect(etcds.place(root), None, &limits()).map(drop);
     etcds.put("/newer/head", r#"{"format":99,"revision":5,"by":"x"}"#);
     etcds.put("/cut/objects/g/k/1", "{}");
     for _ in 0..2 {
@@ -72,7 +73,7 @@ async fn an_object_that_etcd_does_not_take_is_refused_and_harms_nobody() {
 #[ignore = "needs etcd"]
 fn no_etcd_is_said_with_its_address() {
     let place = EtcdPlace::parse(&format!("etcd://127.0.0.1:{}", world::free_port()), None).unwrap();
-    let error = Store::connect(place, &limits()).unwrap_err().to_string();
+    let error = Store::connect(place, None, &limits()).unwrap_err().to_string();
     assert!(error.contains("etcd://127.0.0.1") && error.contains("does not answer"), "{error}");
 }
 
@@ -98,7 +99,7 @@ async fn u06_a_store_moves_to_etcd_and_back() {
     let before = content(&file);
     // An earlier one that was cut short leaves what is no store, and what is no object of this one.
     etcds.put("/moved/objects/g/k/stale", "{}");
-    assert!(matches!(Store::connect(etcds.place("moved"), &limits()), Err(OpenError::Etcd { .. })));
+    assert!(matches!(Store::connect(etcds.place("moved"), None, &limits()), Err(OpenError::Etcd { .. })));
     file.freeze().await.unwrap();
     assert_eq!(file.commit(put("g/late", Expect::Absent, 1)).await, Err(CommitError::Moving));
     assert_eq!(content(&file), before, "and it can be read");
@@ -122,16 +123,52 @@ async fn u06_a_store_moves_to_etcd_and_back() {
     assert_eq!(file.commit(put("g/late", Expect::Absent, 1)).await, Ok(303));
 }
 
+/// Neither in etcd's answers nor in its files.
+#[tokio::test]
+#[ignore = "needs etcd"]
+async fn what_a_sealed_store_keeps_in_etcd_is_never_readable() {
+    let etcds = Etcds::start(1);
+    let key = |byte| Some(StoreKey::read(&STANDARD.encode([byte; 32])).unwrap());
+    let open = |key| Store::connect(etcds.place("sealed"), key, &limits());
+    let store = open(key(1)).unwrap();
+    let mut batch = put("g/k/1", Expect::Absent, "hunter2-in-an-object");
+    batch.private.push(("g/k/1/hash".into(), Some(bytes::Bytes::from_static(b"hunter2-in-a-record"))));
+    store.commit(batch).await.unwrap();
+    assert!(etcds.shows("g/k/1"), "this test sees what is readable");
+    assert!(!etcds.shows("hunter2"));
+    // Another hub sees its changes, and moves it elsewhere as it is.
+    let other = open(key(1)).unwrap();
+    let at = store.commit(put("g/k/2", Expect::Absent, 2)).await.unwrap();
+    let mut watcher = other.watch("g/", 2).unwrap();
+    assert_eq!(watcher.next().await.unwrap().unwrap().revision, at);
+    let copy = etcds.place("copy");
+    tokio::task::spawn_blocking(move || other.copy_to_etcd(&copy)).await.unwrap().unwrap();
+    assert!(!etcds.shows("hunter2"));
+    store.close();
+    for root in ["sealed", "copy"] {
+        let open = |key| Store::connect(etcds.place(root), key, &limits());
+        assert!(matches!(open(None), Err(OpenError::Sealed { source: SealError::KeyNeeded, .. })));
+        assert!(matches!(open(key(2)), Err(OpenError::Sealed { source: SealError::WrongKey, .. })));
+        let again = open(key(1)).unwrap();
+        assert_eq!(again.get("g/k/1").unwrap().value["spec"], "hunter2-in-an-object");
+        assert_eq!(again.private("g/k/1/hash").unwrap(), "hunter2-in-a-record");
+    }
+    etcds.open("plain").close();
+    let refused = Store::connect(etcds.place("plain"), key(1), &limits());
+    assert!(matches!(refused, Err(OpenError::Sealed { source: SealError::NotSealed, .. })));
+}
+
 /// Only who has the right certificate, and only an etcd that has one.
 #[tokio::test]
 #[ignore = "needs etcd"]
 async fn etcd_is_reached_by_tls() {
     let etcds = Etcds::with_tls();
-    let store = Store::connect(etcds.place("tls"), &limits()).unwrap();
+    let store = Store::connect(etcds.place("tls"), None, &limits()).unwrap();
     assert_eq!(store.commit(put("g/k/1", Expect::Absent, 1)).await, Ok(2));
     store.close();
     for stranger in [etcds.place_without_certificate("tls"), etcds.place_of_another_authority("tls")] {
-        let error = tokio::task::spawn_blocking(move || Store::connect(stranger, &limits()).unwrap_err().to_string());
+        let error =
+            tokio::task::spawn_blocking(move || Store::connect(stranger, None, &limits()).unwrap_err().to_string());
         let error = error.await.unwrap();
         assert!(error.contains("certificate") || error.contains("tls") || error.contains("handshake"), "{error}");
     }

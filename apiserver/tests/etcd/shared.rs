@@ -22,7 +22,7 @@ async fn changes(watcher: &mut Watcher, count: usize) -> Vec<(u64, String, bool)
 
 fn connect(port: u16, root: &str) -> Store {
     let place = EtcdPlace::parse(&format!("etcd://127.0.0.1:{port}/{root}"), None).unwrap();
-    Store::connect(place, &limits()).unwrap()
+    Store::connect(place, None, &limits()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -123,7 +123,27 @@ impl Etcds {
     }
 
     pub fn open(&self, root: &str) -> Store {
-        Store::connect(self.place(root), &limits()).unwrap()
+        Store::connect(self.place(root), None, &limits()).unwrap()
+    }
+
+    /// Whether a text stands anywhere in the first member's files.
+    pub fn shows(&self, text: &str) -> bool {
+        let (mut folders, mut files) = (vec![self.dir.path().join("m0")], 0);
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                files += 1;
+                if std::fs::read(&path).unwrap().windows(text.len()).any(|window| window == text.as_bytes()) {
+                    return true;
+                }
+            }
+        }
+        assert!(files > 1, "there are files");
+        false
     }
 
     pub fn port(&self, member: usize) -> u16 {

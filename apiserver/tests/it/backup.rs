@@ -39,7 +39,7 @@ async fn p10_a_backup_under_writes_is_of_one_revision() {
         let source = store.clone();
         let (info, copy) = tokio::task::spawn_blocking(move || {
             let info = source.backup(&file).unwrap();
-            restore(&file, &made).unwrap();
+            restore(&file, &made, None).unwrap();
             (info, Store::open(&made, &limits()).unwrap())
         })
         .await
@@ -70,7 +70,7 @@ async fn a_restored_store_does_not_give_old_revisions_a_second_meaning() {
     let backup = store.backup(&dir.path().join("backup")).unwrap();
     let after = store.commit(b).await.unwrap();
     let (file, made) = (dir.path().join("backup"), dir.path().join("made"));
-    let info = restore(&file, &made).unwrap();
+    let info = restore(&file, &made, None).unwrap();
     assert_eq!((backup.objects, info.objects), (1, 1));
     let restored = Store::open(&made, &limits()).unwrap();
     for seen in [backup.revision, after, after + 1] {
@@ -88,11 +88,11 @@ async fn nothing_is_overwritten_and_nothing_broken_restored() {
     std::fs::write(dir.path().join("backup.part"), "left by a crash").unwrap();
     store.backup(&file).unwrap();
     assert!(matches!(store.backup(&file), Err(BackupError::Exists(_))));
-    assert!(matches!(restore(&file, &path), Err(BackupError::Exists(_))));
+    assert!(matches!(restore(&file, &path, None), Err(BackupError::Exists(_))));
     let broken = dir.path().join("broken");
     std::fs::write(&broken, vec![7; 10_000]).unwrap();
     let made = dir.path().join("made");
-    assert!(matches!(restore(&broken, &made), Err(BackupError::Open(_))));
+    assert!(matches!(restore(&broken, &made, None), Err(BackupError::Open(_))));
     assert!(!made.exists() && !dir.path().join("made.part").exists());
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "others cannot read it");

@@ -12,6 +12,7 @@ mod forms;
 #[path = "../model/mod.rs"]
 mod model;
 mod objects;
+mod sealed;
 mod store;
 mod watches;
 

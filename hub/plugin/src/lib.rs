@@ -41,7 +41,7 @@ pub use follow::{All, Known, follow};
 pub use host::{Access, Host, HostError, Readiness};
 pub use kind::PluginKind;
 pub use metrics::PluginMetrics;
-pub use moorline_apiserver::{Cause, Spec};
+pub use moorline_apiserver::{Cause, Spec, dns_label};
 pub use moorline_authz::hubrules::{HubRule, HubRules};
 pub use object::HubObject;
 pub use plugin::{Plugin, PluginError};

@@ -7,7 +7,7 @@ use moorline_e2e::{
     process::{eventually, run, text},
     root,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{process::Command, time::Duration};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -381,4 +381,84 @@ pub fn health(world: &mut World) -> Result<()> {
         Ok(())
     })?;
     world.edge1.admin(&["delete", "pod", "nowhere", "--now"]).map(drop)
+}
+
+const SHARED: &str = "
+apiVersion: moorline.dev/v1alpha1
+kind: SharedSecret
+metadata: {name: shared}
+spec:
+  data: {a: b25l, b: dHdv}
+  clusters: {names: [edge1, edge2]}
+  namespaces: {names: [shared-one], matchLabels: {shared: 'yes'}}
+";
+
+pub fn secrets(world: &mut World) -> Result<()> {
+    Hub(world).apply(SHARED)?;
+    let_in(world, &["secrets"])?;
+    let hub = Hub(world);
+    let edge = |args: &[&str]| world.edge1.admin(args);
+    let data = |namespace: &str| -> Result<Value> {
+        let secret: Value = serde_json::from_str(&edge(&["-n", namespace, "get", "secret", "shared", "-o", "json"])?)?;
+        Ok(secret["data"].clone())
+    };
+    let is = |namespace: &str, wanted: &Value| {
+        eventually("the secret as it is declared", SOON, || {
+            let there = data(namespace)?;
+            ensure!(there == *wanted, "{namespace}: {there}");
+            Ok(())
+        })
+    };
+    let is_gone = |namespace: &str| {
+        eventually("no secret", SOON, || {
+            let names = edge(&["-n", namespace, "get", "secret", "-o", "name"])?;
+            ensure!(!names.contains("secret/shared"), "{namespace}: {names}");
+            Ok(())
+        })
+    };
+    // It appears in namespaces that are there, and in those that come or are labelled later.
+    let (both, one) = (json!({ "a": "b25l", "b": "dHdv" }), json!({ "a": "dGhyZWU=" }));
+    for namespace in ["shared-one", "shared-two", "shared-other"] {
+        edge(&["create", "namespace", namespace])?;
+    }
+    is("shared-one", &both)?;
+    is_gone("shared-two")?;
+    edge(&["label", "namespace", "shared-two", "shared=yes"])?;
+    is("shared-two", &both)?;
+    is_gone("shared-other")?;
+    eventually("statuses", SOON, || {
+        let sync = hub.json(&["sharedsecret", "shared"])?["status"]["sync"].clone();
+        ensure!(sync["clusters"] == 2 && sync["synced"] == 1, "{sync}");
+        ensure!(hub.condition("edge1", "SecretsSynced")?.0 == "True");
+        // Edge2's owner has let nobody in.
+        let (status, reason, _) = hub.condition("edge2", "SecretsSynced")?;
+        ensure!((status.as_str(), reason.as_str()) == ("False", "NotAllowed"), "{status} {reason}");
+        Ok(())
+    })?;
+    // It follows changes, a key that is taken out too; what others do to it is put right.
+    hub.apply(&SHARED.replace("{a: b25l, b: dHdv}", "{a: dGhyZWU=}"))?;
+    is("shared-one", &one)?;
+    is("shared-two", &one)?;
+    edge(&["-n", "shared-one", "patch", "secret", "shared", "-p", r#"{"data":{"a":"ZXZl"}}"#])?;
+    edge(&["-n", "shared-two", "delete", "secret", "shared"])?;
+    is("shared-one", &one)?;
+    is("shared-two", &one)?;
+    // Somebody else's is left alone, and that is told.
+    edge(&["-n", "shared-other", "create", "secret", "generic", "shared", "--from-literal=own=1"])?;
+    edge(&["label", "namespace", "shared-other", "shared=yes"])?;
+    eventually("the refusal", SOON, || {
+        let (status, reason, message) = hub.condition("edge1", "SecretsSynced")?;
+        ensure!(status == "False" && message.contains("somebody else made"), "{status} {reason} {message}");
+        Ok(())
+    })?;
+    ensure!(data("shared-other")? == json!({ "own": "MQ==" }), "it was touched");
+    // It leaves where it is not meant for any more, and everywhere once it is withdrawn.
+    edge(&["label", "namespace", "shared-two", "shared-"])?;
+    is_gone("shared-two")?;
+    let why = hub.refused(&SHARED.replace("b25l", "hunter2!"))?;
+    ensure!(why.contains("is not base64") && !why.contains("hunter2"), "{why}");
+    hub.k(&["delete", "sharedsecret", "shared"])?;
+    is_gone("shared-one")?;
+    ensure!(data("shared-other")? == json!({ "own": "MQ==" }), "it was touched");
+    edge(&["delete", "namespace", "shared-one", "shared-two", "shared-other", "--wait=false"]).map(drop)
 }

@@ -1,0 +1,265 @@
+//! Reading: all of a store, and what others wrote since.
+
+use super::{CATCH_UP, Etcd, EtcdError, FORMAT, Head, OPEN, PAUSE, end_of, grpc::PAGE, pb, told, unavailable};
+use crate::{
+    backend::{Landed, Landing, News, WriteError},
+    disk::revision_of,
+    seal::{self, Part, SealError},
+    store::{CommitError, Entry, State},
+};
+use bytes::Bytes;
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::{Instant, sleep, timeout};
+use tonic::{Code, Status};
+
+/// Why a page, or a portion of the watch, was not read.
+pub(super) enum ReadError {
+    /// etcd has forgotten it, or there is a gap: everything has to be read again.
+    Lost,
+    Status(Status),
+    Corrupt(String),
+}
+
+impl From<Status> for ReadError {
+    fn from(status: Status) -> Self {
+        if status.code() == Code::OutOfRange { Self::Lost } else { Self::Status(status) }
+    }
+}
+
+impl Etcd {
+    /// What the store is sealed with, if it is there and sealed.
+    pub(super) async fn wrapped(&mut self) -> Result<Option<Bytes>, EtcdError> {
+        let until = Instant::now() + OPEN;
+        loop {
+            let key = Bytes::from(self.seal_key());
+            match self.etcds.range(pb::RangeRequest { key, ..Default::default() }).await {
+                Ok(answer) => return Ok(answer.kvs.into_iter().next().map(|kv| kv.value)),
+                Err(status) if until < Instant::now() => return Err(EtcdError::Unreachable(told(&status))),
+                Err(_) => self.etcds.turn(),
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// The store as it is; `None`: there is none. Members are asked in turn for as long as `patience` lasts.
+    pub(super) async fn load_or(&mut self, patience: Duration) -> Result<Option<State>, EtcdError> {
+        let until = Instant::now() + patience;
+        loop {
+            let why = match self.load().await {
+                Ok(found) => return found,
+                Err(ReadError::Corrupt(why)) => return Err(EtcdError::Corrupt(why)),
+                Err(ReadError::Lost) => "it forgets faster than it can be read".to_owned(),
+                Err(ReadError::Status(status)) => told(&status),
+            };
+            if until < Instant::now() {
+                return Err(EtcdError::Unreachable(why));
+            }
+            self.etcds.turn();
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn load(&mut self) -> Result<Result<Option<State>, EtcdError>, ReadError> {
+        let key = Bytes::from(self.head_key());
+        let answer = self.etcds.range(pb::RangeRequest { key, ..Default::default() }).await?;
+        let at = answer.header.map_or(0, |h| h.revision);
+        let Some(kv) = answer.kvs.first() else {
+            let (key, range_end) = (self.root.clone().into(), end_of(&self.root));
+            let any = self.etcds.range(pb::RangeRequest { key, range_end, limit: 1, ..Default::default() }).await?;
+            return Ok(if any.kvs.is_empty() { Ok(None) } else { Err(EtcdError::Unfinished) });
+        };
+        let head = match read_head(&kv.value)? {
+            Head { format, .. } if FORMAT < format => return Ok(Err(EtcdError::Newer { found: format })),
+            head => head,
+        };
+        let mut state = State { revision: head.revision, compacted: head.revision, ..State::default() };
+        for (key, value) in self.all("objects/", at).await? {
+            let size = value.len();
+            let value = self.read_object(&key, &value)?;
+            let entry = Entry { revision: revision_of(&value), value: Arc::new(value), size };
+            state.objects.insert(key.into(), entry);
+        }
+        for (key, value) in self.all("private/", at).await? {
+            let record = self.read_private(&key, value)?;
+            state.private.insert(key, record);
+        }
+        (self.head, self.seen, self.revision) = (kv.mod_revision, at, head.revision);
+        self.overtaken = 0;
+        self.watch = None;
+        self.ready.clear();
+        Ok(Ok(Some(state)))
+    }
+
+    /// All values under a part of the root, as they were at etcd's revision `at`.
+    async fn all(&self, part: &str, at: i64) -> Result<BTreeMap<String, Bytes>, ReadError> {
+        let prefix = format!("{}{part}", self.root);
+        let (mut key, range_end) = (Bytes::from(prefix.clone()), end_of(&prefix));
+        let mut found = BTreeMap::new();
+        loop {
+            let request = pb::RangeRequest { key, range_end: range_end.clone(), limit: PAGE, revision: at };
+            let answer = self.etcds.range(request).await?;
+            let last = answer.kvs.last().map(|kv| kv.key.clone());
+            for kv in answer.kvs {
+                found.insert(under(&prefix, &kv.key)?, kv.value);
+            }
+            let Some(last) = last.filter(|_| answer.more) else { return Ok(found) };
+            // The key after this one.
+            key = [&last[..], &[0]].concat().into();
+        }
+    }
+
+    /// The next portion of the watch, into `ready`.
+    ///
+    /// # Cancel safety
+    /// Safe: what was taken off the watch is there.
+    pub(super) async fn listen(&mut self) -> Result<(), ReadError> {
+        let watch = match &mut self.watch {
+            Some(watch) => watch,
+            none => {
+                let (from, end) = (self.root.clone().into(), end_of(&self.root));
+                none.insert(self.etcds.watch(from, end, self.seen + 1).await?)
+            }
+        };
+        let answer = match watch.message().await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => {
+                self.watch = None;
+                return Err(Status::unavailable("the watch ended").into());
+            }
+            Err(status) => {
+                self.watch = None;
+                return Err(status.into());
+            }
+        };
+        if answer.canceled {
+            self.watch = None;
+            if 0 < answer.compact_revision {
+                return Err(ReadError::Lost);
+            }
+            return Err(Status::unavailable(answer.cancel_reason).into());
+        }
+        let mut transactions: BTreeMap<i64, Vec<(pb::KeyValue, bool)>> = BTreeMap::new();
+        for event in answer.events {
+            let put = event.r#type == pb::EventType::Put as i32;
+            let Some(kv) = event.kv.filter(|kv| self.head < kv.mod_revision) else { continue };
+            transactions.entry(kv.mod_revision).or_default().push((kv, put));
+        }
+        for (at, changes) in transactions {
+            if let Some(landing) = self.landing(at, changes)? {
+                self.ready.push_back(landing);
+            }
+        }
+        Ok(())
+    }
+
+    /// What one transaction of somebody's brought; `None`: nothing of the store's.
+    fn landing(&mut self, at: i64, changes: Vec<(pb::KeyValue, bool)>) -> Result<Option<Landing>, ReadError> {
+        let (head_key, objects, private) = (self.head_key(), self.object_key(""), self.private_key(""));
+        let (mut head, mut changed, mut landing) = (None, HashMap::new(), Landing::default());
+        for (kv, put) in changes {
+            let value = put.then_some(kv.value);
+            if *kv.key == *head_key.as_bytes() {
+                head = value;
+            } else if kv.key.starts_with(objects.as_bytes()) {
+                changed.insert(under(&objects, &kv.key)?, value);
+            } else if kv.key.starts_with(private.as_bytes()) {
+                let key = under(&private, &kv.key)?;
+                let record = value.map(|value| self.read_private(&key, value)).transpose()?;
+                landing.private.push((key, record));
+            }
+        }
+        // Not a transaction of a store's: somebody used etcdctl.
+        let Some(head) = head else { return Err(ReadError::Lost) };
+        let head = read_head(&head)?;
+        let before = head.revision.checked_sub(head.changes.len() as u64);
+        if before != Some(self.revision) {
+            return Err(ReadError::Lost);
+        }
+        for (revision, key) in (self.revision + 1..).zip(head.changes) {
+            let value = changed.remove(&key).ok_or(ReadError::Lost)?;
+            let value = value.map(|text| self.read_object(&key, &text).map(Arc::new)).transpose()?;
+            landing.events.push(Landed { revision, key: key.into(), value });
+        }
+        (self.head, self.seen, self.revision) = (at, at, head.revision);
+        Ok(Some(landing))
+    }
+
+    fn read_object(&self, key: &str, value: &[u8]) -> Result<Value, ReadError> {
+        let text = seal::read(self.seal.as_deref(), Part::Objects, key, value).map_err(damaged)?;
+        serde_json::from_slice(&text).map_err(|e| ReadError::Corrupt(format!("object {key}: {e}")))
+    }
+
+    fn read_private(&self, key: &str, value: Bytes) -> Result<Bytes, ReadError> {
+        match self.seal.as_deref() {
+            None => Ok(value),
+            seal => Ok(seal::read(seal, Part::Private, key, &value).map_err(damaged)?.into_owned().into()),
+        }
+    }
+
+    /// Everything up to the newest head, into `ready`.
+    pub(super) async fn catch_up(&mut self) -> Result<(), ReadError> {
+        let late = |_| Status::unavailable("changes that are there do not come");
+        if self.head < self.overtaken {
+            while self.head < self.overtaken {
+                timeout(CATCH_UP, self.listen()).await.map_err(late)??;
+            }
+            return Ok(());
+        }
+        let key = Bytes::from(self.head_key());
+        let answer = self.etcds.range(pb::RangeRequest { key, ..Default::default() }).await?;
+        let at = answer.header.map_or(0, |h| h.revision);
+        let newest = answer.kvs.first().ok_or(ReadError::Lost)?.mod_revision;
+        // Older than what is known: an etcd that was put back from a backup.
+        if newest < self.head {
+            return Err(ReadError::Lost);
+        }
+        while self.head < newest {
+            timeout(CATCH_UP, self.listen()).await.map_err(late)??;
+        }
+        self.seen = self.seen.max(at);
+        Ok(())
+    }
+
+    /// What there is when a portion could not be read.
+    pub(super) async fn otherwise(&mut self, error: ReadError) -> Result<News, WriteError> {
+        match error {
+            ReadError::Status(status) => {
+                self.watch = None;
+                self.etcds.turn();
+                Err(WriteError::Doubtful(unavailable(&status)))
+            }
+            ReadError::Corrupt(why) => Err(WriteError::Stopped(CommitError::Failed(why))),
+            ReadError::Lost => {
+                tracing::warn!("etcd has forgotten what this process had not seen yet; reading all of the store again");
+                match self.load().await {
+                    Ok(Ok(Some(state))) => Ok(News::Everything(Box::new(state))),
+                    Ok(Ok(None)) => Err(WriteError::Stopped(CommitError::Failed("the store is gone from etcd".into()))),
+                    Ok(Err(error)) => Err(WriteError::Stopped(CommitError::Failed(error.to_string()))),
+                    Err(ReadError::Corrupt(why)) => Err(WriteError::Stopped(CommitError::Failed(why))),
+                    Err(ReadError::Status(status)) => Err(WriteError::Doubtful(unavailable(&status))),
+                    Err(ReadError::Lost) => {
+                        Err(WriteError::Doubtful(CommitError::Unavailable("etcd forgets too fast".into())))
+                    }
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn read_head(value: &[u8]) -> Result<Head, ReadError> {
+    serde_json::from_slice(value).map_err(|e| ReadError::Corrupt(format!("the head of the store in etcd: {e}")))
+}
+
+fn damaged(error: SealError) -> ReadError {
+    ReadError::Corrupt(error.to_string())
+}
+
+fn under(prefix: &str, key: &[u8]) -> Result<String, ReadError> {
+    let key = key.strip_prefix(prefix.as_bytes()).and_then(|key| std::str::from_utf8(key).ok());
+    key.map(str::to_owned).ok_or_else(|| ReadError::Corrupt(format!("a key in etcd under {prefix} is no text")))
+}
