@@ -28,6 +28,9 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const SEAL: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("seal");
 const WRAPPED: &str = "key";
 
+/// Of a file that was found to be damaged.
+const DAMAGED: &str = "damaged";
+
 /// The format of the file. A higher number was written by a newer version and is refused untouched.
 pub(crate) const FORMAT: u64 = 2;
 /// The format of one that is not sealed, which older versions know too.
@@ -169,7 +172,8 @@ impl Redb {
     pub(crate) fn open(disk: &dyn Disk, with: &With) -> Result<(Self, State), LoadError> {
         let lost = Arc::new(AtomicBool::new(false));
         let witness = Witness { inner: disk.open().map_err(redb::Error::Io)?, lost: Arc::clone(&lost) };
-        let database = Database::builder().create_with_backend(witness)?;
+        let mut database = Database::builder().create_with_backend(witness)?;
+        verify(&mut database)?;
         let (state, seal) = load(&database, with)?;
         Ok((Self { database, lost, seal }, state))
     }
@@ -288,6 +292,29 @@ impl Backend for OnDisk {
     /// The file has one owner.
     async fn news(&mut self) -> Result<News, WriteError> {
         std::future::pending().await
+    }
+}
+
+/// Holds every page that is in use to its checksum: a bit that was flipped on the disk must not become a right.
+///
+/// What cannot be read is put right by going back to the state before, which is not the one that was acknowledged: such a
+/// file is marked, and never opened again.
+fn verify(database: &mut Database) -> Result<(), LoadError> {
+    let damaged = || {
+        let why = "it was damaged, and its newest state cannot be read: put a backup back";
+        LoadError::Disk(redb::Error::Corrupted(why.to_owned()))
+    };
+    if !database.check_integrity()? {
+        let write = database.begin_write()?;
+        write.open_table(META)?.insert(DAMAGED, 1)?;
+        write.commit()?;
+        return Err(damaged());
+    }
+    match database.begin_read()?.open_table(META) {
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(meta) if meta.get(DAMAGED)?.is_some() => Err(damaged()),
+        Ok(_) => Ok(()),
     }
 }
 

@@ -284,7 +284,7 @@ impl Store {
             });
         });
         let thread = thread.map_err(|e| failed(&name, &e))?;
-        let shared = answer.recv().map_err(|_| failed(&name, &"its thread ended"))??;
+        let shared = answer.recv().map_err(|_| failed(&name, &"reading it failed: it may be damaged"))??;
         *shared.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(Self { shared, orders })
     }

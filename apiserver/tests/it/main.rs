@@ -8,6 +8,7 @@ mod bounds;
 mod crash;
 mod deletions;
 mod disk;
+mod flips;
 mod forms;
 #[path = "../model/mod.rs"]
 mod model;
