@@ -18,7 +18,7 @@ have=$(rustc --version | sed -n 's/^rustc 1\.\([0-9]*\).*/\1/p')
 
 # command:package pairs; only what is missing is installed.
 want="cc:gcc make:make"
-[ "${1:-test}" = build ] || want="$want curl:curl openssl:openssl python3:python3 pip3:python3-pip etcd:etcd-server containerd:containerd
+[ "${1:-test}" = build ] || want="$want curl:curl openssl:openssl python3:python3 pip3:python3-pip etcd:etcd-server etcdctl:etcd-client containerd:containerd
  ctr:containerd runc:runc busybox:busybox-static ip:iproute2 nft:nftables nginx:nginx-light haproxy:haproxy squid:squid unshare:util-linux faketime:faketime systemd-analyze:systemd
  slapd:slapd ldapmodify:ldap-utils node:nodejs npm:npm
  prometheus:prometheus dnsmasq:dnsmasq-base psql:postgresql-client setpriv:util-linux"

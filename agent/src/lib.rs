@@ -99,6 +99,9 @@ pub enum AgentError {
     /// The owner's policy cannot be used.
     #[error(transparent)]
     Policy(#[from] PolicyFileError),
+    /// The folder of plans.
+    #[error(transparent)]
+    Plans(#[from] node::plans::PlansError),
     /// The folder of the cluster's own endpoint.
     #[error(transparent)]
     Endpoint(#[from] RoomError),
@@ -165,6 +168,16 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         tracing::info!(cluster = %membership.cluster, name = %membership.name, hub = %config.hub, "agent starts");
         let room = config.endpoint_dir.as_deref().map(|dir| Room::open(dir, &membership)).transpose()?;
         let cluster = membership.cluster.clone();
+        let plans = match config.role {
+            AgentRole::Node => Some(Arc::new(node::plans::Plans::open(
+                &config.state_dir,
+                &membership,
+                config.node_name.clone(),
+                policy.clone(),
+                upstream.clone(),
+            )?)),
+            AgentRole::Cluster => None,
+        };
         let holder = Holder::new(key, state, config.hub.to_string(), membership, metrics.clone());
         let mut told = None;
         let clock = Arc::new(node::HubClock::default());
@@ -182,7 +195,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             (config.role == AgentRole::Node).then(|| NodeShells::new(config.shell_root.clone(), &cluster)).flatten();
         let places = inside::Metrics::new(registry)?;
         let places = inside::Inside::new(upstream.clone(), policy.clone(), Some(config.hub.clone()), places);
-        let more = More { room, inside: Some(places), shells };
+        let more = More { room, inside: Some(places), shells, plans: plans.clone() };
         let rules = Arc::new(ClusterRules::new(upstream.clone()));
         let service = Service::new(upstream.clone(), rules, policy.clone(), metrics.clone(), more);
         let dialler = dialler::Dialler {
@@ -200,6 +213,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             () = driver.run(stop.clone()) => {}
             () = looker.watch(&tell, told) => {}
             () = follow => {}
+            () = work_on(plans.as_deref()) => {}
         }
         Ok(())
     };
@@ -208,6 +222,14 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         () = ops => Ok(()),
         () = upstream.maintain() => Ok(()),
         () = policy.watch(&metrics) => Ok(()),
+    }
+}
+
+/// Does a node's plans. Never ends.
+async fn work_on(plans: Option<&node::plans::Plans>) {
+    match plans {
+        Some(plans) => plans.run().await,
+        None => std::future::pending().await,
     }
 }
 

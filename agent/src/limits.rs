@@ -88,6 +88,28 @@ pub const NODE_NAME: usize = 48;
 pub const NODE_FILES: usize = 512;
 /// Certificates that are told, those that end first.
 pub const NODE_CERTIFICATES: usize = 16;
+/// Plans that are kept on a node; the one that was over first makes room.
+pub const PLANS: usize = 64;
+/// Shortest pause before a step is tried again; doubles up to [`PLAN_PAUSE_MAX`].
+pub const PLAN_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause before a step is tried again.
+pub const PLAN_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How often something is looked at again that is waited for.
+pub const PLAN_LOOK: Duration = Duration::from_secs(1);
+/// Longest wait for a file of the hub's.
+pub const PLAN_FETCH: Duration = Duration::from_secs(300);
+/// Bytes of a step's output that are kept: the end.
+pub const PLAN_OUTPUT: usize = 4 << 10;
+/// Letters of a cause.
+pub const PLAN_CAUSE: usize = 512;
+/// How long what a program has left behind may still print.
+pub const PLAN_LAST_OUTPUT: Duration = Duration::from_millis(500);
+/// Largest file that comes from the hub or goes there, in bytes.
+pub const PLAN_FILE: usize = 64 << 20;
+/// Longest that one program of a support bundle runs.
+pub const PLAN_COLLECT: Duration = Duration::from_secs(60);
+/// Bytes of one file, or one program's output, in a support bundle: the end.
+pub const PLAN_PART: usize = 4 << 20;
 /// How often the policy file is looked at.
 pub const POLICY: Duration = Duration::from_secs(5);
 /// Shortest pause between two requests for a new certificate; doubles up to [`RENEW_PAUSE_MAX`].

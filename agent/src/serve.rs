@@ -1,6 +1,8 @@
 //! Serves the streams of one session: each in a task of its own, so that none can harm another.
 
-use crate::{endpoint::Room, inside::Inside, limits, metrics::Metrics, policy::PolicyFile, shell::NodeShells};
+use crate::{
+    endpoint::Room, inside::Inside, limits, metrics::Metrics, node::plans::Plans, policy::PolicyFile, shell::NodeShells,
+};
 use moorline_link::{IncomingStream, Session, Stream};
 use moorline_proto::{
     code::{RefuseCode, ResetCode},
@@ -34,6 +36,8 @@ pub struct More {
     pub inside: Option<Arc<Inside>>,
     /// Shells on this node.
     pub shells: Option<NodeShells>,
+    /// Plans for this node.
+    pub plans: Option<Arc<Plans>>,
 }
 
 impl<U: Upstream, R: Reviewer> Service<U, R> {
@@ -69,6 +73,9 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
             Target::Endpoint if self.more.room.is_none() => {
                 return self.refuse(incoming, RefuseCode::Policy, "this agent keeps nothing for an endpoint", refusals);
             }
+            Target::Node if self.more.plans.is_none() => {
+                return self.refuse(incoming, RefuseCode::UnknownTarget, "this agent does no plans", refusals);
+            }
             Target::Shell if self.more.shells.is_none() => {
                 return self.refuse(incoming, RefuseCode::UnknownTarget, "this agent gives no shells", refusals);
             }
@@ -102,6 +109,9 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
                 room.serve(incoming).await;
             }
             return;
+        }
+        if let (Target::Node, Some(plans)) = (&incoming.header.target, &self.more.plans) {
+            return plans.serve(incoming).await;
         }
         if let (Target::Shell, Some(shells)) = (&incoming.header.target, &self.more.shells) {
             return shells.stream(self, incoming).await;

@@ -7,6 +7,7 @@ use crate::{
 };
 use serde::Deserialize;
 
+mod plans;
 mod services;
 
 pub use services::Terrain;
@@ -44,6 +45,7 @@ struct Spec {
     plugins: Plugins,
     services: services::Services,
     shells: Shells,
+    plans: plans::Plans,
 }
 
 /// Whether node agents give shells. Without it: to nobody.
@@ -139,6 +141,18 @@ pub enum EdgeDenial {
     /// Nodes give no shells.
     #[error("the cluster's edge policy gives no shells: its owner can switch them on by spec.shells.allow")]
     Shell,
+    /// Nodes take no plans.
+    #[error("the cluster's edge policy takes no plans: its owner can switch them on by spec.plans.allow")]
+    Plans,
+    /// Nodes are not emptied.
+    #[error("the cluster's edge policy lets no node be emptied: its owner can allow it by spec.plans.drain")]
+    Drain,
+    /// The program is not allowed.
+    #[error("the cluster's edge policy refuses the program {0:?}: its owner can name it in spec.plans.commands")]
+    Command(String),
+    /// The file or folder is closed to plans.
+    #[error("the cluster's edge policy refuses {0:?}: its owner can open a folder to plans by spec.plans.paths")]
+    PlanPath(String),
     /// Some namespaces are closed, and this request reaches into all of them.
     #[error("the cluster's edge policy closes namespaces and refuses {0:?} across all of them: name one")]
     AllNamespaces(String),
@@ -165,6 +179,7 @@ impl EdgePolicy {
             return Err(PolicyError(format!("{name:?}: what is allowed, and each namespace, has to be named in full")));
         }
         file.spec.services.check().map_err(PolicyError)?;
+        file.spec.plans.check().map_err(PolicyError)?;
         Ok(Self(file.spec))
     }
 
@@ -189,6 +204,22 @@ impl EdgePolicy {
     pub fn shell(&self, who: &Identity) -> Result<(), EdgeDenial> {
         self.admit(who)?;
         if self.0.shells.allow { Ok(()) } else { Err(EdgeDenial::Shell) }
+    }
+
+    /// May this plan be done on a node?
+    ///
+    /// # Errors
+    /// The rule that refuses.
+    pub fn plan(&self, plan: &crate::plan::Plan) -> Result<(), EdgeDenial> {
+        self.0.plans.decide(plan)
+    }
+
+    /// May a plan touch what is at this path, which is where links have led?
+    ///
+    /// # Errors
+    /// The rule that refuses.
+    pub fn plan_path(&self, path: &str) -> Result<(), EdgeDenial> {
+        self.0.plans.path(path)
     }
 
     /// May anybody be this user here? For where the API server itself judges what they ask.

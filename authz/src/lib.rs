@@ -11,6 +11,7 @@ pub mod hubrules;
 pub mod identity;
 pub mod impersonation;
 pub mod password;
+pub mod plan;
 pub mod refresh;
 pub mod token;
 pub mod verb;

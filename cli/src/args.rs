@@ -2,7 +2,7 @@
 
 use crate::{
     access, agent, apikey, audit, bench, can_i, clusters, delete, doctor, endpoint, forward, get, grant, group, hub,
-    kube, kubeconfig, login, principals, reference, service, shell, status, text, token, user, version,
+    kube, kubeconfig, login, plan, principals, reference, service, shell, status, text, token, user, version,
 };
 use clap::{CommandFactory, FromArgMatches};
 use std::{path::Path, process::ExitCode};
@@ -53,6 +53,9 @@ pub enum Command {
     Shell(shell::Args),
     /// What the tunnel to a cluster can carry
     Bench(bench::Args),
+    /// Have something done on nodes of a cluster
+    #[command(subcommand, arg_required_else_help = true)]
+    Plan(plan::Command),
     /// Find out why something does not connect
     Doctor(doctor::Args),
     /// Tokens that let agents join
@@ -180,6 +183,7 @@ async fn ask(command: Command) -> anyhow::Result<ExitCode> {
         Command::User(command) => user::run(command).await,
         Command::Grant(command) => grant::run(command).await,
         Command::Access(command) => access::run(command).await,
+        Command::Plan(command) => plan::run(command).await,
         Command::Group(command) => group::run(command).await,
         Command::Principals(command) => principals::run(command).await,
         Command::Audit(command) => return audit::run(command).await,

@@ -24,6 +24,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// Longest time for the connection and its TLS handshake.
 const CONNECT: Duration = Duration::from_secs(10);
+/// Longest upload of a file.
+const UPLOAD: Duration = Duration::from_secs(300);
 /// Largest answer taken in, in bytes: a list of 10,000 objects of some KiB fits.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// Largest watch event, in bytes.
@@ -236,6 +238,14 @@ impl Client {
         timeout(limit, self.whole(Method::GET, path, accept, None)).await.unwrap_or_else(|_| Err(self.late(limit)))
     }
 
+    /// PUT of a file as it is.
+    pub async fn upload(&self, path: &str, bytes: Bytes) -> Result<(), ApiError> {
+        let limit = self.patience.max(UPLOAD);
+        let body = Some(("application/octet-stream", bytes));
+        let done = timeout(limit, self.whole(Method::PUT, path, JSON, body)).await;
+        done.unwrap_or_else(|_| Err(self.late(limit))).map(drop)
+    }
+
     /// A connection that is no HTTP any more, and what the hub sent on it already.
     pub async fn upgrade(&self, path: &str, protocol: &str) -> Result<(Socket, Bytes), ApiError> {
         let limit = self.patience;
@@ -301,6 +311,7 @@ impl Client {
         body: Option<(&'static str, &Value)>,
     ) -> Result<Value, ApiError> {
         let limit = self.patience;
+        let body = body.map(|(kind, body)| (kind, Bytes::from(body.to_string())));
         let reply = timeout(limit, self.whole(method, path, accept, body)).await;
         let reply = reply.unwrap_or_else(|_| Err(self.late(limit)))?;
         if reply.body.is_empty() {
@@ -314,7 +325,7 @@ impl Client {
         method: Method,
         path: &str,
         accept: &str,
-        body: Option<(&'static str, &Value)>,
+        body: Option<(&'static str, Bytes)>,
     ) -> Result<Reply, ApiError> {
         let (_driver, response) = self.open(method, path, accept, body).await?;
         let headers = response.headers().clone();
@@ -340,7 +351,7 @@ impl Client {
         method: Method,
         path: &str,
         accept: &str,
-        body: Option<(&'static str, &Value)>,
+        body: Option<(&'static str, Bytes)>,
     ) -> Result<(AbortOnDropHandle<()>, http::Response<Incoming>), ApiError> {
         let token = self.token().await?;
         let io = self.connect().await?;
@@ -355,7 +366,7 @@ impl Client {
         let mut bytes = Bytes::new();
         if let Some((kind, body)) = body {
             request = request.header(header::CONTENT_TYPE, kind);
-            bytes = body.to_string().into();
+            bytes = body;
         }
         let request = request.body(Full::new(bytes)).map_err(|_| self.damaged())?;
         let response = sender.send_request(request).await.map_err(broken)?;

@@ -31,6 +31,7 @@ mod logging;
 mod login;
 mod notify;
 mod output;
+mod plan;
 mod plugins;
 mod principals;
 mod providers;

@@ -17,6 +17,9 @@ pub enum Resource {
     /// A node, as its agent tells of it
     #[value(name = "nodes", alias = "node")]
     Node,
+    /// What is to be done on nodes
+    #[value(name = "nodeplans", aliases = ["nodeplan", "plans", "plan"])]
+    NodePlan,
     /// A person or machine that may log in
     #[value(name = "users", alias = "user")]
     User,
@@ -47,6 +50,7 @@ impl Resource {
             Self::Cluster => "clusters",
             Self::Agent => "agents",
             Self::Node => "nodes",
+            Self::NodePlan => "nodeplans",
             Self::User => "users",
             Self::Group => "groups",
             Self::AccessRequest => "accessrequests",
@@ -63,6 +67,7 @@ impl Resource {
             Self::Cluster => "cluster",
             Self::Agent => "agent",
             Self::Node => "node",
+            Self::NodePlan => "nodeplan",
             Self::User => "user",
             Self::Group => "group",
             Self::AccessRequest => "accessrequest",
@@ -79,6 +84,7 @@ impl Resource {
             Self::Cluster => "Cluster",
             Self::Agent => "Agent",
             Self::Node => "Node",
+            Self::NodePlan => "NodePlan",
             Self::User => "User",
             Self::Group => "Group",
             Self::AccessRequest => "AccessRequest",

@@ -5,6 +5,7 @@
 mod answers;
 mod auditing;
 mod deciding;
+mod plans;
 mod providers;
 mod rights;
 mod tokens;
@@ -100,6 +101,8 @@ pub(crate) struct Front {
     pub benches: Semaphore,
     /// Services by host name.
     pub names: Names,
+    /// Files that plans fetch.
+    pub plan_files: Arc<crate::plans::Files>,
 }
 
 /// Of a login's body, for its record.
@@ -342,6 +345,7 @@ impl Front {
                     Err(response) => response,
                 }
             }
+            _ if path.starts_with(plans::PREFIX) => Box::pin(self.plan_file(request, path, &who, remote)).await,
             (&Method::GET, "/auth/audit") => self.search_audit(&request, &who).await,
             (&Method::POST, path) if path.starts_with("/auth/access-requests/") => {
                 self.decide_access(request, path, &who, remote).await

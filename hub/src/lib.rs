@@ -5,6 +5,7 @@
 
 mod access;
 mod alive;
+mod ask;
 mod audit;
 pub mod backup;
 mod bench;
@@ -32,6 +33,7 @@ pub mod nodes;
 mod ops;
 pub mod pki;
 mod place;
+pub mod plans;
 mod plugins;
 mod quota;
 mod rate;

@@ -29,6 +29,7 @@ pub(crate) struct Metrics {
     pub audit_cut: IntCounter,
     pub access_ended: IntCounter,
     pub node_reports: IntCounterVec,
+    pub plans: IntCounterVec,
 }
 
 impl Metrics {
@@ -101,6 +102,7 @@ impl Metrics {
                 &["reason"],
             )?,
             access_ended: counter("moorline_hub_access_ended_total", "Granted requests that the clock has ended")?,
+            plans: counters("moorline_hub_plans_total", "Plans handed to nodes, by result", &["result"])?,
             node_reports: counters(
                 "moorline_hub_node_reports_total",
                 "Words of node agents about their nodes, by result",

@@ -35,6 +35,7 @@ pub(crate) fn all(store: &Store, join: JoinFacts) -> Vec<KindSpec> {
         cluster(),
         agent(),
         crate::nodes::kind(),
+        crate::plans::kind(),
         user(),
         group(),
         access_request(store.clone()),
@@ -91,7 +92,7 @@ fn cluster() -> KindSpec {
         .column(Column::with("Last-Seen", last_seen).described("When the last session ended"))
         .column(Column::at("Remote", "/status/remoteAddress").wide())
         .column(Column::at("Agent-Version", "/status/agentVersion").wide())
-        .owns(&["agents", "jointokens"])
+        .owns(&["agents", "jointokens", "nodeplans"])
 }
 
 fn agent() -> KindSpec {

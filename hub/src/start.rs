@@ -19,6 +19,7 @@ use crate::{
     nodes::Keeper,
     ops::{self, Health},
     pki::{Authority, CaError, HUB_LIFE},
+    plans,
     plugins::{self, Backing},
     quota::Quotas,
     rate::RateLimit,
@@ -320,6 +321,7 @@ impl Hub {
             alive: Arc::clone(&alive),
             strangers: Semaphore::new(config.limits.bodies_of_strangers),
             names: crate::front::Names::new(&config),
+            plan_files: Arc::new(plans::Files::new(dir.join("plan-files"))),
         });
 
         let quic_secret = dir.join("quic.secret");
@@ -385,6 +387,14 @@ impl Hub {
         background.spawn(delivery.run(kill.clone()));
         background.spawn(issuer.sweep(kill.clone()));
         background.spawn(nodes.run(kill.clone()));
+        let driver = plans::Driver {
+            registry: Arc::clone(&session_registry),
+            records: records.clone(),
+            authority: Arc::clone(&authority),
+            files: Arc::clone(&front.plan_files),
+            metrics: metrics.clone(),
+        };
+        background.spawn(driver.run(kill.clone()));
         let audit_of_access = Arc::clone(&front.audit);
         let clock =
             access::clock(records.clone(), Arc::clone(&directory), audit_of_access, metrics.clone(), kill.clone());

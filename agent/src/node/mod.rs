@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod facts;
+pub mod plans;
 mod probe;
 
 pub use clock::HubClock;

@@ -31,6 +31,20 @@ pub(super) async fn etcd(etcd: &str, pki: Option<&std::path::PathBuf>) -> Result
     health(tls, &host).await
 }
 
+/// Whether an address of plain HTTP answers with success.
+pub(super) async fn answers(address: &str) -> Result<(), String> {
+    let uri: Uri = address.parse().map_err(|_| format!("{address}: not an address"))?;
+    let wrong = |cause: String| format!("{address}: {cause}");
+    let (host, port) = (uri.host().unwrap_or_default().to_owned(), uri.port_u16().unwrap_or(80));
+    let tcp = TcpStream::connect((host.trim_matches(['[', ']']), port)).await.map_err(|e| wrong(e.to_string()))?;
+    let (mut send, connection) = http1::handshake(TokioIo::new(tcp)).await.map_err(|e| wrong(chain(&e)))?;
+    let _task = AbortOnDropHandle::new(tokio::spawn(connection));
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let request = Request::get(path).header(header::HOST, host).body(Empty::<Bytes>::new());
+    let response = send.send_request(request.map_err(|e| wrong(e.to_string()))?).await.map_err(|e| wrong(chain(&e)))?;
+    if response.status().is_success() { Ok(()) } else { Err(wrong(format!("it answers {}", response.status()))) }
+}
+
 fn client(dir: &Path) -> Option<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(dir.join("ca.crt")).ok()?).ok()?;

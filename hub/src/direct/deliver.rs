@@ -8,10 +8,9 @@ use crate::{
     sessions::{Entry, Registry},
     signing::now,
 };
-use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Limited};
-use moorline_proto::header::{Class, StreamHeader, Target};
-use moorline_proxy::{audit::AuditSink, body, wire};
+use http::{Method, StatusCode};
+use moorline_proto::header::Target;
+use moorline_proxy::audit::AuditSink;
 use serde::Deserialize;
 use std::{
     collections::{HashMap, HashSet},
@@ -221,17 +220,5 @@ pub(super) async fn ask(
     body: Vec<u8>,
     most: usize,
 ) -> Result<(StatusCode, Vec<u8>), String> {
-    let header = StreamHeader {
-        target: Target::Endpoint,
-        class: Class::Interactive,
-        deadline_ms: 0,
-        traceparent: None,
-        principal: None,
-    };
-    let stream = entry.session.open(&header).await.map_err(|e| e.to_string())?;
-    let request = Request::builder().method(method).uri(path).body(body::full(body)).map_err(|e| e.to_string())?;
-    let response = wire::request(stream, request).await.map_err(|e| e.to_string())?;
-    let code = response.status();
-    let answer = Limited::new(response.into_body(), most).collect().await.map_err(|e| e.to_string())?;
-    Ok((code, answer.to_bytes().to_vec()))
+    crate::ask::ask(entry, Target::Endpoint, (method, path), body, most).await
 }

@@ -17,6 +17,7 @@ mod names;
 mod node_objects;
 mod nodes;
 mod parsers;
+mod plans;
 mod plugins;
 mod proxying;
 mod rights;

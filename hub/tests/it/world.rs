@@ -262,6 +262,11 @@ impl World {
         Ok(Agent::serve(self.greet(member, carrier, instance, port, facts).await?))
     }
 
+    /// A session that somebody else serves.
+    pub async fn session(&self, member: &Member) -> Session {
+        self.greet(member, Carrier::Tls, 1, self.hub.addr().port(), &[]).await.unwrap()
+    }
+
     /// A session whose agent takes streams and never answers.
     pub async fn dial_silent(&self, member: &Member, facts: &[(&str, &str)]) -> Session {
         let session = self.greet(member, Carrier::Tls, 1, self.hub.addr().port(), facts).await.unwrap();

@@ -30,6 +30,9 @@ pub enum Target {
     Shell,
     /// Answers every byte with itself: the tunnel's own probe.
     Echo,
+    /// Plans for the agent's node: one HTTP message each way, as for `Kube`, without a principal; each plan is signed. Node
+    /// agents alone serve it.
+    Node,
     /// What the agent keeps for the cluster's own endpoint: one HTTP message each way, as for `Kube`, without a principal.
     Endpoint,
 }

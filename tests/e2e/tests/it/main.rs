@@ -11,6 +11,7 @@ mod hub_api;
 mod identity;
 mod logins;
 mod nodes;
+mod plans;
 mod plugins;
 mod services;
 mod store;
@@ -39,6 +40,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("plugin_rbac_keeps_roles_in_clusters", plugins::rbac),
     ("a_node_agent_stands_in_for_its_cluster_agent", nodes::stands_in),
     ("a_node_tells_how_it_is", nodes::facts),
+    ("plans_bring_a_deleted_namespace_back", plans::all),
     ("a_shell_on_a_node_is_its_users", nodes::shells),
     ("deploy_manifests_and_chart_say_the_same", deploy::same),
     ("deploy_units_are_hardened", deploy::units),

@@ -26,6 +26,7 @@ impl StreamHeader {
                 Target::Echo => w.number(1, Critical, 3),
                 Target::Shell => w.number(1, Critical, 6),
                 Target::Endpoint => w.number(1, Critical, 9),
+                Target::Node => w.number(1, Critical, 10),
             }
             Ok(())
         })?;
@@ -99,7 +100,7 @@ fn take_target(message: &[u8]) -> Result<Target, WireError> {
     }
     // The other fields are read when the kind is known: of a kind we do not know, we know no fields either.
     match kind.ok_or(WireError::Missing { what: "target kind" })? {
-        kind @ (1 | 3 | 6 | 9) => {
+        kind @ (1 | 3 | 6 | 9 | 10) => {
             let mut fields = Fields::new(message);
             while let Some(field) = fields.next()? {
                 match field.number {
@@ -112,6 +113,7 @@ fn take_target(message: &[u8]) -> Result<Target, WireError> {
                 1 => Target::Kube,
                 3 => Target::Echo,
                 6 => Target::Shell,
+                10 => Target::Node,
                 _ => Target::Endpoint,
             })
         }

@@ -60,8 +60,13 @@ fn inside() -> impl Strategy<Value = Inside> {
     })
 }
 fn header() -> impl Strategy<Value = StreamHeader> {
-    let target =
-        prop_oneof![Just(Target::Kube), Just(Target::Echo), Just(Target::Endpoint), inside().prop_map(Target::Inside),];
+    let target = prop_oneof![
+        Just(Target::Kube),
+        Just(Target::Echo),
+        Just(Target::Endpoint),
+        Just(Target::Node),
+        inside().prop_map(Target::Inside),
+    ];
     let class = prop_oneof![Just(Class::Interactive), Just(Class::Watch), Just(Class::Bulk)];
     let trace = proptest::option::of("00-[0-9a-f]{32}-[0-9a-f]{16}-01");
     (target, class, any::<u32>(), trace, proptest::option::of(principal())).prop_map(

@@ -1,0 +1,154 @@
+//! Plans: signed, handed to nodes in turn, paused when one fails.
+
+use crate::world::{API, World, eventually};
+use http::{Method, Response, StatusCode};
+use http_body_util::BodyExt;
+use moorline_authz::plan::{self, Phase, Plan, Progress};
+use moorline_endpoint::trust::Anchors;
+use moorline_link::Session;
+use moorline_proto::header::Target;
+use moorline_proxy::{body, wire};
+use serde_json::{Value, json};
+use std::sync::{Arc, Mutex};
+
+/// A node agent that takes plans and says of them what it is told to say.
+struct Node {
+    taken: Mutex<Vec<Plan>>,
+    says: Mutex<Progress>,
+    refuses: Mutex<Option<String>>,
+}
+
+impl Node {
+    fn serve(session: Session, name: String, anchors: Anchors) -> Arc<Self> {
+        let node = Arc::new(Self { taken: Mutex::default(), says: Mutex::default(), refuses: Mutex::default() });
+        let this = Arc::clone(&node);
+        tokio::spawn(async move {
+            while let Some(incoming) = session.accept().await {
+                assert_eq!(incoming.header.target, Target::Node);
+                assert_eq!(incoming.header.principal, None, "a plan is nobody's but the hub's");
+                let (this, anchors, name) = (Arc::clone(&this), anchors.clone(), name.clone());
+                let serve = wire::serve(incoming.accept(), async move |request| {
+                    if request.method() == Method::PUT {
+                        if let Some(why) = this.refuses.lock().unwrap().clone() {
+                            let mut response = Response::new(body::full(why));
+                            *response.status_mut() = StatusCode::FORBIDDEN;
+                            return response;
+                        }
+                        let bytes = request.into_body().collect().await.unwrap().to_bytes();
+                        let verify = |message: &[u8], signature: &[u8]| anchors.verify(message, signature);
+                        let plan = plan::open(&bytes, verify, ("edge1", &name), 0).unwrap();
+                        this.taken.lock().unwrap().push(plan);
+                    }
+                    Response::new(body::full(serde_json::to_vec(&*this.says.lock().unwrap()).unwrap()))
+                });
+                let _ = serve.await; // the hub may have gone
+            }
+        });
+        node
+    }
+    fn says(&self, phase: Phase, message: &str) {
+        *self.says.lock().unwrap() = Progress { phase, message: message.to_owned(), ..Progress::default() };
+    }
+    fn taken(&self) -> usize {
+        self.taken.lock().unwrap().len()
+    }
+}
+
+async fn nodes(world: &World, count: u32) -> Vec<Arc<Node>> {
+    world.cluster("edge1").await;
+    let token = world.join_token("edge1", count, "2999-01-01T00:00:00Z").await;
+    let anchors = Anchors::new(vec![world.ca()]).unwrap();
+    let mut all = Vec::new();
+    for n in 0..count {
+        let member = world.join_node(&token, &format!("n{n}")).await;
+        let session = world.session(&member).await;
+        all.push(Node::serve(session, format!("n{n}"), anchors.clone()));
+    }
+    eventually("the nodes", async || {
+        let nodes = world.get(&world.admin, &format!("{API}/nodes")).await.json();
+        nodes["items"].as_array().is_some_and(|all| all.len() == count as usize)
+    })
+    .await;
+    all
+}
+
+fn spec() -> Value {
+    json!({
+        "cluster": "edge1", "nodeSelector": { "moorline.dev/cluster": "edge1" },
+        "steps": [{ "name": "one", "run": { "command": ["/bin/true"] } }],
+    })
+}
+
+impl World {
+    async fn plan(&self) -> Value {
+        self.get(&self.admin, &format!("{API}/nodeplans/p")).await.json()["status"].clone()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_goes_from_node_to_node_and_stops_where_one_fails() {
+    let world = World::new().await;
+    let nodes = nodes(&world, 3).await;
+    nodes[0].says(Phase::Running, "step 1 of 1: one");
+    world.create("nodeplans", "NodePlan", "p", spec()).await;
+    eventually("the first begins", async || world.plan().await["phase"] == "Running").await;
+    assert_eq!((nodes[0].taken(), nodes[1].taken()), (1, 0), "one at a time");
+    assert_eq!(world.plan().await["message"], "n0: step 1 of 1: one");
+
+    nodes[1].says(Phase::Failed, "step one: it\u{1b}[2J broke");
+    nodes[0].says(Phase::Succeeded, "");
+    eventually("paused", async || world.plan().await["phase"] == "Paused").await;
+    let status = world.plan().await;
+    assert_eq!((&status["done"], &status["failed"], &status["total"]), (&json!(1), &json!(1), &json!(3)));
+    assert_eq!(status["message"], "n1: step one: it[2J broke", "fit for a terminal");
+    assert_eq!(nodes[2].taken(), 0, "no further node begins");
+
+    // Mended, and asked for again: done anew everywhere; agents that have it already say so.
+    nodes[1].says(Phase::Succeeded, "");
+    nodes[2].says(Phase::Succeeded, "");
+    world.patch(&format!("{API}/nodeplans/p"), &json!({ "spec": { "run": "2" } })).await;
+    eventually("done", async || world.plan().await["phase"] == "Succeeded").await;
+    assert_eq!((nodes[0].taken(), nodes[1].taken(), nodes[2].taken()), (2, 2, 1));
+    let sums: Vec<String> = nodes[0].taken.lock().unwrap().iter().map(Plan::checksum).collect();
+    assert_ne!(sums[0], sums[1], "another run is another plan");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_clusters_owner_refuses_is_told_with_the_rule() {
+    let world = World::new().await;
+    let nodes = nodes(&world, 1).await;
+    *nodes[0].refuses.lock().unwrap() = Some("the cluster's edge policy takes no plans".to_owned());
+    world.create("nodeplans", "NodePlan", "p", spec()).await;
+    eventually("refused", async || world.plan().await["phase"] == "Failed").await;
+    assert_eq!(world.plan().await["nodes"][0]["progress"]["phase"], "Refused");
+    assert_eq!(world.plan().await["message"], "n0: the cluster's edge policy takes no plans");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plans_that_cannot_be_are_refused_at_once_and_are_for_administrators() {
+    let world = World::new().await;
+    world.cluster("edge1").await;
+    let user = world.user("ana", &[]).await;
+    let object = |spec: Value| json!({ "apiVersion": "moorline.dev/v1alpha1", "kind": "NodePlan", "metadata": { "name": "p" }, "spec": spec });
+    let post =
+        async |token: &str, spec: Value| world.call(token, "POST", &format!("{API}/nodeplans"), &object(spec)).await;
+    assert_eq!(post(&user, spec()).await.code, 403);
+    let mut nobody = spec();
+    nobody["nodeSelector"] = json!({});
+    let mut climbs = spec();
+    climbs["steps"] = json!([{ "name": "w", "write": { "path": "/etc/../shadow", "content": "" } }]);
+    let mut unknown = spec();
+    unknown["steps"] = json!([{ "name": "w" }]);
+    for (wrong, field) in [(nobody, "spec.nodes"), (climbs, "spec.steps[0]"), (unknown, "spec.steps[0]")] {
+        let answer = post(&world.admin, wrong).await;
+        assert!(answer.code == 422 && answer.body.contains(field), "{answer:?}");
+    }
+    let sum = plan::sha256(b"hello");
+    let put = async |token: &str, sum: &str| {
+        let head = format!("Authorization: Bearer {token}");
+        world.send("PUT", &format!("/plans/files/{sum}"), &[&head], "hello").await.code
+    };
+    assert_eq!(put(&user, &sum).await, 403);
+    assert_eq!(put(&world.admin, &"0".repeat(64)).await, 422);
+    assert_eq!(put(&world.admin, &sum).await, 200);
+}
