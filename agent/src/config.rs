@@ -4,7 +4,11 @@ use crate::secret::SecretName;
 use moorline_link::HubAddress;
 use moorline_proto::id::{AgentName, ClusterId};
 use serde::{Deserialize, Serialize};
-use std::{fmt, net::SocketAddr, path::PathBuf};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 /// How an agent runs. `Debug` does not show the token.
 #[derive(Clone)]
@@ -35,6 +39,9 @@ pub struct Config {
     pub policy_file: Option<PathBuf>,
     /// The folder that is shared with endpoints of the cluster's own. `None`: there are none.
     pub endpoint_dir: Option<PathBuf>,
+    /// The agent's own address, which the cluster's pods reach: services of other clusters are imported there. `None`:
+    /// none are.
+    pub imports_address: Option<IpAddr>,
     /// What carries the tunnel.
     pub carrier: Preference,
     /// Address for `/livez`, `/readyz` and `/metrics`, plain HTTP. `None`: nowhere.
@@ -109,6 +116,14 @@ pub enum ConfigError {
         "the join token is malformed: it starts with mlj_ and has three parts; copy it whole, as `moorline token create` printed it"
     )]
     Token,
+    /// An address that no pod can reach, or that none is.
+    #[error(
+        "{0} cannot be where services are imported: it is to be the agent's own address, which the cluster's pods reach"
+    )]
+    ImportsAddress(IpAddr),
+    /// Imports are for the whole cluster.
+    #[error("a node agent imports nothing: cluster agents do")]
+    NodeImports,
     /// A path that is empty.
     #[error("{0} must not be empty")]
     EmptyPath(&'static str),
@@ -125,6 +140,14 @@ impl Config {
             match TokenText::parse(token) {
                 Ok(TokenText { kind: Kind::Join, pin: Some(_), .. }) => {}
                 _ => return Err(ConfigError::Token),
+            }
+        }
+        if let Some(address) = self.imports_address {
+            if self.role == AgentRole::Node {
+                return Err(ConfigError::NodeImports);
+            }
+            if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+                return Err(ConfigError::ImportsAddress(address));
             }
         }
         let upstream = match &self.upstream {
@@ -157,6 +180,7 @@ impl fmt::Debug for Config {
             .field("state_dir", &self.state_dir)
             .field("upstream", &self.upstream)
             .field("policy_file", &self.policy_file)
+            .field("imports_address", &self.imports_address)
             .field("carrier", &self.carrier)
             .field("http_addr", &self.http_addr)
             .finish()
@@ -183,6 +207,7 @@ mod tests {
             endpoint_dir: None,
             upstream: UpstreamConfig::InCluster { dir: "/tmp/y".into() },
             policy_file: None,
+            imports_address: None,
             carrier: Preference::Auto,
             http_addr: None,
         }

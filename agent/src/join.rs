@@ -142,7 +142,7 @@ pub async fn join(
 }
 
 /// A TCP connection to the hub, if need be through a proxy; the error is for people.
-async fn connect(hub: &HubAddress, proxy: Option<&HttpProxy>) -> Result<TcpStream, String> {
+pub(crate) async fn connect(hub: &HubAddress, proxy: Option<&HttpProxy>) -> Result<TcpStream, String> {
     let (host, port) = proxy.map_or((hub.host.as_str(), hub.port), |proxy| (proxy.host(), proxy.port()));
     let mut tcp = TcpStream::connect((host, port)).await.map_err(|e| e.to_string())?;
     if let Some(proxy) = proxy {

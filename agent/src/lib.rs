@@ -10,6 +10,7 @@ pub mod dialler;
 pub mod endpoint;
 pub mod facts;
 pub mod identity;
+pub mod imports;
 pub mod inside;
 pub mod join;
 pub mod limits;
@@ -198,10 +199,19 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         let more = More { room, inside: Some(places), shells, plans: plans.clone() };
         let rules = Arc::new(ClusterRules::new(upstream.clone()));
         let service = Service::new(upstream.clone(), rules, policy.clone(), metrics.clone(), more);
+        let holder = Arc::new(holder);
+        let importing = match config.imports_address {
+            None => None,
+            Some(address) => {
+                let whom = (config.hub.clone(), holder.clone());
+                let counted = imports::Metrics::new(registry)?;
+                Some(imports::Imports::new(whom, upstream.clone(), policy.clone(), address, counted))
+            }
+        };
         let dialler = dialler::Dialler {
             hub: config.hub.clone(),
             carrier: config.carrier,
-            holder: Arc::new(holder),
+            holder,
             facts,
             clock,
             limits: moorline_link::Limits::default(),
@@ -209,8 +219,16 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             why: tokio::sync::watch::Sender::default(),
         };
         let driver = uplink::Driver::new(dialler, service, metrics.clone());
+        let serve = async {
+            let import = async {
+                if let Some(importing) = &importing {
+                    importing.run(stop.clone()).await;
+                }
+            };
+            tokio::join!(driver.run(stop.clone()), import);
+        };
         tokio::select! {
-            () = driver.run(stop.clone()) => {}
+            () = serve => {}
             () = looker.watch(&tell, told) => {}
             () = follow => {}
             () = work_on(plans.as_deref()) => {}

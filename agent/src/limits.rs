@@ -122,6 +122,29 @@ pub const OPS_CONNECTIONS: usize = 16;
 /// Longest wait for the head of a request there.
 pub const OPS_HEADER: Duration = Duration::from_secs(5);
 
+/// Longest answer to a question for imports: the hub's own limit, and a while.
+pub const IMPORTS_POLL: Duration = Duration::from_secs(40);
+/// Pause after such a question failed: this, and up to as much again.
+pub const IMPORTS_PAUSE: Duration = Duration::from_secs(2);
+/// Longest wait for a connection to the hub for imports, TLS included.
+pub const IMPORTS_CONNECT: Duration = Duration::from_secs(10);
+/// Longest wait for a connection to an imported service: the hub tries several clusters, each for its time.
+pub const IMPORTS_OPEN: Duration = Duration::from_secs(60);
+/// Largest answer to a question for imports, in bytes.
+pub const IMPORTS_ANSWER: usize = 1 << 20;
+/// Connections to all imported services together; more wait to be accepted.
+pub const IMPORTS_CONNECTIONS: usize = 4096;
+/// Pause of a listener that cannot accept.
+pub const IMPORTS_ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// How long an agent of this cluster may be away before its addresses are deleted by another.
+pub const IMPORTS_GONE: Duration = Duration::from_secs(60);
+/// Agents that are away and remembered.
+pub const IMPORTS_AGENTS: usize = 1024;
+/// Namespaces that are looked through for what is not imported any more.
+pub const IMPORTS_NAMESPACES: usize = 256;
+/// Longest time to take addresses back at the end.
+pub const IMPORTS_LAST: Duration = Duration::from_secs(5);
+
 /// Longest wait for a place inside the cluster to take a connection, lookup and TLS aside.
 pub const INSIDE_CONNECT: Duration = Duration::from_secs(10);
 /// How long a connection may try before the next address is tried as well (RFC 8305 §5).

@@ -4,8 +4,10 @@ use crate::identity::{ADMINS, APPROVERS, ActAs, Identity, MASTERS};
 use std::collections::HashMap;
 
 mod services;
+mod shares;
 
 pub use services::{ServiceGrant, authorize_again, authorize_inside, refuse_act_as};
+pub use shares::{AGENT_PREFIX, Export, Import, Shares, authorize_import, importer};
 
 /// What one `ClusterGrant` says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -108,8 +110,8 @@ impl Facts<'_> {
     }
 }
 
-/// A decision that this caller reaches this cluster's API server, or one place inside it. Only [`authorize`] and
-/// [`authorize_inside`] make one, and no stream is dialled without.
+/// A decision that this caller reaches this cluster's API server, or one place inside it. Only [`authorize`],
+/// [`authorize_inside`] and [`authorize_import`] make one, and no stream is dialled without.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permit {
     cluster: String,
@@ -136,6 +138,11 @@ impl Permit {
 
 /// What begins the names of the hub's own users towards clusters. Nobody who logs in has such a name.
 pub const PLUGIN_PREFIX: &str = "moorline:plugin:";
+
+/// Whether a name is one that nobody who logs in has: a plugin's or an agent's.
+fn is_own(user: &str) -> bool {
+    user.starts_with(PLUGIN_PREFIX) || user.starts_with(AGENT_PREFIX)
+}
 
 /// The permit of one of the hub's plugins: it reaches every cluster as the user `moorline:plugin:<name>`, who may do
 /// there what the cluster lets it. An edge policy that does not name the plugin lets it do nothing.
@@ -166,6 +173,26 @@ pub enum Denial {
         cluster: String,
         /// For what.
         to: String,
+    },
+    /// The cluster has no such `ServiceImport`.
+    #[error("cluster {cluster:?} has no import {import:?}")]
+    NoImport {
+        /// Which agent asked.
+        cluster: String,
+        /// For what.
+        import: String,
+    },
+    /// Nothing exports the service of an import to this cluster.
+    #[error(
+        "nothing exports port {port} of import {import:?} to cluster {cluster:?}: a ServiceExport names it in spec.importers"
+    )]
+    NotExported {
+        /// Which agent asked.
+        cluster: String,
+        /// By which import.
+        import: String,
+        /// For which port.
+        port: u16,
     },
     /// A wish to act as somebody else towards a service.
     #[error("nobody acts as another user towards a service: it is reached as oneself")]
@@ -230,7 +257,7 @@ pub fn authorize(facts: &Facts<'_>, cluster: &str, act_as: Option<ActAs>) -> Res
         return Err(Denial::ForbiddenGroup { group: MASTERS.to_owned() });
     }
     let names = [Some(&facts.identity.user), act_as.as_ref().map(|ActAs(who)| &who.user)];
-    if let Some(user) = names.into_iter().flatten().find(|user| user.starts_with(PLUGIN_PREFIX)) {
+    if let Some(user) = names.into_iter().flatten().find(|user| is_own(user)) {
         return Err(Denial::OwnUser { user: user.clone() });
     }
     let principal = facts.with_granted_groups(cluster);

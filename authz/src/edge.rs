@@ -44,6 +44,7 @@ struct Spec {
     api: Api,
     plugins: Plugins,
     services: services::Services,
+    imports: services::Imports,
     shells: Shells,
     plans: plans::Plans,
 }
@@ -125,6 +126,17 @@ pub enum EdgeDenial {
     /// The service, pod or host is closed.
     #[error("the cluster's edge policy refuses {0}")]
     Service(String),
+    /// A service that another cluster's pods may not reach.
+    #[error("the cluster's edge policy refuses {to} to cluster {cluster:?}: its owner names it in services.importers")]
+    Importer {
+        /// Whose agent asked.
+        cluster: String,
+        /// For what.
+        to: String,
+    },
+    /// A service that is not made for another cluster's.
+    #[error("the cluster's edge policy lets no service {0} be imported: its owner names it in imports.allow")]
+    Import(String),
     /// The cluster is read-only, and names no services that are open all the same.
     #[error("the cluster's edge policy is read-only and refuses {0}: its owner opens services by services.allow")]
     ServiceReadOnly(String),
@@ -180,6 +192,7 @@ impl EdgePolicy {
         }
         file.spec.services.check().map_err(PolicyError)?;
         file.spec.plans.check().map_err(PolicyError)?;
+        file.spec.imports.check().map_err(PolicyError)?;
         Ok(Self(file.spec))
     }
 

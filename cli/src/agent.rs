@@ -11,7 +11,13 @@ use moorline_agent::{AgentRole, Config, Preference, UpstreamConfig, secret::Secr
 use moorline_link::HubAddress;
 use moorline_proto::id::{AgentName, ClusterId};
 use serde::{Deserialize, Serialize};
-use std::{env, net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode};
+use std::{
+    env,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    process::ExitCode,
+};
 
 /// Where Kubernetes puts a pod's service account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -88,6 +94,9 @@ pub struct Args {
     /// Keep here what `moorline endpoint` needs to let users in while the hub is away
     #[arg(long, value_name = "DIR", env = "MOORLINE_ENDPOINT_DIR")]
     endpoint_dir: Option<PathBuf>,
+    /// Import services of other clusters at this address: the agent's own, which pods reach [default: import none]
+    #[arg(long, value_name = "ADDRESS", env = "MOORLINE_IMPORTS_ADDRESS")]
+    imports_address: Option<IpAddr>,
     /// How to reach the hub [default: auto]
     #[arg(long, value_enum, env = "MOORLINE_CARRIER")]
     carrier: Option<Carrier>,
@@ -148,6 +157,7 @@ struct FileConfig {
     service_account_dir: Option<PathBuf>,
     policy_file: Option<PathBuf>,
     endpoint_dir: Option<PathBuf>,
+    imports_address: Option<IpAddr>,
     carrier: Option<Carrier>,
     http_listen: Option<SocketAddr>,
     log_format: Option<LogFormat>,
@@ -260,6 +270,7 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         upstream,
         policy_file: args.policy_file.or(file.policy_file),
         endpoint_dir: args.endpoint_dir.or(file.endpoint_dir),
+        imports_address: args.imports_address.or(file.imports_address),
         carrier,
         http_addr: args.http_listen.or(file.http_listen),
     };

@@ -4,10 +4,12 @@ use crate::{
     alive::{Alive, Part},
     directory::Directory,
     kinds::{
-        AccessRequestSpec, AgentSpec, ClusterGrantSpec, ClusterSpec, GroupSpec, ServiceGrantSpec, TokenSpec, UserSpec,
+        AccessRequestSpec, AgentSpec, ClusterGrantSpec, ClusterSpec, GroupSpec, ServiceExportSpec, ServiceGrantSpec,
+        ServiceImportSpec, TokenSpec, UserSpec,
     },
     records::{Change, Changes, Records},
     sessions::Sessions,
+    shares::Shares,
 };
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -18,6 +20,7 @@ pub(crate) fn start(
     tasks: &mut JoinSet<()>,
     directory: &Arc<Directory>,
     sessions: &Arc<Sessions>,
+    shares: &Arc<Shares>,
     records: &Records,
     stop: &CancellationToken,
     alive: &Arc<Alive>,
@@ -34,10 +37,15 @@ pub(crate) fn start(
     spawn(tasks, stop, alive, records.watch::<ClusterGrantSpec>(), move |change| d.grant_changed(&change));
     let d = Arc::clone(directory);
     spawn(tasks, stop, alive, records.watch::<ServiceGrantSpec>(), move |change| d.service_grant_changed(&change));
-    let s = Arc::clone(sessions);
+    let s = Arc::clone(shares);
+    spawn(tasks, stop, alive, records.watch::<ServiceExportSpec>(), move |change| s.export_changed(&change));
+    let s = Arc::clone(shares);
+    spawn(tasks, stop, alive, records.watch::<ServiceImportSpec>(), move |change| s.import_changed(&change));
+    let (s, imports) = (Arc::clone(sessions), Arc::clone(shares));
     spawn(tasks, stop, alive, records.watch::<AgentSpec>(), move |change| {
         if let Change::Gone(name) = &change {
             s.agent_deleted(name);
+            imports.agent_deleted();
         }
     });
     let s = Arc::clone(sessions);

@@ -28,6 +28,7 @@ use crate::{
     records::Records,
     route::CallDial,
     sessions::Registry,
+    shares::Shares,
 };
 use answers::{closing, join_answer, json, later, login_refused, store_failed, text};
 use bytes::Bytes;
@@ -103,6 +104,8 @@ pub(crate) struct Front {
     pub names: Names,
     /// Files that plans fetch.
     pub plan_files: Arc<crate::plans::Files>,
+    /// Services that clusters share.
+    pub shares: Arc<Shares>,
 }
 
 /// Of a login's body, for its record.
@@ -257,6 +260,12 @@ impl Front {
         let over = taken.err()?;
         self.count_refusal(over.label);
         Some(later(StatusCode::TOO_MANY_REQUESTS, &over.to_string(), over.wait))
+    }
+
+    /// The same for an agent that reaches a service of another cluster for its pods.
+    pub fn over_quota_of(&self, agent: &str, cluster: &str, remote: SocketAddr) -> Option<Response<Body>> {
+        let taken = self.quotas.take(agent, remote.ip()).and_then(|()| self.quotas.take_cluster(cluster));
+        self.over_quota(taken)
     }
 
     fn count_refusal(&self, reason: &str) {

@@ -4,6 +4,12 @@ use moorline_apiserver::Spec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod shares;
+
+pub use shares::{
+    ImportSource, READY, ServiceExportSpec, ServiceExportStatus, ServiceImportSpec, ServiceImportStatus, SharedPort,
+};
+
 /// The API group.
 pub const GROUP: &str = "moorline.dev";
 /// Its one version.

@@ -40,6 +40,7 @@ mod rate;
 mod records;
 mod route;
 mod sessions;
+mod shares;
 mod signing;
 mod specs;
 mod standby;

@@ -1,6 +1,6 @@
 //! The one port: TLS, then a tunnel or HTTP by what the client hello asks for.
 
-use crate::{front::Front, known::Known, pki::Authority, sessions::Sessions, websocket::Door};
+use crate::{front::Front, known::Known, pki::Authority, sessions::Sessions, shares::Importing, websocket::Door};
 use arc_swap::ArcSwap;
 use http::Request;
 use hyper::body::Incoming;
@@ -45,6 +45,8 @@ type Socket = ReadAhead<TcpStream>;
 /// The two TLS configurations of the port, changed together when the hub's certificate is.
 pub(crate) struct TlsPair {
     pub tunnel: Arc<ServerConfig>,
+    /// For agents that import: the tunnel's rules, HTTP inside.
+    pub imports: Arc<ServerConfig>,
     pub http: Arc<ServerConfig>,
     pub expires: SystemTime,
 }
@@ -53,6 +55,8 @@ impl TlsPair {
     /// From a fresh certificate of the authority.
     pub fn new(identity: &Identity, authority: &Authority, expires: SystemTime) -> Result<Self, String> {
         let tunnel = tls::server_config(identity, &authority.trust()).map_err(|e| e.to_string())?;
+        let mut imports = (*tunnel).clone();
+        imports.alpn_protocols = vec![tls::IMPORTS_ALPN.to_vec()];
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut http = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -61,7 +65,7 @@ impl TlsPair {
             .with_single_cert(identity.chain.clone(), identity.key.clone_key())
             .map_err(|e| e.to_string())?;
         http.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Self { tunnel, http: Arc::new(http), expires })
+        Ok(Self { tunnel, imports: Arc::new(imports), http: Arc::new(http), expires })
     }
 }
 
@@ -163,6 +167,7 @@ impl Port {
                 // The session has bounds of its own; this slot was the handshake's.
                 drop(slot);
             }
+            Some(tls::IMPORTS_ALPN) => Box::pin(self.imports(stream, remote)).await,
             Some(b"h2") => Box::pin(self.http2(stream, remote)).await,
             _ => Box::pin(self.http1(stream, remote)).await,
         }
@@ -185,11 +190,17 @@ impl Port {
                 return Err((error, None));
             }
         };
-        let tunnel = start.client_hello().alpn().is_some_and(|mut all| all.any(|alpn| alpn == tls::ALPN));
+        let offers = |name: &[u8]| start.client_hello().alpn().is_some_and(|mut all| all.any(|alpn| alpn == name));
+        let (tunnel, imports) = (offers(tls::ALPN), offers(tls::IMPORTS_ALPN));
         let pair = self.tls.load();
-        let config = if tunnel { Arc::clone(&pair.tunnel) } else { Arc::clone(&pair.http) };
+        let config = match (tunnel, imports) {
+            (true, _) => Arc::clone(&pair.tunnel),
+            (false, true) => Arc::clone(&pair.imports),
+            (false, false) => Arc::clone(&pair.http),
+        };
         drop(pair);
-        start.into_stream(config).into_fallible().await.map_err(|(error, socket)| (error, tunnel.then_some(socket)))
+        let mutual = tunnel || imports;
+        start.into_stream(config).into_fallible().await.map_err(|(error, socket)| (error, mutual.then_some(socket)))
     }
 
     async fn http1(&self, stream: TlsStream<Socket>, remote: SocketAddr) {
@@ -230,6 +241,37 @@ impl Port {
                 self.front.metrics.refusals.with_label_values(&["framing"]).inc();
             }
             tracing::debug!(%remote, "HTTP/1 connection ended: {error}");
+        }
+    }
+
+    /// HTTP of an agent, for what its cluster imports.
+    async fn imports(&self, stream: TlsStream<Socket>, remote: SocketAddr) {
+        let cert = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let agent = match Importing::of(&self.front, &self.sessions, cert, remote) {
+            Ok(agent) => agent,
+            Err(why) => {
+                self.front.metrics.handshake_failures.with_label_values(&["not_an_agent"]).inc();
+                tracing::info!(%remote, "nothing to import for this one: {why}");
+                return;
+            }
+        };
+        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+            let agent = agent.clone();
+            async move { Ok::<_, Infallible>(agent.serve(request).await) }
+        });
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(self.front.limits.head).max_headers(100).half_close(false);
+        let connection = builder.serve_connection(TokioIo::new(Guarded::new(stream)), service).with_upgrades();
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.finish.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%remote, "an importing agent's connection ended: {error}");
         }
     }
 

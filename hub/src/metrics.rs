@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     pub access_ended: IntCounter,
     pub node_reports: IntCounterVec,
     pub plans: IntCounterVec,
+    pub imports: IntCounterVec,
 }
 
 impl Metrics {
@@ -88,6 +89,11 @@ impl Metrics {
             accept_errors: counter("moorline_hub_accept_errors_total", "Failures of accept(2)")?,
             requests: counters("moorline_hub_requests_total", "HTTP requests by kind and status", &["kind", "code"])?,
             panics: counter("moorline_hub_request_panics_total", "Requests whose handling panicked")?,
+            imports: counters(
+                "moorline_hub_import_connections_total",
+                "Connections to imported services, by what became of them",
+                &["result"],
+            )?,
             fallback_streams: counter(
                 "moorline_hub_fallback_streams_total",
                 "Streams that a node agent took because no cluster agent could",

@@ -115,6 +115,51 @@ async fn withdrawn(mut grants: watch::Receiver<Arc<Grants>>, who: Authenticated,
     std::future::pending().await
 }
 
+/// Opens streams on the sessions of clusters.
+pub(crate) struct Opener<'a> {
+    pub registry: &'a Registry,
+    pub records: &'a Records,
+    pub metrics: &'a Metrics,
+}
+
+impl Opener<'_> {
+    /// A stream on one session of the permit's cluster.
+    pub async fn open(&self, permit: &Permit, header: &StreamHeader, attempt: u32) -> Result<Stream, DialError> {
+        let cluster = permit.cluster();
+        let sessions = self.registry.of_cluster(cluster);
+        let all: Vec<Candidate> = sessions.iter().map(|s| s.candidate()).collect();
+        let mut tried = Vec::new();
+        let mut busy = false;
+        // A second attempt of the caller prefers what the first did not use, where there is a choice.
+        let skip = usize::try_from(attempt).unwrap_or(usize::MAX);
+        while let Some(at) = pick(&all, &tried, [rand::random::<u32>() as usize + skip, rand::random::<u32>() as usize])
+        {
+            tried.push(at);
+            let Some(session) = sessions.get(at) else { continue };
+            match session.session.open(header).await {
+                Ok(stream) => {
+                    if session.node {
+                        self.metrics.fallback_streams.inc();
+                    }
+                    return Ok(stream);
+                }
+                Err(OpenError::TooMany) => busy = true,
+                Err(OpenError::Closed(_) | OpenError::Draining) => {}
+                Err(e @ OpenError::Header) => {
+                    tracing::warn!(cluster, "no stream: {e}");
+                    return Err(DialError::Lost);
+                }
+            }
+        }
+        let cluster = cluster.to_owned();
+        if busy {
+            return Err(DialError::Busy { cluster });
+        }
+        let since = self.records.lost_since(&cluster);
+        Err(DialError::NotConnected { cluster, since })
+    }
+}
+
 impl Dial for CallDial {
     type Stream = LeasedStream;
     fn dial<'a>(
@@ -124,39 +169,9 @@ impl Dial for CallDial {
         attempt: u32,
     ) -> BoxFuture<'a, Result<LeasedStream, DialError>> {
         async move {
-            let cluster = permit.cluster();
-            let sessions = self.registry.of_cluster(cluster);
-            let all: Vec<Candidate> = sessions.iter().map(|s| s.candidate()).collect();
-            let mut tried = Vec::new();
-            let mut busy = false;
-            // A second attempt of the caller prefers what the first did not use, where there is a choice.
-            let skip = usize::try_from(attempt).unwrap_or(usize::MAX);
-            while let Some(at) =
-                pick(&all, &tried, [rand::random::<u32>() as usize + skip, rand::random::<u32>() as usize])
-            {
-                tried.push(at);
-                let Some(session) = sessions.get(at) else { continue };
-                match session.session.open(header).await {
-                    Ok(stream) => {
-                        if session.node {
-                            self.metrics.fallback_streams.inc();
-                        }
-                        return Ok(LeasedStream::new(stream, self.end_of(permit, header.class)));
-                    }
-                    Err(OpenError::TooMany) => busy = true,
-                    Err(OpenError::Closed(_) | OpenError::Draining) => {}
-                    Err(e @ OpenError::Header) => {
-                        tracing::warn!(cluster, "no stream: {e}");
-                        return Err(DialError::Lost);
-                    }
-                }
-            }
-            let cluster = cluster.to_owned();
-            if busy {
-                return Err(DialError::Busy { cluster });
-            }
-            let since = self.records.lost_since(&cluster);
-            Err(DialError::NotConnected { cluster, since })
+            let sessions = Opener { registry: &self.registry, records: &self.records, metrics: &self.metrics };
+            let stream = sessions.open(permit, header, attempt).await?;
+            Ok(LeasedStream::new(stream, self.end_of(permit, header.class)))
         }
         .boxed()
     }
@@ -170,7 +185,7 @@ pub(crate) struct LeasedStream {
 }
 
 impl LeasedStream {
-    fn new(stream: Stream, end: impl Future<Output = ()> + Send + 'static) -> Self {
+    pub(crate) fn new(stream: Stream, end: impl Future<Output = ()> + Send + 'static) -> Self {
         Self { stream, end: Box::pin(end), over: false }
     }
 

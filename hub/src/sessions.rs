@@ -304,7 +304,7 @@ impl Sessions {
         let Some(judging) = Judging::begin(&self.registry, &agent) else {
             return Err(self.busy("another connection of this agent is being looked at"));
         };
-        self.check_identity(greeting, &agent, node).await?;
+        self.check_identity(&agent, node, &hex(&greeting.peer_key_sha256))?;
         if node {
             self.nodes.heard(&agent, &greeting.hello.facts, Some(greeting.hello.now_ms));
         }
@@ -352,7 +352,7 @@ impl Sessions {
     }
 
     /// The objects must say what the certificate says.
-    async fn check_identity(&self, greeting: &Greeting, agent: &str, node: bool) -> Result<(), Refused> {
+    fn check_identity(&self, agent: &str, node: bool, key: &str) -> Result<(), Refused> {
         let store = |_| self.busy("the store cannot be read at this moment");
         let gone = |message: String| refused(CloseCode::CredentialGone, message, Duration::from_secs(60));
         let Some(object) = self.records.get::<AgentSpec>(agent).map_err(store)? else {
@@ -367,12 +367,20 @@ impl Sessions {
         if (object.spec.role == AgentRole::Node) != node {
             return Err(refused(CloseCode::NotAllowed, "the certificate is for another role", Duration::ZERO));
         }
-        if object.spec.public_key_sha256 != hex(&greeting.peer_key_sha256) {
+        if object.spec.public_key_sha256 != key {
             let message =
                 format!("agent {agent} has joined anew with another key: this certificate is not valid any more");
             return Err(gone(message));
         }
         Ok(())
+    }
+
+    /// Whether a certificate with this key is still that of the cluster agent with this name.
+    ///
+    /// # Errors
+    /// Why not, for the agent.
+    pub fn still_agent(&self, agent: &str, key: &str) -> Result<(), String> {
+        self.check_identity(agent, false, key).map_err(|Refused(goodbye)| goodbye.message)
     }
 
     async fn welcome(

@@ -13,6 +13,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
+mod shares;
+
 /// Suffix of the private record that holds the hash of a token.
 pub(crate) const HASH: &str = "hash";
 /// Suffix of the private record that holds what proves a login's refresh tokens.
@@ -43,6 +45,8 @@ pub(crate) fn all(store: &Store, join: JoinFacts) -> Vec<KindSpec> {
         join_token(store.clone(), Arc::new(join)),
         grant(),
         service_grant(),
+        shares::export(),
+        shares::import(),
     ]
 }
 

@@ -25,6 +25,7 @@ use crate::{
     rate::RateLimit,
     records::{RecordError, Records},
     sessions::{Registry, Sessions},
+    shares::Shares,
     signing::Signing,
     specs::{self, JoinFacts},
     status::{StatusWriter, forget_sessions},
@@ -270,6 +271,12 @@ impl Hub {
             greetings: Semaphore::new(config.limits.greetings),
             next_id: AtomicU64::new(1),
         });
+        let shares = Arc::new(Shares::new(
+            Arc::clone(&session_registry),
+            records.clone(),
+            Arc::clone(&sessions),
+            metrics.clone(),
+        ));
         let front_tasks = TaskTracker::new();
         let (clusters, seen_clusters) = tokio::sync::watch::channel(Arc::default());
         let backing = Backing {
@@ -322,6 +329,7 @@ impl Hub {
             strangers: Semaphore::new(config.limits.bodies_of_strangers),
             names: crate::front::Names::new(&config),
             plan_files: Arc::new(plans::Files::new(dir.join("plan-files"))),
+            shares: Arc::clone(&shares),
         });
 
         let quic_secret = dir.join("quic.secret");
@@ -361,7 +369,8 @@ impl Hub {
 
         let mut background = JoinSet::new();
         directory.load()?;
-        follow::start(&mut background, &directory, &sessions, &records, &kill, &alive);
+        follow::start(&mut background, &directory, &sessions, &shares, &records, &kill, &alive);
+        background.spawn(shares.run(kill.clone()));
         #[cfg(unix)]
         match crate::control::listen(&dir) {
             Ok(socket) => {

@@ -98,6 +98,33 @@ where
     tokio::io::copy_bidirectional_with_sizes(a, b, BUFFER, BUFFER).await.map(drop)
 }
 
+/// A TLS connection whose end is its own goodbye. One that ends without was cut, by whoever held it or on the way.
+#[derive(Debug)]
+pub struct Whole<T>(pub T);
+
+impl<T: AsyncRead + Unpin> AsyncRead for Whole<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.0).poll_read(cx, buf) {
+            Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, e)))
+            }
+            other => other,
+        }
+    }
+}
+impl<T: AsyncWrite + Unpin> AsyncWrite for Whole<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for Whole<T> {}
+
 /// A connection of which some bytes were read before it came here.
 #[derive(Debug)]
 pub struct Rewound<T> {

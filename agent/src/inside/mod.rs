@@ -12,7 +12,7 @@ mod web;
 
 use crate::{limits, policy::PolicyFile, upstream::ApiServer};
 use ground::Ground;
-use moorline_authz::edge::EdgePolicy;
+use moorline_authz::{access::importer, edge::EdgePolicy};
 use moorline_link::{HubAddress, IncomingStream};
 use moorline_proto::{
     code::{RefuseCode, ResetCode},
@@ -180,11 +180,25 @@ impl Inside {
             Err(failure) => return self.refuse(incoming, &failure).await,
         };
         match target.payload {
+            Payload::Bytes if importer(&who.user).is_some() => self.exported(incoming, &target, &policy).await,
             Payload::Bytes => self.bytes(incoming, &target, &policy).await,
             Payload::Datagrams => self.datagrams(incoming, &target, &policy).await,
             Payload::Http | Payload::Https => self.exchange(incoming, &target, &policy).await,
         }
         drop(load);
+    }
+
+    /// A connection for pods of another cluster. What is imported here is not exported again: two clusters that import
+    /// from each other would send a connection round and round.
+    async fn exported(&self, incoming: IncomingStream, target: &Target, policy: &EdgePolicy) {
+        match self.resolver.find(&target.to, resolve::Transport::Tcp).await {
+            Ok(found) if found.labels.contains_key(crate::imports::LABEL) => {
+                let failure = Failure::Policy(format!("{} is imported here itself: export it where it is", target.to));
+                self.refuse(incoming, &failure).await;
+            }
+            Ok(_) => self.bytes(incoming, target, policy).await,
+            Err(failure) => self.refuse(incoming, &failure).await,
+        }
     }
 
     async fn bytes(&self, incoming: IncomingStream, target: &Target, policy: &EdgePolicy) {
@@ -285,7 +299,7 @@ impl Inside {
 
     /// A place in the bounds of `to`, given back when dropped.
     fn begin<'a>(&'a self, to: &'a Destination, policy: &EdgePolicy) -> Result<Held<'a>, Failure> {
-        let (most, rate) = policy.stream_bounds();
+        let (most, rate) = policy.stream_bounds(to);
         let most = most.unwrap_or(limits::INSIDE_STREAMS);
         let mut loads = self.lock();
         let load = loads.entry(to.clone()).or_default();

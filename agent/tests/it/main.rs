@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests stand outside of test functions
 
 mod hub;
+mod imports;
 mod inside;
 mod pki;
 mod recorder;

@@ -44,6 +44,7 @@ impl Site {
             state_dir: self.state(),
             upstream: kubeconfig(self.dir.path(), &self.authority, self.recorder.addr),
             policy_file: None,
+            imports_address: None,
             carrier: Preference::Tls,
             state_secret: None,
             endpoint_dir: None,

@@ -53,8 +53,8 @@ impl Grants {
 /// A place inside a cluster that a permit is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reach {
-    to: Destination,
-    labels: Vec<Labels>,
+    pub(super) to: Destination,
+    pub(super) labels: Vec<Labels>,
 }
 
 impl Permit {
@@ -74,8 +74,8 @@ pub fn authorize_inside(facts: &Facts<'_>, cluster: &str, to: &Destination) -> R
         return Err(Denial::TokenScope { cluster: cluster.to_owned() });
     }
     let who = facts.identity;
-    // The hub's own users are for its plugins' calls to API servers.
-    if who.user.starts_with(super::PLUGIN_PREFIX) {
+    // The hub's own users are for its plugins' calls to API servers, and for agents.
+    if super::is_own(&who.user) {
         return Err(no_longer(facts, cluster, to));
     }
     let held =

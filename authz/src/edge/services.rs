@@ -2,13 +2,14 @@
 
 use super::{EdgeDenial, EdgePolicy};
 use crate::{
+    access::importer,
     address::{AddressRule, never, plain},
     identity::Identity,
 };
 use moorline_proto::inside::Destination;
 use serde::Deserialize;
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -33,6 +34,46 @@ pub(super) struct Services {
     max_streams: Option<usize>,
     /// New streams of one service, pod or host in a second.
     max_streams_per_second: Option<u32>,
+    /// Bounds of services and pods by name, before those for all.
+    limits: Vec<Bound>,
+    /// Clusters whose pods may reach what the hub exports to them; absent: all.
+    importers: Option<Vec<String>>,
+}
+
+/// Bounds of some services and pods. Of several that name one the first counts.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Bound {
+    /// `namespace/name`.
+    names: Vec<String>,
+    max_streams: Option<usize>,
+    max_streams_per_second: Option<u32>,
+}
+
+/// The section `imports` of a policy: the services that the hub may have the agent make in this cluster for what others
+/// export, as `namespace/name`. Nothing named is nothing made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct Imports {
+    allow: Vec<String>,
+}
+
+impl Imports {
+    /// # Errors
+    /// The first thing that is no rule.
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.allow.iter().try_for_each(|name| whole("imports", name))
+    }
+}
+
+/// # Errors
+/// `name` is no rule for namespaces and names.
+fn whole(section: &str, name: &str) -> Result<(), String> {
+    let whole = |part: &str| !part.is_empty() && (part == "*" || !part.contains('*'));
+    if name.split_once('/').is_some_and(|(ns, name)| whole(ns) && whole(name) && !name.contains('/')) {
+        return Ok(());
+    }
+    Err(format!("{section}: {name:?} is not NAMESPACE/NAME, NAMESPACE/* or */NAME"))
 }
 
 impl Default for Services {
@@ -47,6 +88,8 @@ impl Default for Services {
             unverified_tls: Vec::new(),
             max_streams: None,
             max_streams_per_second: None,
+            limits: Vec::new(),
+            importers: None,
         }
     }
 }
@@ -57,16 +100,16 @@ impl Services {
     /// # Errors
     /// The first thing that is no rule.
     pub(super) fn check(&self) -> Result<(), String> {
-        for name in self.allow.iter().flatten().chain(&self.deny).chain(&self.unverified_tls) {
-            let whole = |part: &str| !part.is_empty() && (part == "*" || !part.contains('*'));
-            if !name.split_once('/').is_some_and(|(ns, name)| whole(ns) && whole(name) && !name.contains('/')) {
-                return Err(format!("services: {name:?} is not NAMESPACE/NAME, NAMESPACE/* or */NAME"));
-            }
-        }
+        let bounded = self.limits.iter().flat_map(|bound| &bound.names);
+        let named = self.allow.iter().flatten().chain(&self.deny).chain(&self.unverified_tls).chain(bounded);
+        named.into_iter().try_for_each(|name| whole("services", name))?;
         for rule in self.allow_addresses.iter().chain(&self.deny_addresses) {
             rule.parse::<AddressRule>().map_err(|e| format!("services: {e}"))?;
         }
-        if self.max_streams == Some(0) || self.max_streams_per_second == Some(0) {
+        let nobody = |streams: Option<usize>, rate: Option<u32>| streams == Some(0) || rate == Some(0);
+        if nobody(self.max_streams, self.max_streams_per_second)
+            || self.limits.iter().any(|bound| nobody(bound.max_streams, bound.max_streams_per_second))
+        {
             return Err("services: a bound of 0 serves nobody; deny instead".to_owned());
         }
         Ok(())
@@ -98,6 +141,11 @@ impl EdgePolicy {
         self.admit(principal)?;
         let rules = &self.0.services;
         let refused = || Err(EdgeDenial::Service(to.to_string()));
+        if let (Some(cluster), Some(allowed)) = (importer(&principal.user), &rules.importers)
+            && !allowed.iter().any(|name| name == cluster)
+        {
+            return Err(EdgeDenial::Importer { cluster: cluster.to_owned(), to: to.to_string() });
+        }
         // Bytes that nobody reads may change anything: a cluster that is read-only names what is open.
         if self.0.api.read_only && rules.allow.is_none() {
             return Err(EdgeDenial::ServiceReadOnly(to.to_string()));
@@ -174,9 +222,34 @@ impl EdgePolicy {
         }
     }
 
-    /// Streams of one place at a time, and new ones in a second; `None`: no bound of the owner's.
-    pub fn stream_bounds(&self) -> (Option<usize>, Option<u32>) {
-        (self.0.services.max_streams, self.0.services.max_streams_per_second)
+    /// Streams of this place at a time, and new ones in a second; `None`: no bound of the owner's.
+    pub fn stream_bounds(&self, to: &Destination) -> (Option<usize>, Option<u32>) {
+        let rules = &self.0.services;
+        let own = match to {
+            Destination::Service { namespace, name, .. } | Destination::Pod { namespace, name, .. } => {
+                rules.limits.iter().find(|bound| names(&bound.names, namespace, name))
+            }
+            Destination::Host { .. } => None,
+        };
+        let most = own.and_then(|bound| bound.max_streams).or(rules.max_streams);
+        (most, own.and_then(|bound| bound.max_streams_per_second).or(rules.max_streams_per_second))
+    }
+
+    /// May the hub have a service of this name made in the cluster, for one that another cluster exports?
+    ///
+    /// # Errors
+    /// Nothing allows it.
+    pub fn import(&self, namespace: &str, name: &str) -> Result<(), EdgeDenial> {
+        if names(&self.0.imports.allow, namespace, name) {
+            return Ok(());
+        }
+        Err(EdgeDenial::Import(format!("{namespace}/{name}")))
+    }
+
+    /// The namespaces by name in which services may be made for those of other clusters.
+    pub fn import_namespaces(&self) -> BTreeSet<String> {
+        let named = self.0.imports.allow.iter().filter_map(|rule| rule.split_once('/'));
+        named.map(|(namespace, _)| namespace.to_owned()).filter(|namespace| namespace != "*").collect()
     }
 }
 
@@ -257,5 +330,39 @@ mod tests {
             let text = format!("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {{services: {bad}}}");
             assert!(EdgePolicy::from_yaml(&text).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn bounds_of_one_service_go_before_those_of_all() {
+        let bounded = policy(
+            "  services: {maxStreams: 100, limits: [{names: ['shop/*'], maxStreams: 3, maxStreamsPerSecond: 2}, {names: ['*/db'], maxStreams: 1}]}",
+        );
+        let of = |to: &str| bounded.stream_bounds(&to.parse().unwrap());
+        assert_eq!(of("svc/shop/web:80"), (Some(3), Some(2)));
+        assert_eq!(of("svc/shop/db:80"), (Some(3), Some(2)), "the first that names it");
+        assert_eq!(of("pod/x/db:80"), (Some(1), None));
+        assert_eq!(of("svc/x/web:80"), (Some(100), None));
+        assert_eq!(of("host/10.0.0.5:80"), (Some(100), None));
+        for bad in ["limits: [{names: ['x']}]", "limits: [{names: ['a/b'], maxStreams: 0}]", "limits: [{other: 1}]"] {
+            let text = format!("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {{services: {{{bad}}}}}");
+            assert!(EdgePolicy::from_yaml(&text).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_owner_says_which_clusters_come_in_and_what_is_imported() {
+        let to = "svc/shop/web:80".parse().unwrap();
+        let agent = |cluster: &str| Identity::new(format!("moorline:agent:{cluster}.x"), ["moorline:agents"]);
+        let some = policy("  services: {importers: [b]}");
+        assert_eq!(some.reach(&agent("b"), &to), Ok(()));
+        assert!(matches!(some.reach(&agent("c"), &to), Err(EdgeDenial::Importer { .. })));
+        assert_eq!(some.reach(&Identity::new("ann", ["x"]), &to), Ok(()), "people are not clusters");
+        assert_eq!(policy("  services: {}").reach(&agent("c"), &to), Ok(()));
+        let imports = policy("  imports: {allow: ['shop/*']}");
+        assert_eq!(imports.import("shop", "web"), Ok(()));
+        assert!(imports.import("kube-system", "web").is_err());
+        assert!(EdgePolicy::default().import("shop", "web").is_err(), "nothing by default");
+        let several = policy("  imports: {allow: ['shop/*', '*/web', 'a/b', 'a/c']}");
+        assert_eq!(several.import_namespaces().into_iter().collect::<Vec<_>>(), ["a", "shop"]);
     }
 }

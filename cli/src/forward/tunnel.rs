@@ -12,22 +12,16 @@ use http::StatusCode;
 use moorline_proto::inside::Destination;
 use moorline_proxy::{
     splice::Passed,
-    upgrade::{Io, Rewound},
+    upgrade::{Rewound, Whole},
 };
 use std::{
-    io,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 /// How long a local connection waits for a hub or cluster that is not there.
@@ -40,34 +34,7 @@ const CLIENT_LIFE: Duration = Duration::from_secs(20);
 const REPEAT: Duration = Duration::from_secs(10);
 
 /// A connection through the hub.
-pub type Tunnel = Rewound<Raw>;
-
-/// The TLS connection itself.
-pub struct Raw(TlsStream<TcpStream>);
-
-impl AsyncRead for Raw {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match Pin::new(&mut self.0).poll_read(cx, buf) {
-            // The hub cut the stream: a connection that ends without TLS's own goodbye has not ended.
-            Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, e)))
-            }
-            other => other,
-        }
-    }
-}
-impl AsyncWrite for Raw {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-impl Io for Raw {}
+pub type Tunnel = Rewound<Whole<TlsStream<TcpStream>>>;
 
 /// What passes, and how it goes.
 #[derive(Debug, Default)]
@@ -224,7 +191,7 @@ impl Tunnels {
     pub async fn once(&self, to: &Destination, datagrams: bool) -> Result<Tunnel, ApiError> {
         let (stream, first): (_, Bytes) =
             self.client()?.upgrade(&self.path(to, datagrams), moorline_proxy::kube::PROTOCOL).await?;
-        Ok(Rewound::new(first, Raw(stream)))
+        Ok(Rewound::new(first, Whole(stream)))
     }
 }
 

@@ -101,6 +101,9 @@ impl Front {
             Ok(permit) => permit,
             Err(refusal) => return self.refuse(refusal, &request, &path, &who, remote).await,
         };
+        if let Some(response) = self.over_quota(self.quotas.take_cluster(path.cluster)) {
+            return response;
+        }
         let proxy = self.proxy(&who, grants);
         let caller = Caller { identity: who.identity, remote };
         proxy.connect(request.map(body::from), payload, &caller, permit).await
@@ -121,6 +124,9 @@ impl Front {
             Ok(permit) => permit,
             Err(refusal) => return self.refuse(refusal, &request, &ClusterPath { cluster, rest }, &who, remote).await,
         };
+        if let Some(response) = self.over_quota(self.quotas.take_cluster(cluster)) {
+            return response;
+        }
         let proxy = self.proxy(&who, grants);
         let caller = Caller { identity: who.identity, remote };
         proxy.service(request.map(body::from), rest, &service, &caller, permit).await

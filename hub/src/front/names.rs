@@ -4,6 +4,8 @@
 //! comes without a cookie is sent to the hub's own origin, logs in there, and comes back with a code that is good once,
 //! for this service and the browser that asked. The cookie is good for this one service.
 
+mod sso;
+
 use super::{Front, answers::closing, inside::Reached};
 use crate::{config::Config, directory::Authenticated};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -16,6 +18,7 @@ use moorline_proxy::{
     path::canonical_host,
     status::status_response,
 };
+use sso::Wanted;
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -228,7 +231,8 @@ impl Front {
         }
     }
 
-    /// `GET` and `POST /auth/browser`, at the hub's own origin: a login by name and password for a service.
+    /// `GET` and `POST /auth/browser`, at the hub's own origin: a login for a service, by name and password or at a
+    /// provider.
     pub(super) async fn browser(&self, request: Request<Incoming>, remote: SocketAddr) -> Response<Body> {
         let query = fields(request.uri().query().unwrap_or_default());
         let of = |name: &str| query.get(name).map(String::as_str).unwrap_or_default();
@@ -237,10 +241,20 @@ impl Front {
             self.count_refusal("path");
             return closing(StatusCode::BAD_REQUEST, "no service of this hub is asked for");
         }
+        let wanted = Wanted { authority: &authority, state: &state, path: &path };
         match *request.method() {
+            Method::GET if query.contains_key("provider") => self.to_provider(of("provider"), &wanted, remote).await,
+            Method::GET if query.contains_key("code") => {
+                self.from_provider(&request, of("code"), &wanted, remote).await
+            }
+            Method::GET if query.contains_key("error") => {
+                // Words in a link are shown to nobody whose browser did not begin a login here.
+                let words = cookie(&request, "-round").map_or("The login was refused.", |_| of("error_description"));
+                self.refused_page(&wanted, words)
+            }
             Method::GET => {
                 let who = cookie(&request, "-login").and_then(|token| self.directory.authenticate(token));
-                let Some(who) = who else { return self.page(&authority, "") };
+                let Some(who) = who else { return self.page(&wanted, "") };
                 self.note_known(&request);
                 self.back_to_service(&who, &authority, &state, &path)
             }
@@ -266,9 +280,7 @@ impl Front {
                         response
                     }
                     Err(response) if response.status() == StatusCode::UNAUTHORIZED => {
-                        let mut page = self.page(&authority, "Wrong user name or password.");
-                        *page.status_mut() = StatusCode::UNAUTHORIZED;
-                        page
+                        self.refused_page(&wanted, "Wrong user name or password.")
                     }
                     Err(response) => response,
                 }
@@ -290,17 +302,25 @@ impl Front {
         }
     }
 
+    /// The form again, after a login that came to nothing.
+    fn refused_page(&self, wanted: &Wanted<'_>, words: &str) -> Response<Body> {
+        let mut page = self.page(wanted, words);
+        *page.status_mut() = StatusCode::UNAUTHORIZED;
+        page
+    }
+
     /// The form. It runs nothing, loads nothing, and is shown in no frame.
-    fn page(&self, authority: &str, words: &str) -> Response<Body> {
+    fn page(&self, wanted: &Wanted<'_>, words: &str) -> Response<Body> {
         let html = format!(
             "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\"><title>Log in</title>\
              <style>body{{font:16px system-ui;max-width:22em;margin:12vh auto;padding:0 1em}}input,button{{font:inherit;width:100%;\
              box-sizing:border-box;padding:.5em;margin:.3em 0 1em}}</style><h1>Log in</h1><p>to reach <b>{}</b><p role=alert>{}\
              <form method=post><label>User name<input name=username autocomplete=username required autofocus></label>\
              <label>Password<input name=password type=password autocomplete=current-password required></label>\
-             <button>Log in</button></form>",
-            escape(authority),
-            escape(words)
+             <button>Log in</button></form>{}",
+            escape(wanted.authority),
+            escape(words),
+            self.provider_links(wanted)
         );
         let mut response = Response::new(body::full(html));
         let port =

@@ -14,10 +14,10 @@ use tokio::{
     time::timeout,
 };
 
-/// In an agent's place: the service `down` has no endpoints, everything else echoes.
-pub fn place(stream: IncomingStream, inside: Inside) {
+/// In an agent's place: the service `down` has no endpoints, and nothing has where all is `empty`; the others echo.
+pub fn place(stream: IncomingStream, inside: Inside, empty: bool) {
     tokio::spawn(async move {
-        if matches!(&inside.to, Destination::Service { name, .. } if name == "down") {
+        if empty || matches!(&inside.to, Destination::Service { name, .. } if name == "down") {
             let message = "service shop/down has no endpoints".to_owned();
             return stream.refuse(Refusal { code: RefuseCode::NoEndpoints, message, retry_elsewhere: false }).await;
         }

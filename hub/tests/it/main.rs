@@ -22,5 +22,6 @@ mod plugins;
 mod proxying;
 mod rights;
 mod sessions;
+mod shares;
 mod strangers;
 mod world;

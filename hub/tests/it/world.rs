@@ -14,7 +14,10 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tempfile::TempDir;
@@ -390,6 +393,8 @@ pub struct Agent {
     pub seen: Arc<Mutex<Vec<Seen>>>,
     pub release: Arc<Notify>,
     pub reached: Arc<Notify>,
+    /// Nothing inside its cluster is ready.
+    pub empty: Arc<AtomicBool>,
     _task: tokio::task::JoinHandle<()>,
 }
 
@@ -397,15 +402,17 @@ impl Agent {
     fn serve(session: Session) -> Self {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (release, reached) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let empty = Arc::new(AtomicBool::new(false));
         let (accepting, log, free, at) =
             (session.clone(), Arc::clone(&seen), Arc::clone(&release), Arc::clone(&reached));
+        let nothing = Arc::clone(&empty);
         let task = tokio::spawn(async move {
             while let Some(stream) = accepting.accept().await {
                 let header = stream.header.clone();
                 if let Target::Inside(inside) = &header.target
                     && inside.payload == Payload::Bytes
                 {
-                    crate::inside::place(stream, inside.clone());
+                    crate::inside::place(stream, inside.clone(), nothing.load(Ordering::SeqCst));
                     continue;
                 }
                 let mut stream = stream.accept();
@@ -426,7 +433,7 @@ impl Agent {
                 });
             }
         });
-        Self { session, seen, release, reached, _task: task }
+        Self { session, seen, release, reached, empty, _task: task }
     }
 
     pub fn lines(&self) -> Vec<String> {

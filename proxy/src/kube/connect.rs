@@ -9,7 +9,7 @@ use crate::{
     wire::WireError,
 };
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode, Version,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONNECTION, UPGRADE, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
@@ -29,6 +29,16 @@ const VERDICT_WAIT: Duration = Duration::from_secs(25);
 /// A connection without a byte either way for this long is cut; the agent's limit, which can say so, comes first.
 const IDLE: Duration = Duration::from_secs(4 * 3600 + 60);
 
+/// What comes of one attempt.
+enum Begun<S> {
+    /// The place is connected.
+    Open(S, Call, tracing::Span),
+    /// It is not, and nothing was sent there; the trace id.
+    Failed(Failure, String),
+    /// No attempt is made at all.
+    Refused(Box<Response<Body>>),
+}
+
 impl<D: Dial> KubeProxy<D> {
     /// Joins the client's connection to a stream that leads where `permit` says. Answers 101 once the place is connected,
     /// and until then says why not.
@@ -37,10 +47,26 @@ impl<D: Dial> KubeProxy<D> {
     /// Dropping the future before the answer gives the stream up.
     pub async fn connect(
         &self,
-        mut request: Request<Body>,
+        request: Request<Body>,
         payload: Payload,
         caller: &Caller,
         permit: Permit,
+    ) -> Response<Body> {
+        self.connect_first(request, payload, caller, &[permit], |_, _| {}).await
+    }
+
+    /// The same for the first of several places that takes the connection, tried in turn: nothing was sent to those that
+    /// did not. `tell` hears of each how it went, a failure as reason and message; each stands in the audit log.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before the answer gives the stream up.
+    pub async fn connect_first(
+        &self,
+        request: Request<Body>,
+        payload: Payload,
+        caller: &Caller,
+        permits: &[Permit],
+        tell: impl Fn(usize, Result<(), (&str, &str)>),
     ) -> Response<Body> {
         let asks = request
             .headers()
@@ -54,37 +80,66 @@ impl<D: Dial> KubeProxy<D> {
             response.headers_mut().insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
             return response;
         }
+        let mut last = None;
+        for (at, permit) in permits.iter().enumerate() {
+            match self.begin(request.headers(), payload, caller, permit).await {
+                Begun::Open(stream, call, span) => {
+                    tell(at, Ok(()));
+                    return self.join(request, stream, call, span);
+                }
+                Begun::Failed(failure, trace) => {
+                    let cluster = permit.cluster();
+                    let response = failure.response(cluster, &trace, true);
+                    tell(at, Err((failure.reason(), &failure.message(cluster))));
+                    last = Some(response);
+                }
+                Begun::Refused(response) => return *response,
+            }
+        }
+        last.unwrap_or_else(|| refused(StatusCode::INTERNAL_SERVER_ERROR, "there is no right to use"))
+    }
+
+    async fn begin(&self, headers: &HeaderMap, payload: Payload, caller: &Caller, permit: &Permit) -> Begun<D::Stream> {
         let Some((to, labels)) = permit.inside() else {
-            return refused(StatusCode::INTERNAL_SERVER_ERROR, "this right is for the API server");
+            let response = refused(StatusCode::INTERNAL_SERVER_ERROR, "this right is for the API server");
+            return Begun::Refused(Box::new(response));
         };
         let target = Target::Inside(Inside { to: to.clone(), payload, labels: labels.to_vec() });
         let (info, shown) = (info_of(to), format!("/connect/{to}"));
-        let agent =
-            request.headers().get(USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-        let trace = Trace::of(request.headers());
-        let call = Call::new(self, &permit, caller, &info, &trace, &shown, agent.unwrap_or_default());
+        let agent = headers.get(USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let trace = Trace::of(headers);
+        let call = Call::new(self, permit, caller, &info, &trace, &shown, agent.unwrap_or_default());
         let call = match self.admitted(call).await {
             Ok(call) => call,
-            Err(response) => return *response,
+            Err(response) => return Begun::Refused(response),
         };
         let header = StreamHeader {
             target,
             class: Class::Interactive,
             deadline_ms: 0,
             traceparent: Some(trace.parent.clone()),
-            principal: Some(principal(&permit)),
+            principal: Some(principal(permit)),
         };
         let span = tracing::debug_span!(
             "connect", cluster = permit.cluster(), user = %permit.principal().user, to = %shown, trace = %trace.id
         );
-        let mut stream = match self.open(&permit, &header).instrument(span.clone()).await {
-            Ok(stream) => stream,
+        match self.open(permit, &header).instrument(span.clone()).await {
+            Ok(stream) => Begun::Open(stream, call, span),
             Err(e) => {
-                let response = e.response(permit.cluster(), &trace.id, true);
-                call.finish(response.status(), e.ended());
-                return response;
+                call.finish(e.status(), e.ended());
+                Begun::Failed(e, trace.id)
             }
-        };
+        }
+    }
+
+    /// Answers 101 and joins what the connection becomes to the stream.
+    fn join(
+        &self,
+        mut request: Request<Body>,
+        mut stream: D::Stream,
+        call: Call,
+        span: tracing::Span,
+    ) -> Response<Body> {
         call.started();
         let on_upgrade = hyper::upgrade::on(&mut request);
         let joined = async move {

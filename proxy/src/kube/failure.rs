@@ -40,7 +40,7 @@ impl Failure {
         }
     }
 
-    fn status(&self) -> StatusCode {
+    pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Dial(e) => e.status(),
             Self::Wire(WireError::Head(_)) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -50,7 +50,7 @@ impl Failure {
     }
 
     /// What a client may know: no addresses, no text of ours.
-    fn message(&self, cluster: &str) -> String {
+    pub(super) fn message(&self, cluster: &str) -> String {
         match self {
             Self::Dial(DialError::NotConnected { since: Some(since), .. }) => {
                 format!("cluster {cluster:?} has not been connected since {since}")
@@ -76,6 +76,16 @@ impl Failure {
         }
     }
 
+    /// One word for it.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Dial(DialError::Refused(refusal)) | Self::Wire(WireError::Refused(refusal)) => {
+                of_refusal(refusal.code).1
+            }
+            _ => reason_of(self.status()),
+        }
+    }
+
     /// The answer to the client. `close`: the rest of this connection cannot be trusted.
     pub(super) fn response(&self, cluster: &str, trace: &str, close: bool) -> Response<Body> {
         let code = self.status();
@@ -86,12 +96,6 @@ impl Failure {
             _ => None,
         };
         let message = format!("{} (trace {trace})", self.message(cluster));
-        let reason = match self {
-            Self::Dial(DialError::Refused(refusal)) | Self::Wire(WireError::Refused(refusal)) => {
-                of_refusal(refusal.code).1
-            }
-            _ => reason_of(code),
-        };
-        status_with(code, reason, &message, &Details { retry_after, close, ..Details::default() })
+        status_with(code, self.reason(), &message, &Details { retry_after, close, ..Details::default() })
     }
 }

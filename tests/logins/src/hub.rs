@@ -70,6 +70,10 @@ impl Hub {
         format!("https://127.0.0.1:{}", self.port)
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     pub fn data(&self, name: &str) -> PathBuf {
         self.dir.path().join("data").join(name)
     }

@@ -46,6 +46,7 @@ impl Lone {
             state_dir: dir.join("state"),
             upstream: UpstreamConfig::Kubeconfig { path: kubeconfig.to_owned(), context: None },
             policy_file: None,
+            imports_address: None,
             carrier,
             state_secret: None,
             endpoint_dir: None,

@@ -18,6 +18,10 @@ use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificat
 /// The protocol name in the TLS handshake of every carrier.
 pub const ALPN: &[u8] = b"moorline/1";
 
+/// The protocol name of HTTP/1.1 by which agents ask the hub for what their clusters import, under the same mutual TLS.
+/// Such a connection carries no session: the hub opens streams to agents, and no agent opens one.
+pub const IMPORTS_ALPN: &[u8] = b"moorline-imports/1";
+
 /// A certificate chain, leaf first, and the key of its leaf.
 #[derive(Debug)]
 pub struct Identity {

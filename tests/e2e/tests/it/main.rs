@@ -15,6 +15,7 @@ mod plans;
 mod plugins;
 mod services;
 mod store;
+mod shares;
 mod streams;
 mod world;
 
@@ -52,6 +53,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("services_dns_over_udp", services::dns),
     ("services_a_grpc_health_check", services::grpc),
     ("services_a_terminal_behind_a_websocket", services::terminal),
+    ("services_of_two_clusters_have_an_address_in_another", shares::shared),
     ("plugin_health_tells_how_clusters_are", plugins::health),
     ("f35_u06_a_hub_moves_to_etcd_and_back", store::moves),
     ("plugin_secrets_follow_what_is_declared", plugins::secrets),

@@ -132,6 +132,18 @@ impl World {
         if self.agent1.is_none() { self.restart_agent1() } else { Ok(()) }
     }
 
+    /// The same for edge2's, which keeps bundles for its endpoints.
+    pub fn restart_agent2(&mut self) -> Result<()> {
+        self.agent2 = None;
+        let network = self.edge2.network().context("a network")?;
+        let url = format!("https://{}:{}", network.outside, self.hub.port);
+        let words = ["moorline", "agent", "--hub", &url].map(str::to_owned);
+        let room = crate::endpoint::room(&self.dir).display().to_string();
+        let more = ["--endpoint-dir", room.as_str()];
+        self.agent2 = Some(Agent::start(&self.edge2, &words, &self.dir.join("agent-edge2"), &more)?);
+        self.hub.wait_connected("edge2", Duration::from_secs(20))
+    }
+
     /// Starts edge1's agent again on the state that it has: no token.
     pub fn restart_agent1(&mut self) -> Result<()> {
         self.agent1 = None;

@@ -5,4 +5,5 @@ mod active_directory;
 mod github;
 mod hub;
 mod ldap;
+mod names;
 mod oidc;

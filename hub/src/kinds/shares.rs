@@ -1,0 +1,134 @@
+//! Services that one cluster has and another reaches, after the multi-cluster services API (KEP-1645). There the kinds are
+//! in the clusters and namespaced; here they are at the hub, and name the cluster and the namespace.
+
+use super::{Condition, GROUP, VERSION};
+use moorline_apiserver::Spec;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The condition that says whether it works.
+pub const READY: &str = "Ready";
+
+impl Spec for ServiceExportSpec {
+    type Status = ServiceExportStatus;
+    const GROUP: &'static str = GROUP;
+    const VERSION: &'static str = VERSION;
+    const KIND: &'static str = "ServiceExport";
+    const PLURAL: &'static str = "serviceexports";
+    const SINGULAR: &'static str = "serviceexport";
+    const SHORT_NAMES: &'static [&'static str] = &["svcex"];
+}
+
+impl Spec for ServiceImportSpec {
+    type Status = ServiceImportStatus;
+    const GROUP: &'static str = GROUP;
+    const VERSION: &'static str = VERSION;
+    const KIND: &'static str = "ServiceImport";
+    const PLURAL: &'static str = "serviceimports";
+    const SINGULAR: &'static str = "serviceimport";
+    const SHORT_NAMES: &'static [&'static str] = &["svcim"];
+}
+
+/// A service of a cluster that others may import.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceExportSpec {
+    /// The cluster that has it.
+    #[schemars(length(min = 1, max = 63))]
+    pub cluster: String,
+    /// Its namespace.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// Its name.
+    #[schemars(length(min = 1, max = 63))]
+    pub service: String,
+    /// Its ports, TCP, as the service numbers them.
+    #[schemars(length(min = 1, max = 32))]
+    pub ports: Vec<SharedPort>,
+    /// Names of clusters that may import it, or `*` for all. Without one nobody may.
+    #[serde(default)]
+    #[schemars(length(max = 1000))]
+    pub importers: Vec<String>,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedPort {
+    /// Its number.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+    /// What it is called in clusters that import it. Default: `port-<number>`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 15))]
+    pub name: String,
+}
+
+impl SharedPort {
+    /// Its name, or the one that it has without.
+    pub fn name(&self) -> String {
+        if self.name.is_empty() { format!("port-{}", self.port) } else { self.name.clone() }
+    }
+}
+
+/// How an export is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceExportStatus {
+    /// `Ready`: whether connections reach it, as far as the last ones tell.
+    pub conditions: Vec<Condition>,
+    /// Clusters that import it.
+    pub importers: Vec<String>,
+}
+
+/// A service that a cluster gets an address for, although others have it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceImportSpec {
+    /// The cluster that gets the address.
+    #[schemars(length(min = 1, max = 63))]
+    pub cluster: String,
+    /// The namespace of the service that is made there.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// The name of the service that is made there.
+    #[schemars(length(min = 1, max = 63))]
+    pub service: String,
+    /// What it leads to. Default: exports with the same namespace and name.
+    #[serde(default)]
+    pub from: ImportSource,
+}
+
+/// Which exports an import leads to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ImportSource {
+    /// Their namespace. Default: the import's.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 63))]
+    pub namespace: String,
+    /// Their name. Default: the import's.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 63))]
+    pub service: String,
+    /// Clusters that they are in. Default: all that export it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1000))]
+    pub clusters: Vec<String>,
+}
+
+/// How an import is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceImportStatus {
+    /// `Ready`: whether the address is there and leads somewhere.
+    pub conditions: Vec<Condition>,
+    /// The address of the service in its cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub address: Option<String>,
+    /// Its ports.
+    pub ports: Vec<SharedPort>,
+    /// Clusters that it comes from.
+    pub clusters: Vec<String>,
+}

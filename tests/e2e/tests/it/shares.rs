@@ -1,0 +1,172 @@
+//! A service of two clusters at an address of a third one's: web servers in their networks, real API servers, and the way
+//! through the hub. edge3 is one more agent beside edge2's control plane: a cluster of its own to the hub.
+
+use crate::world::World;
+use anyhow::{Context, Result, ensure};
+use moorline_e2e::{
+    cluster::Cluster,
+    moorline::{Agent, kubectl},
+    process::{Process, eventually, run, text},
+};
+use serde_json::Value;
+use std::{path::Path, time::Duration};
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// A web server in a cluster's network that says where it is, and the service `real/shop` for it.
+fn backend(world: &World, cluster: &Cluster, name: &str, port: u16) -> Result<Process> {
+    let dir = world.dir.join(format!("shop-{name}"));
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("who"), name)?;
+    let inside = cluster.network().context("a network")?.inside.clone();
+    let mut command = cluster.command("python3");
+    command.args(["-m", "http.server", "--bind", &inside, "--directory"]).arg(&dir).arg(port.to_string());
+    let process = Process::spawn(command, &dir.join("log"))?;
+    let objects = format!(
+        r#"{{"apiVersion": "v1", "kind": "List", "items": [
+        {{"apiVersion": "v1", "kind": "Namespace", "metadata": {{"name": "real"}}}},
+        {{"apiVersion": "v1", "kind": "Namespace", "metadata": {{"name": "remote"}}}},
+        {{"apiVersion": "v1", "kind": "Service", "metadata": {{"name": "shop", "namespace": "real"}},
+          "spec": {{"ports": [{{"name": "http", "port": 80}}]}}}},
+        {{"apiVersion": "v1", "kind": "Endpoints", "metadata": {{"name": "shop", "namespace": "real"}},
+          "subsets": [{{"addresses": [{{"ip": "{inside}"}}], "ports": [{{"name": "http", "port": {port}}}]}}]}}]}}"#
+    );
+    let mut apply = cluster.command(kubectl());
+    apply.arg("--kubeconfig").arg(cluster.kubeconfig()).args(["apply", "-f", "-"]);
+    let made = run(&mut apply, objects.as_bytes())?;
+    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    eventually("endpoint slices", LONG, || {
+        let selector = ["-l", "kubernetes.io/service-name=shop", "-o", "name"];
+        let found = cluster.admin(&[&["-n", "real", "get", "endpointslices"][..], &selector].concat())?;
+        ensure!(!found.is_empty(), "none yet");
+        Ok(())
+    })?;
+    Ok(process)
+}
+
+/// kubectl at the hub, as its administrator.
+fn hub(world: &World, args: &[&str], input: &[u8]) -> Result<String> {
+    let mut command = std::process::Command::new(kubectl());
+    command.arg("--kubeconfig").arg(world.hub.data().join("admin.kubeconfig")).args(args);
+    let done = run(&mut command, input)?;
+    ensure!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
+fn agent(world: &World, cluster: &Cluster, words: &[String], state: &Path, spec: &str, more: &[&str]) -> Result<Agent> {
+    let policy = state.with_extension("shares-policy.yaml");
+    std::fs::write(&policy, format!("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {spec}\n"))?;
+    let url = format!("https://{}:{}", cluster.network().context("a network")?.outside, world.hub.port);
+    let words: Vec<String> =
+        words.iter().map(|word| if word.starts_with("https://") { url.clone() } else { word.clone() }).collect();
+    let policy = policy.display().to_string();
+    Agent::start(cluster, &words, state, &[&["--policy-file", &policy][..], more].concat())
+}
+
+fn reason(world: &World, object: &str) -> Result<String> {
+    hub(world, &["get", object, "-o", "jsonpath={.status.conditions[0].reason}"], b"")
+}
+
+fn becomes(world: &World, object: &str, wanted: &str) -> Result<()> {
+    eventually(wanted, LONG, || {
+        let now = hub(world, &["get", object, "-o", "jsonpath={.status.conditions[0].reason}"], b"")?;
+        ensure!(now == wanted, "{object} is {now}");
+        Ok(())
+    })
+}
+
+/// All of it, and then the usual agents again.
+pub fn shared(world: &mut World) -> Result<()> {
+    world.agent1 = None;
+    world.agent2 = None;
+    let done = scene(world);
+    world.restart_agent1()?;
+    world.restart_agent2()?;
+    done
+}
+
+fn scene(world: &World) -> Result<()> {
+    let known = ["moorline", "agent", "--hub", "https://hub"].map(str::to_owned);
+    let opens = |cluster: &Cluster| -> Result<String> {
+        Ok(format!("services: {{allowAddresses: ['{}']}}", cluster.network().context("a network")?.inside))
+    };
+    let address = world.edge2.network().context("a network")?.inside.clone();
+    let one_state = world.dir.join("agent-edge1");
+    let one = agent(world, &world.edge1, &known, &one_state, &format!("{{{}}}", opens(&world.edge1)?), &[])?;
+    let words = world.hub.join_command("edge3")?;
+    let three_state = world.dir.join("agent-edge3");
+    let three = agent(world, &world.edge2, &words, &three_state, &format!("{{{}}}", opens(&world.edge2)?), &[])?;
+    let imports = ["--imports-address", address.as_str()];
+    let spec = "{imports: {allow: ['remote/shop']}}";
+    let two = agent(world, &world.edge2, &known, &world.dir.join("agent-edge2"), spec, &imports)?;
+    for name in ["edge1", "edge2", "edge3"] {
+        world.hub.wait_connected(name, LONG)?;
+    }
+    let first = backend(world, &world.edge1, "edge1", 18080)?;
+    let second = backend(world, &world.edge2, "edge3", 18080)?;
+
+    let shared = r#"{"apiVersion": "moorline.dev/v1alpha1", "kind": "ServiceExport", "metadata": {"name": "shop-edge1"}, "spec":
+          {"cluster": "edge1", "namespace": "real", "service": "shop", "ports": [{"port": 80, "name": "http"}], "importers": ["edge2"]}}
+---
+{"apiVersion": "moorline.dev/v1alpha1", "kind": "ServiceExport", "metadata": {"name": "shop-edge3"}, "spec":
+          {"cluster": "edge3", "namespace": "real", "service": "shop", "ports": [{"port": 80, "name": "http"}], "importers": ["*"]}}
+---
+{"apiVersion": "moorline.dev/v1alpha1", "kind": "ServiceImport", "metadata": {"name": "shop"}, "spec":
+          {"cluster": "edge2", "namespace": "remote", "service": "shop", "from": {"namespace": "real"}}}"#;
+    hub(world, &["apply", "-f", "-"], shared.as_bytes())?;
+    becomes(world, "serviceimport/shop", "Imported").with_context(|| two.process.log())?;
+    let shown = hub(world, &["get", "serviceimports"], b"")?;
+    ensure!(shown.contains("edge1,edge3"), "{shown}");
+
+    // The service has the address that the hub shows; behind it is the agent. (Here is no kube-proxy: its part, from
+    // address to endpoint, is done by hand.)
+    let object = |kind: &str, select: &[&str]| -> Result<Value> {
+        let args = [&["-n", "remote", "get", kind, "-o", "json"][..], select].concat();
+        Ok(serde_json::from_str(&world.edge2.admin(&args)?)?)
+    };
+    let service = object("service/shop", &[])?;
+    let told = hub(world, &["get", "serviceimport/shop", "-o", "jsonpath={.status.address}"], b"")?;
+    ensure!(service["spec"]["clusterIP"] == told.as_str(), "{service} is not at {told}");
+    let slices = object("endpointslices", &["-l", "kubernetes.io/service-name=shop"])?;
+    let slice = &slices["items"][0];
+    let at = format!(
+        "{}:{}",
+        slice["endpoints"][0]["addresses"][0].as_str().context("no address")?,
+        slice["ports"][0]["port"]
+    );
+    let curl = || text(world.edge2.command("curl").args(["-sS", "--max-time", "20", &format!("http://{at}/who")]));
+    let mut seen: Vec<String> = (0..10).map(|_| curl()).collect::<Result<_>>().with_context(|| {
+        format!("agent edge2: {}\nedge1: {}\nedge3: {}", two.process.log(), one.process.log(), three.process.log())
+    })?;
+    seen.sort();
+    seen.dedup();
+    ensure!(seen.iter().all(|who| who == "edge1" || who == "edge3"), "{seen:?}");
+
+    // One backend ends: every connection finds the other. Then the other way round.
+    drop(first);
+    for _ in 0..10 {
+        let who = curl().context("edge1's backend is away")?;
+        ensure!(who == "edge3", "{who}");
+    }
+    let first = backend(world, &world.edge1, "edge1", 18080)?;
+    drop(second);
+    for _ in 0..10 {
+        let who = curl().context("edge3's backend is away")?;
+        ensure!(who == "edge1", "{who}");
+    }
+    becomes(world, "serviceexport/shop-edge3", "ConnectionRefused")?;
+    ensure!(reason(world, "serviceimport/shop")? == "Imported");
+    drop(first);
+    ensure!(curl().is_err(), "nobody is left");
+    becomes(world, "serviceimport/shop", "NoneReachable")?;
+
+    // What a cluster's agent did for another one's pods stands in the audit log as that agent's.
+    let audit = std::fs::read_to_string(world.hub.data().join("audit.log"))?;
+    ensure!(audit.contains(r#""username":"moorline:agent:edge2."#), "no such record");
+    let all = ["delete", "serviceimport/shop", "serviceexport/shop-edge1", "serviceexport/shop-edge3", "cluster/edge3"];
+    hub(world, &all, b"")?;
+    eventually("the service is gone", LONG, || {
+        ensure!(world.edge2.admin(&["-n", "remote", "get", "services,endpointslices", "-o", "name"])?.is_empty());
+        Ok(())
+    })
+}
