@@ -243,9 +243,11 @@ impl Front {
         }
         let wanted = Wanted { authority: &authority, state: &state, path: &path };
         match *request.method() {
-            Method::GET if query.contains_key("provider") => self.to_provider(of("provider"), &wanted, remote).await,
+            Method::GET if query.contains_key("provider") => {
+                self.leave_for_provider(of("provider"), &wanted, remote).await
+            }
             Method::GET if query.contains_key("code") => {
-                self.from_provider(&request, of("code"), &wanted, remote).await
+                self.back_from_provider(&request, of("code"), &wanted, remote).await
             }
             Method::GET if query.contains_key("error") => {
                 // Words in a link are shown to nobody whose browser did not begin a login here.

@@ -32,7 +32,7 @@ const IDLE: Duration = Duration::from_secs(4 * 3600 + 60);
 /// What comes of one attempt.
 enum Begun<S> {
     /// The place is connected.
-    Open(S, Call, tracing::Span),
+    Open(S, Box<Call>, tracing::Span),
     /// It is not, and nothing was sent there; the trace id.
     Failed(Failure, String),
     /// No attempt is made at all.
@@ -85,7 +85,7 @@ impl<D: Dial> KubeProxy<D> {
             match self.begin(request.headers(), payload, caller, permit).await {
                 Begun::Open(stream, call, span) => {
                     tell(at, Ok(()));
-                    return self.join(request, stream, call, span);
+                    return self.join(request, stream, *call, span);
                 }
                 Begun::Failed(failure, trace) => {
                     let cluster = permit.cluster();
@@ -124,7 +124,7 @@ impl<D: Dial> KubeProxy<D> {
             "connect", cluster = permit.cluster(), user = %permit.principal().user, to = %shown, trace = %trace.id
         );
         match self.open(permit, &header).instrument(span.clone()).await {
-            Ok(stream) => Begun::Open(stream, call, span),
+            Ok(stream) => Begun::Open(stream, Box::new(call), span),
             Err(e) => {
                 call.finish(e.status(), e.ended());
                 Begun::Failed(e, trace.id)

@@ -42,7 +42,12 @@ impl Front {
     }
 
     /// The browser leaves for a provider.
-    pub(super) async fn to_provider(&self, provider: &str, wanted: &Wanted<'_>, remote: SocketAddr) -> Response<Body> {
+    pub(super) async fn leave_for_provider(
+        &self,
+        provider: &str,
+        wanted: &Wanted<'_>,
+        remote: SocketAddr,
+    ) -> Response<Body> {
         let verifier = pkce::random();
         let begun = async {
             self.logins.attempt_from(remote.ip())?;
@@ -70,7 +75,7 @@ impl Front {
     }
 
     /// It is back, with a code or with the provider's refusal.
-    pub(super) async fn from_provider(
+    pub(super) async fn back_from_provider(
         &self,
         request: &Request<Incoming>,
         code: &str,
