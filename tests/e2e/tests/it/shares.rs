@@ -22,6 +22,8 @@ fn backend(world: &World, cluster: &Cluster, name: &str, port: u16) -> Result<Pr
     let mut command = cluster.command("python3");
     command.args(["-m", "http.server", "--bind", &inside, "--directory"]).arg(&dir).arg(port.to_string());
     let process = Process::spawn(command, &dir.join("log"))?;
+    let own = format!("http://{inside}:{port}/who");
+    eventually("web server", LONG, || text(cluster.command("curl").args(["-sSf", "--max-time", "5", &own])))?;
     let objects = format!(
         r#"{{"apiVersion": "v1", "kind": "List", "items": [
         {{"apiVersion": "v1", "kind": "Namespace", "metadata": {{"name": "real"}}}},
