@@ -14,8 +14,8 @@ mod nodes;
 mod plans;
 mod plugins;
 mod services;
-mod store;
 mod shares;
+mod store;
 mod streams;
 mod world;
 
