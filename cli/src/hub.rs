@@ -9,7 +9,10 @@ use crate::{
     target::HubUrl,
     text,
 };
-use moorline_hub::{Config, Hub, HubError, OnFailure, RateLimits, StoreSettings, logins::config::ProviderConfig};
+use moorline_hub::{
+    Config, Hub, HubError, OnFailure, RateLimits, StoreSettings, config::GivenCertificate,
+    logins::config::ProviderConfig,
+};
 use moorline_plugin::Factory;
 use moorline_proto::id::{HubName, TrustDomain};
 use serde::Deserialize;
@@ -61,6 +64,13 @@ pub struct Args {
     /// Domain of the hosts of in-cluster services, NAME--NAMESPACE--CLUSTER.DOMAIN; its DNS leads here by a wildcard
     #[arg(long, value_name = "DOMAIN", env = "MOORLINE_SERVICES_DOMAIN")]
     services_domain: Option<String>,
+    /// A certificate (PEM, with its chain) for names that browsers use, such as those of services; read again when it
+    /// changes. Agents and kubectl know the hub by its own authority: leave out the names that they use
+    #[arg(long, value_name = "FILE", env = "MOORLINE_CERTIFICATE")]
+    certificate: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE", env = "MOORLINE_CERTIFICATE_KEY")]
+    certificate_key: Option<PathBuf>,
     /// Domain of the identities that this hub issues; cannot be changed later
     #[arg(long, value_name = "DOMAIN", env = "MOORLINE_TRUST_DOMAIN")]
     trust_domain: Option<TrustDomain>,
@@ -102,6 +112,8 @@ struct FileConfig {
     names: Vec<String>,
     public_url: Option<String>,
     services_domain: Option<String>,
+    certificate: Option<PathBuf>,
+    certificate_key: Option<PathBuf>,
     trust_domain: Option<String>,
     hub_name: Option<String>,
     agent_certificate_life: Option<String>,
@@ -190,6 +202,11 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         config.agent_certificate_life = life;
     }
     config.services_domain = args.services_domain.or(file.services_domain);
+    config.certificate = match (args.certificate.or(file.certificate), args.certificate_key.or(file.certificate_key)) {
+        (Some(chain), Some(key)) => Some(GivenCertificate { chain, key }),
+        (None, None) => None,
+        _ => return Err(usage("certificate and certificateKey go together", "name both files, or none")),
+    };
     if let Some(life) = span(args.login_life, file.login_life, "loginLife")? {
         config.login_life = life;
         config.login_life_max = config.login_life_max.max(life);

@@ -30,6 +30,9 @@ pub struct Config {
     pub public_url: String,
     /// Domain of the hosts of in-cluster services, `NAME--NAMESPACE--CLUSTER.<domain>`. `None`: they have none.
     pub services_domain: Option<String>,
+    /// A certificate of another authority, for connections that name a host that it is good for. Agents and kubectl know
+    /// the hub by its own authority: names that they use must not be in it.
+    pub certificate: Option<GivenCertificate>,
     /// Domain of the identities that the hub issues.
     pub trust_domain: TrustDomain,
     /// The hub's own name within the trust domain.
@@ -74,6 +77,7 @@ impl Config {
             names: vec!["localhost".to_owned()],
             public_url: "https://localhost:8443".to_owned(),
             services_domain: None,
+            certificate: None,
             trust_domain: known("moorline.local"),
             hub_name: known("hub"),
             agent_certificate_life: Duration::from_secs(24 * 3600),
@@ -182,6 +186,15 @@ impl fmt::Debug for Config {
             .field("hub_name", &self.hub_name)
             .finish_non_exhaustive()
     }
+}
+
+/// Where a certificate that was given lies. Both files are read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenCertificate {
+    /// PEM: the certificate, and those that lead to its authority.
+    pub chain: PathBuf,
+    /// PEM: its key.
+    pub key: PathBuf,
 }
 
 /// A setting that cannot work.

@@ -18,6 +18,7 @@ mod directory;
 mod files;
 mod follow;
 mod front;
+mod given;
 mod hubapi;
 mod issue;
 mod join;

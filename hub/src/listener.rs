@@ -1,13 +1,21 @@
 //! The one port: TLS, then a tunnel or HTTP by what the client hello asks for.
 
-use crate::{front::Front, known::Known, pki::Authority, sessions::Sessions, shares::Importing, websocket::Door};
+use crate::{
+    front::Front,
+    given::{Chooser, Given},
+    known::Known,
+    pki::Authority,
+    sessions::Sessions,
+    shares::Importing,
+    websocket::Door,
+};
 use arc_swap::ArcSwap;
 use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use moorline_link::{Identity, QuicListener, ReadAhead, accept_tls, tls};
 use moorline_proxy::guard::Guarded;
-use rustls::{ServerConfig, server::Acceptor};
+use rustls::{ServerConfig, server::Acceptor, sign::CertifiedKey};
 use std::{
     convert::Infallible,
     io,
@@ -53,17 +61,24 @@ pub(crate) struct TlsPair {
 
 impl TlsPair {
     /// From a fresh certificate of the authority.
-    pub fn new(identity: &Identity, authority: &Authority, expires: SystemTime) -> Result<Self, String> {
+    /// `given`: another authority's, for names that it is good for.
+    pub fn new(
+        identity: &Identity,
+        authority: &Authority,
+        expires: SystemTime,
+        given: Option<Arc<Given>>,
+    ) -> Result<Self, String> {
         let tunnel = tls::server_config(identity, &authority.trust()).map_err(|e| e.to_string())?;
         let mut imports = (*tunnel).clone();
         imports.alpn_protocols = vec![tls::IMPORTS_ALPN.to_vec()];
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let own = CertifiedKey::from_der(identity.chain.clone(), identity.key.clone_key(), &provider);
+        let chooser = Chooser { own: Arc::new(own.map_err(|e| e.to_string())?), given };
         let mut http = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(|e| e.to_string())?
             .with_no_client_auth()
-            .with_single_cert(identity.chain.clone(), identity.key.clone_key())
-            .map_err(|e| e.to_string())?;
+            .with_cert_resolver(Arc::new(chooser));
         http.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Self { tunnel, imports: Arc::new(imports), http: Arc::new(http), expires })
     }

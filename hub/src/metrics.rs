@@ -31,6 +31,7 @@ pub(crate) struct Metrics {
     pub node_reports: IntCounterVec,
     pub plans: IntCounterVec,
     pub imports: IntCounterVec,
+    pub certificate_current: IntGauge,
 }
 
 impl Metrics {
@@ -48,7 +49,13 @@ impl Metrics {
         registry.register(Box::new(sessions.clone()))?;
         let connections = IntGauge::new("moorline_hub_connections_open", "TCP connections, all kinds")?;
         registry.register(Box::new(connections.clone()))?;
+        let certificate_current = IntGauge::new(
+            "moorline_hub_given_certificate_current",
+            "Whether the certificate that was given is in use as its files are now (1), or an older one (0)",
+        )?;
+        registry.register(Box::new(certificate_current.clone()))?;
         Ok(Self {
+            certificate_current,
             sessions,
             connections,
             greetings: counters("moorline_hub_greetings_total", "Agents' greetings by answer", &["answer"])?,

@@ -9,6 +9,7 @@ use crate::{
     directory::Directory,
     files, follow,
     front::{BENCHES, Front},
+    given::Given,
     hubapi::HubApi,
     issue::Issuer,
     join::Joiner,
@@ -112,6 +113,9 @@ pub enum HubError {
         #[source]
         source: io::Error,
     },
+    /// A certificate that was given and cannot be used.
+    #[error("the certificate that was given cannot be used: {0}")]
+    Certificate(String),
     /// First user and files.
     #[error("the first start could not be finished")]
     Bootstrap(#[from] BootstrapError),
@@ -340,7 +344,9 @@ impl Hub {
         let addr = tcp.local_addr().map_err(listening(config.listen, "TCP"))?;
         let ops_listener = TcpListener::bind(config.ops_listen).await.map_err(listening(config.ops_listen, "ops"))?;
         let ops_addr = ops_listener.local_addr().map_err(listening(config.ops_listen, "ops"))?;
-        let pair = issue(&authority, &config).map_err(HubError::Internal)?;
+        let given = config.certificate.clone().map(Given::open).transpose();
+        let given = given.map_err(HubError::Certificate)?;
+        let pair = issue(&authority, &config, given.clone()).map_err(HubError::Internal)?;
         let link_limits = moorline_link::Limits::default();
         let quic = QuicListener::bind(udp, Arc::clone(&pair.tunnel), quic_keys, &link_limits)
             .map_err(listening(config.listen, "UDP"))?;
@@ -371,6 +377,9 @@ impl Hub {
         directory.load()?;
         follow::start(&mut background, &directory, &sessions, &shares, &records, &kill, &alive);
         background.spawn(shares.run(kill.clone()));
+        if let Some(given) = &given {
+            background.spawn(Arc::clone(given).follow(metrics.clone(), kill.clone()));
+        }
         #[cfg(unix)]
         match crate::control::listen(&dir) {
             Ok(socket) => {
@@ -413,7 +422,7 @@ impl Hub {
         let udp = serve_quic(Arc::clone(&quic), Arc::clone(&sessions), stop.clone());
         background.spawn(alive.while_running(Part::Quic, udp));
         background.spawn(ops::serve(ops_listener, registry.clone(), health, kill.clone()));
-        background.spawn(renew(authority, config.clone(), tls_pair, Arc::clone(&quic), kill.clone()));
+        background.spawn(renew(authority, (config.clone(), given.clone()), tls_pair, Arc::clone(&quic), kill.clone()));
         let writer_stop = CancellationToken::new();
         let writer = tokio::spawn(status.run(session_registry, records, metrics, writer_stop.clone()));
         tracing::info!(%addr, ops = %ops_addr, url = config.public_url, pin = pin_text(&front.joiner.authority), "hub serves");
@@ -496,7 +505,7 @@ async fn bind(address: SocketAddr) -> Result<(TcpListener, UdpSocket), HubError>
     }
 }
 
-fn issue(authority: &Authority, config: &Config) -> Result<TlsPair, String> {
+fn issue(authority: &Authority, config: &Config, given: Option<Arc<Given>>) -> Result<TlsPair, String> {
     let id = SpiffeId { trust_domain: config.trust_domain.clone(), role: Role::Hub(config.hub_name.clone()) };
     let mut names = config.names.clone();
     if let Some(host) = config.public_host()
@@ -507,13 +516,13 @@ fn issue(authority: &Authority, config: &Config) -> Result<TlsPair, String> {
     names.extend(config.services_domain.iter().map(|domain| format!("*.{domain}")));
     let (identity, expires) = authority.issue_hub(&id, &names).map_err(|e| e.to_string())?;
     debug_assert!(identity.chain.first().is_some_and(|leaf| tls::peer_id(leaf).is_ok()));
-    TlsPair::new(&identity, authority, expires)
+    TlsPair::new(&identity, authority, expires, given)
 }
 
 /// Makes the hub's certificate anew at two thirds of its life.
 async fn renew(
     authority: Arc<Authority>,
-    config: Config,
+    (config, given): (Config, Option<Arc<Given>>),
     pair: Arc<ArcSwap<TlsPair>>,
     quic: Arc<QuicListener>,
     stop: CancellationToken,
@@ -524,7 +533,7 @@ async fn renew(
         if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
             return;
         }
-        match issue(&authority, &config) {
+        match issue(&authority, &config, given.clone()) {
             Ok(new) => {
                 if let Err(error) = quic.set_server_config(Arc::clone(&new.tunnel)) {
                     tracing::error!("QUIC keeps the old certificate: {error}");

@@ -24,6 +24,7 @@ use moorline_proxy::{
     splice::{Passed, SpliceError, splice},
 };
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+pub use resolve::Lookup;
 use resolve::Resolver;
 use std::{
     collections::HashMap,
@@ -150,8 +151,19 @@ impl Inside {
         hub: Option<HubAddress>,
         metrics: Metrics,
     ) -> Arc<Self> {
+        Self::with_names(upstream, policy, hub, metrics, None)
+    }
+
+    /// The same, with somebody else to ask for the addresses of hosts.
+    pub fn with_names(
+        upstream: Arc<ApiServer>,
+        policy: Arc<PolicyFile>,
+        hub: Option<HubAddress>,
+        metrics: Metrics,
+        names: Option<Lookup>,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
-            resolver: Resolver::new(upstream.clone()),
+            resolver: Resolver::new(upstream.clone(), names),
             ground: Ground::new(upstream, hub),
             web: web::Web::new(this.clone()),
             loads: Mutex::default(),

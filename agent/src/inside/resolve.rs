@@ -3,12 +3,14 @@
 
 use super::Failure;
 use crate::{limits, upstream::ApiServer};
+use futures_util::{FutureExt, future::BoxFuture};
 use http::{Request, StatusCode, header};
 use moorline_proto::inside::Destination;
 use moorline_proxy::body;
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{
     collections::HashMap,
+    io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -47,15 +49,27 @@ pub(super) struct Found {
 
 type Known = Arc<AsyncMutex<Option<(Instant, Arc<Found>)>>>;
 
+/// Asks DNS for all addresses of a name.
+pub type Lookup = Arc<dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
+
+/// As this host does it.
+fn system() -> Lookup {
+    Arc::new(|host, port| {
+        async move { Ok(tokio::net::lookup_host((host, port)).await?.take(limits::INSIDE_ADDRESSES).collect()) }.boxed()
+    })
+}
+
 /// Looks up, and remembers for [`limits::INSIDE_KNOWN`].
 pub(super) struct Resolver {
     upstream: Arc<ApiServer>,
+    names: Lookup,
     known: Mutex<HashMap<(Destination, Transport), Known>>,
 }
 
 impl Resolver {
-    pub fn new(upstream: Arc<ApiServer>) -> Self {
-        Self { upstream, known: Mutex::default() }
+    /// `names`: who is asked for hosts; `None`: whom this host asks.
+    pub fn new(upstream: Arc<ApiServer>, names: Option<Lookup>) -> Self {
+        Self { upstream, names: names.unwrap_or_else(system), known: Mutex::default() }
     }
 
     /// The authorities that vouch for the API server: by custom those of the cluster.
@@ -109,10 +123,10 @@ impl Resolver {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, port)]);
         }
-        let found = tokio::time::timeout(limits::INSIDE_CONNECT, tokio::net::lookup_host((host, port))).await;
+        let found = tokio::time::timeout(limits::INSIDE_CONNECT, (self.names)(host.to_owned(), port)).await;
         match found {
             Err(_) => Err(Failure::Timeout { to: format!("the cluster's DNS, asked for {host}") }),
-            Ok(Ok(all)) => Ok(all.take(limits::INSIDE_ADDRESSES).collect()),
+            Ok(Ok(all)) => Ok(all),
             Ok(Err(e)) => Err(Failure::NotFound(format!("the cluster's DNS knows no address of {host}: {e}"))),
         }
     }

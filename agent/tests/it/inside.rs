@@ -68,6 +68,10 @@ impl World {
     }
 
     async fn at(authority: &Authority, recorder: Recorder, policy: &str) -> Self {
+        Self::asking(authority, recorder, policy, None).await
+    }
+
+    async fn asking(authority: &Authority, recorder: Recorder, policy: &str, names: Option<inside::Lookup>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("policy.yaml");
         let text = format!("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec:\n  api: {{}}\n{policy}\n");
@@ -77,7 +81,7 @@ impl World {
         let rules = Arc::new(ClusterRules::new(upstream.clone()));
         let places = inside::Metrics::new(&prometheus::Registry::new()).unwrap();
         let hub = "198.51.100.9:8443".parse().unwrap();
-        let places = inside::Inside::new(upstream.clone(), policy.clone(), Some(hub), places);
+        let places = inside::Inside::with_names(upstream.clone(), policy.clone(), Some(hub), places, names);
         let (hub, agent) = session_pair();
         let service = Service::new(upstream, rules, policy, metrics, More { inside: Some(places), ..More::default() });
         let agent = AbortOnDropHandle::new(tokio::spawn(service.session(agent)));
@@ -265,6 +269,47 @@ async fn s23_s25_addresses_that_nobody_means_are_never_dialled() {
         assert!(matches!(code, RefuseCode::Policy | RefuseCode::NotFound), "{to}: {code}");
     }
     assert_eq!(seen.load(Ordering::SeqCst), 0, "no connection was made");
+}
+
+/// A name with TTL 0 whose owner answers with an address that is allowed, and the next time with one that is not.
+#[tokio::test]
+async fn s25_a_name_that_rebinds_is_looked_up_once_and_what_was_judged_is_dialled() {
+    let authority = Authority::new();
+    let recorder = Recorder::start(&authority, &[b"h2"], None).await;
+    let (lawful, good, _echo) = echo().await;
+    // The same port at an address that the policy does not open: a second look would lead there.
+    let other = SocketAddr::from(([127, 9, 9, 9], lawful.port()));
+    let listener = TcpListener::bind(other).await.unwrap();
+    let bad = Arc::new(AtomicUsize::new(0));
+    let counted = bad.clone();
+    let _trap = AbortOnDropHandle::new(tokio::spawn(async move {
+        while listener.accept().await.is_ok() {
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    }));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let questions = asked.clone();
+    let names: inside::Lookup = Arc::new(move |host, port| {
+        assert_eq!((host.as_str(), port), ("rebind.example", lawful.port()));
+        let at = if questions.fetch_add(1, Ordering::SeqCst) == 0 { lawful } else { other };
+        Box::pin(async move { Ok(vec![at]) })
+    });
+    let policy = "  services: {allowAddresses: ['127.0.0.1']}";
+    let world = World::asking(&authority, recorder, policy, Some(names)).await;
+    world.put("/api/v1/nodes", json!({"items": []}));
+    let to = format!("host/rebind.example:{}", lawful.port());
+    let mut stream = world.open(&to, Payload::Bytes).await;
+    stream.write_all(b"hello").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut back = Vec::new();
+    timeout(Duration::from_secs(20), stream.read_to_end(&mut back)).await.unwrap().unwrap();
+    assert_eq!((&back[..], asked.load(Ordering::SeqCst)), (&b"hello"[..], 1), "one lookup for one connection");
+    assert_eq!(good.load(Ordering::SeqCst), 1);
+    // What is remembered is forgotten after a while: then the new answer is judged, and not dialled.
+    tokio::time::sleep(moorline_agent::limits::INSIDE_KNOWN).await;
+    let (code, message) = world.verdict(&to, Payload::Bytes).await.unwrap();
+    assert!(code == RefuseCode::Policy && message.contains("127.9.9.9"), "{code}: {message}");
+    assert_eq!((asked.load(Ordering::SeqCst), bad.load(Ordering::SeqCst)), (2, 0));
 }
 
 #[tokio::test]

@@ -201,3 +201,34 @@ async fn s30_s31_s33_only_a_websocket_is_upgraded_to_and_nothing_is_smuggled_beh
         format!("CONNECT web.shop.svc:80 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {anna}\r\n\r\n");
     assert_eq!(world.raw(connect.as_bytes()).await.code, 405);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clusters_limit_counts_its_services_too() {
+    let world = World::with(|config| {
+        let rate = moorline_hub::Rate { per_second: 1, burst: 4 };
+        config.rate_limits.per_cluster = Some(rate);
+    })
+    .await;
+    let _agent = world.connected("edge1", Carrier::Tls).await;
+    let anna = world.user("anna", &[]).await;
+    let spec = json!({ "users": ["anna"], "clusters": ["edge1"], "namespaces": ["shop"], "services": ["web"] });
+    grant(&world, "anna", spec).await;
+    let mut codes = Vec::new();
+    // What is refused takes nothing of what the cluster's users have.
+    eventually("over the limit", async || {
+        let code = world.get(&anna, &format!("{WEB}/")).await.code;
+        if code != 403 {
+            codes.push(code);
+        }
+        codes.last() == Some(&429)
+    })
+    .await;
+    assert!(codes.len() >= 5 && codes[..4] == [200; 4], "{codes:?}");
+    // In a second there is room for one more, so a slow machine may be let through once or twice.
+    eventually("connections count too", async || {
+        let answer = world.raw(connecting(&anna, "svc/shop/web:80", "").as_bytes()).await;
+        assert!(answer.code == 101 || answer.header("retry-after").is_some(), "{answer:?}");
+        answer.code == 429
+    })
+    .await;
+}

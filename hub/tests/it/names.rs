@@ -172,3 +172,77 @@ async fn s51_a_deleted_user_is_out_of_services_too() {
     world.patch(path, &json!({ "spec": { "disabled": true } })).await;
     eventually("out", async || ask(&world, WEB, "GET", "/", &[&header], "").await.code == 401).await;
 }
+
+/// The certificate that a connection with this name is shown.
+async fn shown(world: &World, name: &str) -> Vec<u8> {
+    let mut config = (*world.tls(&[b"http/1.1"])).clone();
+    config.dangerous().set_certificate_verifier(std::sync::Arc::new(Whoever));
+    let socket = tokio::net::TcpStream::connect(world.hub.addr()).await.unwrap();
+    let name = rustls_pki_types::ServerName::try_from(name.to_owned()).unwrap();
+    let tls = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)).connect(name, socket).await.unwrap();
+    tls.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+}
+
+/// Believes everybody: this test looks at what is shown.
+#[derive(Debug)]
+struct Whoever;
+impl rustls::client::danger::ServerCertVerifier for Whoever {
+    fn verify_server_cert(
+        &self,
+        _: &rustls_pki_types::CertificateDer<'_>,
+        _: &[rustls_pki_types::CertificateDer<'_>],
+        _: &rustls_pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls_pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls_pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &rustls_pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s46_a_given_certificate_is_shown_for_its_names_and_changes_without_a_restart() {
+    let files = tempfile::tempdir().unwrap();
+    let (chain, key) = (files.path().join("tls.crt"), files.path().join("tls.key"));
+    let make = || {
+        let made = rcgen::generate_simple_self_signed(vec!["*.services.example".to_owned()]).unwrap();
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        std::fs::write(&chain, made.cert.pem()).unwrap();
+        made.cert.der().to_vec()
+    };
+    let first = make();
+    let world = World::with(|config| {
+        config.services_domain = Some("services.example".to_owned());
+        config.certificate = Some(moorline_hub::config::GivenCertificate { chain: chain.clone(), key: key.clone() });
+    })
+    .await;
+    assert_eq!(shown(&world, WEB).await, first);
+    for own in ["localhost", "other.example", "a.b.services.example"] {
+        assert_ne!(shown(&world, own).await, first, "{own}");
+    }
+    // Half a change: the last good one stays, and a metric says so.
+    std::fs::write(&key, "nothing").unwrap();
+    eventually("the trouble is counted", async || world.metric("moorline_hub_given_certificate_current") == 0.0).await;
+    assert_eq!(shown(&world, WEB).await, first);
+    let second = make();
+    eventually("the new one is shown", async || shown(&world, WEB).await == second).await;
+    assert_eq!(world.metric("moorline_hub_given_certificate_current"), 1.0);
+}

@@ -14,6 +14,7 @@ mod nodes;
 mod plans;
 mod plugins;
 mod services;
+mod services_http;
 mod shares;
 mod store;
 mod streams;
@@ -53,6 +54,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("services_dns_over_udp", services::dns),
     ("services_a_grpc_health_check", services::grpc),
     ("services_a_terminal_behind_a_websocket", services::terminal),
+    ("services_http_streams_and_failures_have_names", services_http::all),
     ("services_of_two_clusters_have_an_address_in_another", shares::shared),
     ("plugin_health_tells_how_clusters_are", plugins::health),
     ("f35_u06_a_hub_moves_to_etcd_and_back", store::moves),

@@ -18,7 +18,7 @@ use std::{
 const LONG: Duration = Duration::from_secs(30);
 
 /// Runs `scene` with an agent whose policy opens the host's own address, and puts the usual one back.
-fn with_services(world: &mut World, scene: impl FnOnce(&World, &str) -> Result<()>) -> Result<()> {
+pub fn with_services(world: &mut World, scene: impl FnOnce(&World, &str) -> Result<()>) -> Result<()> {
     let network = world.edge1.network().context("a network")?;
     let (inside, url) = (network.inside.clone(), format!("https://{}:{}", network.outside, world.hub.port));
     let policy = world.dir.join("services-policy.yaml");
@@ -39,7 +39,7 @@ fn with_services(world: &mut World, scene: impl FnOnce(&World, &str) -> Result<(
 }
 
 /// A service of the namespace `real` that leads to this port of the host.
-fn service(world: &World, inside: &str, name: &str, port: u16, protocol: &str) -> Result<()> {
+pub fn service(world: &World, inside: &str, name: &str, port: u16, protocol: &str) -> Result<()> {
     let objects = format!(
         r#"{{"apiVersion": "v1", "kind": "List", "items": [
         {{"apiVersion": "v1", "kind": "Namespace", "metadata": {{"name": "real"}}}},
@@ -61,7 +61,7 @@ fn service(world: &World, inside: &str, name: &str, port: u16, protocol: &str) -
     })
 }
 
-fn grant(world: &World, name: &str) -> Result<()> {
+pub fn grant(world: &World, name: &str) -> Result<()> {
     let args = [
         "grant",
         "service",
@@ -99,7 +99,7 @@ fn forward(world: &World, user: &str, words: &[&str], count: usize) -> Result<(P
     Ok((process, found))
 }
 
-fn curl(world: &World, token: &str, path: &str, more: &[&str]) -> Result<String> {
+pub fn curl(world: &World, token: &str, path: &str, more: &[&str]) -> Result<String> {
     let ca = world.hub.data().join("ca.crt");
     let mut curl = Command::new("curl");
     curl.args(["-sS", "--max-time", "20", "--cacert"]).arg(ca).args(["-H", &format!("Authorization: Bearer {token}")]);
