@@ -56,7 +56,7 @@ for s in "web $web TCP" "dns $dns UDP"; do
 YAML
 done
 token=$(moorline kubeconfig bench --static | sed -n 's/^ *token: *"\{0,1\}\([^"]*\)"\{0,1\}$/\1/p')
-up forward moorline forward bench --address 127.0.0.1 tcp/127.0.0.1:$web udp/127.0.0.1:$dns
+up forward moorline forward bench --address 127.0.0.1 svc/bench/web ":$web" udp/svc/bench/dns ":$dns"
 forward_pid=$!
 wait_for grep -q UDP "$work/forward.log"
 tcp=$(sed -n 's/^Forwarding from \([0-9.:]*\) .*/\1/p' "$work/forward.log" | head -n 1)

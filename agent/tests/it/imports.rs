@@ -101,9 +101,10 @@ async fn hub(mut request: Request<Incoming>, side: HubSide) -> Result<Response<F
         let asked: Value = serde_json::from_slice(&body).unwrap();
         side.told.send_replace(asked["told"].clone());
         let mut wanted = side.wanted.subscribe();
-        let now = wanted.wait_for(|now| now.to_string() != asked["seen"]).await.unwrap().clone();
+        let revision = |now: &Value| format!("r{now}");
+        let now = wanted.wait_for(|now| revision(now) != asked["seen"]).await.unwrap().clone();
         let agents = json!(["a1"]);
-        let answer = json!({ "revision": now.to_string(), "imports": now, "agents": agents });
+        let answer = json!({ "revision": revision(&now), "imports": now, "agents": agents });
         return Ok(Response::new(Full::new(Bytes::from(answer.to_string()))));
     }
     if *side.refuses.lock().unwrap() {
