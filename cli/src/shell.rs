@@ -16,7 +16,10 @@ use std::{
     process::ExitCode,
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{Message, protocol::Role},
@@ -26,6 +29,10 @@ use tokio_tungstenite::{
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a silent shell is told that its client is there, under the shortest patience of proxies on the way.
 const HEARTBEAT: Duration = Duration::from_secs(20);
+/// How long a lost shell is asked for again: as long as it waits.
+const AGAIN: Duration = Duration::from_secs(60);
+/// Pause before it is asked for again.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Bytes typed or pasted at once that are sent at a time.
 const CHUNK: usize = 16 << 10;
 
@@ -53,35 +60,86 @@ pub struct Args {
 /// `moorline shell CLUSTER`: the exit code is the shell's.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let client = Client::new(&args.hub.known()?, PATIENCE)?;
-    let size = local::size();
-    let term = env::var("TERM").unwrap_or_default();
-    let mut path = format!(
-        "/k8s/clusters/{}/shell?columns={}&rows={}&term={}",
-        args.cluster,
-        size.width,
-        size.height,
-        term.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.+".contains(*c)).collect::<String>()
-    );
-    if let Some(node) = &args.node {
-        path.push_str(&format!("&node={node}"));
-    }
-    let (socket, early) = client.websocket(&path, PROTOCOL).await?;
-    let socket = WebSocketStream::from_partially_read(socket, early.to_vec(), Role::Client, None).await;
-    let raw = (stdin().is_terminal() && stdout().is_terminal()).then(local::Raw::begin).transpose()?;
-    let ended = session(socket).await;
+    // By this the shell is known again, should the connection be lost: nobody guesses it.
+    let id = format!("{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>());
+    let mut attach = false;
+    let (tell, mut typed) = mpsc::channel(4);
+    let mut tell = Some(tell); // reading begins with the first connection
+    let mut resized = local::Resized::new()?;
+    let (mut raw, mut over) = (None, false);
+    let mut until = Instant::now();
+    let ended = loop {
+        let opened = client.websocket(&path(&args, &id, attach), PROTOCOL).await;
+        let (socket, early) = match opened {
+            Ok(opened) => opened,
+            // The way may still be broken; and where the shell is gone there is nothing to wait for.
+            Err(error) if attach && !error.is_not_found() && !error.is_forbidden() && Instant::now() < until => {
+                sleep(PAUSE).await;
+                continue;
+            }
+            Err(error) => break Err(error.into()),
+        };
+        if let Some(tell) = tell.take() {
+            std::thread::spawn(move || read(&tell)); // a blocking read cannot be called off: it ends with the process
+        }
+        if raw.is_none() && stdin().is_terminal() && stdout().is_terminal() {
+            raw = Some(local::Raw::begin()?);
+        }
+        let socket = WebSocketStream::from_partially_read(socket, early.to_vec(), Role::Client, None).await;
+        match session(socket, &mut typed, &mut over, &mut resized).await {
+            Ok(End::Ended(code, why)) => break Ok((code, why)),
+            Ok(End::Lost(why)) => {
+                crate::text::say(&format!("\r\nthe connection is lost ({why}); coming back to the shell\r"));
+                (attach, until) = (true, Instant::now() + AGAIN);
+                sleep(PAUSE).await;
+            }
+            Err(error) => break Err(error),
+        }
+    };
     drop(raw);
-    let (code, why) = ended?;
+    let (code, why) = ended.map_err(|error: anyhow::Error| if attach { lost(&format!("{error:#}")) } else { error })?;
     if code != 0 && why != format!("the shell ended with exit code {code}") {
         return Err(advise(format!("the shell ended: {why}"), "begin another one: moorline shell"));
     }
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
-async fn session(socket: WebSocketStream<Socket>) -> anyhow::Result<(i32, String)> {
+fn path(args: &Args, id: &str, attach: bool) -> String {
+    let (size, term) = (local::size(), env::var("TERM").unwrap_or_default());
+    let term: String = term.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.+".contains(*c)).collect();
+    let (cluster, Size { width, height }) = (&args.cluster, size);
+    let mut path = format!("/k8s/clusters/{cluster}/shell?columns={width}&rows={height}&term={term}&session={id}");
+    if attach {
+        path.push_str("&attach=1");
+    }
+    if let Some(node) = &args.node {
+        path.push_str(&format!("&node={node}"));
+    }
+    path
+}
+
+/// How a connection to a shell ends.
+enum End {
+    /// The shell has ended: its exit code, and why.
+    Ended(i32, String),
+    /// The connection is gone; the shell waits.
+    Lost(String),
+}
+
+async fn session(
+    socket: WebSocketStream<Socket>,
+    typed: &mut mpsc::Receiver<Input>,
+    over: &mut bool,
+    resized: &mut local::Resized,
+) -> anyhow::Result<End> {
     let (mut send, mut receive) = socket.split();
-    let (tell, mut typed) = mpsc::channel(4);
-    std::thread::spawn(move || read(&tell)); // a blocking read cannot be called off: it ends with the process
-    let mut resized = local::Resized::new()?;
+    if send.send(Message::Binary(frames::write(&Input::Resize(local::size())))).await.is_err() {
+        return Ok(End::Lost("it broke".to_owned()));
+    }
+    // A shell that was come back to has not heard that nothing more is typed.
+    if *over && send.send(Message::Binary(frames::write(&Input::End))).await.is_err() {
+        return Ok(End::Lost("it broke".to_owned()));
+    }
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     heartbeat.tick().await;
     loop {
@@ -93,17 +151,22 @@ async fn session(socket: WebSocketStream<Socket>) -> anyhow::Result<(i32, String
                         out.write_all(&bytes).and_then(|()| out.flush()).context("cannot write to the terminal")?;
                         continue;
                     }
-                    Output::Ended { code, why } => return Ok((code, why)),
+                    Output::Ended { code, why } => return Ok(End::Ended(code, why)),
                 },
-                Some(Ok(Message::Close(_))) | None => return Err(lost("the connection ended")),
+                Some(Ok(Message::Close(_))) | None => return Ok(End::Lost("it ended".to_owned())),
                 Some(Ok(_)) => continue,
-                Some(Err(error)) => return Err(lost(&error.to_string())),
+                Some(Err(error)) => return Ok(End::Lost(error.to_string())),
             },
-            Some(input) = typed.recv() => Message::Binary(frames::write(&input)),
+            Some(input) = typed.recv() => {
+                *over |= input == Input::End;
+                Message::Binary(frames::write(&input))
+            }
             size = resized.next() => Message::Binary(frames::write(&Input::Resize(size))),
             _ = heartbeat.tick() => Message::Ping(Bytes::new()),
         };
-        send.send(message).await.map_err(|error| lost(&error.to_string()))?;
+        if let Err(error) = send.send(message).await {
+            return Ok(End::Lost(error.to_string()));
+        }
     }
 }
 

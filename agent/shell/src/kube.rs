@@ -25,7 +25,7 @@ pub trait Kube: Send + Sync + 'static {
 ///
 /// # Cancel safety
 /// Dropping the future ends every call.
-pub(crate) async fn serve(listener: TcpListener, kube: Arc<dyn Kube>) {
+pub(crate) async fn serve(listener: &TcpListener, kube: &Arc<dyn Kube>) {
     let mut connections = JoinSet::new();
     loop {
         if limits::CALLS <= connections.len() {

@@ -21,6 +21,12 @@ pub const TMPFS_MIB: u32 = 64;
 pub const IDLE: Duration = Duration::from_secs(30 * 60);
 /// The longest that a shell lasts.
 pub const TOTAL: Duration = Duration::from_secs(8 * 3600);
+/// How long a shell whose client is gone waits for it to come back.
+pub const DETACHED: Duration = Duration::from_secs(60);
+/// Bytes that are kept of what it shows meanwhile: the end.
+pub const BACKLOG: usize = 64 << 10;
+/// Letters of a shell's own id, which its client chose: enough that nobody guesses it.
+pub const SESSION: std::ops::RangeInclusive<usize> = 32..=64;
 /// Longest wait for the sandbox to stand.
 pub const START: Duration = Duration::from_secs(10);
 /// Longest wait for what the shell's last process wrote, after it ended.

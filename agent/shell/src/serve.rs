@@ -7,17 +7,22 @@ use crate::{
     sandbox::{NOT_MADE, PORT, Plan},
     terminal::Terminal,
 };
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{
+    SinkExt, StreamExt,
+    stream::{SplitSink, SplitStream},
+};
 use http::{HeaderValue, Request, Response, StatusCode, header, request::Parts};
 use moorline_proxy::{Body, body, status::status_response, upgrade::UpgradedIo, wire::WantsUpgrade};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{
     io::DuplexStream,
+    net::TcpListener,
+    sync::mpsc,
     time::{Instant, MissedTickBehavior, sleep_until, timeout},
 };
 use tokio_tungstenite::{
@@ -47,11 +52,13 @@ pub struct Patience {
     pub idle: Duration,
     /// At all.
     pub total: Duration,
+    /// Without a client, for one that said how it will be known again.
+    pub detached: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { idle: limits::IDLE, total: limits::TOTAL }
+        Self { idle: limits::IDLE, total: limits::TOTAL, detached: limits::DETACHED }
     }
 }
 
@@ -60,7 +67,19 @@ pub struct Shells {
     root: PathBuf,
     patience: Patience,
     taken: Arc<Mutex<BTreeSet<u32>>>,
+    named: Named,
     tasks: TaskTracker,
+}
+
+/// Shells that a client may come back to, by user and the id that their client chose.
+type Named = Arc<Mutex<HashMap<(String, String), mpsc::Sender<DuplexStream>>>>;
+
+/// A shell's entry among these.
+struct Entry(Named, (String, String));
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+    }
 }
 
 /// A user id that one shell has.
@@ -74,7 +93,7 @@ impl Drop for Place {
 impl Shells {
     /// Shells that run the programs in `root`, a folder with `bin`, `usr` and so on.
     pub fn new(root: PathBuf, patience: Patience) -> Self {
-        Self { root, patience, taken: Arc::default(), tasks: TaskTracker::new() }
+        Self { root, patience, taken: Arc::default(), named: Arc::default(), tasks: TaskTracker::new() }
     }
 
     /// How many there are now.
@@ -92,14 +111,23 @@ impl Shells {
     }
 
     /// Answers a request for a shell: `GET` that asks for a WebSocket, with `columns`, `rows` and `term` in its query.
-    /// The shell lives as long as the connection behind the answer.
+    /// The shell lives as long as the connection behind the answer, or with `session=ID` until its client has been away
+    /// for [`Patience::detached`]; `attach=1` comes back to it.
     pub async fn serve(&self, request: Request<Body>, visitor: Visitor) -> Response<Body> {
         let (head, _) = request.into_parts();
         let key = match accept_key(&head) {
             Ok(key) => key,
             Err(refusal) => return *refusal,
         };
-        let (size, term) = wishes(head.uri.query().unwrap_or_default());
+        let query = head.uri.query().unwrap_or_default();
+        let (size, term) = wishes(query);
+        let session = match session(query) {
+            Ok(session) => session.map(|(id, attach)| ((visitor.user.clone(), id), attach)),
+            Err(why) => return status_response(StatusCode::BAD_REQUEST, why),
+        };
+        if let Some((name, true)) = &session {
+            return self.attach(name, key);
+        }
         let Some(place) = self.place() else {
             return status_response(StatusCode::TOO_MANY_REQUESTS, "this node has as many shells as it may");
         };
@@ -118,31 +146,66 @@ impl Shells {
             }
         };
         tracing::info!(user = visitor.user, uid = place.1, "shell begins");
+        let (entry, coming) = match session.map(|(name, _)| self.enter(name)).transpose() {
+            Ok(entered) => entered.unzip(),
+            Err(refusal) => return *refusal,
+        };
         let (ours, theirs) = tokio::io::duplex(limits::PIPE);
         let (patience, token) = (self.patience, self.tasks.token());
+        let shell = Shell { terminal, listener, kube: visitor.kube, coming, entry, patience, user: visitor.user };
         tokio::spawn(async move {
             let _held: (Place, TaskTrackerToken) = (place, token);
-            let config = WebSocketConfig::default()
-                .max_message_size(Some(limits::MESSAGE))
-                .max_frame_size(Some(limits::MESSAGE))
-                .write_buffer_size(0)
-                .max_write_buffer_size(2 * limits::MESSAGE);
-            let socket = WebSocketStream::from_raw_socket(ours, Role::Server, Some(config)).await;
-            let ended = tokio::select! {
-                ended = pump(terminal, socket, patience) => ended,
-                () = kube::serve(listener, visitor.kube) => "unreachable",
-            };
-            tracing::info!(user = visitor.user, ended, "shell ends");
+            shell.run(ours).await;
         });
-        let mut response = Response::new(body::empty());
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        let headers = response.headers_mut();
-        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(header::SEC_WEBSOCKET_ACCEPT, key);
-        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
-        response.extensions_mut().insert(UpgradedIo::new(theirs));
-        response
+        switching(key, theirs)
+    }
+
+    /// Notes a shell that its client may come back to.
+    fn enter(&self, name: (String, String)) -> Result<(Entry, mpsc::Receiver<DuplexStream>), Box<Response<Body>>> {
+        let (tell, coming) = mpsc::channel(1);
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if named.contains_key(&name) {
+            return Err(Box::new(status_response(StatusCode::CONFLICT, "there is a shell of this id: attach to it")));
+        }
+        named.insert(name.clone(), tell);
+        Ok((Entry(self.named.clone(), name), coming))
+    }
+
+    /// A client comes back. It takes the place of one that is still there: that one's connection has died unnoticed.
+    fn attach(&self, name: &(String, String), key: HeaderValue) -> Response<Body> {
+        let found = self.named.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        let Some(shell) = found else {
+            return status_response(StatusCode::NOT_FOUND, "this shell has ended, or is on another node");
+        };
+        let (ours, theirs) = tokio::io::duplex(limits::PIPE);
+        match shell.try_send(ours) {
+            Ok(()) => switching(key, theirs),
+            Err(_) => status_response(StatusCode::NOT_FOUND, "this shell has just ended"),
+        }
+    }
+}
+
+/// The answer that makes a connection a WebSocket.
+fn switching(key: HeaderValue, theirs: DuplexStream) -> Response<Body> {
+    let mut response = Response::new(body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, key);
+    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
+    response.extensions_mut().insert(UpgradedIo::new(theirs));
+    response
+}
+
+/// The id that the client chose, and whether it comes back.
+fn session(query: &str) -> Result<Option<(String, bool)>, &'static str> {
+    let field = |name: &str| query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name);
+    let Some((_, id)) = field("session") else { return Ok(None) };
+    if limits::SESSION.contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        Ok(Some((id.to_owned(), field("attach").is_some_and(|(_, value)| value == "1"))))
+    } else {
+        Err("session must be 32 to 64 letters and digits, which nobody can guess")
     }
 }
 
@@ -200,12 +263,134 @@ fn kubeconfig(cluster: &str) -> String {
     .to_string()
 }
 
+/// A shell that runs, with or without a client.
+struct Shell {
+    terminal: Terminal,
+    listener: TcpListener,
+    kube: Arc<dyn Kube>,
+    /// Clients that come back; `None`: the shell ends with its client.
+    coming: Option<mpsc::Receiver<DuplexStream>>,
+    entry: Option<Entry>,
+    patience: Patience,
+    user: String,
+}
+
+type ToClient = SplitSink<WebSocketStream<DuplexStream>, Message>;
+
+impl Shell {
+    async fn run(mut self, mut client: DuplexStream) {
+        let begin = Instant::now();
+        let mut missed = Vec::new();
+        let (ended, to_client) = loop {
+            let (to_client, ended, next) = self.with(client, std::mem::take(&mut missed), begin).await;
+            client = match (ended, next) {
+                (_, Some(next)) => next,
+                // While nobody is there nothing is done in the user's name: calls to the API server have ended.
+                ("client gone", None) => match self.alone(&mut missed, begin).await {
+                    Ok(next) => next,
+                    Err(ended) => break (ended, None),
+                },
+                (ended, None) => break (ended, Some(to_client)),
+            };
+            tracing::info!(user = self.user, "a client is back at its shell");
+        };
+        self.end(ended, to_client).await;
+    }
+
+    /// Until the client goes, another takes its place, or the shell ends.
+    async fn with(
+        &mut self,
+        client: DuplexStream,
+        missed: Vec<u8>,
+        begin: Instant,
+    ) -> (ToClient, &'static str, Option<DuplexStream>) {
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(limits::MESSAGE))
+            .max_frame_size(Some(limits::MESSAGE))
+            .write_buffer_size(0)
+            .max_write_buffer_size(2 * limits::MESSAGE);
+        let socket = WebSocketStream::from_raw_socket(client, Role::Server, Some(config)).await;
+        let (mut to_client, from_client) = socket.split();
+        let (ended, next) = tokio::select! {
+            ended = pump(&self.terminal, (&mut to_client, from_client), missed, (self.patience, begin)) => (ended, None),
+            () = kube::serve(&self.listener, &self.kube) => ("unreachable", None),
+            Some(next) = another(&mut self.coming) => ("replaced", Some(next)),
+        };
+        (to_client, ended, next)
+    }
+
+    /// Until a client comes back. What is shown meanwhile is kept: its end.
+    async fn alone(&mut self, missed: &mut Vec<u8>, begin: Instant) -> Result<DuplexStream, &'static str> {
+        let Some(coming) = &mut self.coming else { return Err("client gone") };
+        tracing::info!(user = self.user, "a shell waits for its client to come back");
+        let until = (Instant::now() + self.patience.detached).min(begin + self.patience.total);
+        let mut buffer = vec![0; limits::CHUNK];
+        loop {
+            tokio::select! {
+                Some(next) = coming.recv() => return Ok(next),
+                shown = self.terminal.read(&mut buffer) => match shown {
+                    Ok(n @ 1..) => {
+                        missed.extend_from_slice(buffer.get(..n).unwrap_or_default());
+                        let surplus = missed.len().saturating_sub(limits::BACKLOG);
+                        missed.drain(..surplus);
+                    }
+                    Ok(0) | Err(_) => return Err("exit"),
+                },
+                () = sleep_until(until) => return Err("client gone"),
+            }
+        }
+    }
+
+    /// Ends the shell, and tells its client, if there is one.
+    async fn end(mut self, ended: &'static str, to_client: Option<ToClient>) {
+        let last = match ended {
+            "exit" => {
+                let code = timeout(limits::LAST_OUTPUT, self.terminal.ended()).await;
+                let code = code.map_or(None, Result::ok).unwrap_or_else(|| i32::from(NOT_MADE));
+                Some(frames::ended(code, &format!("the shell ended with exit code {code}")))
+            }
+            "idle" => Some(frames::ended(1, "nothing was typed for too long")),
+            "time is up" => Some(frames::ended(1, "a shell lasts no longer")),
+            _ => None,
+        };
+        drop((self.entry.take(), self.coming.take())); // nobody comes back to it from here on
+        drop(self.terminal); // before the last word, so that who has heard it can rely on it
+        if let Some(mut to_client) = to_client {
+            let say = async {
+                if let Some(last) = last {
+                    to_client.send(Message::Binary(last)).await?;
+                }
+                let code = if ended == "protocol" { CloseCode::Protocol } else { CloseCode::Normal };
+                to_client.send(Message::Close(Some(CloseFrame { code, reason: Default::default() }))).await
+            };
+            let _ = timeout(limits::LAST_OUTPUT, say).await; // a client that is gone hears nothing
+        }
+        tracing::info!(user = self.user, ended, "shell ends");
+    }
+}
+
+/// The next client; never, where none may come.
+async fn another(coming: &mut Option<mpsc::Receiver<DuplexStream>>) -> Option<DuplexStream> {
+    match coming {
+        Some(coming) => coming.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Moves bytes until one side ends. Returns why, in a word.
-async fn pump(mut terminal: Terminal, socket: WebSocketStream<DuplexStream>, patience: Patience) -> &'static str {
-    let (mut to_client, mut from_client) = socket.split();
-    let begin = Instant::now();
-    let (typed, mut touched) = tokio::sync::watch::channel(begin);
+async fn pump(
+    terminal: &Terminal,
+    (to_client, mut from_client): (&mut ToClient, SplitStream<WebSocketStream<DuplexStream>>),
+    missed: Vec<u8>,
+    (patience, begin): (Patience, Instant),
+) -> &'static str {
+    let (typed, mut touched) = tokio::sync::watch::channel(Instant::now());
     let shown = async {
+        for piece in missed.chunks(limits::CHUNK) {
+            if to_client.send(Message::Binary(frames::output(piece))).await.is_err() {
+                return "client gone";
+            }
+        }
         let mut buffer = vec![0; limits::CHUNK];
         loop {
             match terminal.read(&mut buffer).await {
@@ -247,7 +432,9 @@ async fn pump(mut terminal: Terminal, socket: WebSocketStream<DuplexStream>, pat
                     Err(_) => return "protocol",
                 },
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                Some(Ok(Message::Close(_)) | Err(_)) | None => return "client gone",
+                // Who says goodbye does not come back.
+                Some(Ok(Message::Close(_))) => return "closed",
+                Some(Err(_)) | None => return "client gone",
                 Some(Ok(Message::Text(_) | Message::Frame(_))) => return "protocol",
             }
         }
@@ -261,32 +448,12 @@ async fn pump(mut terminal: Terminal, socket: WebSocketStream<DuplexStream>, pat
             }
         }
     };
-    let ended = tokio::select! {
+    tokio::select! {
         ended = shown => ended,
         ended = typing => ended,
         ended = bored => ended,
         () = sleep_until(begin + patience.total) => "time is up",
-    };
-    let last = match ended {
-        "exit" => {
-            let code = timeout(limits::LAST_OUTPUT, terminal.ended()).await;
-            let code = code.map_or(None, Result::ok).unwrap_or_else(|| i32::from(NOT_MADE));
-            Some(frames::ended(code, &format!("the shell ended with exit code {code}")))
-        }
-        "idle" => Some(frames::ended(1, "nothing was typed for too long")),
-        "time is up" => Some(frames::ended(1, "a shell lasts no longer")),
-        _ => None,
-    };
-    drop(terminal); // before the last word, so that who has heard it can rely on it
-    let say = async {
-        if let Some(last) = last {
-            to_client.send(Message::Binary(last)).await?;
-        }
-        let code = if ended == "protocol" { CloseCode::Protocol } else { CloseCode::Normal };
-        to_client.send(Message::Close(Some(CloseFrame { code, reason: Default::default() }))).await
-    };
-    let _ = timeout(limits::LAST_OUTPUT, say).await; // a client that is gone hears nothing
-    ended
+    }
 }
 
 #[cfg(test)]
@@ -300,6 +467,17 @@ mod tests {
         assert_eq!(wishes("columns=0&rows=99999&term=a%20b&x"), usual);
         let (size, term) = wishes("columns=132&rows=50&term=tmux-256color");
         assert_eq!((size.width, size.height, term.as_str()), (132, 50, "tmux-256color"));
+    }
+
+    #[test]
+    fn a_shells_id_is_one_that_nobody_guesses() {
+        let id = "0123456789abcdef0123456789abcdef";
+        assert_eq!(session("columns=80"), Ok(None));
+        assert_eq!(session(&format!("session={id}")), Ok(Some((id.to_owned(), false))));
+        assert_eq!(session(&format!("attach=1&session={id}")), Ok(Some((id.to_owned(), true))));
+        for bad in ["session=", "session=short", "session=0123456789abcdef0123456789abcde/"] {
+            assert!(session(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -34,6 +34,7 @@ impl Front {
             self.count_refusal("path");
             return closing(StatusCode::BAD_REQUEST, "node must be the name of a node agent");
         };
+        let session = query.split('&').find_map(|pair| pair.strip_prefix("session=")).map(str::to_owned);
         let grants = self.directory.watch_grants();
         let known = Arc::clone(&grants.borrow());
         // What is typed in a shell no verb of a token bounds.
@@ -46,7 +47,7 @@ impl Front {
             Ok(permit) => permit,
             Err(refusal) => return self.refuse(refusal, &request, &path, &who, remote).await,
         };
-        let dial = Arc::new(ShellDial { call: self.dial(&who, grants), node });
+        let dial = Arc::new(ShellDial { call: self.dial(&who, grants), node, session });
         let proxy = KubeProxy::new(dial, Arc::clone(&self.audit), self.proxy_metrics.clone(), self.tasks.clone());
         let caller = Caller { identity: who.identity, remote };
         proxy.handle(request.map(body::from), path, &caller, permit).await

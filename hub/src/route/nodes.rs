@@ -9,12 +9,22 @@ use moorline_proto::{
     id::AgentName,
 };
 use moorline_proxy::kube::{Dial, DialError};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Opens a shell's stream, on a node agent and nowhere else.
 pub(crate) struct ShellDial {
     pub call: CallDial,
     /// Which; `None`: any that stands by.
     pub node: Option<AgentName>,
+    /// The id that the client gave its shell: it leads to the same node again, as long as that one stands by.
+    pub session: Option<String>,
+}
+
+/// Where a shell of this id comes among nodes: each id has an order of its own, which lasts while nodes come and go.
+fn rank(session: &str, agent: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (session, agent).hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Dial for ShellDial {
@@ -30,10 +40,17 @@ impl Dial for ShellDial {
             let wanted = self.node.as_ref().map(|node| format!("{cluster}.{node}"));
             let mut sessions = self.call.registry.of_cluster(cluster);
             sessions.retain(|entry| entry.node && wanted.as_ref().is_none_or(|wanted| *wanted == entry.agent));
+            if let Some(session) = &self.session {
+                sessions.sort_by_key(|entry| (entry.session.is_draining(), rank(session, &entry.agent)));
+            }
             let all: Vec<_> = sessions.iter().map(|entry| entry.candidate()).collect();
             let header = StreamHeader { target: Target::Shell, class: Class::Interactive, ..header.clone() };
             let mut tried = Vec::new();
-            while let Some(at) = pick(&all, &tried, [rand::random::<u32>() as usize, rand::random::<u32>() as usize]) {
+            let next = |tried: &[usize]| match &self.session {
+                Some(_) => (tried.len() < all.len()).then_some(tried.len()),
+                None => pick(&all, tried, [rand::random::<u32>() as usize, rand::random::<u32>() as usize]),
+            };
+            while let Some(at) = next(&tried) {
                 tried.push(at);
                 let Some(entry) = sessions.get(at) else { continue };
                 if let Ok(stream) = entry.session.open(&header).await {

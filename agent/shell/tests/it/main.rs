@@ -45,6 +45,8 @@ fn main() -> ExitCode {
         uses::a_hundred_megabytes_of_output_arrive_whole,
         uses::calls_to_the_api_server_are_the_users,
         uses::a_shell_in_which_nothing_is_typed_ends,
+        uses::a_client_comes_back_to_its_shell,
+        uses::a_shell_whose_client_stays_away_ends,
         uses::a_request_that_is_no_websocket_is_told_so,
         attacks::nobody_with_no_right,
         attacks::no_file_of_the_node_is_there,

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use moorline_proxy::wire::WantsUpgrade;
 use moorline_shell::{
-    Patience,
+    Patience, Visitor,
     frames::{Input, Output, Size},
 };
 use std::time::Duration;
@@ -98,4 +98,47 @@ pub async fn a_request_that_is_no_websocket_is_told_so() {
         assert_eq!(house.shells.serve(bad, house.visitor()).await.status(), StatusCode::BAD_REQUEST, "{header}");
     }
     assert_eq!(house.shells.open(), 0, "nothing was begun");
+}
+
+pub async fn a_client_comes_back_to_its_shell() {
+    let house = House::patient(Patience { detached: Duration::from_secs(20), ..Patience::default() });
+    let id = "0123456789abcdef0123456789abcdef";
+    let mut client = house.enter_with(&format!("columns=80&rows=24&term=dumb&session={id}")).await;
+    client.type_in("stty -echo; PS1=; PS2=; set +m; cd /tmp; echo be''gin\r").await;
+    client.until("begin\r\n").await;
+    // What runs goes on, and what it shows meanwhile is shown then; but nothing is asked of the API server.
+    client.type_in("while [ ! -e go ]; do sleep 0.1; done; echo mean''while; touch gone\r").await;
+    client.type_in("").await;
+    drop(client);
+    let mut taken = house.request(&format!("session={id}"));
+    taken.headers_mut().insert("x", http::HeaderValue::from_static("1"));
+    let answer = house.shells.serve(taken, house.visitor()).await;
+    assert_eq!(answer.status(), StatusCode::CONFLICT, "one shell of an id");
+    let other = Visitor { user: "bob".to_owned(), ..house.visitor() };
+    let answer = house.shells.serve(house.request(&format!("session={id}&attach=1")), other).await;
+    assert_eq!(answer.status(), StatusCode::NOT_FOUND, "nobody else's");
+    let mut back = house.enter_with(&format!("columns=80&rows=24&session={id}&attach=1")).await;
+    back.type_in("\x03").await;
+    back.type_in("touch go; pwd; while [ ! -e never ]; do sleep 0.1; done & echo a''gain\r").await;
+    assert!(back.until("again\r\n").await.contains("/tmp"), "the same shell, where it was");
+
+    // A client that is back takes the place of one whose connection has died unnoticed.
+    let mut third = house.enter_with(&format!("columns=80&rows=24&session={id}&attach=1")).await;
+    assert_eq!(back.end().await, None, "the older one is let go");
+    third.type_in("echo th''ird; exit 4\r").await;
+    assert_eq!(third.end().await.map(|(code, _)| code), Some(4));
+    let gone = house.shells.serve(house.request(&format!("session={id}&attach=1")), house.visitor()).await;
+    assert_eq!(gone.status(), StatusCode::NOT_FOUND);
+}
+
+pub async fn a_shell_whose_client_stays_away_ends() {
+    let house = House::patient(Patience { detached: Duration::from_millis(300), ..Patience::default() });
+    let id = "f123456789abcdef0123456789abcdef";
+    let mut client = house.enter_with(&format!("columns=80&rows=24&term=dumb&session={id}")).await;
+    client.type_in("echo be''gin\r").await;
+    client.until("begin\r\n").await;
+    drop(client);
+    while house.shells.open() > 0 || crate::client::processes() > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
