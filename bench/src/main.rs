@@ -3,6 +3,7 @@
 //! `bench/run.sh` starts the real parts and calls this with a plan; rounds are interleaved and medians shown,
 //! because on a shared machine only ratios within one run mean something.
 
+mod api;
 mod client;
 mod measure;
 mod origin;
@@ -42,6 +43,17 @@ enum Command {
         #[arg(long, default_value_t = 5000)]
         pods: usize,
     },
+    /// Measures the hub's own API against kube-apiserver, by the targets of a plan.
+    Api {
+        /// The plan; each target's prefix is the path of its users.
+        plan: PathBuf,
+        /// Only makes this many objects at the target of this name.
+        #[arg(long, requires = "target")]
+        fill: Option<usize>,
+        /// See `--fill`.
+        #[arg(long)]
+        target: Option<String>,
+    },
     /// Measures every target of a plan and prints one table.
     Run {
         /// A JSON file: targets, processes, rounds.
@@ -62,6 +74,10 @@ fn main() -> Result<()> {
     match cli.command {
         Command::Origin { listen, cert, key } => runtime.block_on(origin::serve(listen, &cert, &key)),
         Command::Fill { plan, pods } => runtime.block_on(measure::fill(&read(plan)?, pods)),
+        Command::Api { plan, fill: Some(objects), target } => {
+            runtime.block_on(api::fill(&read(plan)?, target.as_deref().unwrap_or_default(), objects))
+        }
+        Command::Api { plan, .. } => runtime.block_on(api::run(&read(plan)?)),
         Command::Run { plan, only } => runtime.block_on(measure::run(&read(plan)?, only.as_deref())),
     }
 }

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Measures the hub's own API, over its file and over etcd, against a real kube-apiserver with etcd, in one run: the same
+# objects of the same kind, over TLS.
+#
+#   bench/api.sh
+#
+# ROUNDS (3), SECONDS_EACH (3). BIN: a folder with moorline and moorline-bench, if they are built already.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd); cd "$root"
+cache=${MOORLINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/moorline}
+[ -n "${BIN:-}" ] || { cargo build --profile dist --locked -p moorline-cli -p moorline-bench; BIN=$root/target/dist; }
+PATH=$BIN:$cache/kubectl:$PATH; export PATH NO_PROXY='*'
+work=$(mktemp -d /tmp/mlapi.XXXXXX)
+pids=()
+clean() {
+  trap - EXIT
+  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+  for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
+  [ ! -d "$work/kube" ] || tests/kube/up.sh --stop --dir "$work/kube" >/dev/null || true
+  rm -rf "$work"
+}
+trap clean EXIT
+trap 'exit 130' INT TERM
+up() { local name=$1; shift; "$@" >"$work/$name.log" 2>&1 </dev/null & pids+=($!); }
+wait_for() { for _ in $(seq 600); do "$@" >/dev/null 2>&1 && return 0; sleep 0.1; done; tail -n 20 "$work"/*.log >&2; echo "bench: no answer to: $*" >&2; exit 1; }
+rss() { awk '/VmRSS/ { printf "%.1f MiB", $2 / 1024 }' "/proc/$1/status"; }
+
+mkdir "$work/kube"
+tests/kube/up.sh --bin "$cache/kube/bin" --dir "$work/kube" --offset 160 | tee "$work/up.txt"
+api_pid=$(awk '$1 == "kube-apiserver" { print $2 }' "$work/up.txt")
+pki=$work/kube/pki; api=127.0.0.1:16603; etcd=17541
+kubectl --kubeconfig "$work/kube/kubeconfig" apply -f - <<'YAML'
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: users.moorline.dev}
+spec:
+  group: moorline.dev
+  scope: Cluster
+  names: {plural: users, singular: user, kind: User}
+  versions:
+  - name: v1alpha1
+    served: true
+    storage: true
+    subresources: {status: {}}
+    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+YAML
+wait_for kubectl --kubeconfig "$work/kube/kubeconfig" get users
+up etcd etcd --data-dir "$work/etcd" --listen-client-urls http://127.0.0.1:$etcd --advertise-client-urls http://127.0.0.1:$etcd \
+  --listen-peer-urls http://127.0.0.1:17542 --initial-advertise-peer-urls http://127.0.0.1:17542 \
+  --initial-cluster default=http://127.0.0.1:17542 --logger zap --log-outputs stderr
+hub() { # NAME PORT FLAGS
+  local name=$1 port=$2; shift 2
+  up "$name" moorline hub --data-dir "$work/$name" --listen 127.0.0.1:"$port" --ops-listen 127.0.0.1:$((port + 1)) \
+    --name 127.0.0.1 --public-url "https://127.0.0.1:$port" "$@"
+  wait_for curl -sf "http://127.0.0.1:$((port + 1))/readyz"
+  XDG_CONFIG_HOME=$work/c-$name moorline login "https://127.0.0.1:$port" --user admin --ca-file "$work/$name/ca.crt" --password-stdin <"$work/$name/admin.password" >/dev/null
+}
+token() { sed -n 's/^ *"token": *"\([^"]*\)".*/\1/p' "$work/$1/admin.kubeconfig"; }
+hub redb 17551; redb_pid=${pids[-1]}
+echo "idle, no objects: hub $(rss "$redb_pid")"
+hub etcdhub 17561 --store "etcd://127.0.0.1:$etcd"
+echo "the store in etcd, no objects: hub $(rss "${pids[-1]}")"
+target() { # NAME ADDRESS CA CLIENT HEADERS
+  printf '{"name":"%s","address":"%s","host":"127.0.0.1","prefix":"/apis/moorline.dev/v1alpha1/users","ca":"%s","client":%s,"headers":%s}' "$@"
+}
+cat >"$work/plan.json" <<JSON
+{"rounds": ${ROUNDS:-3}, "seconds": ${SECONDS_EACH:-3}, "targets": [
+  $(target kube-apiserver $api "$pki/ca.crt" "[\"$pki/admin.crt\",\"$pki/admin.key\"]" '[]'),
+  $(target hub-redb 127.0.0.1:17551 "$work/redb/ca.crt" null "[[\"authorization\",\"Bearer $(token redb)\"]]"),
+  $(target hub-etcd 127.0.0.1:17561 "$work/etcdhub/ca.crt" null "[[\"authorization\",\"Bearer $(token etcdhub)\"]]")]}
+JSON
+moorline-bench api "$work/plan.json"
+echo "after it, 5,000 objects: hub $(rss "$redb_pid"), kube-apiserver $(rss "$api_pid")"
+# A start with 10,000 objects: from the process to readiness.
+moorline-bench api "$work/plan.json" --target hub-redb --fill 10000
+kill "$redb_pid"; wait "$redb_pid" || true
+began=$(date +%s%N)
+up again moorline hub --data-dir "$work/redb" --listen 127.0.0.1:17551 --ops-listen 127.0.0.1:17552 --name 127.0.0.1 --public-url https://127.0.0.1:17551
+until curl -sf http://127.0.0.1:17552/readyz >/dev/null; do sleep 0.005; done
+echo "start with 10,000 objects: $((($(date +%s%N) - began) / 1000000)) ms, then $(rss "${pids[-1]}")"
