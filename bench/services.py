@@ -81,7 +81,6 @@ found = rounds({
 row("DNS over UDP, p50 / p99, ms", *(f"{key} {p50:.3f} / {p99:.3f}" for key, (p50, p99) in found.items()))
 
 authorized = ("-H", bearer)
-named = ("-H", bearer, "-H", f"Host: {name}")
 for connections in [1, 64]:
     found = rounds({
         "direct": lambda: wrk(f"http://{args.web}/small", connections),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Measures the way into clusters: `moorline forward`, HTTP by path and by host name, DNS over UDP, and what they hold in
-# memory, against the same thing reached directly, in one run on loopback. The raw tunnel is the agent's own API-server
-# path over the same carrier. Needs nginx, dnsmasq, python3; BIN is a folder with an optimised moorline.
+# Measures the way into clusters on loopback, in one run: `moorline forward`, HTTP by path, downloads by host name too, DNS
+# over UDP, and what they hold in memory, against the same thing reached directly. Needs nginx, dnsmasq, wrk and python3;
+# BIN is a folder with an optimised moorline: figures of a debug build say nothing.
 #
 #   BIN=target/release bench/services.sh
 set -euo pipefail
