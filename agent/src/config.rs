@@ -37,11 +37,11 @@ pub struct Config {
     pub upstream: UpstreamConfig,
     /// The edge policy of the cluster's owner. `None`: the built-in one.
     pub policy_file: Option<PathBuf>,
-    /// The folder that is shared with endpoints of the cluster's own. `None`: there are none.
-    pub endpoint_dir: Option<PathBuf>,
     /// The agent's own address, which the cluster's pods reach: services of other clusters are imported there. `None`:
     /// none are.
     pub imports_address: Option<IpAddr>,
+    /// What is shared with endpoints of the cluster's own. `None`: there are none.
+    pub endpoint: Option<EndpointConfig>,
     /// What carries the tunnel.
     pub carrier: Preference,
     /// Address for `/livez`, `/readyz` and `/metrics`, plain HTTP. `None`: nowhere.
@@ -67,6 +67,17 @@ impl fmt::Display for AgentRole {
             Self::Node => "node",
         })
     }
+}
+
+/// Where an agent keeps what the cluster's own endpoints need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointConfig {
+    /// The folder that it shares with endpoints.
+    pub dir: PathBuf,
+    /// The file of the key that bundles are sealed with. Default: `seal.key` in the folder, made the first time.
+    pub seal_key: Option<PathBuf>,
+    /// The Secret that a copy is kept in, for folders that do not last.
+    pub secret: Option<SecretName>,
 }
 
 /// How the cluster's API server is reached.
@@ -204,7 +215,7 @@ mod tests {
             node: crate::node::Settings::default(),
             state_dir: "/tmp/x".into(),
             state_secret: None,
-            endpoint_dir: None,
+            endpoint: None,
             upstream: UpstreamConfig::InCluster { dir: "/tmp/y".into() },
             policy_file: None,
             imports_address: None,

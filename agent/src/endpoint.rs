@@ -1,20 +1,30 @@
 //! The agent's part in the cluster's own endpoint: it keeps what the hub sends for it, and sends what it recorded.
 
-use crate::state::Membership;
+mod keep;
+
+pub use keep::Keeper;
+
+use crate::{EndpointConfig, metrics::Metrics, state::Membership};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use moorline_authz::bundle::Bundle;
 use moorline_endpoint::{
     limits,
     queue::Queue,
     shelf::{Shelf, ShelfError},
     trust::Anchors,
+    usage::{self, InUse},
 };
 use moorline_link::IncomingStream;
 use moorline_proxy::{Body, body, wire};
+use serde::Serialize;
 use std::{
     io,
-    path::{Path, PathBuf},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
 };
+use tokio::sync::watch;
 
 /// The folder that an agent shares with the endpoints beside it.
 ///
@@ -24,6 +34,27 @@ use std::{
 pub struct Room {
     dir: PathBuf,
     shelf: Shelf,
+    metrics: Metrics,
+    /// Told of each bundle that was kept.
+    kept: Arc<watch::Sender<()>>,
+    /// Serial and end of the bundle whose file was changed last then.
+    seen: Arc<Mutex<Option<(SystemTime, u64, u64)>>>,
+    /// How it stands with the copy in a Secret; `None`: there is none to be.
+    copy: Arc<Mutex<Option<String>>>,
+}
+
+/// How it stands with the cluster's own endpoint, for the hub.
+#[derive(Debug, Serialize)]
+struct Stand {
+    /// Serial of the bundle that is kept.
+    serial: Option<u64>,
+    /// When its time is over, in seconds since 1970.
+    expires: Option<u64>,
+    /// The endpoints that use it.
+    endpoints: Vec<InUse>,
+    /// The copy in a Secret: `ok`, or what is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret: Option<String>,
 }
 
 /// The folder cannot be used.
@@ -39,15 +70,23 @@ impl Room {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn open(dir: &Path, membership: &Membership) -> Result<Self, RoomError> {
+    pub fn open(config: &EndpointConfig, membership: &Membership, metrics: Metrics) -> Result<Self, RoomError> {
+        let dir = config.dir.as_path();
         let failed = |why: String| RoomError { path: dir.to_owned(), why };
         let anchors = Anchors::new(membership.bundle.clone()).map_err(|e| failed(e.to_string()))?;
-        let shelf = Shelf::open(dir, membership.cluster.as_str(), anchors).map_err(|e| failed(e.to_string()))?;
+        let shelf = Shelf::open(dir, membership.cluster.as_str(), anchors, config.seal_key.as_deref());
+        let shelf = shelf.map_err(|e| failed(crate::upstream::chain(&e)))?;
         let pem: String = membership.bundle.iter().map(|der| pem(der)).collect();
         let keep = |name: &str, text: &str| std::fs::write(dir.join(name), text).map_err(|e| failed(e.to_string()));
         keep("hub-ca.pem", &pem)?;
         keep("cluster", membership.cluster.as_str())?;
-        Ok(Self { dir: dir.to_owned(), shelf })
+        let copy = config.secret.as_ref().map(|_| "not kept yet".to_owned());
+        let (dir, copy) = (dir.to_owned(), Arc::new(Mutex::new(copy)));
+        Ok(Self { dir, shelf, metrics, kept: Arc::default(), seen: Arc::default(), copy })
+    }
+
+    fn copied(&self, how: impl Into<String>) {
+        *self.copy.lock().unwrap_or_else(PoisonError::into_inner) = Some(how.into());
     }
 
     /// Serves one stream of the hub's.
@@ -60,11 +99,18 @@ impl Room {
 
     async fn answer(&self, request: Request<Body>) -> Response<Body> {
         match (request.method(), request.uri().path()) {
-            (&Method::PUT, "/bundle") => match Limited::new(request.into_body(), limits::BUNDLE).collect().await {
-                Ok(whole) => self.put(whole.to_bytes().to_vec()).await,
-                Err(e) if e.is::<LengthLimitError>() => words(StatusCode::PAYLOAD_TOO_LARGE, "too large"),
-                Err(_) => words(StatusCode::BAD_REQUEST, "cut short"),
-            },
+            (&Method::PUT | &Method::PATCH, "/bundle") => {
+                let delta = request.method() == Method::PATCH;
+                match Limited::new(request.into_body(), limits::BUNDLE).collect().await {
+                    Ok(whole) => self.put(whole.to_bytes().to_vec(), delta).await,
+                    Err(e) if e.is::<LengthLimitError>() => {
+                        self.count("too_large");
+                        words(StatusCode::PAYLOAD_TOO_LARGE, "too large")
+                    }
+                    Err(_) => words(StatusCode::BAD_REQUEST, "cut short"),
+                }
+            }
+            (&Method::GET, "/state") => self.stand().await,
             (&Method::GET, "/audit/id") => self.queued(|queue| Ok(queue.id().as_bytes().to_vec())).await,
             (&Method::GET, "/audit") => {
                 let after = number(request.uri().query(), "after=");
@@ -102,23 +148,73 @@ impl Room {
         }
     }
 
-    async fn put(&self, bytes: Vec<u8>) -> Response<Body> {
+    /// Serial and end of the bundle that is kept. It is read when it has changed, for it may be large.
+    fn held(&self) -> Option<(u64, u64)> {
+        let changed = std::fs::metadata(self.shelf.file()).and_then(|found| found.modified()).ok()?;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((when, serial, expires)) = *seen
+            && when == changed
+        {
+            return Some((serial, expires));
+        }
+        let bundle = self.shelf.read(None).ok().flatten()?;
+        *seen = Some((changed, bundle.serial, bundle.expires));
+        Some((bundle.serial, bundle.expires))
+    }
+
+    fn count(&self, result: &str) {
+        self.metrics.bundles.with_label_values(&[result]).inc();
+    }
+
+    /// Keeps a bundle, or what a delta makes of the one that is here: both are checked the same.
+    async fn put(&self, bytes: Vec<u8>, delta: bool) -> Response<Body> {
         let shelf = self.shelf.clone();
-        match tokio::task::spawn_blocking(move || shelf.put(&bytes)).await {
-            Ok(Ok(bundle)) => {
-                tracing::info!(serial = bundle.serial, users = bundle.users.len(), "a bundle was kept");
-                // What an endpoint wrote, as it is: the hub takes what it understands.
-                let told = std::fs::read(self.dir.join("endpoint.json")).unwrap_or_else(|_| b"{}".to_vec());
-                Response::new(body::full(told))
+        let put = move || if delta { shelf.put_delta(&bytes) } else { shelf.put(&bytes) };
+        let put = tokio::task::spawn_blocking(put).await;
+        match put {
+            Ok(Ok(bundle)) => self.took(&bundle, delta),
+            Ok(Err(error @ (ShelfError::Delta(_) | ShelfError::NotOpened(_)))) if delta => {
+                self.count(error.label());
+                words(StatusCode::CONFLICT, &error.to_string())
             }
             Ok(Err(ShelfError::Refused(why))) => {
+                self.count(why.label());
                 tracing::error!("a bundle of the hub is refused: {why}");
                 words(StatusCode::CONFLICT, &why.to_string())
             }
             Ok(Err(error)) => {
-                tracing::error!("a bundle could not be kept: {error}");
+                self.count(error.label());
+                tracing::error!("a bundle could not be kept: {}", crate::upstream::chain(&error));
                 words(StatusCode::INSUFFICIENT_STORAGE, "it could not be kept")
             }
+            Err(_) => words(StatusCode::INTERNAL_SERVER_ERROR, "failed by a bug"),
+        }
+    }
+
+    fn took(&self, bundle: &Bundle, delta: bool) -> Response<Body> {
+        self.count(if delta { "delta" } else { "whole" });
+        tracing::info!(serial = bundle.serial, users = bundle.users.len(), delta, "a bundle was kept");
+        self.kept.send_replace(());
+        // What an endpoint wrote, as it is: the hub takes what it understands.
+        let told = std::fs::read(self.dir.join("endpoint.json")).unwrap_or_else(|_| b"{}".to_vec());
+        Response::new(body::full(told))
+    }
+
+    /// How it stands.
+    async fn stand(&self) -> Response<Body> {
+        let this = self.clone();
+        let looked = tokio::task::spawn_blocking(move || (this.held(), usage::all(&this.dir))).await;
+        let Ok((held, endpoints)) = looked else {
+            return words(StatusCode::INTERNAL_SERVER_ERROR, "failed by a bug");
+        };
+        let stand = Stand {
+            serial: held.map(|(serial, _)| serial),
+            expires: held.map(|(_, expires)| expires),
+            endpoints,
+            secret: self.copy.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        };
+        match serde_json::to_vec(&stand) {
+            Ok(json) => Response::new(body::full(json)),
             Err(_) => words(StatusCode::INTERNAL_SERVER_ERROR, "failed by a bug"),
         }
     }

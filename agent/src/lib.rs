@@ -31,7 +31,7 @@ pub mod state;
 pub mod uplink;
 pub mod upstream;
 
-pub use config::{AgentRole, Config, ConfigError, Preference, UpstreamConfig};
+pub use config::{AgentRole, Config, ConfigError, EndpointConfig, Preference, UpstreamConfig};
 
 use endpoint::{Room, RoomError};
 use identity::Holder;
@@ -167,7 +167,15 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             }
         };
         tracing::info!(cluster = %membership.cluster, name = %membership.name, hub = %config.hub, "agent starts");
-        let room = config.endpoint_dir.as_deref().map(|dir| Room::open(dir, &membership)).transpose()?;
+        let room = config.endpoint.as_ref().map(|room| Room::open(room, &membership, metrics.clone())).transpose()?;
+        let keeper = config.endpoint.as_ref().and_then(|room| room.secret.as_ref()).zip(room.clone());
+        let keeper = keeper.map(|(name, room)| endpoint::Keeper::new(room, upstream.clone(), name, account));
+        let keep = async {
+            match &keeper {
+                Some(keeper) => keeper.run().await,
+                None => std::future::pending().await,
+            }
+        };
         let cluster = membership.cluster.clone();
         let plans = match config.role {
             AgentRole::Node => Some(Arc::new(node::plans::Plans::open(
@@ -232,6 +240,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             () = looker.watch(&tell, told) => {}
             () = follow => {}
             () = work_on(plans.as_deref()) => {}
+            () = keep => {}
         }
         Ok(())
     };

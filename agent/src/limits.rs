@@ -37,7 +37,9 @@ pub const MAX_FILE: u64 = 4 << 20;
 /// Longest SubjectAccessReview or other own call to the API server.
 pub const OWN_CALL: Duration = Duration::from_secs(10);
 /// Largest answer to an own call.
-pub const OWN_ANSWER: usize = 1 << 20;
+pub const OWN_ANSWER: usize = 2 << 20;
+/// Largest bundle that is kept in a Secret, sealed, in bytes: Kubernetes takes 1 MiB of data (`MaxSecretSize`).
+pub const SECRET_BUNDLE: usize = (1 << 20) - (4 << 10);
 
 /// Longest join call, from the dial to the end of the answer.
 pub const JOIN: Duration = Duration::from_secs(30);

@@ -34,6 +34,8 @@ pub struct Metrics {
     pub renewals: IntCounterVec,
     /// When the certificate expires, seconds since the Unix epoch.
     pub certificate_expiry: IntGauge,
+    /// Bundles for the cluster's own endpoint, by result.
+    pub bundles: IntCounterVec,
     /// Whether the policy file, as it is now, is in force (1) or an older one is (0).
     pub policy_current: IntGauge,
 }
@@ -93,6 +95,11 @@ impl Metrics {
             certificate_expiry: gauge(
                 "moorline_agent_certificate_expiry_timestamp_seconds",
                 "When the certificate expires",
+            )?,
+            bundles: counters(
+                "moorline_agent_endpoint_bundles_total",
+                "Bundles of the hub for the cluster's own endpoint: kept whole or as a delta, or why they were refused",
+                "result",
             )?,
             policy_current: gauge("moorline_agent_policy_current", "Whether the policy file as it is now is in force")?,
         })

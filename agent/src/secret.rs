@@ -94,8 +94,15 @@ impl SecretError {
 
 #[derive(Deserialize)]
 struct Secret {
+    metadata: Meta,
     #[serde(default)]
     data: BTreeMap<String, String>,
+}
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Meta {
+    #[serde(default)]
+    resource_version: String,
 }
 
 /// The Secret that follows a state folder.
@@ -125,8 +132,8 @@ impl SecretCopy {
         if !state.files()?.is_empty() {
             return Ok(());
         }
-        let data = self.insist("cannot restore the state from the Secret yet; trying again", || self.read()).await?;
-        state.fill(&data)?;
+        let read = self.insist("cannot restore the state from the Secret yet; trying again", || self.read()).await?;
+        state.fill(&read.0)?;
         Ok(())
     }
 
@@ -137,7 +144,7 @@ impl SecretCopy {
     pub async fn save(&self, state: &StateDir) -> Result<(), SecretError> {
         let files = state.files()?;
         let told = "the state is not in its Secret yet; trying again";
-        self.insist(told, || self.write(&files)).await
+        self.insist(told, || self.write(&files, None)).await
     }
 
     /// Saves after each change of the folder. Never ends; trouble is told and tried again.
@@ -152,7 +159,11 @@ impl SecretCopy {
         std::future::pending().await
     }
 
-    async fn insist<T, F: Future<Output = Result<T, SecretError>>>(
+    /// Tries what time may heal until it is healed.
+    ///
+    /// # Errors
+    /// What time does not heal.
+    pub(crate) async fn insist<T, F: Future<Output = Result<T, SecretError>>>(
         &self,
         told: &'static str,
         attempt: impl Fn() -> F,
@@ -168,18 +179,28 @@ impl SecretCopy {
         }
     }
 
-    async fn read(&self) -> Result<BTreeMap<String, Vec<u8>>, SecretError> {
+    /// What it has, and the version of the object.
+    pub(crate) async fn read(&self) -> Result<(BTreeMap<String, Vec<u8>>, String), SecretError> {
         let answer = self.call("get", Method::GET, "application/json", None).await?;
         let secret: Secret = serde_json::from_slice(&answer).map_err(|e| self.answer(&e))?;
         let decoded = secret.data.into_iter().map(|(key, value)| Ok((key, STANDARD.decode(value)?)));
-        decoded.collect::<Result<_, base64::DecodeError>>().map_err(|e| self.answer(&e))
+        let decoded = decoded.collect::<Result<_, base64::DecodeError>>().map_err(|e| self.answer(&e))?;
+        Ok((decoded, secret.metadata.resource_version))
     }
 
-    async fn write(&self, files: &BTreeMap<String, Vec<u8>>) -> Result<(), SecretError> {
+    /// Puts files into it; with a version, only if the object still is that one.
+    pub(crate) async fn write(
+        &self,
+        files: &BTreeMap<String, Vec<u8>>,
+        version: Option<&str>,
+    ) -> Result<(), SecretError> {
         let data: BTreeMap<&str, String> =
             files.iter().map(|(name, bytes)| (&**name, STANDARD.encode(bytes))).collect();
-        let patch = Some(json!({ "data": data }));
-        self.call("patch", Method::PATCH, "application/merge-patch+json", patch).await.map(drop)
+        let mut patch = json!({ "data": data });
+        if let Some(version) = version {
+            patch["metadata"]["resourceVersion"] = version.into();
+        }
+        self.call("patch", Method::PATCH, "application/merge-patch+json", Some(patch)).await.map(drop)
     }
 
     fn answer(&self, why: &dyn fmt::Display) -> SecretError {

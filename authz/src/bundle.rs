@@ -4,6 +4,8 @@
 //! A bundle is one line with the signature and then the very bytes that were signed, as JSON. Its serial only grows: an
 //! older one could give back a right that was taken away.
 
+pub mod delta;
+
 use crate::{
     access::{Denial, Facts, Grant, Grants, Permit, authorize},
     access_token::{Audience, KeySet, TokenError, Verifier, looks_like_one},

@@ -7,7 +7,7 @@ use crate::{
     logging::LogFormat,
     reference,
 };
-use moorline_agent::{AgentRole, Config, Preference, UpstreamConfig, secret::SecretName};
+use moorline_agent::{AgentRole, Config, EndpointConfig, Preference, UpstreamConfig, secret::SecretName};
 use moorline_link::HubAddress;
 use moorline_proto::id::{AgentName, ClusterId};
 use serde::{Deserialize, Serialize};
@@ -97,6 +97,12 @@ pub struct Args {
     /// Import services of other clusters at this address: the agent's own, which pods reach [default: import none]
     #[arg(long, value_name = "ADDRESS", env = "MOORLINE_IMPORTS_ADDRESS")]
     imports_address: Option<IpAddr>,
+    /// With --endpoint-dir: file of the key that bundles are sealed with [default: seal.key in that folder]
+    #[arg(long, value_name = "FILE", env = "MOORLINE_ENDPOINT_SEAL_KEY")]
+    endpoint_seal_key: Option<PathBuf>,
+    /// With --endpoint-dir: keep a sealed copy of the bundle in this Secret [default: none]
+    #[arg(long, value_name = "[NAMESPACE/]NAME", env = "MOORLINE_ENDPOINT_SECRET")]
+    endpoint_secret: Option<SecretName>,
     /// How to reach the hub [default: auto]
     #[arg(long, value_enum, env = "MOORLINE_CARRIER")]
     carrier: Option<Carrier>,
@@ -158,6 +164,8 @@ struct FileConfig {
     policy_file: Option<PathBuf>,
     endpoint_dir: Option<PathBuf>,
     imports_address: Option<IpAddr>,
+    endpoint_seal_key: Option<PathBuf>,
+    endpoint_secret: Option<String>,
     carrier: Option<Carrier>,
     http_listen: Option<SocketAddr>,
     log_format: Option<LogFormat>,
@@ -256,6 +264,15 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         node.pki_dirs = pki_dirs;
     }
     node.etcd = args.etcd.or(file.etcd);
+    let seal_key = args.endpoint_seal_key.or(file.endpoint_seal_key);
+    let secret = daemon::either(args.endpoint_secret, file.endpoint_secret, "endpointSecret")?;
+    let endpoint = match args.endpoint_dir.or(file.endpoint_dir) {
+        Some(dir) => Some(EndpointConfig { dir, seal_key, secret }),
+        None if seal_key.is_some() || secret.is_some() => {
+            return Err(usage("a key or Secret for bundles, and no folder for them", "say which: --endpoint-dir DIR"));
+        }
+        None => None,
+    };
     let config = Config {
         node,
         hub,
@@ -269,8 +286,8 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         state_secret: daemon::either(args.state_secret, file.state_secret, "stateSecret")?,
         upstream,
         policy_file: args.policy_file.or(file.policy_file),
-        endpoint_dir: args.endpoint_dir.or(file.endpoint_dir),
         imports_address: args.imports_address.or(file.imports_address),
+        endpoint,
         carrier,
         http_addr: args.http_listen.or(file.http_listen),
     };

@@ -55,7 +55,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         clusters.len(),
     );
     if !clusters.is_empty() {
-        let columns = ["Cluster", "State", "Since", "Carrier", "RTT", "Agents", "Agent", "Kubernetes"];
+        let columns = ["Cluster", "State", "Since", "Carrier", "RTT", "Agents", "Endpoint", "Agent", "Kubernetes"];
         let rows = clusters.iter().map(|cluster| row(cluster, now)).collect();
         out.push('\n');
         out.push_str(&Printer::new(false).render(Table::of(&columns, rows)));
@@ -116,6 +116,24 @@ fn connected(cluster: &Value) -> (bool, String) {
     }
 }
 
+/// How it stands with the way that does not lead through the hub, in words. Nothing, where there is none.
+fn endpoint(cluster: &Value) -> String {
+    let conditions = cluster.pointer("/status/conditions").and_then(Value::as_array);
+    let of = |name: &str| {
+        let one = conditions?.iter().find(|one| one.get("type").and_then(Value::as_str) == Some(name))?;
+        let word = |key: &str| one.get(key).and_then(Value::as_str).unwrap_or_default();
+        Some((word("status"), word("reason"), word("message")))
+    };
+    // Of two causes the one that the other follows from.
+    let wrong = ["BundleCurrent", "EndpointReady"].into_iter().filter_map(of).find(|(status, ..)| *status != "True");
+    match (wrong, of("EndpointReady")) {
+        (Some((_, reason, _)), _) => reason.to_owned(),
+        (None, Some((_, "Serving", modes))) => format!("Serving ({modes})"),
+        (None, Some((_, reason, _))) => reason.to_owned(),
+        (None, None) => String::new(),
+    }
+}
+
 fn row(cluster: &Value, now: Timestamp) -> Vec<String> {
     let at = |pointer: &str| cluster.pointer(pointer);
     let word = |pointer: &str| match at(pointer) {
@@ -134,6 +152,7 @@ fn row(cluster: &Value, now: Timestamp) -> Vec<String> {
         if up { word("/status/carrier") } else { String::new() },
         rtt.unwrap_or_default(),
         word("/status/agents"),
+        endpoint(cluster),
         word("/status/agentVersion"),
         word("/status/kubernetesVersion"),
     ]
@@ -158,6 +177,18 @@ mod tests {
         assert_eq!(lines[2][..8], ["edge1.n1", "node", "Silent", "60m", "quic", "1.0ms", "0.50%", "0"]);
         assert!(!shown.contains('\u{1b}'), "what an agent says moves no cursor");
         assert!(sessions(&json!({ "sessions": [] }), now).starts_with("No agent is connected"));
+    }
+
+    #[test]
+    fn an_endpoint_says_how_it_is() {
+        let with = |conditions: Value| endpoint(&json!({ "status": { "conditions": conditions } }));
+        let one = |name: &str, status: &str, reason: &str, message: &str| json!({ "type": name, "status": status, "reason": reason, "message": message });
+        let current = one("BundleCurrent", "True", "Delivered", "");
+        assert_eq!(with(json!([])), "");
+        assert_eq!(with(json!([current, one("EndpointReady", "True", "Serving", "proxy")])), "Serving (proxy)");
+        assert_eq!(with(json!([current, one("EndpointReady", "False", "NoEndpoint", "x")])), "NoEndpoint");
+        let gone = one("BundleCurrent", "Unknown", "AgentGone", "x");
+        assert_eq!(with(json!([one("EndpointReady", "Unknown", "AgentGone", "x"), gone])), "AgentGone");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! has grows old; what its endpoint recorded comes back the same way. Clusters do not wait for each other.
 
 mod collect;
+mod condition;
 mod deliver;
 
 use crate::{
@@ -32,6 +33,8 @@ pub(crate) struct Sealed {
     pub bytes: Vec<u8>,
     /// Of its content, without serial and times.
     pub fingerprint: [u8; 32],
+    /// Grows with each.
+    pub serial: u64,
     /// When its time is over, in seconds since 1970.
     pub expires: u64,
 }
@@ -87,9 +90,9 @@ impl Bundles {
         content.serial = clock.max(last + 1);
         content.issued = now();
         content.expires = content.issued + self.life.as_secs();
-        let expires = content.expires;
+        let (serial, expires) = (content.serial, content.expires);
         let bytes = bundle::seal(&content, |message| self.authority.sign(message))?;
-        Ok(Sealed { bytes, fingerprint, expires })
+        Ok(Sealed { bytes, fingerprint, serial, expires })
     }
 
     /// Tells a bundle that says something new from one that does not.

@@ -18,6 +18,10 @@ pub const VERSION: &str = "v1alpha1";
 pub const API_VERSION: &str = "moorline.dev/v1alpha1";
 /// The condition that says whether an agent is connected.
 pub const CONNECTED: &str = "Connected";
+/// The condition that says whether a cluster has the bundle that the hub would make for it now.
+pub const BUNDLE_CURRENT: &str = "BundleCurrent";
+/// The condition that says whether a cluster's own endpoint lets users in by that bundle.
+pub const ENDPOINT_READY: &str = "EndpointReady";
 
 /// Kubernetes' `metav1.Condition`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -75,7 +79,7 @@ pub struct ClusterSpec {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClusterStatus {
-    /// `Connected`.
+    /// `Connected`; with an endpoint of its own `BundleCurrent` and `EndpointReady`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// Cluster agents that are connected now.
@@ -124,7 +128,7 @@ pub struct ClusterStatus {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DirectStatus {
-    /// Where kubectl reaches it: `https://host:port`.
+    /// Where kubectl reaches it: `https://host:port`. Empty: it has not said.
     pub server: String,
     /// The authority of its certificate, PEM. Empty: a public one.
     #[serde(skip_serializing_if = "String::is_empty")]

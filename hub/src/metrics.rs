@@ -15,6 +15,8 @@ pub(crate) struct Metrics {
     pub refreshes: IntCounterVec,
     pub rechecks: IntCounterVec,
     pub bundles: IntCounterVec,
+    pub bundle_bytes: IntCounterVec,
+    pub endpoints: IntGaugeVec,
     pub visits: IntCounterVec,
     pub bad_tokens: IntCounterVec,
     pub connections: IntGauge,
@@ -54,10 +56,21 @@ impl Metrics {
             "Whether the certificate that was given is in use as its files are now (1), or an older one (0)",
         )?;
         registry.register(Box::new(certificate_current.clone()))?;
+        let endpoints = IntGaugeVec::new(
+            Opts::new("moorline_hub_endpoint_clusters", "Clusters that want bundles, by how it stands with theirs"),
+            &["bundle"],
+        )?;
+        registry.register(Box::new(endpoints.clone()))?;
         Ok(Self {
             certificate_current,
             sessions,
             connections,
+            endpoints,
+            bundle_bytes: counters(
+                "moorline_hub_bundle_bytes_total",
+                "Bytes of bundles that were delivered, whole or as what changed",
+                &["form"],
+            )?,
             greetings: counters("moorline_hub_greetings_total", "Agents' greetings by answer", &["answer"])?,
             handshake_failures: counters(
                 "moorline_hub_handshake_failures_total",

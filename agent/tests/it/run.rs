@@ -47,7 +47,7 @@ impl Site {
             imports_address: None,
             carrier: Preference::Tls,
             state_secret: None,
-            endpoint_dir: None,
+            endpoint: None,
             http_addr: None,
         }
     }

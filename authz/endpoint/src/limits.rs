@@ -4,6 +4,10 @@ use std::time::Duration;
 
 /// How often the bundle is looked at.
 pub const LOOK: Duration = Duration::from_secs(1);
+/// How often an endpoint says that it is there.
+pub const BEAT: Duration = Duration::from_secs(10);
+/// An endpoint that has said nothing for this long is not there: two beats were missed.
+pub const SILENT: Duration = Duration::from_secs(30);
 /// Largest bundle, in bytes.
 pub const BUNDLE: usize = moorline_authz::bundle::MAX_LEN;
 /// Largest TokenReview, in bytes: a token of 8 KiB and what is around it.

@@ -47,6 +47,16 @@ impl Live {
         self.metrics.bundles.with_label_values(&["ok"]).inc();
         tracing::info!(serial = standing.serial(), "a bundle is in use");
         self.standing.send_replace(Some(Arc::new(standing)));
+        self.measure();
+    }
+
+    /// Shows how old the bundle in use is, and how long it lasts.
+    fn measure(&self) {
+        let Some(standing) = self.standing() else { return };
+        let since = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX);
+        let now = since(now());
+        self.metrics.age.set(now.saturating_sub(since(standing.issued())));
+        self.metrics.left.set(since(standing.expires()).saturating_sub(now));
     }
 
     /// The bundle in use.
@@ -67,6 +77,7 @@ impl Live {
         let mut seen: Option<(SystemTime, u64)> = None;
         loop {
             tokio::time::sleep(limits::LOOK).await;
+            self.measure();
             let stamp = std::fs::metadata(self.shelf.file()).and_then(|found| Ok((found.modified()?, found.len())));
             let Ok(stamp) = stamp else { continue };
             if seen == Some(stamp) {
@@ -80,8 +91,7 @@ impl Live {
                 Ok(Some(bundle)) if Some(bundle.serial) != have => self.use_it(Standing::new(bundle)),
                 Ok(_) => {}
                 Err(error) => {
-                    let label = if let ShelfError::Refused(why) = &error { why.label() } else { "unreadable" };
-                    self.metrics.bundles.with_label_values(&[label]).inc();
+                    self.metrics.bundles.with_label_values(&[error.label()]).inc();
                     tracing::error!("a bundle is refused, the one before stays in use: {error}");
                 }
             }

@@ -15,6 +15,10 @@ pub struct Metrics {
     pub issued: IntGauge,
     /// When its time is over.
     pub expires: IntGauge,
+    /// How old it is.
+    pub age: IntGauge,
+    /// How long it lasts; below zero: since when nobody gets in.
+    pub left: IntGauge,
     /// Open connections.
     pub connections: IntGauge,
     /// Bytes of audit records that the hub has not taken yet.
@@ -45,6 +49,11 @@ impl Metrics {
             serial: gauge("moorline_endpoint_bundle_serial", "Serial of the bundle in use; 0: there is none")?,
             issued: gauge("moorline_endpoint_bundle_issued_seconds", "When the bundle in use was made, since 1970")?,
             expires: gauge("moorline_endpoint_bundle_expires_seconds", "When its time is over, since 1970")?,
+            age: gauge("moorline_endpoint_bundle_age_seconds", "How old the bundle in use is; 0: there is none")?,
+            left: gauge(
+                "moorline_endpoint_bundle_left_seconds",
+                "How long the bundle in use lasts; below zero: since when nobody gets in by it",
+            )?,
             connections: gauge("moorline_endpoint_connections_open", "TCP connections")?,
             queued: gauge("moorline_endpoint_audit_queued_bytes", "Audit records that the hub has not taken yet")?,
         })

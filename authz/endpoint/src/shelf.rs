@@ -1,8 +1,15 @@
-//! The folder in which a cluster keeps the newest bundle that it accepted. Agents put bundles there, `moorline endpoint
-//! import` does, and endpoints read them; each checks for itself.
+//! The folder in which a cluster keeps the newest bundle that it accepted, sealed. Agents put bundles there, `moorline
+//! endpoint import` does, and endpoints read them; each checks for itself.
 
-use crate::{limits, now, trust::Anchors};
-use moorline_authz::bundle::{self, Bundle, BundleError};
+use crate::{
+    limits, now,
+    seal::{self, Key, NotOpened},
+    trust::Anchors,
+};
+use moorline_authz::bundle::{
+    self, Bundle, BundleError,
+    delta::{self, DeltaError},
+};
 use std::{
     fs,
     io::{self, Read, Write},
@@ -15,6 +22,12 @@ pub enum ShelfError {
     /// It is refused.
     #[error(transparent)]
     Refused(#[from] BundleError),
+    /// It is a delta, and comes to nothing: the whole is needed.
+    #[error(transparent)]
+    Delta(#[from] DeltaError),
+    /// It was sealed with another key.
+    #[error(transparent)]
+    NotOpened(#[from] NotOpened),
     /// The folder.
     #[error("cannot use {path}")]
     Io {
@@ -26,23 +39,40 @@ pub enum ShelfError {
     },
 }
 
+impl ShelfError {
+    /// One word, from a fixed set.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Refused(why) => why.label(),
+            Self::Delta(DeltaError::Base) => "base",
+            Self::Delta(_) => "delta",
+            Self::NotOpened(_) => "sealed",
+            Self::Io { .. } => "unreadable",
+        }
+    }
+}
+
 /// One cluster's folder.
 #[derive(Debug, Clone)]
 pub struct Shelf {
     dir: PathBuf,
     cluster: String,
     anchors: Anchors,
+    key: Key,
 }
 
 impl Shelf {
-    /// The folder `dir`, which is made where it is missing.
+    /// The folder `dir`, which is made where it is missing. What is in it is sealed with the key in the file `key`; by
+    /// default with one that lies beside it, and is made the first time.
     ///
     /// # Errors
-    /// It cannot be.
-    pub fn open(dir: &Path, cluster: &str, anchors: Anchors) -> Result<Self, ShelfError> {
-        let shelf = Self { dir: dir.to_owned(), cluster: cluster.to_owned(), anchors };
+    /// It cannot be made, or there is no key.
+    pub fn open(dir: &Path, cluster: &str, anchors: Anchors, key: Option<&Path>) -> Result<Self, ShelfError> {
         make_private(dir).map_err(|source| ShelfError::Io { path: dir.to_owned(), source })?;
-        Ok(shelf)
+        let path = key.map_or_else(|| dir.join("seal.key"), Path::to_owned);
+        let read = if key.is_some() { Key::read(&path) } else { Key::read_or_make(&path) };
+        let key = read.map_err(|source| ShelfError::Io { path, source })?;
+        Ok(Self { dir: dir.to_owned(), cluster: cluster.to_owned(), anchors, key })
     }
 
     /// The bundle's file.
@@ -55,11 +85,13 @@ impl Shelf {
         &self.cluster
     }
 
-    /// The bundle that is there; `None`: there is none.
-    ///
-    /// # Errors
-    /// It cannot be read, or would be refused now. `have` is the serial of what is in use.
-    pub fn read(&self, have: Option<u64>) -> Result<Option<Bundle>, ShelfError> {
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What lies there, as the hub signed it. What somebody put there unsealed is taken as well: it is signed all the same.
+    fn bytes(&self) -> Result<Option<Vec<u8>>, ShelfError> {
         let path = self.file();
         let broken = |source| ShelfError::Io { path: path.clone(), source };
         let file = match fs::File::open(&path) {
@@ -68,7 +100,20 @@ impl Shelf {
             Err(error) => return Err(broken(error)),
         };
         let mut bytes = Vec::new();
-        file.take(limits::BUNDLE as u64 + 1).read_to_end(&mut bytes).map_err(broken)?;
+        file.take((limits::BUNDLE + seal::MORE) as u64 + 1).read_to_end(&mut bytes).map_err(broken)?;
+        self.unsealed(bytes).map(Some)
+    }
+
+    fn unsealed(&self, bytes: Vec<u8>) -> Result<Vec<u8>, ShelfError> {
+        if seal::is_sealed(&bytes) { Ok(self.key.open(&self.cluster, &bytes, limits::BUNDLE)?) } else { Ok(bytes) }
+    }
+
+    /// The bundle that is there; `None`: there is none.
+    ///
+    /// # Errors
+    /// It cannot be read, or would be refused now. `have` is the serial of what is in use.
+    pub fn read(&self, have: Option<u64>) -> Result<Option<Bundle>, ShelfError> {
+        let Some(bytes) = self.bytes()? else { return Ok(None) };
         Ok(Some(self.check(&bytes, have)?))
     }
 
@@ -84,8 +129,46 @@ impl Shelf {
         let have = self.read(None).ok().flatten().map(|bundle| bundle.serial);
         let bundle = self.check(bytes, have)?;
         bundle.check_time(now())?;
-        write(&self.file(), bytes).map_err(|source| ShelfError::Io { path: self.file(), source })?;
+        let broken = |source| ShelfError::Io { path: self.file(), source };
+        let sealed = self.key.seal(&self.cluster, bytes).map_err(broken)?;
+        write(&self.file(), &sealed).map_err(broken)?;
         Ok(bundle)
+    }
+
+    /// Puts what a delta makes of the bundle there. It is checked as one that came whole.
+    ///
+    /// # Errors
+    /// As [`Self::put`], and where the delta does not fit what is there.
+    pub fn put_delta(&self, bytes: &[u8]) -> Result<Bundle, ShelfError> {
+        let base = self.bytes()?.ok_or(DeltaError::Base)?;
+        self.put(&delta::apply(bytes, &base)?)
+    }
+
+    /// What is there, sealed, and its serial: to be kept elsewhere too.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn sealed(&self) -> Result<Option<(u64, Vec<u8>)>, ShelfError> {
+        let Some(bytes) = self.bytes()? else { return Ok(None) };
+        let serial = self.check(&bytes, None)?.serial;
+        let sealed = self.key.seal(&self.cluster, &bytes);
+        Ok(Some((serial, sealed.map_err(|source| ShelfError::Io { path: self.file(), source })?)))
+    }
+
+    /// The serial of what was kept elsewhere.
+    ///
+    /// # Errors
+    /// It was sealed with another key, or would be refused.
+    pub fn serial_of(&self, sealed: Vec<u8>) -> Result<u64, ShelfError> {
+        Ok(self.check(&self.unsealed(sealed)?, None)?.serial)
+    }
+
+    /// Takes what was kept elsewhere, like any bundle.
+    ///
+    /// # Errors
+    /// As [`Self::put`], and when it was sealed with another key.
+    pub fn put_sealed(&self, sealed: Vec<u8>) -> Result<Bundle, ShelfError> {
+        self.put(&self.unsealed(sealed)?)
     }
 }
 

@@ -58,6 +58,9 @@ struct Folder {
     /// PEM file of the hub's authority [default: the folder's hub-ca.pem]
     #[arg(long, value_name = "FILE")]
     hub_ca: Option<PathBuf>,
+    /// File of the key that bundles are sealed with; the agent's --endpoint-seal-key [default: seal.key in the folder]
+    #[arg(long, value_name = "FILE", env = "MOORLINE_ENDPOINT_SEAL_KEY")]
+    seal_key: Option<PathBuf>,
 }
 
 impl Folder {
@@ -85,7 +88,7 @@ impl Folder {
         let path = self.hub_ca.clone().unwrap_or_else(|| dir.join("hub-ca.pem"));
         let pem = files::read_text(&path)?.ok_or_else(|| missing("whose bundles to take", "--hub-ca FILE"))?;
         let anchors = Anchors::from_pem(&pem).with_context(|| format!("{} cannot be used", path.display()))?;
-        Ok(Shelf::open(dir, &cluster, anchors)?)
+        Ok(Shelf::open(dir, &cluster, anchors, self.seal_key.as_deref())?)
     }
 }
 

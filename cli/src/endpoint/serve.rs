@@ -3,14 +3,13 @@
 use super::Folder;
 use crate::{
     daemon::{self, Process},
-    failure::usage,
-    files,
+    failure, files,
     logging::LogFormat,
     target::HubUrl,
 };
 use anyhow::Context;
 use moorline_agent::{UpstreamConfig, policy::PolicyFile, review::ClusterRules, upstream::ApiServer};
-use moorline_endpoint::{live::Live, metrics::Metrics, ops, proxy::Proxy, queue::Queue, server, tls, webhook};
+use moorline_endpoint::{live::Live, metrics::Metrics, ops, proxy::Proxy, queue::Queue, server, tls, usage, webhook};
 use moorline_proxy::{
     audit::{FileSink, OnFailure, chain::Chain},
     kube::ProxyMetrics,
@@ -87,7 +86,7 @@ pub struct ServeArgs {
 
 pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let Some(mode) = args.mode else {
-        return Err(usage("how shall users get in?", "say it: --mode proxy or --mode webhook"));
+        return Err(failure::usage("how shall users get in?", "say it: --mode proxy or --mode webhook"));
     };
     args.folder.dir()?;
     let log_format = args.log_format.unwrap_or(LogFormat::Text);
@@ -138,6 +137,10 @@ async fn serve(
     ready();
     let tasks = TaskTracker::new();
     let follow = live.clone();
+    let word = match mode {
+        Mode::Proxy => "proxy",
+        Mode::Webhook => "webhook",
+    };
     let work = async {
         match mode {
             Mode::Webhook => {
@@ -172,6 +175,7 @@ async fn serve(
         done = work => done,
         () = ops => Ok(()),
         () = follow.follow() => Ok(()),
+        () = usage::tell(&dir, word, &follow) => Ok(()),
         () = policy.watch(&agent_metrics) => Ok(()),
     }
 }
@@ -191,7 +195,7 @@ fn upstream(args: &ServeArgs) -> anyhow::Result<UpstreamConfig> {
         None if env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
             Ok(UpstreamConfig::InCluster { dir: SERVICE_ACCOUNT.into() })
         }
-        None => Err(usage(
+        None => Err(failure::usage(
             "nothing says how to reach the cluster's API server",
             "run it in the cluster with a service account, or name a kubeconfig: --kubeconfig FILE",
         )),
@@ -205,7 +209,10 @@ fn tell(args: &ServeArgs, mode: Mode, dir: &std::path::Path, own_ca: &str) -> an
         (Some(path), _) => crate::tls::ca_from_file(path)?,
         (None, Mode::Proxy) => own_ca.to_owned(),
         (None, Mode::Webhook) => {
-            return Err(usage("--public-url of a webhook is the API server's", "name its authority: --public-ca FILE"));
+            return Err(failure::usage(
+                "--public-url of a webhook is the API server's",
+                "name its authority: --public-ca FILE",
+            ));
         }
     };
     let word = json!({ "server": url.to_string(), "certificateAuthority": ca });

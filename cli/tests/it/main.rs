@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod book;
+mod endpoint;
 mod fake;
 mod hub;
 mod real;

@@ -12,22 +12,24 @@ use std::{
 const READY: Duration = Duration::from_secs(30);
 
 /// A hub in a folder, killed when dropped.
-struct Hub {
-    url: String,
+pub struct Hub {
+    pub url: String,
+    /// Address of its metrics.
+    pub ops: String,
     child: Child,
 }
 
 impl Hub {
-    fn start(home: &Path) -> Self {
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    pub fn start(home: &Path) -> Self {
         let (listen, ops) = (free(), free());
         let mut command = moorline(home);
         command.args(["hub", "--name", "127.0.0.1", "--listen", &listen.to_string(), "--ops-listen", &ops.to_string()]);
         command.arg("--data-dir").arg(home.join("hub")).stdout(Stdio::null());
         let log = std::fs::File::create(home.join("hub.log")).unwrap();
-        let hub = Self { url: format!("https://{listen}"), child: command.stderr(log).spawn().unwrap() };
+        let ops = ops.to_string();
+        let hub = Self { url: format!("https://{listen}"), ops, child: command.stderr(log).spawn().unwrap() };
         let started = Instant::now();
-        while !ready(&ops.to_string()) {
+        while !ready(&hub.ops) {
             let log = || std::fs::read_to_string(home.join("hub.log")).unwrap();
             assert!(started.elapsed() < READY, "the hub is not ready:\n{}", log());
             std::thread::sleep(Duration::from_millis(50));
@@ -50,23 +52,33 @@ impl Drop for Hub {
     }
 }
 
-fn ready(ops: &str) -> bool {
-    use std::io::{Read, Write};
-    let Ok(mut stream) = TcpStream::connect(ops) else { return false };
-    let _ = stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    let mut answer = String::new();
-    let _ = stream.read_to_string(&mut answer);
-    answer.starts_with("HTTP/1.1 200")
+/// An address that nobody listens on.
+pub fn free() -> std::net::SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-fn login(home: &Path, hub: &Hub, user: &str, password: &str) {
+/// What a page of plain HTTP answers; nothing, if nobody is there.
+pub fn page(at: &str, path: &str) -> String {
+    use std::io::{Read, Write};
+    let Ok(mut stream) = TcpStream::connect(at) else { return String::new() };
+    let _ = stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes());
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer
+}
+
+fn ready(ops: &str) -> bool {
+    page(ops, "/readyz").starts_with("HTTP/1.1 200")
+}
+
+pub fn login(home: &Path, hub: &Hub, user: &str, password: &str) {
     let mut command = moorline(home);
     command.args(["login", &hub.url, "--user", user, "--password-stdin", "--ca-file"]);
     let output = feed(command.arg(home.join("hub/ca.crt")), password);
     assert!(output.status.success(), "{}", stderr(&output));
 }
 
-fn ok(home: &Path, args: &[&str]) -> String {
+pub fn ok(home: &Path, args: &[&str]) -> String {
     let output = run(home, args);
     assert!(output.status.success(), "{args:?}: {}", stderr(&output));
     stdout(&output)

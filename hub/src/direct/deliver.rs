@@ -1,20 +1,28 @@
 //! Brings bundles to clusters over their sessions, and fetches what their endpoints recorded.
 
-use super::{Bundles, Sealed, collect::collect};
+use super::{
+    Bundles, Sealed,
+    collect::collect,
+    condition::{Board, Holding, Stand},
+};
 use crate::{
-    kinds::{ClusterSpec, DirectStatus},
+    kinds::DirectStatus,
     metrics::Metrics,
-    records::{RecordError, Records},
+    records::Records,
     sessions::{Entry, Registry},
     signing::now,
 };
 use http::{Method, StatusCode};
+use moorline_authz::bundle::delta;
 use moorline_proto::header::Target;
 use moorline_proxy::audit::AuditSink;
 use serde::Deserialize;
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::{task::JoinSet, time::timeout};
@@ -34,8 +42,10 @@ const PAUSE: Duration = Duration::from_secs(10);
 const ANSWER: usize = 64 << 10;
 /// The fact by which an agent asks for bundles.
 const WANTED: &str = "endpoint";
-/// Tries to write a status that others write too.
-const TRIES: u32 = 5;
+/// Bytes of bundles that are remembered, so that only what changed is sent next time: some hundred of a thousand users.
+const REMEMBERED: usize = 64 << 20;
+/// A bundle below this many bytes is sent whole.
+const WHOLE: usize = 2 << 10;
 
 /// What an agent answers to a bundle.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -47,9 +57,34 @@ struct Told {
     certificate_authority: Option<String>,
 }
 
+/// A bundle as it was given, while there is room to remember it.
+struct Remembered {
+    bytes: Vec<u8>,
+    sum: Arc<AtomicUsize>,
+}
+
+impl Remembered {
+    fn new(bytes: Vec<u8>, sum: &Arc<AtomicUsize>) -> Option<Self> {
+        let length = bytes.len();
+        let room = |now: usize| (now + length <= REMEMBERED).then_some(now + length);
+        sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok()?;
+        Some(Self { bytes, sum: Arc::clone(sum) })
+    }
+}
+
+impl Drop for Remembered {
+    fn drop(&mut self) {
+        self.sum.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
+}
+
 /// What one session was given.
 #[derive(Default)]
 struct Given {
+    /// The bundle itself.
+    bundle: Option<Remembered>,
+    /// Its serial; 0: there was none.
+    serial: u64,
     fingerprint: [u8; 32],
     /// A newer one is due, in seconds since 1970.
     again: u64,
@@ -68,13 +103,22 @@ pub(crate) struct Delivery {
     pub audit: Arc<dyn AuditSink>,
 }
 
+/// The delivery, and what it remembers.
+struct Deliverer {
+    base: Delivery,
+    board: Board,
+    /// Bytes of all [`Remembered`].
+    sum: Arc<AtomicUsize>,
+}
+
 impl Delivery {
     /// Delivers until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let this = Arc::new(self);
+        let board = Board::new(self.records.clone(), self.metrics.clone());
+        let this = Arc::new(Deliverer { board, base: self, sum: Arc::default() });
         let (mut given, mut busy): (HashMap<String, Given>, HashSet<String>) = Default::default();
         let mut under_way = JoinSet::new();
-        let mut kept = this.bundles.directory.ended();
+        let mut kept = this.base.bundles.directory.ended();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -87,16 +131,19 @@ impl Delivery {
                     continue;
                 }
             }
-            let ended = this.bundles.directory.ended();
+            let ended = this.base.bundles.directory.ended();
             if ended != kept {
-                match this.bundles.keep(&ended).await {
+                match this.base.bundles.keep(&ended).await {
                     Ok(()) => kept = ended,
                     Err(error) => tracing::error!("logins that were ended are not kept: {error}"),
                 }
             }
-            let wanting: Vec<_> = this.registry.all().into_iter().filter(|e| e.fact(WANTED).is_some()).collect();
+            let wanting: Vec<_> = this.base.registry.all().into_iter().filter(|e| e.fact(WANTED).is_some()).collect();
             let alive: HashSet<String> = wanting.iter().map(key).collect();
+            let before = given.len();
             given.retain(|key, _| alive.contains(key));
+            let gone = given.len() < before;
+            this.board.look(gone, wanting.iter().map(|entry| entry.cluster.as_str()), now()).await;
             let mut prints: HashMap<String, [u8; 32]> = HashMap::new();
             for entry in wanting {
                 let key = key(&entry);
@@ -104,29 +151,32 @@ impl Delivery {
                     continue;
                 }
                 let cluster = entry.cluster.clone();
-                let print = *prints.entry(cluster.clone()).or_insert_with(|| this.bundles.fingerprint(&cluster));
+                let print = *prints.entry(cluster.clone()).or_insert_with(|| this.base.bundles.fingerprint(&cluster));
                 let due = given
                     .get(&key)
                     .is_none_or(|had| had.retry <= now() && (had.fingerprint != print || had.again <= now()));
                 if due {
                     busy.insert(key.clone());
-                    let this = Arc::clone(&this);
-                    under_way.spawn(async move { (key, this.deliver(&entry).await) });
+                    let (this, before) = (Arc::clone(&this), given.remove(&key).and_then(|had| had.bundle));
+                    under_way.spawn(async move { (key, this.deliver(&entry, before).await) });
                 } else if given.get(&key).is_some_and(|had| had.retry <= now() && had.visit <= now()) {
                     let Some(had) = given.remove(&key) else { continue };
                     busy.insert(key.clone());
                     let this = Arc::clone(&this);
                     under_way.spawn(async move {
-                        this.visit(&entry).await;
+                        this.visit(&entry, had.serial).await;
                         (key, Given { visit: now() + VISIT.as_secs(), ..had })
                     });
                 }
             }
         }
     }
+}
 
-    async fn visit(&self, entry: &Entry) {
-        let result = match timeout(PATIENCE, collect(entry, &self.records, &*self.audit)).await {
+impl Deliverer {
+    /// Asks what was recorded, and how it stands with the bundle `serial`.
+    async fn visit(&self, entry: &Entry, serial: u64) {
+        let result = match timeout(PATIENCE, collect(entry, &self.base.records, &*self.base.audit)).await {
             Ok(Ok(())) => "ok",
             Ok(Err(error)) => {
                 tracing::warn!(cluster = entry.cluster, "records of the cluster's endpoint were not taken: {error}");
@@ -134,13 +184,45 @@ impl Delivery {
             }
             Err(_) => "late",
         };
-        self.metrics.visits.with_label_values(&[result]).inc();
+        self.base.metrics.visits.with_label_values(&[result]).inc();
+        // Agents before this one have no word of it, and then nothing is said.
+        if let Ok(Ok((StatusCode::OK, answer))) =
+            timeout(PATIENCE, ask(entry, Method::GET, "/state", Vec::new(), ANSWER)).await
+            && let Ok(stand) = serde_json::from_slice::<Stand>(&answer)
+        {
+            self.board.stands(&entry.cluster, &stand, serial, now()).await;
+        }
     }
 
-    async fn deliver(&self, entry: &Entry) -> Given {
-        let count = |result: &str| self.metrics.bundles.with_label_values(&[result]).inc();
+    /// Sends what changed where that is known and enough, or else the whole.
+    async fn send(
+        &self,
+        entry: &Entry,
+        sealed: &Sealed,
+        before: Option<Remembered>,
+    ) -> Result<(StatusCode, Vec<u8>), String> {
+        let bytes = sealed.bytes.clone();
+        let before = before.filter(|_| WHOLE <= bytes.len());
+        let made = tokio::task::spawn_blocking(move || before.and_then(|before| delta::make(&before.bytes, &bytes)));
+        let count =
+            |form: &str, length: usize| self.base.metrics.bundle_bytes.with_label_values(&[form]).inc_by(length as u64);
+        if let Ok(Some(delta)) = made.await {
+            let length = delta.len();
+            if let answer @ (StatusCode::OK, _) = ask(entry, Method::PATCH, "/bundle", delta, ANSWER).await? {
+                count("delta", length);
+                return Ok(answer);
+            }
+            // It has another one than was thought, or knows no deltas: the whole is always right.
+        }
+        let answer = ask(entry, Method::PUT, "/bundle", sealed.bytes.clone(), ANSWER).await?;
+        count("whole", sealed.bytes.len());
+        Ok(answer)
+    }
+
+    async fn deliver(&self, entry: &Entry, before: Option<Remembered>) -> Given {
+        let count = |result: &str| self.base.metrics.bundles.with_label_values(&[result]).inc();
         let failed = || Given { retry: now() + PAUSE.as_secs(), ..Given::default() };
-        let sealed = match self.bundles.make(&entry.cluster) {
+        let sealed = match self.base.bundles.make(&entry.cluster) {
             Ok(sealed) => sealed,
             Err(error) => {
                 tracing::error!(cluster = entry.cluster, "no bundle was made: {error}");
@@ -148,61 +230,47 @@ impl Delivery {
                 return failed();
             }
         };
-        let Sealed { bytes, fingerprint, expires } = sealed;
-        match timeout(PATIENCE, ask(entry, Method::PUT, "/bundle", bytes, ANSWER)).await {
+        let cluster = entry.cluster.as_str();
+        match timeout(PATIENCE, self.send(entry, &sealed, before)).await {
             Ok(Ok((StatusCode::OK, answer))) => {
                 count("delivered");
+                let Sealed { bytes, fingerprint, serial, expires } = sealed;
                 let told: Told = serde_json::from_slice(&answer).unwrap_or_default();
-                if let Err(error) = self.note(&entry.cluster, told, expires).await {
-                    tracing::warn!(cluster = entry.cluster, "status not written: {error}");
-                }
+                self.board.note(cluster, direct(told, expires), Holding::Current).await;
                 let left = expires.saturating_sub(now());
-                Given { fingerprint, again: now() + left / 8, retry: 0, visit: 0 }
+                let bundle = Remembered::new(bytes, &self.sum);
+                Given { bundle, serial, fingerprint, again: now() + left / 8, retry: 0, visit: 0 }
             }
             Ok(Ok((code, answer))) => {
-                let words = String::from_utf8_lossy(&answer).into_owned();
-                tracing::warn!(cluster = entry.cluster, %code, words, "the cluster did not take its bundle");
+                let words = String::from_utf8_lossy(&answer).chars().filter(|c| !c.is_control()).take(200).collect();
+                tracing::warn!(cluster, %code, words, "the cluster did not take its bundle");
                 count("refused");
+                self.board.holds(cluster, Holding::Refused(words)).await;
                 failed()
             }
             Ok(Err(why)) => {
-                tracing::debug!(cluster = entry.cluster, "a bundle was not delivered: {why}");
+                tracing::debug!(cluster, "a bundle was not delivered: {why}");
                 count("failed");
+                self.board.holds(cluster, Holding::Late).await;
                 failed()
             }
             Err(_) => {
                 count("failed");
+                self.board.holds(cluster, Holding::Late).await;
                 failed()
             }
         }
     }
+}
 
-    /// Notes where the endpoint is, so that kubeconfigs can name it.
-    async fn note(&self, cluster: &str, told: Told, expires: u64) -> Result<(), RecordError> {
-        let Some(server) = told.server else { return Ok(()) };
-        // The time changes with each bundle, and is worth a write only once in a while.
-        let day = |seconds: u64| seconds / 3600;
-        let direct = DirectStatus {
-            server,
-            certificate_authority: told.certificate_authority.unwrap_or_default(),
-            bundle_expires: crate::status::time(
-                std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(day(expires) * 3600),
-            ),
-        };
-        for _ in 0..TRIES {
-            let Some(mut object) = self.records.get::<ClusterSpec>(cluster)? else { return Ok(()) };
-            let status = object.status.get_or_insert_default();
-            if status.direct.as_ref() == Some(&direct) {
-                return Ok(());
-            }
-            status.direct = Some(direct.clone());
-            match self.records.update_status(&object).await {
-                Err(RecordError::Conflict) => {}
-                Err(RecordError::NotFound) => return Ok(()),
-                other => return other.map(drop),
-            }
-        }
-        Err(RecordError::Conflict)
+/// Where the endpoint is, so that kubeconfigs can name it, and how long it lets users in.
+fn direct(told: Told, expires: u64) -> DirectStatus {
+    // The time changes with each bundle, and is worth a write only once in a while.
+    let hour = Duration::from_secs(expires / 3600 * 3600);
+    DirectStatus {
+        server: told.server.unwrap_or_default(),
+        certificate_authority: told.certificate_authority.unwrap_or_default(),
+        bundle_expires: crate::status::time(std::time::SystemTime::UNIX_EPOCH + hour),
     }
 }
 

@@ -49,7 +49,7 @@ impl Lone {
             imports_address: None,
             carrier,
             state_secret: None,
-            endpoint_dir: None,
+            endpoint: None,
             http_addr: None,
         };
         let (registry, stop) = (prometheus::Registry::new(), CancellationToken::new());

@@ -245,7 +245,8 @@ impl World {
     /// With an edge policy, and users for whom the glass may be broken.
     pub async fn with(policy: &str, glass: Vec<String>) -> Self {
         let (hub, dir) = (Hub::new(), tempfile::tempdir().unwrap());
-        let shelf = Shelf::open(&dir.path().join("shelf"), "edge1", Anchors::from_pem(&hub.pem).unwrap()).unwrap();
+        let shelf =
+            Shelf::open(&dir.path().join("shelf"), "edge1", Anchors::from_pem(&hub.pem).unwrap(), None).unwrap();
         shelf.put(&hub.seal(&bundle(1))).unwrap();
         let registry = prometheus::Registry::new();
         let metrics = Metrics::new(&registry).unwrap();

@@ -6,6 +6,7 @@ mod commands;
 mod deploy;
 mod endpoint;
 mod endpoint_auto;
+mod endpoint_kept;
 mod failures;
 mod hub_api;
 mod identity;
@@ -63,6 +64,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("a_clock_an_hour_off_is_named", failures::clock),
     ("endpoint_answers_as_the_hub_does_and_while_it_is_away", endpoint::all),
     ("f01_one_context_follows_the_way_that_works", endpoint_auto::all),
+    ("a_bundle_in_a_secret_outlives_hub_and_folder", endpoint_kept::all),
     // From here on edge2 has no API server.
     ("f40_api_server_down_is_a_502", failures::api_server_down),
     ("f04_agent_killed_is_an_error_and_it_comes_back", failures::agent_killed),

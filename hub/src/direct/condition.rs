@@ -1,0 +1,303 @@
+//! How it stands with the clusters' own endpoints, as conditions of their `Cluster` objects and as numbers.
+//!
+//! Written when it changes and never otherwise; no message has a time that moves.
+
+use crate::{
+    kinds::{BUNDLE_CURRENT, ClusterSpec, Condition, DirectStatus, ENDPOINT_READY},
+    metrics::Metrics,
+    records::{RecordError, Records},
+    status::time,
+};
+use serde::Deserialize;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+/// Tries to write a status that others write too.
+const TRIES: u32 = 5;
+/// How often clusters that nobody hears of are looked at, in seconds.
+const ROUND: u64 = 30;
+/// How long an endpoint may take to use what was delivered, in seconds.
+const BEHIND: u64 = 15;
+/// What the numbers say of each cluster.
+const STATES: [&str; 5] = ["current", "late", "refused", "gone", "expired"];
+
+/// How it stands with a cluster's bundle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Holding {
+    /// It has what the hub would say now.
+    Current,
+    /// It does not take it, in the agent's words.
+    Refused(String),
+    /// It could not be brought there.
+    Late,
+    /// No agent is connected that could be given one.
+    Gone,
+    /// And the time of the last one is over.
+    Expired,
+}
+
+impl Holding {
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Current => STATES[0],
+            Self::Late => STATES[1],
+            Self::Refused(_) => STATES[2],
+            Self::Gone => STATES[3],
+            Self::Expired => STATES[4],
+        }
+    }
+
+    /// Status, reason and message of `BundleCurrent`.
+    fn condition(&self) -> (&'static str, &'static str, String) {
+        let words = str::to_owned;
+        match self {
+            Self::Current => ("True", "Delivered", String::new()),
+            Self::Late => ("False", "NotDelivered", words("the agent does not answer; it is tried again")),
+            Self::Refused(why) => ("False", "Refused", format!("the cluster did not take its bundle: {why}")),
+            Self::Gone => {
+                let message =
+                    "no agent that keeps bundles is connected; users are let in by the last one, until bundleExpires";
+                ("Unknown", "AgentGone", words(message))
+            }
+            Self::Expired => {
+                let message = "no agent that keeps bundles is connected, and the last one is over: nobody is let in but whom the owner named";
+                ("False", "Expired", words(message))
+            }
+        }
+    }
+}
+
+/// What an agent says of the endpoints beside it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct Stand {
+    serial: Option<u64>,
+    endpoints: Vec<InUse>,
+    secret: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct InUse {
+    mode: String,
+    serial: u64,
+    current: bool,
+}
+
+impl Stand {
+    /// Status, reason and message of `EndpointReady`. `lately`: a bundle was delivered so lately that it may not be in use.
+    fn condition(&self, serial: u64, lately: bool) -> (&'static str, &'static str, String) {
+        let clean = |text: &str| -> String { text.chars().filter(|c| !c.is_control()).take(200).collect() };
+        let mut modes: Vec<String> = self.endpoints.iter().map(|one| clean(&one.mode)).collect();
+        modes.dedup();
+        if self.endpoints.is_empty() {
+            let message = "the agent keeps bundles, and no endpoint uses them: moorline endpoint --mode proxy";
+            return ("False", "NoEndpoint", message.to_owned());
+        }
+        if let Some(one) = self.endpoints.iter().find(|one| !one.current) {
+            return (
+                "False",
+                "BundleExpired",
+                format!("the {} has no bundle whose time is not over", clean(&one.mode)),
+            );
+        }
+        if let Some(one) = self.endpoints.iter().find(|one| one.serial < serial && !lately) {
+            return (
+                "False",
+                "Behind",
+                format!("the {} does not use the newest bundle; see its log", clean(&one.mode)),
+            );
+        }
+        match self.secret.as_deref() {
+            None | Some("ok") => ("True", "Serving", modes.join(", ")),
+            Some(wrong) => ("True", "NotInSecret", format!("{}; {}", modes.join(", "), clean(wrong))),
+        }
+    }
+}
+
+/// What was written of one cluster.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Written {
+    holding: Option<Holding>,
+    direct: DirectStatus,
+    /// Status, reason and message.
+    ready: Option<(&'static str, &'static str, String)>,
+    /// When a bundle was delivered, in seconds since 1970.
+    delivered: u64,
+}
+
+/// Knows what was written, so that nothing is written twice.
+pub(super) struct Board {
+    records: Records,
+    metrics: Metrics,
+    written: Mutex<HashMap<String, Written>>,
+    looked: Mutex<u64>,
+}
+
+impl Board {
+    pub fn new(records: Records, metrics: Metrics) -> Self {
+        Self { records, metrics, written: Mutex::default(), looked: Mutex::default() }
+    }
+
+    fn written(&self) -> MutexGuard<'_, HashMap<String, Written>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A cluster took its bundle, and said where its endpoint is.
+    pub async fn note(&self, cluster: &str, direct: DirectStatus, holding: Holding) {
+        let now = crate::signing::now();
+        self.change(cluster, |written| {
+            (written.direct, written.holding, written.delivered) = (direct.clone(), Some(holding.clone()), now);
+        })
+        .await;
+    }
+
+    /// A cluster did not.
+    pub async fn holds(&self, cluster: &str, holding: Holding) {
+        self.change(cluster, |written| written.holding = Some(holding.clone())).await;
+    }
+
+    /// What its agent says of its endpoints; `serial` is what it was given.
+    pub async fn stands(&self, cluster: &str, stand: &Stand, serial: u64, now: u64) {
+        self.change(cluster, |written| {
+            let lately = now < written.delivered + BEHIND;
+            written.ready = Some(stand.condition(serial, lately));
+        })
+        .await;
+    }
+
+    /// Now and then, and when one is `gone`: clusters that had a bundle and whose agents are gone. `wanting` are those of
+    /// which some is here.
+    pub async fn look(&self, gone: bool, wanting: impl Iterator<Item = &str>, now: u64) {
+        {
+            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+            if now < *looked + ROUND && !gone {
+                return;
+            }
+            *looked = now;
+        }
+        let here: HashSet<&str> = wanting.collect();
+        let Ok(all) = self.records.list::<ClusterSpec>() else { return };
+        let mut names = HashSet::new();
+        for cluster in all {
+            let name = cluster.metadata.name;
+            names.insert(name.clone());
+            let Some(direct) = cluster.status.and_then(|status| status.direct) else { continue };
+            if here.contains(name.as_str()) {
+                continue;
+            }
+            let ends = direct.bundle_expires.parse::<jiff::Timestamp>().map_or(0, |at| at.as_second());
+            // The hour in which it ends counts: the object has no more than that.
+            let over = u64::try_from(ends).unwrap_or_default() + 3600 <= now;
+            let holding = if over { Holding::Expired } else { Holding::Gone };
+            self.change(&name, |written| {
+                let (status, reason, message) = holding.condition();
+                (written.direct, written.holding) = (direct.clone(), Some(holding.clone()));
+                written.ready = Some((if over { status } else { "Unknown" }, reason, message));
+            })
+            .await;
+        }
+        self.written().retain(|name, _| names.contains(name));
+        for state in STATES {
+            let count =
+                self.written().values().filter(|one| one.holding.as_ref().is_some_and(|h| h.label() == state)).count();
+            self.metrics.endpoints.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    async fn change(&self, cluster: &str, change: impl FnOnce(&mut Written)) {
+        let before = self.written().get(cluster).cloned();
+        let mut after = before.clone().unwrap_or_default();
+        change(&mut after);
+        let same = |before: &Written| Written { delivered: after.delivered, ..before.clone() } == after;
+        let same = before.as_ref().is_some_and(same);
+        if !same && let Err(error) = self.write(cluster, &after).await {
+            tracing::warn!(cluster, "status not written: {error}");
+            return;
+        }
+        self.written().insert(cluster.to_owned(), after);
+    }
+
+    async fn write(&self, cluster: &str, written: &Written) -> Result<(), RecordError> {
+        for _ in 0..TRIES {
+            let Some(mut object) = self.records.get::<ClusterSpec>(cluster)? else { return Ok(()) };
+            let before = object.status.clone();
+            let status = object.status.get_or_insert_default();
+            status.direct = Some(written.direct.clone())
+                .filter(|direct| *direct != DirectStatus::default())
+                .or(status.direct.take());
+            if let Some(holding) = &written.holding {
+                set(&mut status.conditions, BUNDLE_CURRENT, holding.condition());
+            }
+            if let Some(ready) = &written.ready {
+                set(&mut status.conditions, ENDPOINT_READY, ready.clone());
+            }
+            if object.status == before {
+                return Ok(());
+            }
+            match self.records.update_status(&object).await {
+                Err(RecordError::Conflict) => {}
+                Err(RecordError::NotFound) => return Ok(()),
+                other => return other.map(drop),
+            }
+        }
+        Err(RecordError::Conflict)
+    }
+}
+
+fn set(all: &mut Vec<Condition>, name: &str, (status, reason, message): (&str, &str, String)) {
+    let found = all.iter().position(|one| one.r#type == name).unwrap_or_else(|| {
+        all.push(Condition { r#type: name.to_owned(), ..Condition::default() });
+        all.len() - 1
+    });
+    if let Some(one) = all.get_mut(found) {
+        if one.status != status {
+            one.last_transition_time = time(SystemTime::now());
+        }
+        (one.status, one.reason, one.message) = (status.to_owned(), reason.to_owned(), message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stand(endpoints: &[(u64, bool)]) -> Stand {
+        let one = |(serial, current): &(u64, bool)| InUse { mode: "proxy".into(), serial: *serial, current: *current };
+        Stand { serial: Some(7), endpoints: endpoints.iter().map(one).collect(), secret: None }
+    }
+
+    #[test]
+    fn an_endpoint_is_ready_when_it_uses_what_was_delivered() {
+        let reason = |stand: &Stand, lately| stand.condition(7, lately).1;
+        assert_eq!(reason(&stand(&[]), false), "NoEndpoint");
+        assert_eq!(reason(&stand(&[(7, true)]), false), "Serving");
+        assert_eq!(reason(&stand(&[(9, true)]), false), "Serving", "another session brought a newer one");
+        assert_eq!(reason(&stand(&[(7, true), (6, true)]), false), "Behind");
+        assert_eq!(reason(&stand(&[(6, true)]), true), "Serving", "it has not had the time");
+        assert_eq!(reason(&stand(&[(7, false)]), true), "BundleExpired");
+        let wrong = Stand { secret: Some("too large".into()), ..stand(&[(7, true)]) };
+        assert_eq!(wrong.condition(7, false), ("True", "NotInSecret", "proxy; too large".to_owned()));
+    }
+
+    #[test]
+    fn a_condition_changes_its_time_only_when_it_turns() {
+        let mut all = vec![Condition { r#type: "Connected".into(), status: "True".into(), ..Condition::default() }];
+        set(&mut all, BUNDLE_CURRENT, Holding::Current.condition());
+        all[1].last_transition_time = "then".into();
+        set(&mut all, BUNDLE_CURRENT, Holding::Current.condition());
+        assert_eq!(all[1].last_transition_time, "then");
+        set(&mut all, BUNDLE_CURRENT, Holding::Late.condition());
+        assert_ne!(all[1].last_transition_time, "then");
+        assert_eq!((all.len(), all[0].status.as_str()), (2, "True"), "and others stay as they are");
+        let labels: HashSet<_> =
+            [Holding::Current, Holding::Late, Holding::Refused(String::new()), Holding::Gone, Holding::Expired]
+                .iter()
+                .map(Holding::label)
+                .collect();
+        assert_eq!(labels.len(), STATES.len());
+    }
+}
