@@ -97,7 +97,8 @@ impl Room {
         }
     }
 
-    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+    /// Answers one request of the hub's.
+    pub async fn answer(&self, request: Request<Body>) -> Response<Body> {
         match (request.method(), request.uri().path()) {
             (&Method::PUT | &Method::PATCH, "/bundle") => {
                 let delta = request.method() == Method::PATCH;

@@ -94,11 +94,12 @@ impl SecretError {
 
 #[derive(Deserialize)]
 struct Secret {
+    #[serde(default)]
     metadata: Meta,
     #[serde(default)]
     data: BTreeMap<String, String>,
 }
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Meta {
     #[serde(default)]

@@ -21,6 +21,13 @@ pub const MAX_LEN: usize = 8 << 10;
 pub const LEEWAY: Duration = Duration::from_secs(60);
 /// Longest life of an access token. It bounds what a revocation that could not be told leaves open.
 pub const MAX_LIFE: Duration = Duration::from_secs(3600);
+
+/// Life of a token for a cluster's own endpoint, where other access tokens live for `access_life`: a sixth longer than that
+/// remains. Whoever renews it when a sixth of it is over always has at least the life of an access token left, and so
+/// gets through an outage of the hub as long as that.
+pub const fn cluster_life(access_life: Duration) -> Duration {
+    access_life.saturating_add(Duration::from_secs(access_life.as_secs().div_ceil(5)))
+}
 /// Most clusters that one token is for.
 pub const MAX_AUDIENCES: usize = 32;
 

@@ -36,7 +36,7 @@ pub struct BundleUser {
 }
 
 /// A grant, as far as it is about the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BundleGrant {
     /// User names.

@@ -47,11 +47,9 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
             (token.token, Some(token.expires))
         }
         (None, _) => {
-            let due = session::is_due(&hub);
             let hub = session::fresh(&hub).await?;
-            if due {
-                session::along(&hub).await;
-            }
+            // Looked at each time: whoever works through the hub now may need the other way in a moment, for an hour.
+            session::along(&hub).await;
             let expires = hub.expires.as_deref().and_then(|at| at.parse().ok());
             (hub.token.unwrap_or_default(), expires)
         }

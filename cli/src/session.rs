@@ -22,6 +22,9 @@ const AHEAD_PATIENCE: Duration = Duration::from_secs(3);
 const RETRY: i64 = 30;
 /// A token that ends sooner than this, in seconds, is as good as over.
 const SPARE: i64 = 5;
+/// A token for a cluster is renewed when one part of these of its life is over. The hub makes it live a fifth longer than
+/// an access token, so that the whole life of one of these is left when the hub goes away.
+const PARTS: i64 = 6;
 /// Tokens for clusters that are renewed along with the login, most recently used first.
 const ALONG: usize = 16;
 
@@ -204,7 +207,7 @@ async fn ask_for(hub: &KnownHub, cluster: &str, patience: Duration) -> Result<Cl
     let client = Client::new(hub, patience).map_err(local)?;
     let answer = client.call(Method::POST, "/auth/token", Some(&json!({ "clusters": [cluster] }))).await?;
     let token = Secret::new(field(&answer, "/token").map_err(local)?.to_owned());
-    let (Some(expires), renew) = times(&answer, 6) else {
+    let (Some(expires), renew) = times(&answer, PARTS) else {
         return Err(ApiError::NotAHub { url: hub.url.clone() });
     };
     Ok(ClusterToken { token, expires, renew: renew.unwrap_or(expires), retry: Timestamp::UNIX_EPOCH })
@@ -268,6 +271,14 @@ mod tests {
         take(&mut known, &answer).unwrap();
         assert!(!is_over(&known) && !is_due(&known), "{known:?}");
         assert!(!format!("{known:?}").contains("mlr_a"));
+    }
+
+    #[test]
+    fn f01_an_outage_as_long_as_the_life_of_an_access_token_is_outlived() {
+        const HOUR: i64 = 3600;
+        let (expires, renew) = times(&json!({ "expiresIn": HOUR * 6 / 5 }), PARTS);
+        let left = expires.unwrap().as_second() - renew.unwrap().as_second();
+        assert!(HOUR <= left, "{left} s are left of the oldest one that is not renewed yet");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::{
 };
 use moorline_apiserver::{Object, Spec};
 use moorline_authz::{
-    access_token::{Audience, Claims},
+    access_token::{Audience, Claims, cluster_life},
     refresh::{RefreshText, Verdict},
 };
 use serde::Serialize;
@@ -129,8 +129,12 @@ impl Issuer {
 
     fn issued(&self, session: &Object<TokenSpec>, uid: &str, ends: SystemTime, refresh_token: String) -> Issued {
         let (user, id) = (session.spec.user.clone(), session.metadata.name.clone());
-        let (token, expires, expires_in) =
-            self.access(&user, uid, &id, ends, session.spec.verbs.clone(), vec![Audience::Hub.text()]);
+        let (token, expires, expires_in) = self.access(
+            (&user, uid, &id),
+            (ends, self.signing.access_life()),
+            session.spec.verbs.clone(),
+            vec![Audience::Hub.text()],
+        );
         Issued {
             user,
             token,
@@ -145,16 +149,14 @@ impl Issuer {
     /// An access token: no longer than what it was made by.
     fn access(
         &self,
-        user: &str,
-        uid: &str,
-        session: &str,
-        ends: SystemTime,
+        (user, uid, session): (&str, &str, &str),
+        (ends, life): (SystemTime, Duration),
         verbs: Option<Vec<String>>,
         aud: Vec<String>,
     ) -> (String, String, u64) {
         let at = now();
         let sid_exp = ends.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let exp = at.saturating_add(self.signing.access_life().as_secs()).min(sid_exp);
+        let exp = at.saturating_add(life.as_secs()).min(sid_exp);
         let claims = Claims {
             iss: self.signing.issuer().to_owned(),
             sub: user.to_owned(),
@@ -177,7 +179,8 @@ impl Issuer {
         let aud = clusters.iter().map(|name| Audience::Cluster(name.clone()).text()).collect();
         let verbs = who.verbs.as_ref().map(|verbs| verbs.to_vec());
         let (user, ends) = (&who.identity, who.lease.expires);
-        let (token, expires, expires_in) = self.access(&user.user, &user.uid, &who.token, ends, verbs, aud);
+        let life = cluster_life(self.signing.access_life());
+        let (token, expires, expires_in) = self.access((&user.user, &user.uid, &who.token), (ends, life), verbs, aud);
         ClusterToken { token, expires, expires_in, session_expires: time(ends) }
     }
 
@@ -185,7 +188,8 @@ impl Issuer {
     pub fn for_audience(&self, who: &Authenticated, audience: String) -> (String, u64) {
         let verbs = who.verbs.as_ref().map(|verbs| verbs.to_vec());
         let (user, ends) = (&who.identity, who.lease.expires);
-        let (token, _, life) = self.access(&user.user, &user.uid, &who.token, ends, verbs, vec![audience]);
+        let life = self.signing.access_life();
+        let (token, _, life) = self.access((&user.user, &user.uid, &who.token), (ends, life), verbs, vec![audience]);
         (token, life)
     }
 

@@ -1,7 +1,7 @@
 //! The keys that access tokens are signed with: kept in the store, rotated by the clock or by hand.
 
 use crate::records::{RecordError, Records};
-use moorline_authz::access_token::{Claims, KeySet, Ring, Verifier, sign};
+use moorline_authz::access_token::{Claims, KeySet, Ring, Verifier, cluster_life, sign};
 use std::{
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -100,7 +100,7 @@ impl Signing {
         let ring = if lost {
             Ring::generate(at).map_err(failed)?
         } else {
-            self.ring().rotate(at, self.access_life.as_secs() + SLACK).map_err(failed)?
+            self.ring().rotate(at, cluster_life(self.access_life).as_secs() + SLACK).map_err(failed)?
         };
         self.records.set_secret(RECORD.to_owned(), ring.store().to_vec().into()).await?;
         self.verifier.set_keys(ring.public(at));

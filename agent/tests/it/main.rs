@@ -6,5 +6,6 @@ mod imports;
 mod inside;
 mod pki;
 mod recorder;
+mod room;
 mod run;
 mod streams;

@@ -26,6 +26,9 @@ impl Authority {
     pub fn pem(&self) -> String {
         self.0.pem()
     }
+    pub fn key(&self) -> &KeyPair {
+        self.0.key()
+    }
     pub fn pin(&self) -> [u8; 32] {
         moorline_link::tls::spki_sha256(&self.der()).unwrap()
     }

@@ -45,6 +45,10 @@ pub fn given(cert: &Path, key: &Path) -> Result<Served, TlsError> {
     let pem = fs::read_to_string(cert).map_err(|e| file_error(cert, e))?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     let chain = chain.map_err(|e| file_error(cert, e))?;
+    // Half a chain is none: what follows the first certificate is not looked at by whoever only serves with it.
+    if let Some(e) = chain.iter().find_map(|der| webpki::EndEntityCert::try_from(der).err()) {
+        return Err(file_error(cert, format!("one of its certificates is broken: {e}")));
+    }
     let last = pem.rfind("-----BEGIN").and_then(|at| pem.get(at..)).unwrap_or_default().to_owned();
     let key_der = PrivateKeyDer::from_pem_file(key).map_err(|e| file_error(key, e))?;
     Ok(Served { config: config(chain, key_der)?, ca_pem: last })

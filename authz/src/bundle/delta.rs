@@ -11,7 +11,7 @@ use std::collections::HashMap;
 /// What it begins with.
 const MAGIC: &[u8] = b"moorline-delta/1\n";
 /// Bytes of a piece: at least, at most, and about.
-const PIECE: (usize, usize, u64) = (64, 1024, 256);
+const PIECE: (usize, usize, u64) = (32, 1024, 64);
 const COPY: u8 = 0;
 const INSERT: u8 = 1;
 

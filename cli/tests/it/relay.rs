@@ -49,10 +49,15 @@ fn of_hub(asked: &Asked, code: u16, direct: &Value) -> Answer {
 impl Ways {
     /// `ca`: the authority that the hub names for the endpoint; its own.
     fn start(ca: Option<String>) -> Self {
+        Self::named(ca, "127.0.0.1")
+    }
+
+    /// An endpoint whose certificate has this name.
+    fn named(ca: Option<String>, name: &str) -> Self {
         let home = tempfile::tempdir().unwrap();
         let (by_hub, by_endpoint) = (Arc::new(AtomicU16::new(200)), Arc::new(AtomicU16::new(200)));
         let code = Arc::clone(&by_endpoint);
-        let endpoint = FakeHub::start(home.path(), &["127.0.0.1"], move |asked: &Asked| {
+        let endpoint = FakeHub::start(home.path(), &[name], move |asked: &Asked| {
             if asked.authorization.as_deref() != Some("Bearer direct") {
                 return refused(401);
             }
@@ -259,4 +264,17 @@ fn z08_what_auto_cannot_do_is_said() {
     std::fs::write(dir.join("seat.json"), "{\"port\":").unwrap();
     let output = run(ways.home(), &["kubeconfig", "edge1", "--auto"]);
     assert!(!output.status.success() && stderr(&output).contains("is damaged"), "{}", stderr(&output));
+}
+
+/// A certificate of the right authority for somebody else, and one of the wrong authority, are no endpoint.
+#[test]
+fn s68_a_certificate_for_another_name_is_no_way() {
+    let ways = Ways::named(None, "elsewhere.example");
+    let (context, token) = (ways.context(), ways.token());
+    assert_eq!(context.ask(&token, &[], "/api").1, "hub");
+    ways.by_hub.store(503, Ordering::SeqCst);
+    assert_eq!(context.ask(&token, &[], "/api").0, 503);
+    assert!(ways.endpoint.as_ref().unwrap().asked().is_empty(), "no byte of a request went there");
+    let shown = ways.relay()["clusters"][0]["tried"]["direct"].to_string();
+    assert!(shown.contains("certificate"), "{shown}");
 }

@@ -4,7 +4,7 @@ use super::{Directory, Proof};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use moorline_authz::{
     access::{Facts, Grants},
-    access_token::{LEEWAY, MAX_LIFE},
+    access_token::{LEEWAY, MAX_LIFE, cluster_life},
     bundle::{Bundle, BundleGrant, BundleKey, BundleUser, Revoked},
     identity::Identity,
 };
@@ -29,7 +29,7 @@ impl Ended {
     /// Notes one that would have lasted until `expires`.
     pub fn note(&mut self, id: &str, expires: SystemTime) {
         let now = crate::signing::now();
-        let last = (now + MAX_LIFE.as_secs()).min(seconds(expires)) + LEEWAY.as_secs();
+        let last = (now + cluster_life(MAX_LIFE).as_secs()).min(seconds(expires)) + LEEWAY.as_secs();
         self.0.retain(|_, until| now < *until);
         if now < last {
             self.0.insert(id.to_owned(), last);

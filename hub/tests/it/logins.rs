@@ -169,6 +169,7 @@ async fn s10_a_token_for_one_cluster_opens_nothing_else() {
         world.call(token, "POST", "/auth/token", &json!({ "clusters": clusters })).await
     };
     let one = ask(text(&anna, "token"), json!(["edge1"])).await.json();
+    assert_eq!(one["expiresIn"], 4320, "a sixth of it over, an access token's hour is left: f01");
     let one = text(&one, "token");
     assert_eq!(world.get(one, "/k8s/clusters/edge1/api").await.code, 200);
     assert_eq!(world.get(one, "/k8s/clusters/edge2/api").await.code, 403);

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bundles;
+mod cases;
 mod proxying;
 mod reviews;
 mod world;

@@ -57,6 +57,12 @@ impl Hub {
         Self { key, pem }
     }
 
+    /// Any text as a bundle, signed.
+    pub fn seal_text(&self, text: &str) -> Vec<u8> {
+        let signature = self.key.sign(format!("moorline-bundle/1\n{text}").as_bytes()).unwrap();
+        format!("moorline-bundle/1 {}\n{text}", URL_SAFE_NO_PAD.encode(signature)).into_bytes()
+    }
+
     pub fn seal(&self, bundle: &Bundle) -> Vec<u8> {
         bundle::seal(bundle, |message| self.key.sign(message)).unwrap()
     }
@@ -230,9 +236,10 @@ pub struct World {
     pub up: Arc<Recorder>,
     pub queue: Queue,
     pub registry: prometheus::Registry,
-    pub webhook: Webhook,
+    pub webhook: Arc<Webhook>,
     audit: Arc<FileSink>,
     addr: std::net::SocketAddr,
+    webhook_addr: std::net::SocketAddr,
     tls: Arc<ClientConfig>,
     stop: CancellationToken,
 }
@@ -270,6 +277,11 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
+        let webhook = Arc::new(Webhook { live: live.clone(), policy: now });
+        let hooks = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let webhook_addr = hooks.local_addr().unwrap();
+        let (tls, other, more) = (Arc::clone(&served.config), metrics.clone(), TaskTracker::new());
+        tokio::spawn(server::serve(hooks, tls, Arc::clone(&webhook), other, more, stop.clone()));
         tokio::spawn(server::serve(listener, served.config, Arc::new(proxy), metrics, tasks, stop.clone()));
         let following = live.clone();
         let until = stop.clone();
@@ -280,19 +292,57 @@ impl World {
         let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let mut tls = tls.with_root_certificates(roots).with_no_client_auth();
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let webhook = Webhook { live: live.clone(), policy: now };
-        Self { hub, _dir: dir, shelf, live, up, queue, registry, webhook, audit, addr, tls: Arc::new(tls), stop }
+        Self {
+            hub,
+            _dir: dir,
+            shelf,
+            live,
+            up,
+            queue,
+            registry,
+            webhook,
+            audit,
+            addr,
+            webhook_addr,
+            tls: Arc::new(tls),
+            stop,
+        }
     }
 
     pub async fn connect(&self) -> TlsStream<TcpStream> {
-        let socket = TcpStream::connect(self.addr).await.unwrap();
+        self.connect_to(self.addr).await
+    }
+
+    /// To the webhook's port.
+    pub async fn hook(&self) -> TlsStream<TcpStream> {
+        self.connect_to(self.webhook_addr).await
+    }
+
+    async fn connect_to(&self, addr: std::net::SocketAddr) -> TlsStream<TcpStream> {
+        let socket = TcpStream::connect(addr).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         TlsConnector::from(Arc::clone(&self.tls)).connect(name, socket).await.unwrap()
     }
 
     /// Sends these bytes, and reads until the endpoint closes or an answer is whole.
     pub async fn raw(&self, bytes: &[u8]) -> Answer {
-        let mut stream = self.connect().await;
+        Self::exchange(self.connect().await, bytes).await
+    }
+
+    /// The same at the webhook.
+    pub async fn raw_hook(&self, bytes: &[u8]) -> Answer {
+        Self::exchange(self.hook().await, bytes).await
+    }
+
+    /// A review with more headers, as an API server sends it.
+    pub async fn post_review(&self, token: &str, headers: &[&str]) -> Answer {
+        let asked = serde_json::json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": { "token": token } });
+        let (body, lines) = (asked.to_string(), headers.iter().map(|line| format!("{line}\r\n")).collect::<String>());
+        let head = format!("POST / HTTP/1.1\r\nHost: localhost\r\n{lines}Content-Length: {}\r\n\r\n", body.len());
+        self.raw_hook((head + &body).as_bytes()).await
+    }
+
+    async fn exchange(mut stream: TlsStream<TcpStream>, bytes: &[u8]) -> Answer {
         stream.write_all(bytes).await.unwrap();
         stream.flush().await.unwrap();
         let mut all = Vec::new();

@@ -133,6 +133,7 @@ pub fn installed(world: &mut World) -> Result<()> {
     all.extend(kustomized("hub")?);
     apply(world, all.values().filter(is_namespace), &[])?;
     apply(world, all.values(), &["--dry-run=server"]).context("the manifests")?;
+    apply(world, kustomized("endpoint")?.values(), &["--dry-run=server"]).context("the endpoint's manifests")?;
     apply(world, chart.values(), &["--force-conflicts"]).context("the chart")?;
     let outcome = live(world);
     let logs = world.edge1.admin(&["-n", "moorline-system", "logs", "moorline-agent-0", "--tail=20"]);
@@ -293,15 +294,77 @@ pub fn judge(_: &mut World) -> Result<()> {
 
 /// The units are as closed as they are said to be, and systemd understands every line.
 pub fn units(_: &mut World) -> Result<()> {
-    for unit in ["moorline-hub.service", "moorline-agent.service"] {
+    for unit in ["moorline-hub.service", "moorline-agent.service", "moorline-endpoint@.service"] {
         let path = root().join("deploy/systemd").join(unit);
         // The score is in tenths; systemd calls what is below 2.0 "OK" and what is over 7.0 "UNSAFE".
         let mut command = Command::new("systemd-analyze");
         text(command.args(["security", "--offline=true", "--no-pager", "--threshold=15"]).arg(&path))?;
         let output = run(Command::new("systemd-analyze").arg("verify").arg(&path), b"")?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let mine = said.lines().filter(|line| line.contains(unit) && !line.contains("is not executable"));
+        // A template is verified as an instance of it.
+        let name = unit.split(['@', '.']).next().unwrap_or(unit);
+        let mine = said.lines().filter(|line| line.contains(name) && !line.contains("is not executable"));
         ensure!(mine.count() == 0, "{said}");
+    }
+    Ok(())
+}
+
+/// The endpoint's manifests are the agent's and what they say: a container as restricted, and a right to one Secret.
+pub fn endpoint(_: &mut World) -> Result<()> {
+    let (with, without) = (kustomized("endpoint")?, kustomized("agent")?);
+    let mut more: Vec<_> = with.keys().filter(|name| !without.contains_key(*name)).map(String::as_str).collect();
+    more.sort_unstable();
+    let wanted = [
+        "ConfigMap moorline-system/moorline-endpoint",
+        "NetworkPolicy moorline-system/moorline-endpoint",
+        "Role moorline-system/moorline-endpoint",
+        "RoleBinding moorline-system/moorline-endpoint",
+        "Secret moorline-system/moorline-endpoint-bundle",
+        "Service moorline-system/moorline-endpoint",
+    ];
+    ensure!(more == wanted, "{more:?}");
+    let changed: Vec<_> = without.iter().filter(|(name, object)| with.get(*name) != Some(object)).collect();
+    ensure!(changed.len() == 1 && changed[0].0 == "StatefulSet moorline-system/moorline-agent", "{changed:?}");
+    let role = &with["Role moorline-system/moorline-endpoint"];
+    let granted: Vec<_> = rights(role).into_iter().collect();
+    ensure!(
+        granted == ["get secrets moorline-endpoint-bundle", "patch secrets moorline-endpoint-bundle"],
+        "{granted:?}"
+    );
+    // Pod Security's "restricted", which the namespace enforces where Kubernetes knows it.
+    let pod = &with["StatefulSet moorline-system/moorline-agent"]["spec"]["template"]["spec"];
+    let context = &pod["securityContext"];
+    ensure!(context["runAsNonRoot"] == true && context["seccompProfile"]["type"] == "RuntimeDefault", "{context}");
+    ensure!(pod["hostNetwork"].is_null(), "the network of its host");
+    let containers = pod["containers"].as_array().context("containers")?;
+    ensure!(containers.len() == 2, "{} containers", containers.len());
+    for container in containers {
+        let context = &container["securityContext"];
+        ensure!(
+            context["allowPrivilegeEscalation"] == false && context["capabilities"]["drop"] == json!(["ALL"]),
+            "{container}"
+        );
+        ensure!(
+            context["readOnlyRootFilesystem"] == true && !container["resources"]["limits"]["memory"].is_null(),
+            "{container}"
+        );
+        let ports = container["ports"].as_array().into_iter().flatten();
+        ensure!(ports.filter(|port| !port["hostPort"].is_null()).count() == 0, "host ports are forbidden: {container}");
+    }
+    // Both use the same folder and the same key, and the program takes these words.
+    let mounts = |at: usize| containers[at]["volumeMounts"].as_array().cloned().unwrap_or_default();
+    for name in ["endpoint", "seal"] {
+        let of = |at: usize| {
+            mounts(at).into_iter().find(|mount| mount["name"] == name).map(|mount| mount["mountPath"].clone())
+        };
+        ensure!(of(0).is_some() && of(0) == of(1), "{name}: {:?} and {:?}", of(0), of(1));
+    }
+    let arguments: Vec<&str> =
+        containers[1]["args"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let help = text(Command::new(binary()).args(["endpoint", "--help"]))?;
+    for flag in arguments.iter().filter_map(|argument| argument.split('=').next()).filter(|flag| flag.starts_with("--"))
+    {
+        ensure!(help.contains(flag), "moorline endpoint has no {flag}");
     }
     Ok(())
 }

@@ -48,6 +48,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("deploy_manifests_and_chart_say_the_same", deploy::same),
     ("deploy_units_are_hardened", deploy::units),
     ("deploy_an_unused_right_is_named", deploy::judge),
+    ("deploy_endpoint_beside_the_agents", deploy::endpoint),
     ("deploy_agents_run_from_images_and_use_every_right", deploy::installed),
     ("plugin_projects_group_namespaces", plugins::projects),
     ("services_a_prometheus_federates_through_the_hub", services::prometheus),
