@@ -137,7 +137,7 @@ pub fn seal_key(file: &Path) -> Result<StoreKey, PlaceError> {
 pub(crate) fn lock(data: &Path) -> io::Result<fs::File> {
     let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(data.join(LOCK))?;
     file.try_lock().map_err(|error| match error {
-        fs::TryLockError::WouldBlock => io::Error::other("another hub runs on this folder"),
+        fs::TryLockError::WouldBlock => io::Error::new(io::ErrorKind::ResourceBusy, "another hub runs on this folder"),
         fs::TryLockError::Error(error) => error,
     })?;
     Ok(file)

@@ -79,6 +79,9 @@ pub enum HubError {
         #[source]
         source: io::Error,
     },
+    /// The data folder, by another.
+    #[error("another hub runs on the data folder {0}: stop it, or give each hub a folder of its own")]
+    Taken(PathBuf),
     /// The authority.
     #[error("the certificate authority cannot be used")]
     Ca(#[from] CaError),
@@ -190,7 +193,10 @@ impl Hub {
         let dir = config.data_dir.clone();
         files::private_folder(&dir).map_err(|source| HubError::DataDir { dir: dir.clone(), source })?;
         // The lock comes first: a second hub must not touch the authority's files.
-        let lock = crate::place::take(&dir).await.map_err(|source| HubError::DataDir { dir: dir.clone(), source })?;
+        let lock = crate::place::take(&dir).await.map_err(|source| match source.kind() {
+            io::ErrorKind::ResourceBusy => HubError::Taken(dir.clone()),
+            _ => HubError::DataDir { dir: dir.clone(), source },
+        })?;
         let internal = |e: &dyn std::fmt::Display| HubError::Internal(e.to_string());
         let metrics = Metrics::new(registry).map_err(|e| internal(&e))?;
         let proxy_metrics = ProxyMetrics::new(registry).map_err(|e| internal(&e))?;

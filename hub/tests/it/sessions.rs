@@ -111,7 +111,7 @@ async fn after_a_restart_nobody_is_connected_and_agents_come_back() {
     // A second hub on the same folder is told why it cannot.
     let registry = prometheus::Registry::new();
     let twice = moorline_hub::Hub::start(crate::world::config(&world.dir), &registry).await.err().unwrap();
-    assert!(twice.to_string().contains("another hub runs on this folder"), "{twice}");
+    assert!(twice.to_string().contains("another hub runs on the data folder"), "{twice}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
