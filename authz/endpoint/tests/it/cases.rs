@@ -105,7 +105,8 @@ async fn s29_s34_s43_s48_a_webhook_reads_strictly_and_upgrades_nothing() {
 async fn s51_s54_what_a_newer_bundle_takes_away_is_gone_at_the_webhook_too() {
     let world = World::new().await;
     assert!(lets_in(&world, &token("anna")).await);
-    let steps: [(&str, fn(&mut moorline_authz::bundle::Bundle)); 4] = [
+    type Change = fn(&mut moorline_authz::bundle::Bundle);
+    let steps: [(&str, Change); 4] = [
         ("a login that was ended", |b| b.revoked.push(revoked("login-anna"))),
         ("a user who is deactivated", |b| b.users.retain(|user| user.name != "anna")),
         ("a group that is gone", |b| b.users.iter_mut().for_each(|user| user.groups.clear())),
