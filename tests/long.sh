@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The long tests: every property with many more cases, a fleet of two thousand, the end-to-end scenes several times over, and a release: built for
-# every platform, run there (qemu, Wine), its images on the real node, and the same bytes when it is built elsewhere.
+# The long tests: every property with many more cases, a fleet of two thousand agents, the end-to-end scenes several times
+# over, and a release: built for every platform, run there (qemu, Wine), its images on the real node, and the same bytes
+# when it is built elsewhere.
 #
 #   tests/long.sh            CASES (20000) per property, ROUNDS (3) of the scenes
 #   tests/long.sh release    only the release
