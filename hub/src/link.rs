@@ -10,7 +10,7 @@ use prometheus::{
     proto::MetricFamily,
 };
 use serde::Serialize;
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 /// One session, as it is now.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -80,7 +80,7 @@ impl Link {
             packets: session.losses().map(|now| Packets::since(now, (0, 0))),
             open_streams: session.open_streams(),
             draining: session.is_draining(),
-            in_doubt: entry.doubt.load(Ordering::Relaxed),
+            in_doubt: *entry.doubt.borrow(),
             software: entry.software.clone(),
         }
     }

@@ -26,8 +26,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+mod carried;
 mod nodes;
 
+use carried::Carried;
 pub(crate) use nodes::ShellDial;
 
 /// What the choice is made from.
@@ -117,14 +119,19 @@ async fn withdrawn(mut grants: watch::Receiver<Arc<Grants>>, who: Authenticated,
 
 /// Opens streams on the sessions of clusters.
 pub(crate) struct Opener<'a> {
-    pub registry: &'a Registry,
+    pub registry: &'a Arc<Registry>,
     pub records: &'a Records,
     pub metrics: &'a Metrics,
 }
 
 impl Opener<'_> {
     /// A stream on one session of the permit's cluster.
-    pub async fn open(&self, permit: &Permit, header: &StreamHeader, attempt: u32) -> Result<Stream, DialError> {
+    pub async fn open(
+        &self,
+        permit: &Permit,
+        header: &StreamHeader,
+        attempt: u32,
+    ) -> Result<(Stream, Carried), DialError> {
         let cluster = permit.cluster();
         let sessions = self.registry.of_cluster(cluster);
         let all: Vec<Candidate> = sessions.iter().map(|s| s.candidate()).collect();
@@ -141,7 +148,7 @@ impl Opener<'_> {
                     if session.node {
                         self.metrics.fallback_streams.inc();
                     }
-                    return Ok(stream);
+                    return Ok((stream, Carried::by(Arc::clone(self.registry), Arc::clone(session))));
                 }
                 Err(OpenError::TooMany) => busy = true,
                 Err(OpenError::Closed(_) | OpenError::Draining) => {}
@@ -170,8 +177,8 @@ impl Dial for CallDial {
     ) -> BoxFuture<'a, Result<LeasedStream, DialError>> {
         async move {
             let sessions = Opener { registry: &self.registry, records: &self.records, metrics: &self.metrics };
-            let stream = sessions.open(permit, header, attempt).await?;
-            Ok(LeasedStream::new(stream, self.end_of(permit, header.class)))
+            let (stream, by) = sessions.open(permit, header, attempt).await?;
+            Ok(LeasedStream::new(stream, self.end_of(permit, header.class)).carried(by))
         }
         .boxed()
     }
@@ -182,11 +189,17 @@ pub(crate) struct LeasedStream {
     stream: Stream,
     end: Pin<Box<dyn Future<Output = ()> + Send>>,
     over: bool,
+    by: Option<Carried>,
 }
 
 impl LeasedStream {
     pub(crate) fn new(stream: Stream, end: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self { stream, end: Box::pin(end), over: false }
+        Self { stream, end: Box::pin(end), over: false, by: None }
+    }
+
+    /// The same, which knows whether somebody else could carry it.
+    pub(crate) fn carried(self, by: Carried) -> Self {
+        Self { by: Some(by), ..self }
     }
 
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -211,6 +224,12 @@ impl Io for LeasedStream {
     fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check(cx)?;
         self.stream.poll_accepted(cx).map_err(io::Error::from)
+    }
+    fn poll_elsewhere(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.by.as_mut().map_or(Poll::Pending, |by| by.poll_elsewhere(cx))
+    }
+    fn poll_alive(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        self.by.as_mut().map_or(Poll::Ready(true), |by| by.poll_alive(cx))
     }
 }
 impl AsyncRead for LeasedStream {

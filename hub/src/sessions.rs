@@ -22,7 +22,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -58,7 +58,9 @@ pub(crate) struct Entry {
     /// A node agent's.
     pub node: bool,
     /// It has not answered its last probe.
-    pub doubt: AtomicBool,
+    pub doubt: tokio::sync::watch::Sender<bool>,
+    /// When the newest sign of life was asked for that came.
+    pub pulse: tokio::sync::Mutex<Option<Instant>>,
     /// A node agent has come that may stand in for this cluster agent.
     pub node_came: Notify,
     /// A node agent that holds a session because somebody asked for it.
@@ -84,7 +86,7 @@ impl Entry {
         Candidate {
             node: self.node,
             draining: self.session.is_draining(),
-            doubt: self.doubt.load(Ordering::Relaxed),
+            doubt: *self.doubt.borrow(),
             open: self.session.open_streams(),
             rtt: self.session.rtt(),
         }
@@ -148,6 +150,16 @@ impl Registry {
     pub fn has_node(&self, cluster: &str) -> bool {
         let usable = |entry: &Arc<Entry>| entry.node && !entry.session.is_draining();
         self.lock().clusters.get(cluster).is_some_and(|all| all.iter().any(usable))
+    }
+
+    /// Whether somebody else could take what this one carries, while node agents stand by: else nobody asks whether it
+    /// lives.
+    pub fn has_other(&self, entry: &Arc<Entry>) -> bool {
+        let usable =
+            |other: &&Arc<Entry>| !Arc::ptr_eq(other, entry) && !other.session.is_draining() && !*other.doubt.borrow();
+        let table = self.lock();
+        let all = table.clusters.get(&entry.cluster);
+        all.is_some_and(|all| all.iter().any(|e| e.node) && all.iter().any(|e| usable(&e)))
     }
 
     /// Lets a parked node agent in when it asks next.
@@ -400,7 +412,8 @@ impl Sessions {
             agent: admitted.agent.clone(),
             cluster: admitted.cluster.clone(),
             node: admitted.node,
-            doubt: AtomicBool::new(false),
+            doubt: tokio::sync::watch::Sender::new(false),
+            pulse: tokio::sync::Mutex::default(),
             node_came: Notify::new(),
             called: admitted.called,
             instance,

@@ -2,11 +2,7 @@
 
 use crate::sessions::{Entry, Registry};
 use moorline_proto::code::CloseCode;
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long a node agent that was called may take to come, and how long one that came rests before it is parked again.
@@ -100,7 +96,7 @@ pub(crate) async fn watch(
         if timeout(patience, &mut ping).await.is_ok() {
             continue;
         }
-        entry.doubt.store(true, Ordering::Relaxed);
+        entry.doubt.send_replace(true);
         tracing::warn!(
             cluster = entry.cluster,
             agent = entry.agent,
@@ -111,7 +107,7 @@ pub(crate) async fn watch(
         if ping.await.is_err() {
             return std::future::pending().await; // the session is over: its owner sees that
         }
-        entry.doubt.store(false, Ordering::Relaxed);
+        entry.doubt.send_replace(false);
         tracing::info!(cluster = entry.cluster, agent = entry.agent, "the cluster agent answers again");
         changed();
     }

@@ -8,7 +8,7 @@ use crate::{
 };
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 use tokio::sync::Notify;
@@ -154,7 +154,7 @@ async fn write_cluster(
             u32::try_from(names.len()).unwrap_or(u32::MAX)
         };
         (status.agents, status.node_agents) = (count(false), count(true));
-        let healthy = sessions.iter().any(|entry| !entry.node && !entry.doubt.load(Ordering::Relaxed));
+        let healthy = sessions.iter().any(|entry| !entry.node && !*entry.doubt.borrow());
         let (reason, message) = match (sessions.is_empty(), healthy) {
             (true, _) => (reason, message),
             (false, true) => ("AgentConnected", ""),

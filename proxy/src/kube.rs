@@ -1,13 +1,13 @@
 //! The hub's half of a call to a cluster.
 
 use crate::{
-    Body,
+    Body, BodyError,
     audit::AuditSink,
     headers::{clean_request, clean_response, clean_service_request},
     path::ClusterPath,
     status::{Details, reason_of, status_response, status_with},
     upgrade::{Counted, Io, UpgradedIo, copy_both},
-    wire::{self, WantsUpgrade, WireError},
+    wire::{self, MayRepeat, WantsUpgrade, WireError},
 };
 use bytes::Bytes;
 use call::{Call, Trace};
@@ -29,7 +29,7 @@ use moorline_proto::{
     header::{Class, Principal, Refusal, StreamHeader, Target},
     inside::{Inside, Payload},
 };
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
@@ -274,7 +274,8 @@ impl<D: Dial> KubeProxy<D> {
         Err(Box::new(status_with(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message, &details)))
     }
 
-    /// Dials and sends. A second attempt is made only while nothing of the request's body has been taken.
+    /// Dials and sends. Another attempt is made while nothing was sent, and of what only reads, has no body and becomes
+    /// nothing else (RFC 9110, 9.2.1) for as long as it has no answer.
     async fn exchange(
         &self,
         head: Request<()>,
@@ -282,24 +283,36 @@ impl<D: Dial> KubeProxy<D> {
         permit: &Permit,
         header: &StreamHeader,
     ) -> Result<Response<Body>, Failure> {
+        let bodiless = http_body::Body::is_end_stream(&body);
+        let reads = matches!(*head.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+        let harmless = bodiless && reads && head.extensions().get::<WantsUpgrade>().is_none();
         let mut body = Some(body);
-        for attempt in 0.. {
-            let again = attempt == 0;
-            let stream = match self.dial.dial(permit, header, attempt).await {
+        for attempt in 1.. {
+            let again = attempt < ATTEMPTS;
+            let mut stream = match self.dial.dial(permit, header, attempt - 1).await {
                 Ok(stream) => stream,
                 Err(e) if again && e.is_retryable() => continue,
                 Err(e) => return Err(Failure::Dial(e)),
             };
-            let whole = body.take().unwrap_or_else(crate::body::empty);
-            let bodiless = http_body::Body::is_end_stream(&whole);
-            match wire::request(stream, head.clone().map(|()| whole)).await {
+            // Of what changes something nobody could say whether it was done: it is not sent to who may be gone.
+            if again && !harmless && !poll_fn(|cx| stream.poll_alive(cx)).await {
+                stream.reset(ResetCode::Cancelled);
+                continue;
+            }
+            let mut whole = head.clone().map(|()| body.take().unwrap_or_else(crate::body::empty));
+            if again && harmless {
+                whole.extensions_mut().insert(MayRepeat);
+            }
+            match wire::request(stream, whole).await {
                 Ok(response) => return Ok(response),
+                Err(WireError::Elsewhere) if again => {}
+                Err(WireError::Stream(e)) if again && harmless && !matches!(e, BodyError::Source(_)) => {}
                 Err(WireError::Refused(refusal)) if again && bodiless && refusal.retry_elsewhere => {}
                 Err(WireError::Refused(refusal)) => return Err(Failure::Dial(DialError::Refused(refusal))),
                 Err(e) => return Err(Failure::Wire(e)),
             }
         }
-        unreachable!("the second attempt always returns")
+        unreachable!("the last attempt always returns")
     }
 
     fn answer(
@@ -373,6 +386,9 @@ fn accept_head(parts: &mut http::request::Parts, service: bool) -> Result<bool, 
     }
     Ok(upgrade)
 }
+
+/// How often one request is tried: two agents of a cluster may be lost at once, and a node's agent takes it then.
+const ATTEMPTS: u32 = 3;
 
 /// Longest wait for hyper to hand over a client's connection after the 101 was written.
 const UPGRADE_WAIT: Duration = Duration::from_secs(10);

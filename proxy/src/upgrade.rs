@@ -35,6 +35,20 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {
         let _ = cx;
         Poll::Ready(Ok(()))
     }
+
+    /// Ready once whoever carries the stream seems to be gone while somebody else could take it: what has no answer yet, and
+    /// does no harm a second time, is better asked for there. Pending for ever where nobody else could.
+    fn poll_elsewhere(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let _ = cx;
+        Poll::Pending
+    }
+
+    /// `true` once whoever carries the stream has given a sign of life that was asked for after this was first called;
+    /// `false` if it is gone, or goes, while somebody else could take the stream. At once `true` where nobody else could.
+    fn poll_alive(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let _ = cx;
+        Poll::Ready(true)
+    }
 }
 
 impl Io for moorline_link::Stream {
@@ -58,6 +72,12 @@ impl Io for Box<dyn Io> {
     }
     fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         (**self).poll_accepted(cx)
+    }
+    fn poll_elsewhere(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        (**self).poll_elsewhere(cx)
+    }
+    fn poll_alive(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        (**self).poll_alive(cx)
     }
 }
 impl<T: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static> Io for hyper_util::rt::TokioIo<T> {}

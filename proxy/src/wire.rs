@@ -54,6 +54,9 @@ pub enum WireError {
     /// The stream failed. Whether the API server saw the request is unknown.
     #[error("the stream failed")]
     Stream(#[source] BodyError),
+    /// Whoever carries the stream seems to be gone, somebody else could take it, and the request [`MayRepeat`].
+    #[error("whoever carries the stream does not answer")]
+    Elsewhere,
     /// The head is over the limits, or not one that may be sent.
     #[error("the head cannot be sent: {0}")]
     Head(&'static str),
@@ -84,6 +87,10 @@ impl From<BodyError> for WireError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WantsUpgrade;
 
+/// Marks a request (extension) that may be given up and made again for as long as it has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MayRepeat;
+
 /// The hub's half: writes `request`, returns the answer's head; its body streams from the stream.
 ///
 /// A 101 carries [`crate::upgrade::UpgradedIo`] as an extension. Dropping the answer (or this future) resets the stream, and so
@@ -94,6 +101,7 @@ pub struct WantsUpgrade;
 pub async fn request<S: Io>(mut stream: S, request: Request<Body>) -> Result<Response<Body>, WireError> {
     let (parts, body) = request.into_parts();
     let upgrade = parts.extensions.get::<WantsUpgrade>().is_some();
+    let repeats = parts.extensions.get::<MayRepeat>().is_some();
     let head_only = parts.method == http::Method::HEAD;
     let mut out = Outgoing::new(if upgrade { crate::body::empty() } else { body }, !upgrade);
     let head = RequestHead { method: parts.method, target: parts.uri, headers: parts.headers, upgrade };
@@ -106,7 +114,12 @@ pub async fn request<S: Io>(mut stream: S, request: Request<Body>) -> Result<Res
             stream.reset(ResetCode::Cancelled);
             return Poll::Ready(Err(WireError::Stream(e)));
         }
-        input.poll_head(&mut stream, cx)
+        let head = input.poll_head(&mut stream, cx);
+        if head.is_pending() && repeats && stream.poll_elsewhere(cx).is_ready() {
+            stream.reset(ResetCode::Cancelled);
+            return Poll::Ready(Err(WireError::Elsewhere));
+        }
+        head
     })
     .await;
     let head = match head {

@@ -72,10 +72,10 @@ impl Dial for ImportDial {
         async move {
             let shares = &self.shares;
             let sessions = Opener { registry: &shares.registry, records: &shares.records, metrics: &shares.metrics };
-            let stream = sessions.open(permit, header, attempt).await?;
+            let (stream, by) = sessions.open(permit, header, attempt).await?;
             let export = self.ways.iter().find(|(known, _)| known == permit);
             let export = export.map(|(_, name)| name.as_str()).unwrap_or_default();
-            Ok(LeasedStream::new(stream, self.end_of(permit, export)))
+            Ok(LeasedStream::new(stream, self.end_of(permit, export)).carried(by))
         }
         .boxed()
     }

@@ -138,7 +138,7 @@ async fn node_agents_that_stand_by_are_spread_over_zones() {
 struct Gate {
     port: u16,
     shut: Arc<AtomicBool>,
-    _task: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<()>,
 }
 
 impl Gate {
@@ -155,7 +155,7 @@ impl Gate {
                 all.spawn(pass(c, b, closed.clone()));
             }
         });
-        Self { port, shut, _task: task }
+        Self { port, shut, task }
     }
 }
 
@@ -171,9 +171,24 @@ async fn pass(mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf, shut: A
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_agent_that_fell_silent_gets_no_new_requests() {
+    let (world, user, gate, agent, node) = behind_a_gate(Duration::from_millis(300)).await;
+    let path = "/k8s/clusters/edge1/api/v1/nodes";
+    assert_eq!(world.get(&user, path).await.code, 200);
+    assert_eq!((agent.lines().len(), node.lines().len()), (1, 0));
+
+    gate.shut.store(true, Ordering::SeqCst);
+    eventually("noticed", async || world.reason().await == "NodeAgentOnly").await;
+    let open = world.metric("moorline_hub_sessions_open{carrier=\"tls\",role=\"agent\"}");
+    assert_eq!(open, 1.0, "long before the session counts as dead");
+    assert_eq!(world.get(&user, path).await.code, 200);
+    assert_eq!((agent.lines().len(), node.lines().len()), (1, 1));
+}
+
+/// A cluster agent that stands behind a gate, and a node agent that stands by.
+async fn behind_a_gate(doubt: Duration) -> (World, String, Gate, Agent, Agent) {
     let world = World::with(|config| {
         config.limits.probe = Duration::from_millis(100);
-        config.limits.doubt = Duration::from_millis(300);
+        config.limits.doubt = doubt;
     })
     .await;
     world.cluster("edge1").await;
@@ -185,14 +200,35 @@ async fn a_cluster_agent_that_fell_silent_gets_no_new_requests() {
     let node = world.nodes(1).await.remove(0);
     let node = world.dial(&node, Carrier::Tls, 1).await.unwrap();
     eventually("standing by", async || world.standing() == 1.0).await;
-    let path = "/k8s/clusters/edge1/api/v1/nodes";
-    assert_eq!(world.get(&user, path).await.code, 200);
-    assert_eq!((agent.lines().len(), node.lines().len()), (1, 0));
+    (world, user, gate, agent, node)
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_begins_before_the_silence_is_noticed_is_done_by_a_node_agent_and_once() {
+    let (world, user, gate, agent, node) = behind_a_gate(Duration::from_secs(1)).await;
+    let path = "/k8s/clusters/edge1/api/v1/namespaces";
     gate.shut.store(true, Ordering::SeqCst);
-    eventually("noticed", async || world.reason().await == "NodeAgentOnly").await;
-    let open = world.metric("moorline_hub_sessions_open{carrier=\"tls\",role=\"agent\"}");
-    assert_eq!(open, 1.0, "long before the session counts as dead");
-    assert_eq!(world.get(&user, path).await.code, 200);
-    assert_eq!((agent.lines().len(), node.lines().len()), (1, 1));
+    let new = serde_json::json!({ "kind": "Namespace" });
+    let (read, write) = tokio::join!(world.get(&user, path), world.call(&user, "POST", path, &new));
+    assert_eq!((read.code, write.code), (200, 200), "{read:?} {write:?}");
+    assert_eq!(agent.lines().len(), 0, "{:?}", agent.lines());
+    let mut done = node.lines();
+    done.sort();
+    assert_eq!(done, [format!("GET {}", &path[19..]), format!("POST {}", &path[19..])]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_under_way_is_not_made_twice() {
+    let (world, user, gate, agent, node) = behind_a_gate(Duration::from_millis(300)).await;
+    let path = "/k8s/clusters/edge1/waits";
+    let new = serde_json::json!({});
+    let call = async { world.call(&user, "POST", path, &new).await };
+    let silence = async {
+        agent.reached.notified().await;
+        gate.shut.store(true, Ordering::SeqCst);
+        eventually("noticed", async || world.reason().await == "NodeAgentOnly").await;
+        gate.task.abort();
+    };
+    let (answer, ()) = tokio::join!(call, silence);
+    assert_eq!((answer.code, node.lines().len()), (502, 0), "{answer:?}");
 }

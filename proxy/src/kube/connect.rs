@@ -1,6 +1,6 @@
 //! Connections to places inside a cluster: an upgraded connection of the client's is joined to a stream.
 
-use super::{Call, Caller, Dial, DialError, Failure, KubeProxy, Trace, UPGRADE_WAIT, principal, refused};
+use super::{ATTEMPTS, Call, Caller, Dial, DialError, Failure, KubeProxy, Trace, UPGRADE_WAIT, principal, refused};
 use crate::{
     Body,
     splice::{Passed, SpliceError, splice},
@@ -19,7 +19,7 @@ use moorline_proto::{
     header::{Class, StreamHeader, Target},
     inside::{Destination, Inside, Payload},
 };
-use std::{future::poll_fn, sync::atomic::Ordering, time::Duration};
+use std::{future::poll_fn, sync::atomic::Ordering, task::Poll, time::Duration};
 use tracing::Instrument;
 
 /// What the connection becomes, as `Upgrade` names it.
@@ -179,28 +179,34 @@ impl<D: Dial> KubeProxy<D> {
 
     /// A stream that its agent has accepted: the place is connected.
     async fn open(&self, permit: &Permit, header: &StreamHeader) -> Result<D::Stream, Failure> {
-        for attempt in 0.. {
-            let again = attempt == 0;
-            let mut stream = match self.dial.dial(permit, header, attempt).await {
+        for attempt in 1.. {
+            let again = attempt < ATTEMPTS;
+            let mut stream = match self.dial.dial(permit, header, attempt - 1).await {
                 Ok(stream) => stream,
                 Err(e) if again && e.is_retryable() => continue,
                 Err(e) => return Err(Failure::Dial(e)),
             };
-            let verdict = poll_fn(|cx| stream.poll_accepted(cx));
+            // `None`: whoever was asked seems to be gone. Nothing was sent yet.
+            let verdict = poll_fn(|cx| match stream.poll_accepted(cx) {
+                Poll::Ready(verdict) => Poll::Ready(Some(verdict)),
+                Poll::Pending if again => stream.poll_elsewhere(cx).map(|()| None),
+                Poll::Pending => Poll::Pending,
+            });
             match tokio::time::timeout(VERDICT_WAIT, verdict).await {
                 Err(_) => {
                     stream.reset(ResetCode::Cancelled);
                     return Err(Failure::Dial(DialError::Timeout));
                 }
-                Ok(Ok(())) => return Ok(stream),
-                Ok(Err(e)) => match WireError::from(e) {
+                Ok(None) => stream.reset(ResetCode::Cancelled),
+                Ok(Some(Ok(()))) => return Ok(stream),
+                Ok(Some(Err(e))) => match WireError::from(e) {
                     WireError::Refused(refusal) if again && refusal.retry_elsewhere => {}
                     WireError::Refused(refusal) => return Err(Failure::Dial(DialError::Refused(refusal))),
                     e => return Err(Failure::Wire(e)),
                 },
             }
         }
-        unreachable!("the second attempt always returns")
+        unreachable!("the last attempt always returns")
     }
 }
 

@@ -33,7 +33,7 @@ impl Failure {
             Self::Dial(DialError::NoNode { .. }) => "no_node",
             Self::Dial(DialError::Busy { .. }) => "busy",
             Self::Dial(DialError::Refused(_)) | Self::Wire(WireError::Refused(_)) => "refused",
-            Self::Dial(DialError::Lost) | Self::Wire(WireError::Stream(_)) => "lost",
+            Self::Dial(DialError::Lost) | Self::Wire(WireError::Stream(_) | WireError::Elsewhere) => "lost",
             Self::Dial(DialError::Timeout) => "timeout",
             Self::Wire(WireError::Head(_)) => "bad_head",
             Self::Wire(WireError::Peer(_)) => "protocol_error",
@@ -45,7 +45,9 @@ impl Failure {
             Self::Dial(e) => e.status(),
             Self::Wire(WireError::Head(_)) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Wire(WireError::Stream(BodyError::Source(_))) => StatusCode::BAD_REQUEST,
-            Self::Wire(WireError::Refused(_) | WireError::Stream(_) | WireError::Peer(_)) => StatusCode::BAD_GATEWAY,
+            Self::Wire(WireError::Refused(_) | WireError::Stream(_) | WireError::Elsewhere | WireError::Peer(_)) => {
+                StatusCode::BAD_GATEWAY
+            }
         }
     }
 
@@ -69,7 +71,7 @@ impl Failure {
             }
             Self::Wire(WireError::Head(what)) => format!("the request cannot be sent: {what}"),
             Self::Wire(WireError::Stream(BodyError::Source(_))) => "the request ended before its end".to_owned(),
-            Self::Wire(WireError::Stream(_)) => {
+            Self::Wire(WireError::Stream(_) | WireError::Elsewhere) => {
                 format!("the connection to cluster {cluster:?} broke; whether the request took effect is not known")
             }
             Self::Wire(WireError::Peer(_)) => format!("the agent of cluster {cluster:?} broke the protocol"),

@@ -430,10 +430,10 @@ async fn causes_have_statuses() {
         assert!(text(response).await.contains("(trace "));
         assert_eq!(world.hub.dials.load(Ordering::Relaxed), dials);
     }
-    // One that may be tried elsewhere is tried once more.
+    // One that may be tried elsewhere is tried twice more.
     world.hub.fail.lock().unwrap().push(DialError::Busy { cluster: cluster() });
     assert_eq!(world.call(empty(get("/api"))).await.status(), 200);
-    world.hub.fail.lock().unwrap().extend([DialError::Lost, DialError::Lost]);
+    world.hub.fail.lock().unwrap().extend([DialError::Lost, DialError::Lost, DialError::Lost]);
     assert_eq!(world.call(empty(get("/api"))).await.status(), 503);
 }
 

@@ -10,6 +10,7 @@ mod endpoint_kept;
 mod failures;
 mod hub_api;
 mod identity;
+mod load;
 mod logins;
 mod nodes;
 mod plans;
@@ -42,6 +43,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("agent_runs_in_a_pod_with_its_service_account", hub_api::pod),
     ("plugin_rbac_keeps_roles_in_clusters", plugins::rbac),
     ("a_node_agent_stands_in_for_its_cluster_agent", nodes::stands_in),
+    ("a_node_agent_stands_in_while_fifty_clients_work", load::all),
     ("a_node_tells_how_it_is", nodes::facts),
     ("plans_bring_a_deleted_namespace_back", plans::all),
     ("a_shell_on_a_node_is_its_users", nodes::shells),

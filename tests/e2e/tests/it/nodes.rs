@@ -42,7 +42,7 @@ fn status(world: &World) -> Result<serde_json::Value> {
     Ok(serde_json::from_str::<serde_json::Value>(&json)?["status"].take())
 }
 
-fn reason(world: &World) -> Result<String> {
+pub fn reason(world: &World) -> Result<String> {
     let status = status(world)?;
     let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
     let connected = conditions.iter().find(|c| c["type"] == "Connected").context("a condition")?;
