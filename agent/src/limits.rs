@@ -51,6 +51,8 @@ pub const JOIN_PAUSE: Duration = Duration::from_secs(30);
 pub const PARKED: Duration = Duration::from_secs(30);
 /// Longest pause between two attempts to read or write the state in its Secret.
 pub const SECRET_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Tries to write a Secret that other agents write too. Each one that fails means that another has written.
+pub const SECRET_TRIES: u32 = 8;
 /// Shortest pause after a failure that time alone seldom heals.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 

@@ -63,6 +63,9 @@ pub enum SecretError {
         /// On what.
         name: SecretName,
     },
+    /// Somebody else wrote it since it was read.
+    #[error("the Secret {0} was changed meanwhile")]
+    Changed(SecretName),
     /// The API server answered something else.
     #[error("the Secret {name}: the API server answers {answer}")]
     Answer {
@@ -88,7 +91,7 @@ pub enum SecretError {
 impl SecretError {
     /// Whether time may heal it.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Answer { .. })
+        matches!(self, Self::Unreachable { .. } | Self::Answer { .. } | Self::Changed(_))
     }
 }
 
@@ -223,6 +226,7 @@ impl SecretCopy {
             (StatusCode::OK, answer) => Ok(answer),
             (StatusCode::NOT_FOUND, _) => Err(SecretError::Missing(self.name.clone())),
             (StatusCode::FORBIDDEN, _) => Err(SecretError::Forbidden { what, name: self.name.clone() }),
+            (StatusCode::CONFLICT, _) => Err(SecretError::Changed(self.name.clone())),
             (status, _) => Err(self.answer(&status)),
         }
     }

@@ -30,7 +30,7 @@ impl Keeper {
     pub async fn run(&self) {
         let mut changes = self.room.kept.subscribe();
         loop {
-            match self.both().await {
+            match self.insist().await {
                 Ok(()) => {
                     self.room.copied("ok");
                     if changes.changed().await.is_err() {
@@ -48,6 +48,17 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// The same, anew at once where another agent wrote meanwhile: every agent gets its bundle at the same time.
+    async fn insist(&self) -> Result<(), KeepError> {
+        for _ in 1..limits::SECRET_TRIES {
+            match self.both().await {
+                Err(KeepError::Secret(SecretError::Changed(_))) => {}
+                done => return done,
+            }
+        }
+        self.both().await
     }
 
     /// The newer of the two is in both after this.
@@ -78,7 +89,7 @@ impl Keeper {
         if limits::SECRET_BUNDLE < sealed.len() {
             return Err(KeepError::TooLarge { size: sealed.len() });
         }
-        // Another agent that wrote meanwhile is not written over: this begins anew then.
+        // Another agent that wrote meanwhile is not written over.
         Ok(self.secret.write(&BTreeMap::from([(BUNDLE.to_owned(), sealed)]), Some(&version)).await?)
     }
 }

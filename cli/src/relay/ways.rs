@@ -55,6 +55,13 @@ impl Way {
             Self::Direct => "direct",
         }
     }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Hub => Self::Direct,
+            Self::Direct => Self::Hub,
+        }
+    }
 }
 
 /// What trying a way showed.
@@ -102,6 +109,8 @@ fn leads(way: Way, code: StatusCode) -> bool {
 
 struct State {
     way: Option<Way>,
+    /// What a request could not be sent on, and when: not taken again at once while the other way works.
+    shut: Option<(Way, Instant)>,
     compared: Option<Instant>,
     tried: [Tried; 2],
     learned: Option<Instant>,
@@ -148,6 +157,7 @@ impl Route {
             metrics: metrics.clone(),
             state: Mutex::new(State {
                 way: None,
+                shut: None,
                 compared: None,
                 tried: [unknown(), unknown()],
                 learned: None,
@@ -264,7 +274,10 @@ impl Route {
     async fn compare(&self) -> Option<Way> {
         let tried = self.try_both().await;
         let mut state = self.state();
-        state.way = decide(state.way, &tried[0], &tried[1]);
+        // A connection from before may still answer where no new one is taken.
+        let shut = state.shut.filter(|(_, at)| at.elapsed() < SETTLED).map(|(way, _)| way.other());
+        let open = shut.filter(|other| tried[*other as usize].took().is_some());
+        state.way = open.or_else(|| decide(state.way, &tried[0], &tried[1]));
         state.tried = tried;
         state.compared = Some(Instant::now());
         state.way
@@ -318,6 +331,7 @@ impl Route {
     /// Something of this way did not even connect: it is not taken again before it was tried.
     pub fn drop_way(&self, way: Way) {
         let mut state = self.state();
+        state.shut = Some((way, Instant::now()));
         if state.way == Some(way) {
             state.way = None;
         }
