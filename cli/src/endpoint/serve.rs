@@ -74,7 +74,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE", env = "MOORLINE_POLICY_FILE")]
     policy_file: Option<PathBuf>,
     /// A user who gets in also when the bundle's time is over; can be repeated
-    #[arg(long = "break-glass", value_name = "USER")]
+    #[arg(long = "break-glass", value_name = "USER", env = "MOORLINE_BREAK_GLASS", value_delimiter = ',')]
     break_glass: Vec<String>,
     /// Address for /livez, /readyz and /metrics, plain HTTP [default: none]
     #[arg(long, value_name = "ADDRESS", env = "MOORLINE_HTTP_LISTEN")]
@@ -106,7 +106,9 @@ async fn serve(
     let shelf = args.folder.shelf()?;
     let metrics = Metrics::new(&registry)?;
     let cluster = shelf.cluster().to_owned();
-    let live = Live::open(shelf, args.break_glass.clone(), metrics.clone())?;
+    // An empty variable is an empty list, and not a user without a name.
+    let glass = args.break_glass.iter().filter(|user| !user.is_empty()).cloned().collect();
+    let live = Live::open(shelf, glass, metrics.clone())?;
     let agent_metrics = moorline_agent::metrics::Metrics::new(&registry)?;
     let policy = Arc::new(PolicyFile::open(args.policy_file.as_deref())?);
     let current = Arc::clone(&policy);

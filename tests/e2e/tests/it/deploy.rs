@@ -20,7 +20,7 @@ use std::{
 /// What the images are called on the node.
 const REGISTRY: &str = "docker.io/moorline-test";
 const CLUSTER: &str = "edge1-deploy";
-const AGENT: &str = "system:serviceaccount:moorline-system:moorline-agent";
+pub const AGENT: &str = "system:serviceaccount:moorline-system:moorline-agent";
 const NODE_AGENT: &str = "system:serviceaccount:moorline-nodes:moorline-node";
 
 /// `kind namespace/name` → object.
@@ -35,7 +35,7 @@ fn objects(yaml: &str) -> Result<BTreeMap<String, Value>> {
     named.collect()
 }
 
-fn kustomized(folder: &str) -> Result<BTreeMap<String, Value>> {
+pub fn kustomized(folder: &str) -> Result<BTreeMap<String, Value>> {
     objects(&text(Command::new(kubectl()).arg("kustomize").arg(root().join("deploy").join(folder)))?)
 }
 
@@ -63,6 +63,32 @@ pub fn same(_: &mut World) -> Result<()> {
     for bad in ["hubUrl=http://x", "agent.replicas=3", "hub.storage=lots", "token=secret", "policy.api.readonly=true"] {
         ensure!(text(&mut helm(&[bad])).is_err(), "the chart takes {bad}");
     }
+    let on = ["endpoint.enabled=true", "endpoint.publicUrl=https://edge1.example.com:30644"];
+    let (plain, chart) = (kustomized("endpoint")?, objects(&text(&mut helm(&on))?)?);
+    ensure!(plain.keys().eq(chart.keys()), "{:?}\n{:?}", plain.keys(), chart.keys());
+    for (name, object) in &plain {
+        ensure!(chart.get(name) == Some(object), "{name} differs:\n{object}\n{:?}", chart.get(name));
+    }
+    for bad in [
+        "endpoint.publicUrl=",
+        "endpoint.publicUrl=http://edge1:1",
+        "endpoint.nodePort=often",
+        "endpoint.serviceType=HostPort",
+        "endpoint.storage=lots",
+        "endpoint.hostPort=6444",
+        "agent.enabled=false",
+    ] {
+        ensure!(text(&mut helm(&[&on[..], &[bad]].concat())).is_err(), "the chart takes {bad}");
+    }
+    // A volume instead of a folder that goes with its pod, and break-glass users.
+    let more = ["endpoint.storage=1Gi", "endpoint.breakGlass={root,ops}", "endpoint.serviceType=LoadBalancer"];
+    let chart = objects(&text(&mut helm(&[&on[..], &more].concat()))?)?;
+    let set = &chart["StatefulSet moorline-system/moorline-agent"]["spec"];
+    ensure!(set["volumeClaimTemplates"][0]["metadata"]["name"] == "endpoint", "{set}");
+    let volumes = set["template"]["spec"]["volumes"].as_array().context("volumes")?;
+    ensure!(volumes.iter().all(|volume| volume["name"] != "endpoint"), "two volumes of a name: {set}");
+    ensure!(chart["ConfigMap moorline-system/moorline-endpoint"]["data"]["MOORLINE_BREAK_GLASS"] == "root,ops");
+    ensure!(chart["Service moorline-system/moorline-endpoint"]["spec"]["type"] == "LoadBalancer");
     Ok(())
 }
 
@@ -74,7 +100,7 @@ fn for_1_20(mut object: Value) -> Value {
     object
 }
 
-fn apply<'a>(world: &World, objects: impl IntoIterator<Item = &'a Value>, more: &[&str]) -> Result<String> {
+pub fn apply<'a>(world: &World, objects: impl IntoIterator<Item = &'a Value>, more: &[&str]) -> Result<String> {
     let items: Vec<Value> = objects.into_iter().cloned().map(for_1_20).collect();
     let list = json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string();
     let mut command = world.edge1.command(kubectl());
@@ -92,13 +118,21 @@ fn libraries(program: &Path) -> Result<Vec<String>> {
 }
 
 /// Makes the image as a release does, and brings it to the node.
-fn import(world: &World, program: &str) -> Result<()> {
+pub fn import(world: &World, registry: &str, program: &str) -> Result<()> {
     let built = |name: &str| binary().with_file_name(name);
     let released = std::env::var_os("MOORLINE_DIST").map(|d| PathBuf::from(d).join(format!("{program}-linux-amd64")));
-    let program_file = released.unwrap_or_else(|| built(program));
+    let program_file = match released {
+        Some(file) => file,
+        // What debuggers need is most of what cargo made, and nothing here reads it.
+        None => {
+            let bare = world.dir.join(program);
+            text(Command::new("strip").arg("-o").arg(&bare).arg(built(program)))?;
+            bare
+        }
+    };
     let archive = world.dir.join(format!("{program}.tar"));
     let mut pack = Command::new(built("moorline-pack"));
-    pack.args(["image", "--name", &format!("{REGISTRY}/{program}:0.1.0"), "--program", program]);
+    pack.args(["image", "--name", &format!("{registry}/{program}:0.1.0"), "--program", program]);
     pack.args(["--folder", "var/lib/moorline-agent", "--description", "test", "--output"]).arg(&archive);
     pack.arg("--binary").arg(format!("amd64={}", program_file.display()));
     for library in libraries(&program_file)? {
@@ -111,7 +145,7 @@ fn import(world: &World, program: &str) -> Result<()> {
 
 /// Kustomize's output and the chart's; the agents join, serve, come back without a token; every right is used.
 pub fn installed(world: &mut World) -> Result<()> {
-    import(world, "moorline-agent")?;
+    import(world, REGISTRY, "moorline-agent")?;
     let join = world.hub.moorline("admin", &["token", "create", "--cluster", CLUSTER, "--uses", "3"])?;
     let token = join.split_whitespace().skip_while(|w| *w != "--token").nth(1).context("token")?;
     let network = world.edge1.network().context("network")?;
@@ -217,7 +251,7 @@ fn live(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-fn ready(world: &World, namespace: &str, pod: &str) -> Result<()> {
+pub fn ready(world: &World, namespace: &str, pod: &str) -> Result<()> {
     world
         .edge1
         .admin(&["-n", namespace, "wait", &format!("pod/{pod}"), "--for=condition=Ready", "--timeout=90s"])
@@ -225,7 +259,7 @@ fn ready(world: &World, namespace: &str, pod: &str) -> Result<()> {
 }
 
 /// Each right of a role, one `verb resource [name]` each.
-fn rights(role: &Value) -> BTreeSet<String> {
+pub fn rights(role: &Value) -> BTreeSet<String> {
     let words = |value: &Value| -> Vec<String> {
         value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     };
@@ -255,7 +289,7 @@ fn acted(audit: &str, account: &str) -> bool {
 }
 
 /// What the API server let the account do, in the words of [`rights`].
-fn used(audit: &str, account: &str) -> BTreeSet<String> {
+pub fn used(audit: &str, account: &str) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     for line in lines(audit, account).filter(|line| line["responseStatus"]["code"].as_u64().is_some_and(|c| c < 400)) {
         let other = &line["impersonatedUser"];

@@ -7,6 +7,7 @@ mod deploy;
 mod endpoint;
 mod endpoint_auto;
 mod endpoint_kept;
+mod endpoint_pods;
 mod failures;
 mod hub_api;
 mod identity;
@@ -68,6 +69,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("endpoint_answers_as_the_hub_does_and_while_it_is_away", endpoint::all),
     ("f01_one_context_follows_the_way_that_works", endpoint_auto::all),
     ("a_bundle_in_a_secret_outlives_hub_and_folder", endpoint_kept::all),
+    ("deploy_endpoint_pods_serve_users_while_the_hub_is_away", endpoint_pods::all),
     // From here on edge2 has no API server.
     ("f40_api_server_down_is_a_502", failures::api_server_down),
     ("f04_agent_killed_is_an_error_and_it_comes_back", failures::agent_killed),

@@ -4,8 +4,7 @@ use crate::world::{ALICE, World};
 use anyhow::{Context, Result, ensure};
 use moorline_e2e::process::{eventually, read_until, run, text};
 use std::{
-    io::{Read, Write},
-    net::TcpStream,
+    io::Write,
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -31,7 +30,7 @@ spec:
 "#;
 
 /// A child that is killed when a scene ends early.
-struct Ended(Child);
+pub struct Ended(pub Child);
 impl Drop for Ended {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -41,34 +40,31 @@ impl Drop for Ended {
 
 /// How kubectl is asked to carry its streams.
 #[derive(Clone, Copy, Debug)]
-enum Way {
+pub enum Way {
     WebSocketFirst,
     SpdyOnly,
 }
 
-struct Kubectl<'a> {
-    world: &'a World,
-    way: Way,
-    binary: Option<&'static str>,
+/// kubectl on some way to the cluster with the node.
+pub struct Kubectl<'a> {
+    /// How its streams are carried.
+    pub way: Way,
+    /// kubectl with its kubeconfig, where that way can be reached.
+    pub start: &'a dyn Fn() -> Result<Command>,
+    /// Another program in the same place.
+    pub beside: &'a dyn Fn(&str) -> Command,
 }
 
 impl Kubectl<'_> {
     fn command(&self, args: &[&str]) -> Result<Command> {
-        let mut command = match self.binary {
-            None => self.world.through(ALICE, "edge1")?,
-            Some(binary) => {
-                let mut command = Command::new(binary);
-                command.arg("--kubeconfig").arg(self.world.hub.kubeconfig(ALICE, "edge1")?);
-                command
-            }
-        };
+        let mut command = (self.start)()?;
         let on = if matches!(self.way, Way::WebSocketFirst) { "true" } else { "false" };
         command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", on).env("KUBECTL_PORT_FORWARD_WEBSOCKETS", on);
         command.args(["-n", "team"]).args(args);
         Ok(command)
     }
 
-    fn exec(&self, dir: &Path) -> Result<()> {
+    pub fn exec(&self, dir: &Path) -> Result<()> {
         let echo = run(self.command(&["exec", "-i", "box", "--", "cat"])?.env("X", ""), b"through and back\n")?;
         ensure!(echo.stdout == b"through and back\n", "{:?}: exec -i gave {echo:?}", self.way);
         let code = run(&mut self.command(&["exec", "box", "--", "sh", "-c", "echo out; echo err >&2; exit 7"])?, b"")?;
@@ -110,7 +106,7 @@ impl Kubectl<'_> {
         Ok(())
     }
 
-    fn attach(&self) -> Result<()> {
+    pub fn attach(&self) -> Result<()> {
         let mut child = Ended(
             self.command(&["attach", "-i", "box"])?
                 .stdin(Stdio::piped())
@@ -127,7 +123,7 @@ impl Kubectl<'_> {
         Ok(())
     }
 
-    fn forward(&self) -> Result<()> {
+    pub fn forward(&self) -> Result<()> {
         let mut child = Ended(
             self.command(&["port-forward", "pod/box", ":8080"])?
                 .stdout(Stdio::piped())
@@ -143,17 +139,14 @@ impl Kubectl<'_> {
             .and_then(|port| port.parse().ok())
             .with_context(|| seen.clone())?;
         for round in 0..5 {
-            let mut socket = TcpStream::connect(("127.0.0.1", port))?;
-            socket.set_read_timeout(Some(Duration::from_secs(20)))?;
-            socket.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-            let mut answer = String::new();
-            socket.read_to_string(&mut answer)?;
-            ensure!(answer.ends_with("served\n"), "{:?}: port-forward, round {round}: {answer:?}", self.way);
+            let mut ask = (self.beside)("curl");
+            let answer = text(ask.args(["-sS", "--max-time", "20", &format!("http://127.0.0.1:{port}/")]))?;
+            ensure!(answer == "served\n", "{:?}: port-forward, round {round}: {answer:?}", self.way);
         }
         Ok(())
     }
 
-    fn logs(&self) -> Result<()> {
+    pub fn logs(&self) -> Result<()> {
         let mut child = Ended(
             self.command(&["logs", "-f", "--tail=1", "box"])?.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?,
         );
@@ -167,7 +160,7 @@ impl Kubectl<'_> {
     }
 
     /// An object applied, applied again, seen by a watch that was there before, and deleted.
-    fn objects(&self) -> Result<()> {
+    pub fn objects(&self) -> Result<()> {
         let watch = ["get", "configmap", "-w", "-o", "jsonpath={.metadata.name}={.data.k}{\"\\n\"}"];
         let mut child = Ended(self.command(&watch)?.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?);
         let out = child.0.stdout.take().context("stdout")?;
@@ -186,7 +179,7 @@ impl Kubectl<'_> {
 
     /// kubectl proxy leaves out the path of the kubeconfig's server unless it is told to append it: without the flag it
     /// asks the hub's own API, as it would any server behind a path.
-    fn proxy(&self) -> Result<()> {
+    fn proxy(&self, world: &World) -> Result<()> {
         let mut child = Ended(
             self.command(&["proxy", "--append-server-path", "--port=0"])?
                 .stdout(Stdio::piped())
@@ -202,10 +195,7 @@ impl Kubectl<'_> {
         let page = get("/api/v1/namespaces/team/pods/box:8080/proxy/")?;
         ensure!(page == "served\n", "kubectl proxy to a pod: {page:?}");
         let version = get("/version")?;
-        ensure!(
-            version == self.world.kubectl(ALICE, &["get", "--raw", "/version"])?,
-            "the cluster's version: {version}"
-        );
+        ensure!(version == world.kubectl(ALICE, &["get", "--raw", "/version"])?, "the cluster's version: {version}");
         Ok(())
     }
 }
@@ -214,7 +204,7 @@ fn shell(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-fn pod(world: &World) -> Result<()> {
+pub fn pod(world: &World) -> Result<()> {
     let made = run(world.through(ALICE, "edge1")?.args(["apply", "-f", "-"]), POD.as_bytes())?;
     ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     world.kubectl(ALICE, &["-n", "team", "wait", "pod/box", "--for=condition=Ready", "--timeout=60s"])?;
@@ -226,15 +216,17 @@ fn pod(world: &World) -> Result<()> {
 
 pub fn all(world: &mut World) -> Result<()> {
     pod(world)?;
+    let start = || world.through(ALICE, "edge1");
+    let beside = |program: &str| Command::new(program);
     for way in [Way::WebSocketFirst, Way::SpdyOnly] {
-        let kubectl = Kubectl { world, way, binary: None };
+        let kubectl = Kubectl { way, start: &start, beside: &beside };
         kubectl.exec(&world.dir)?;
         kubectl.attach()?;
         kubectl.forward()?;
     }
-    let kubectl = Kubectl { world, way: Way::WebSocketFirst, binary: None };
+    let kubectl = Kubectl { way: Way::WebSocketFirst, start: &start, beside: &beside };
     kubectl.logs()?;
-    kubectl.proxy()?;
+    kubectl.proxy(world)?;
     // Nothing stays behind: the streams of all these commands are gone from the hub.
     eventually("idle hub", Duration::from_secs(15), || {
         let open = world.hub.metric("moorline_proxy_requests_in_flight", &[])?;
@@ -251,14 +243,20 @@ pub fn older_kubectl(world: &mut World) -> Result<()> {
         return Ok(());
     }
     pod(world)?;
+    let start = || {
+        let mut command = Command::new(binary);
+        command.arg("--kubeconfig").arg(world.hub.kubeconfig(ALICE, "edge1")?);
+        Ok(command)
+    };
+    let beside = |program: &str| Command::new(program);
     for way in [Way::WebSocketFirst, Way::SpdyOnly] {
-        let kubectl = Kubectl { world, way, binary: Some(binary) };
+        let kubectl = Kubectl { way, start: &start, beside: &beside };
         kubectl.exec(&world.dir)?;
         kubectl.attach()?;
         kubectl.forward()?;
         kubectl.objects()?;
     }
-    let kubectl = Kubectl { world, way: Way::SpdyOnly, binary: Some(binary) };
+    let kubectl = Kubectl { way: Way::SpdyOnly, start: &start, beside: &beside };
     kubectl.logs()?;
-    kubectl.proxy()
+    kubectl.proxy(world)
 }
