@@ -25,6 +25,13 @@ use std::{
 const FIRST: u64 = 32;
 /// Packets that may always be in flight: fewer, and losses are found by timers alone.
 const LEAST: u64 = 4;
+/// What is sent and acknowledged in one go, at the rate of the path: hosts bundle packets to save work. Packets of so many
+/// bursts may be in flight beside what the path holds, or a path of a few microseconds would run dry between them.
+const BURST: Duration = Duration::from_millis(1);
+/// Largest such burst, in bytes: what a system call takes.
+const BURST_MOST: f64 = 65536.0;
+/// See [`BURST`].
+const BURSTS: f64 = 3.0;
 /// Windows grow no further, in bytes: no path of ours holds more.
 const MOST: u64 = 64 << 20;
 /// How long a shortest round trip is believed.
@@ -223,8 +230,8 @@ impl Model {
             self.window = (window + acked).min(MOST as f64) as u64;
             return;
         };
-        // A few packets more: acknowledgements come for two at a time, and sends in small bursts.
-        let target = holds * self.gain(now) + 3.0 * self.mtu as f64;
+        let burst = (self.rate.get() * BURST.as_secs_f64()).clamp(self.mtu as f64, BURST_MOST);
+        let target = holds * self.gain(now) + BURSTS * burst;
         let next = if self.phase == Phase::Startup {
             if self.limited { window } else { (window + acked).min(target.max(window)) }
         } else {

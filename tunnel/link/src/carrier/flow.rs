@@ -27,6 +27,9 @@ const LOOK: u64 = 16 << 10;
 const WAITING: u64 = 32 << 10;
 /// Bytes that are written over the bound to see whether it is the bound that a writer waits for.
 const PROBE: usize = 1 << 10;
+/// Bytes that a stream which sends much may write in one turn while the connection has room for a part of what it has
+/// only: handing over costs a wake-up, and whoever comes next would find the connection full.
+const TURN: u64 = 128 << 10;
 /// How often it is looked for streams that nobody reads.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -53,6 +56,8 @@ pub(crate) struct Bulk {
     pub is: bool,
     /// It waits for the connection and not for its own reader.
     waits: bool,
+    /// Bytes written in this turn.
+    written: u64,
 }
 
 type Written = Result<usize, quinn::WriteError>;
@@ -168,7 +173,15 @@ impl Flow {
                 done
             }
         };
-        if !bulk.waits {
+        let goes_on = match &written {
+            Poll::Ready(Ok(bytes)) => {
+                bulk.written += *bytes as u64;
+                0 < *bytes && *bytes < buf.len() && bulk.written < TURN
+            }
+            _ => false,
+        };
+        if !bulk.waits && !goes_on {
+            bulk.written = 0;
             locked(&self.turns).give(id);
         }
         written

@@ -40,6 +40,31 @@ struct Path {
     /// Bytes that wait in front of it.
     queue: f64,
     loss: f64,
+    /// How long a host is busy with what it was given at once: what comes meanwhile is handled together.
+    busy: Duration,
+}
+
+/// A host that is busy now and then.
+#[derive(Debug, Clone, Copy)]
+struct Host {
+    began: Instant,
+    /// Something came meanwhile.
+    more: bool,
+}
+
+impl Host {
+    /// When what arrives at this time is handled.
+    fn handles(&mut self, arrives: Instant, busy: Duration) -> Instant {
+        while self.more && self.began + busy <= arrives {
+            (self.began, self.more) = (self.began + busy, false);
+        }
+        if self.began + busy <= arrives {
+            self.began = arrives;
+            return arrives;
+        }
+        self.more = true;
+        self.began + busy
+    }
 }
 
 /// What a flow came to, after the first `warm` of the time.
@@ -124,6 +149,7 @@ struct World {
     dice: u64,
     order: u64,
     waiting: BinaryHeap<Due>,
+    hosts: [Host; 2],
     flows: Vec<Flow>,
     warm: Instant,
 }
@@ -153,7 +179,8 @@ impl World {
             self.busy_until = leaves;
         }
         self.order += 1;
-        self.waiting.push(Reverse((leaves + self.path.rtt / 2, self.order, flow, 1 - from, bytes.to_vec())));
+        let arrives = self.hosts[1 - from].handles(leaves + self.path.rtt / 2, self.path.busy);
+        self.waiting.push(Reverse((arrives, self.order, flow, 1 - from, bytes.to_vec())));
     }
 
     /// Lets one peer do all that it can do now.
@@ -272,6 +299,7 @@ fn race(path: Path, flows: &[With], long: Duration) -> Vec<Outcome> {
         dice: 42,
         order: 0,
         waiting: BinaryHeap::new(),
+        hosts: [Host { began: begin, more: false }; 2],
         flows: all,
         warm: begin + long / 2,
     };
@@ -288,7 +316,7 @@ fn race(path: Path, flows: &[With], long: Duration) -> Vec<Outcome> {
 fn path(mbit: f64, rtt: u64, queue: f64, loss: f64) -> Path {
     let rate = mbit * 1e6;
     let holds = rate / 8.0 * rtt as f64 / 1e3;
-    Path { rate, rtt: Duration::from_millis(rtt), queue: holds * queue, loss }
+    Path { rate, rtt: Duration::from_millis(rtt), queue: holds * queue, loss, busy: Duration::ZERO }
 }
 
 /// `cargo test -p moorline-link --lib congestion::sim::table -- --ignored --nocapture`
@@ -354,6 +382,16 @@ fn cubic_and_ours_leave_each_other_a_fair_share() {
         assert!(0.25 < ours.share && 0.3 < cubic.share, "{queue}: {ours:?} {cubic:?}");
         assert!(0.8 < ours.share + cubic.share, "{queue}: {ours:?} {cubic:?}");
     }
+}
+
+/// Two processes on one machine: what the path holds by rate and round trip is a packet or two, and the other host
+/// handles many at once.
+#[test]
+fn a_very_short_path_does_not_run_dry() {
+    let (rtt, busy) = (Duration::from_micros(40), Duration::from_micros(400));
+    let short = Path { rate: 200e6, rtt, queue: 512e3, loss: 0.0, busy };
+    let [ours] = race(short, &[With::Ours], LONG / 10)[..] else { panic!() };
+    assert!(0.93 < ours.share, "{ours:?}");
 }
 
 #[test]
