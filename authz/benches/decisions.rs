@@ -59,7 +59,14 @@ fn main() {
             _ => (vec![], vec![format!("corp:group-{}", dice.roll(GROUPS))]),
         };
         let clusters = vec![format!("cluster-{}", dice.roll(CLUSTERS))];
-        Grant { name: format!("grant-{n}"), users, groups, clusters, as_groups: vec!["viewers".to_owned()] }
+        Grant {
+            name: format!("grant-{n}"),
+            users,
+            groups,
+            clusters,
+            as_groups: vec!["viewers".to_owned()],
+            record: None,
+        }
     }));
     println!(
         "{USERS} users, {GROUPS} groups, {GRANTS} grants, {CLUSTERS} clusters: index made in {:.2?}",

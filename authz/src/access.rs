@@ -1,11 +1,13 @@
 //! Which caller reaches which cluster and which object of the hub's API.
 
-use crate::identity::{ADMINS, APPROVERS, ActAs, Identity, MASTERS};
+use crate::identity::{ADMINS, APPROVERS, AUDITORS, ActAs, Identity, MASTERS};
 use std::collections::HashMap;
 
+mod recording;
 mod services;
 mod shares;
 
+pub use recording::Recording;
 pub use services::{ServiceGrant, authorize_again, authorize_inside, refuse_act_as};
 pub use shares::{AGENT_PREFIX, Export, Import, Shares, authorize_import, importer};
 
@@ -22,6 +24,8 @@ pub struct Grant {
     pub clusters: Vec<String>,
     /// Groups that its holders have in these clusters, besides their own.
     pub as_groups: Vec<String>,
+    /// What is kept of their sessions in terminals; `None`: as the cluster says, or the hub.
+    pub record: Option<Recording>,
 }
 
 /// Grants by who holds them, then by cluster: with a million of them a decision looks at those that count alone.
@@ -37,6 +41,7 @@ pub struct Grants {
     by_user: Index,
     by_group: Index,
     services: Vec<ServiceGrant>,
+    recordings: recording::Recordings,
 }
 
 impl Grants {
@@ -119,6 +124,7 @@ pub struct Permit {
     act_as: Option<ActAs>,
     /// `None`: the API server.
     reach: Option<services::Reach>,
+    record: Recording,
 }
 
 impl Permit {
@@ -134,6 +140,10 @@ impl Permit {
     pub fn act_as(&self) -> Option<&ActAs> {
         self.act_as.as_ref()
     }
+    /// What has to be kept of a session in a terminal that is opened with it.
+    pub fn record(&self) -> Recording {
+        self.record
+    }
 }
 
 /// What begins the names of the hub's own users towards clusters. Nobody who logs in has such a name.
@@ -148,7 +158,7 @@ fn is_own(user: &str) -> bool {
 /// there what the cluster lets it. An edge policy that does not name the plugin lets it do nothing.
 pub fn permit_plugin(plugin: &str, cluster: &str) -> Permit {
     let principal = Identity::new(format!("{PLUGIN_PREFIX}{plugin}"), ["moorline:plugins"]);
-    Permit { cluster: cluster.to_owned(), principal, act_as: None, reach: None }
+    Permit { cluster: cluster.to_owned(), principal, act_as: None, reach: None, record: Recording::Never }
 }
 
 /// A refusal. The text is for the caller.
@@ -230,6 +240,12 @@ pub enum Denial {
         /// Who tried.
         user: String,
     },
+    /// Audit log and recordings are read by those who may.
+    #[error("user {user:?} reads no audit log and no recordings: administrators and members of moorline:auditors do")]
+    NotAuditor {
+        /// Who tried.
+        user: String,
+    },
     /// The hub's own API.
     #[error("user {user:?} cannot {verb} resource {resource:?} in API group \"moorline.dev\"")]
     HubApi {
@@ -260,8 +276,8 @@ pub fn authorize(facts: &Facts<'_>, cluster: &str, act_as: Option<ActAs>) -> Res
     if let Some(user) = names.into_iter().flatten().find(|user| is_own(user)) {
         return Err(Denial::OwnUser { user: user.clone() });
     }
-    let principal = facts.with_granted_groups(cluster);
-    Ok(Permit { cluster: cluster.to_owned(), principal, act_as, reach: None })
+    let (principal, record) = (facts.with_granted_groups(cluster), recording::decide(facts, cluster));
+    Ok(Permit { cluster: cluster.to_owned(), principal, act_as, reach: None, record })
 }
 
 /// Whether a token that is bound to `verbs` is good for a request with this verb; `None`: it is bound to none.
@@ -287,11 +303,19 @@ pub struct Explanation {
     pub rules: Vec<String>,
     /// The groups that the cluster is told of.
     pub groups: Vec<String>,
+    /// What is kept of sessions in terminals.
+    pub record: Recording,
 }
 
 /// What [`authorize`] decides, and by which rules. It asks that same function, so that the two never differ.
 pub fn explain(facts: &Facts<'_>, verbs: Option<&[String]>, cluster: &str, verb: &str) -> Explanation {
-    let no = |reason: String| Explanation { allowed: false, reason, rules: Vec::new(), groups: Vec::new() };
+    let no = |reason: String| Explanation {
+        allowed: false,
+        reason,
+        rules: Vec::new(),
+        groups: Vec::new(),
+        record: Recording::Never,
+    };
     if let Err(denial) = within_verbs(verbs, verb) {
         return no(denial.to_string());
     }
@@ -315,7 +339,7 @@ pub fn explain(facts: &Facts<'_>, verbs: Option<&[String]>, cluster: &str, verb:
         }
     }
     let reason = "the hub opens this cluster; what is permitted there is for its own RBAC and edge policy".to_owned();
-    Explanation { allowed: true, reason, rules, groups: permit.principal.groups }
+    Explanation { allowed: true, reason, rules, record: permit.record, groups: permit.principal.groups }
 }
 
 /// May this caller decide a request for access of `requester`? Another person, who is meant to, with a token that is
@@ -331,6 +355,17 @@ pub fn decide_access(facts: &Facts<'_>, verbs: Option<&[String]>, requester: &st
         (false, _) => Err(Denial::NotApprover { user: who.user.clone() }),
         (true, false) => Ok(()),
     }
+}
+
+/// May this caller read the audit log, and what was recorded of sessions in terminals? With a token that is not
+/// restricted.
+///
+/// # Errors
+/// The reason.
+pub fn read_audit(facts: &Facts<'_>, verbs: Option<&[String]>) -> Result<(), Denial> {
+    let who = facts.identity;
+    let meant = (who.is_admin() || who.in_group(AUDITORS)) && facts.token_clusters.is_none() && verbs.is_none();
+    if meant { Ok(()) } else { Err(Denial::NotAuditor { user: who.user.clone() }) }
 }
 
 /// A request to the hub's own API.
@@ -426,6 +461,7 @@ mod tests {
                 groups: vec![],
                 clusters: list(&["a"]),
                 as_groups: list(&["ops"]),
+                record: None,
             },
             Grant {
                 name: "two".to_owned(),
@@ -433,6 +469,7 @@ mod tests {
                 groups: list(&["all"]),
                 clusters: list(&["*"]),
                 as_groups: list(&["viewers"]),
+                record: None,
             },
         ])
     }
@@ -507,6 +544,7 @@ mod tests {
                 groups: one(group),
                 clusters: one(cluster),
                 as_groups: vec![format!("as-{n}")],
+                record: None,
             };
             let list: Vec<Grant> = all.iter().enumerate().map(grant).collect();
             let who = Identity::new(user, [group]);

@@ -283,6 +283,7 @@ impl Standing {
             groups: grant.groups,
             clusters: clusters.clone(),
             as_groups: grant.as_groups,
+            record: None,
         };
         Self {
             audience: Audience::Cluster(bundle.cluster.clone()),

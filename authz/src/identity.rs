@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 pub const ADMINS: &str = "moorline:admins";
 /// Who decides requests for access besides administrators.
 pub const APPROVERS: &str = "moorline:approvers";
+/// Who reads the audit log and recordings besides administrators.
+pub const AUDITORS: &str = "moorline:auditors";
 /// The group that Kubernetes binds to everything. No caller of the hub is ever in it.
 pub const MASTERS: &str = "system:masters";
 

@@ -13,5 +13,6 @@ pub mod impersonation;
 pub mod password;
 pub mod plan;
 pub mod refresh;
+pub mod seal;
 pub mod token;
 pub mod verb;

@@ -1,5 +1,9 @@
 //! `moorline audit`: who did what, and whether the record of it is whole.
 
+mod replay;
+
+pub use replay::What;
+
 use crate::{
     failure::advise,
     output::{Data, DataArgs, Printer, Table, data},
@@ -33,6 +37,31 @@ Examples:
 Reads the file and those set aside beside it. The exit code is 1 where anything is wrong. Who can write the files can
 also write all of them anew: keep the printed end of the chain elsewhere, and a later run shows whether it is still in.")]
     Verify(Verify),
+    /// List what was recorded of sessions in terminals
+    #[command(after_help = "\
+Examples:
+  moorline audit recordings
+  moorline audit recordings --user anna --cluster edge1 -o json")]
+    Recordings(replay::List),
+    /// Show again what a session's terminal showed
+    #[command(after_help = "\
+Examples:
+  moorline audit replay 20261121101500-4f6c1a
+  moorline audit replay 20261121101500-4f6c1a --speed 4 --max-pause 1s
+  moorline audit replay 20261121101500-4f6c1a --save session.cast     for other players of asciicast
+
+It is checked against the audit log first. Administrators and members of moorline:auditors replay, and that they did is
+on record.")]
+    Replay(replay::Replay),
+    /// Say what is recorded of sessions in a cluster's terminals
+    #[command(after_help = "\
+Examples:
+  moorline audit record edge1 always
+  moorline audit record edge1 default
+
+It counts for kubectl exec and attach, and for moorline shell. A grant may ask for more, or take its holders out:
+moorline grant create … --record never")]
+    Record(replay::Record),
 }
 
 /// `moorline audit search`
@@ -90,6 +119,9 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Search(args) => search(args).await.map(|()| ExitCode::SUCCESS),
         Command::Verify(args) => verify(&args),
+        Command::Recordings(args) => replay::list(args).await.map(|()| ExitCode::SUCCESS),
+        Command::Replay(args) => replay::replay(args).await.map(|()| ExitCode::SUCCESS),
+        Command::Record(args) => replay::record(args).await.map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -73,6 +73,10 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
     if yes {
         lines.push_str(&format!("          as:   {} in {}\n", words(&hub["user"]), or_none(&list(&hub["groups"]))));
+        if let Some(kept @ ("always" | "withInput")) = hub["record"].as_str() {
+            let what = if kept == "always" { "what they show" } else { "what they show and what is typed" };
+            lines.push_str(&format!("          terminals are recorded: {what}\n"));
+        }
     }
     match &cluster {
         Some(said) => {

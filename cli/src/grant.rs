@@ -1,6 +1,7 @@
 //! `moorline grant`: who may use which cluster.
 
 use crate::{
+    audit::What,
     failure::usage,
     resource::Resource,
     target::HubArgs,
@@ -54,6 +55,9 @@ pub struct CreateArgs {
     /// A further group that they have inside the cluster; can be repeated
     #[arg(long = "as-group", value_name = "GROUP")]
     as_groups: Vec<String>,
+    /// What is recorded of their sessions in terminals, whatever the clusters say
+    #[arg(long, value_enum, value_name = "WHAT")]
+    record: Option<What>,
     #[command(flatten)]
     hub: HubArgs,
 }
@@ -138,9 +142,12 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
         None => default_name(&args)?,
     };
     let client = args.hub.client()?;
-    let spec = json!({
+    let mut spec = json!({
         "users": args.users, "groups": args.groups, "clusters": args.clusters, "asGroups": args.as_groups,
     });
+    if let Some(what) = args.record.map(What::value).filter(|what| !what.is_null()) {
+        spec["record"] = what;
+    }
     client.create(Resource::ClusterGrant, &Resource::ClusterGrant.object(Some(&name), spec)).await?;
     text::say(&format!("clustergrant {name} created."));
     Ok(())

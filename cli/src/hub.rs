@@ -10,7 +10,7 @@ use crate::{
     text,
 };
 use moorline_hub::{
-    Config, Hub, HubError, OnFailure, RateLimits, StoreSettings, config::GivenCertificate,
+    Config, Hub, HubError, Lockout, OnFailure, RateLimits, Recordings, StoreSettings, config::GivenCertificate,
     logins::config::ProviderConfig,
 };
 use moorline_plugin::Factory;
@@ -128,6 +128,8 @@ struct FileConfig {
     recheck_logins: Option<String>,
     audit: AuditConfig,
     rate_limits: RateLimits,
+    recordings: Recordings,
+    lockout: Lockout,
 }
 
 /// The keys of the file.
@@ -221,6 +223,8 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         Factory::build(plugins::ALL, file.plugins).map_err(|e| usage(e.to_string(), "see docs/src/plugins.md"))?;
     config.logins = file.logins;
     config.rate_limits = file.rate_limits;
+    config.recordings = file.recordings;
+    config.lockout = file.lockout;
     config.audit_on_failure = file.audit.on_failure;
     if let Some(mib) = file.audit.max_file_mib {
         config.audit_rotation.max_bytes = mib << 20;

@@ -3,7 +3,8 @@
 use crate::{
     client::Client,
     failure::usage,
-    resource::Resource,
+    output::{DataArgs, Printer, Table, data},
+    resource::{Resource, segment},
     target::HubArgs,
     text,
     token::{ListCommand, RevokeArgs},
@@ -33,6 +34,14 @@ A new user may use no cluster yet; next: moorline grant create --user NAME --clu
     Disable(NameArgs),
     /// Let a disabled user in again
     Enable(NameArgs),
+    /// Show who is locked out for wrong passwords
+    Locked(LockedArgs),
+    /// Let somebody in again who was locked out for wrong passwords
+    #[command(after_help = "\
+Examples:
+  moorline user unlock anna
+  moorline user unlock --address 192.0.2.7")]
+    Unlock(UnlockArgs),
     /// Set a user's password
     SetPassword(SetPasswordArgs),
     /// Link a user to who they are at a login provider
@@ -91,6 +100,28 @@ pub struct NameArgs {
     hub: HubArgs,
 }
 
+/// `moorline user locked`
+#[derive(Debug, clap::Args)]
+pub struct LockedArgs {
+    #[command(flatten)]
+    form: DataArgs,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+/// `moorline user unlock`
+#[derive(Debug, clap::Args)]
+pub struct UnlockArgs {
+    /// User name, as it was typed
+    #[arg(required_unless_present = "address")]
+    name: Option<String>,
+    /// An address from which nobody is let in any more
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "name")]
+    address: Option<std::net::IpAddr>,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
 /// `moorline user set-password`
 #[derive(Debug, clap::Args)]
 pub struct SetPasswordArgs {
@@ -143,6 +174,8 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Delete(args) => args.run(Resource::User, "deleted").await,
         Command::Disable(args) => disable(args, true).await,
         Command::Enable(args) => disable(args, false).await,
+        Command::Locked(args) => locked(args).await,
+        Command::Unlock(args) => unlock(args).await,
         Command::SetPassword(args) => {
             let client = args.hub.client()?;
             let (password, show) = password(&args.password, &args.name)?;
@@ -207,6 +240,32 @@ async fn disable(args: NameArgs, disabled: bool) -> anyhow::Result<()> {
     let client = args.hub.client()?;
     client.merge(Resource::User, &args.name, &json!({ "spec": { "disabled": disabled } })).await?;
     text::say(&format!("user {} {}.", args.name, if disabled { "disabled" } else { "enabled" }));
+    Ok(())
+}
+
+async fn locked(args: LockedArgs) -> anyhow::Result<()> {
+    let answer = args.hub.client()?.get("/auth/lockouts").await?;
+    let items = answer["items"].as_array().cloned().unwrap_or_default();
+    if let Some(form) = args.form.form {
+        return Ok(text::print(&data(&Value::from(items), form)?)?);
+    }
+    let word = |item: &Value, name: &str| item[name].as_str().unwrap_or_default().to_owned();
+    let row =
+        |item: &Value| vec![word(item, "kind"), word(item, "name"), item["failures"].to_string(), word(item, "until")];
+    let table = Table::of(&["Of", "Name", "Failures", "Until"], items.iter().map(row).collect());
+    Ok(text::print(&Printer::new(false).render(table))?)
+}
+
+async fn unlock(args: UnlockArgs) -> anyhow::Result<()> {
+    let (kind, name) = match (args.name, args.address) {
+        (Some(name), _) => ("user", name),
+        (None, Some(address)) => ("address", address.to_string()),
+        (None, None) => return Err(usage("nobody is named", "moorline user unlock NAME, or --address ADDRESS")),
+    };
+    let answer =
+        args.hub.client()?.call(Method::DELETE, &format!("/auth/lockouts/{kind}/{}", segment(&name)), None).await?;
+    let was = if answer["wasCounted"] == true { "is let in again" } else { "was not locked out" };
+    text::say(&format!("{kind} {} {was}.", text::clean(&name)));
     Ok(())
 }
 

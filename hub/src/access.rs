@@ -55,6 +55,7 @@ pub(crate) fn granted(request: &Object<AccessRequestSpec>) -> Option<(Grant, Sys
         groups: Vec::new(),
         clusters: vec![spec.cluster.clone()],
         as_groups: spec.groups.clone(),
+        record: None,
     };
     Some((grant, ends))
 }

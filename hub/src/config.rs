@@ -61,6 +61,10 @@ pub struct Config {
     pub rate_limits: crate::quota::RateLimits,
     /// What happens while the audit log cannot be written.
     pub audit_on_failure: OnFailure,
+    /// When wrong passwords lock a local user or an address out.
+    pub lockout: crate::Lockout,
+    /// What is recorded of sessions in terminals.
+    pub recordings: crate::Recordings,
     /// Bounds.
     pub limits: Limits,
 }
@@ -92,6 +96,8 @@ impl Config {
             audit_rotation: Rotation::default(),
             rate_limits: crate::quota::RateLimits::default(),
             audit_on_failure: OnFailure::default(),
+            lockout: crate::Lockout::default(),
+            recordings: crate::Recordings::default(),
             limits: Limits::default(),
         }
     }
@@ -126,6 +132,12 @@ impl Config {
         }
         if let Err(why) = self.rate_limits.validate() {
             return wrong("rateLimits", why);
+        }
+        if let Err(why) = self.lockout.validate() {
+            return wrong("lockout", why);
+        }
+        if let Err(why) = self.recordings.validate() {
+            return wrong("recordings", why);
         }
         if self.login_life.is_zero() || self.login_life > self.login_life_max {
             return wrong("loginLife", "more than nothing, and at most loginLifeMax");
@@ -275,8 +287,6 @@ pub struct Limits {
     pub login_burst: u32,
     /// Failed logins of one user from wherever before the next is refused, earned back one each 20 s.
     pub user_burst: u32,
-    /// What providers are asked again with, kept for so many users.
-    pub renewals: usize,
     /// Searches of the audit log at a time; each reads files for up to 10 s. More get 429.
     pub audit_searches: usize,
     /// Logins from one address at once, of whatever users, earned back one each second.
@@ -327,7 +337,6 @@ impl Default for Limits {
             password_wait: Duration::from_secs(5),
             login_burst: 10,
             user_burst: 50,
-            renewals: 100_000,
             audit_searches: 2,
             address_burst: 100,
             join_burst: 100,

@@ -3,7 +3,7 @@
 mod bundle;
 
 use crate::{
-    kinds::{AccessRequestSpec, ClusterGrantSpec, GroupSpec, ServiceGrantSpec, TokenSpec, UserSpec},
+    kinds::{AccessRequestSpec, ClusterGrantSpec, ClusterSpec, GroupSpec, ServiceGrantSpec, TokenSpec, UserSpec},
     lease::Lease,
     login::LOCAL,
     members::{Members, own},
@@ -12,7 +12,7 @@ use crate::{
 };
 use moorline_apiserver::{Object, Spec};
 use moorline_authz::{
-    access::{Grant, Grants, ServiceGrant},
+    access::{Grant, Grants, Recording, ServiceGrant},
     access_token::{self, Audience, Claims, Verifier},
     identity::Identity,
     token::{TokenHash, TokenText},
@@ -99,6 +99,8 @@ struct Maps {
     /// Provider and subject to user.
     owners: HashMap<(String, String), String>,
     services: BTreeMap<String, ServiceGrant>,
+    /// What clusters say of recordings.
+    recorded: HashMap<String, Recording>,
 }
 
 /// The index. Cutting open streams is its job too: each hangs on the tokens handed out here.
@@ -113,6 +115,8 @@ pub(crate) struct Directory {
     /// Names of the login providers that are configured.
     providers: Vec<String>,
     ended: Mutex<bundle::Ended>,
+    /// What is recorded where nothing is said.
+    usual: Recording,
 }
 
 impl Directory {
@@ -126,6 +130,28 @@ impl Directory {
             verifier,
             providers,
             ended: Mutex::default(),
+            usual: Recording::Never,
+        }
+    }
+
+    /// With what is recorded of sessions where neither cluster nor grants say anything.
+    pub fn recording(self, usual: Recording) -> Self {
+        Self { usual, ..self }
+    }
+
+    /// A change of a cluster.
+    pub fn cluster_changed(&self, change: &Change<ClusterSpec>) {
+        let (name, said) = match change {
+            Change::Put(cluster) => (&cluster.metadata.name, cluster.spec.record),
+            Change::Gone(name) => (name, None),
+        };
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        let before = match said {
+            Some(said) => maps.recorded.insert(name.clone(), said),
+            None => maps.recorded.remove(name),
+        };
+        if before != said {
+            self.rebuild(&maps);
         }
     }
 
@@ -168,6 +194,7 @@ impl Directory {
     fn rebuild(&self, maps: &Maps) {
         let access = maps.access.values().map(|(grant, _)| grant);
         let grants = Grants::new(maps.grants.values().chain(access).cloned());
+        let grants = grants.with_recording(self.usual, maps.recorded.clone());
         self.index.send_replace(Arc::new(grants.with_services(maps.services.values().cloned())));
     }
 
@@ -312,6 +339,9 @@ impl Directory {
         }
         for grant in self.records.list::<ClusterGrantSpec>()? {
             self.put_grant(&grant, false); // the index is made once
+        }
+        for cluster in self.records.list::<ClusterSpec>()? {
+            self.cluster_changed(&Change::Put(Box::new(cluster)));
         }
         for grant in self.records.list::<ServiceGrantSpec>()? {
             self.put_service_grant(&grant);
@@ -467,8 +497,14 @@ impl Directory {
     fn put_grant(&self, grant: &Object<ClusterGrantSpec>, index: bool) {
         let spec = grant.spec.clone();
         let name = grant.metadata.name.clone();
-        let made =
-            Grant { name, users: spec.users, groups: spec.groups, clusters: spec.clusters, as_groups: spec.as_groups };
+        let made = Grant {
+            name,
+            users: spec.users,
+            groups: spec.groups,
+            clusters: spec.clusters,
+            as_groups: spec.as_groups,
+            record: spec.record,
+        };
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         maps.grants.insert(grant.metadata.name.clone(), made);
         if index {

@@ -48,8 +48,9 @@ pub(crate) fn start(
             imports.agent_deleted();
         }
     });
-    let s = Arc::clone(sessions);
+    let (s, d) = (Arc::clone(sessions), Arc::clone(directory));
     spawn(tasks, stop, alive, records.watch::<ClusterSpec>(), move |change| {
+        d.cluster_changed(&change);
         if let Change::Gone(name) = &change {
             s.cluster_deleted(name);
         }

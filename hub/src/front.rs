@@ -61,7 +61,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 mod inside;
 mod link;
+mod lockouts;
 mod names;
+mod recordings;
 mod shell;
 
 pub(crate) use link::BENCHES;
@@ -80,6 +82,8 @@ pub(crate) struct Front {
     pub quotas: Quotas,
     /// The audit log, for searches.
     pub audit_path: std::path::PathBuf,
+    /// What was recorded of sessions in terminals.
+    pub recordings: Arc<moorline_proxy::tape::Store>,
     /// Searches at a time.
     pub searches: Semaphore,
     /// `https://host:port`, where browsers find this hub.
@@ -198,7 +202,12 @@ impl Front {
 
     fn proxy(&self, who: &Authenticated, grants: watch::Receiver<Arc<Grants>>) -> KubeProxy<CallDial> {
         let dial = self.dial(who, grants);
+        self.proxy_over(dial)
+    }
+
+    fn proxy_over<D: moorline_proxy::kube::Dial>(&self, dial: D) -> KubeProxy<D> {
         KubeProxy::new(Arc::new(dial), Arc::clone(&self.audit), self.proxy_metrics.clone(), self.tasks.clone())
+            .recording(Arc::clone(&self.recordings))
     }
 
     fn dial(&self, who: &Authenticated, grants: watch::Receiver<Arc<Grants>>) -> CallDial {
@@ -356,6 +365,10 @@ impl Front {
             }
             _ if path.starts_with(plans::PREFIX) => Box::pin(self.plan_file(request, path, &who, remote)).await,
             (&Method::GET, "/auth/audit") => self.search_audit(&request, &who).await,
+            (_, path) if path.starts_with(lockouts::PREFIX) => self.lockouts(&request, &who, remote).await,
+            (&Method::GET, path) if path.starts_with(recordings::PREFIX) => {
+                self.recordings(&request, &who, remote).await
+            }
             (&Method::POST, path) if path.starts_with("/auth/access-requests/") => {
                 self.decide_access(request, path, &who, remote).await
             }

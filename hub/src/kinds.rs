@@ -1,6 +1,7 @@
 //! The kinds of the hub's API: `moorline.dev/v1alpha1`, all cluster-scoped. Shared by hub and CLI.
 
 use moorline_apiserver::Spec;
+use moorline_authz::access::Recording;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +74,11 @@ pub struct ClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", length(max = 256))]
     pub display_name: Option<String>,
+    /// What is recorded of sessions in its terminals: `never`, `always` (what they show) or `withInput` (and what is
+    /// typed). Absent: as the hub's configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", regex(pattern = "^(never|always|withInput)$"))]
+    pub record: Option<Recording>,
 }
 
 /// How a cluster is.
@@ -440,6 +446,11 @@ pub struct ClusterGrantSpec {
     #[serde(default)]
     #[schemars(length(max = 256))]
     pub as_groups: Vec<String>,
+    /// What is recorded of its holders' sessions in terminals: the most that cluster and grants say. `never` takes them
+    /// out where each grant by which they reach the cluster says it. Absent: as the cluster says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", regex(pattern = "^(never|always|withInput)$"))]
+    pub record: Option<Recording>,
 }
 
 /// Who may reach which services, pods and hosts inside clusters. What is not named is not granted; the edge policy of a

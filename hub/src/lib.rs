@@ -38,6 +38,7 @@ pub mod plans;
 mod plugins;
 mod quota;
 mod rate;
+mod recordings;
 mod records;
 mod route;
 mod sessions;
@@ -52,7 +53,10 @@ mod websocket;
 pub use moorline_logins as logins;
 pub use moorline_proxy::audit::{OnFailure, files as audit_files};
 
+pub use login::Lockout;
+pub use moorline_authz::access::Recording;
 pub use quota::{Rate, RateLimits};
+pub use recordings::Recordings;
 
 pub use config::{Config, ConfigError, Limits};
 pub use moorline_apiserver::StoreKey;

@@ -1,12 +1,15 @@
 //! Proofs in, logins out: which provider is asked, how often, and whose login comes of it.
 
 mod admit;
+mod configured;
 mod local;
+mod lockout;
 mod recheck;
+mod renewals;
 mod rounds;
 
 use crate::{
-    config::{Config, Limits},
+    config::Config,
     directory::Directory,
     issue::{IssueError, Issued, Issuer, Proven},
     kinds::{TokenSpec, UserSpec},
@@ -15,16 +18,19 @@ use crate::{
     records::{RecordError, Records},
     status::time,
 };
+pub(crate) use configured::Configured;
 use local::{Hashing, Local};
+pub use lockout::Lockout;
+use lockout::Lockouts;
 use moorline_apiserver::Object;
 use moorline_authz::password;
 use moorline_logins::{LoginProvider, Proof, Providers, Secret};
+use renewals::Renewals;
 pub(crate) use rounds::{AtProvider, Redeemable, Rounds, Turn};
 use serde::Deserialize;
 use std::{
-    collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -91,13 +97,13 @@ pub(crate) struct Logins {
     hashing: Arc<Hashing>,
     providers: Providers,
     pub rounds: Rounds,
-    /// What asks again about somebody, by provider and subject. In memory alone: after a restart providers that need
-    /// it are asked again once their users have logged in anew.
-    renewals: Mutex<HashMap<(String, String), Secret>>,
+    /// What asks again about somebody.
+    renewals: Renewals,
+    /// Wrong passwords of local users.
+    pub lockouts: Lockouts,
     rate: RateLimit<(String, IpAddr)>,
     users: RateLimit<String>,
     addresses: RateLimit<IpAddr>,
-    limits: Limits,
 }
 
 impl Logins {
@@ -108,11 +114,12 @@ impl Logins {
         issuer: Arc<Issuer>,
         others: Providers,
         config: &Config,
-    ) -> Self {
+    ) -> std::io::Result<Self> {
         let limits = config.limits.clone();
         let hashing = Arc::new(Hashing::new(limits.clone()));
         let local: Arc<dyn LoginProvider> = Arc::new(Local { records: records.clone(), hashing: Arc::clone(&hashing) });
-        Self {
+        let renewals = Renewals::open(records.clone(), &config.data_dir)?;
+        Ok(Self {
             records,
             directory,
             metrics,
@@ -120,12 +127,12 @@ impl Logins {
             hashing,
             providers: std::iter::once(local).chain(others).collect(),
             rounds: Rounds::new(limits.remembered),
-            renewals: Mutex::default(),
+            renewals,
+            lockouts: Lockouts::new(&config.lockout, limits.remembered),
             rate: RateLimit::new(limits.login_burst, Duration::from_secs(10), limits.remembered),
             users: RateLimit::new(limits.user_burst, Duration::from_secs(20), limits.remembered),
             addresses: RateLimit::new(limits.address_burst, Duration::from_secs(1), limits.remembered),
-            limits,
-        }
+        })
     }
 
     /// All, the local one first.
@@ -176,12 +183,35 @@ impl Logins {
         let key = (who.clone(), remote);
         self.rate.take(&key, Instant::now()).map_err(LoginError::Often)?;
         self.users.take(&who, Instant::now()).map_err(LoginError::Often)?;
-        let proof = provider.password(&name, &password).await.map_err(|e| self.understood(provider.name(), e))?;
+        let local = provider.name() == LOCAL;
+        // Other providers lock accounts by their own rules.
+        let attempt = local.then(|| self.lockouts.attempt(&name, remote)).transpose().map_err(LoginError::Often)?;
+        let proof = provider.password(&name, &password).await;
+        if let Some(attempt) = &attempt {
+            self.settle(attempt, &proof);
+        }
+        let proof = proof.map_err(|e| self.understood(provider.name(), e))?;
         let user = self.admit(provider.name(), &proof).await?;
         self.rate.give_back(&key);
         self.users.give_back(&who);
         self.lawful(remote);
         self.issue(&user, provider.name(), request.ttl_seconds).await
+    }
+
+    /// What a password that was tried says of who tried it.
+    fn settle(&self, attempt: &lockout::Attempt, proof: &Result<Proof, moorline_logins::LoginError>) {
+        match proof {
+            Ok(_) => self.lockouts.right(attempt),
+            Err(moorline_logins::LoginError::Wrong { .. }) => {
+                for (of, locks) in [("user", attempt.locks.0), ("address", attempt.locks.1)] {
+                    if locks {
+                        self.metrics.lockouts.with_label_values(&[of]).inc();
+                        tracing::warn!(of, "locked out for wrong passwords in a row; see: moorline user locked");
+                    }
+                }
+            }
+            Err(_) => self.lockouts.undecided(attempt),
+        }
     }
 
     /// A provider's refusal, in the words of this hub; the reason goes to the log.
@@ -200,18 +230,10 @@ impl Logins {
     /// The user whom a proof stands for.
     pub async fn admit(&self, provider: &str, proof: &Proof) -> Result<Object<UserSpec>, LoginError> {
         let user = admit::admit(&self.records, &self.directory, provider, proof).await?;
-        self.keep_renewal(provider, proof);
-        Ok(user)
-    }
-
-    fn keep_renewal(&self, provider: &str, proof: &Proof) {
-        let Some(renewal) = &proof.renewal else { return };
-        let mut all = self.renewals.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (provider.to_owned(), proof.subject.clone());
-        // Over the bound nobody is asked about again by it: their logins last as long as they were made for.
-        if all.len() < self.limits.renewals || all.contains_key(&key) {
-            all.insert(key, renewal.clone());
+        if let Some(renewal) = &proof.renewal {
+            self.renewals.keep(&user.metadata.name, provider, &proof.subject, renewal).await?;
         }
+        Ok(user)
     }
 
     /// A login for somebody who was admitted.
@@ -279,6 +301,8 @@ impl Logins {
         }
         let hash = self.hashing.run(move || password::hash(&new)).await.ok_or(LoginError::Busy)?;
         let hash = hash.map_err(|_| LoginError::Bad("not a usable password"))?;
-        Ok(self.records.set_password(user, &hash).await?)
+        self.records.set_password(user, &hash).await?;
+        self.lockouts.unlock_user(user);
+        Ok(())
     }
 }

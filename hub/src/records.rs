@@ -144,6 +144,15 @@ impl Records {
         self.store.commit(batch).await.map(drop).map_err(|e| RecordError::Failed(e.to_string()))
     }
 
+    /// Forgets one.
+    pub async fn forget_secret(&self, name: String) -> Result<(), RecordError> {
+        if self.store.private(&name).is_none() {
+            return Ok(());
+        }
+        let batch = Batch { object: None, private: vec![(name, None)] };
+        self.store.commit(batch).await.map(drop).map_err(|e| RecordError::Failed(e.to_string()))
+    }
+
     pub fn cluster_exists(&self, name: &str) -> bool {
         self.store.get(&key::<ClusterSpec>(name)).is_some()
     }

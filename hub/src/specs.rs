@@ -7,7 +7,11 @@ use crate::kinds::{
 use bytes::Bytes;
 use futures_util::FutureExt;
 use moorline_apiserver::{ApiError, Cause, Column, Created, KindSpec, Object, Spec, Store, dns_label};
-use moorline_authz::{refresh::RefreshText, token::TokenText};
+use moorline_authz::{
+    identity::{ADMINS, APPROVERS, AUDITORS},
+    refresh::RefreshText,
+    token::TokenText,
+};
 use moorline_proto::id::{AgentName, ClusterId};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -165,7 +169,7 @@ fn group() -> KindSpec {
     KindSpec::of::<GroupSpec>()
         .without_status()
         .name_rule(|name| match name {
-            moorline_authz::identity::ADMINS | moorline_authz::identity::APPROVERS => Ok(()),
+            ADMINS | APPROVERS | AUDITORS => Ok(()),
             _ => moorline_apiserver::dns_subdomain(name).map(drop).map_err(|e| e.to_string()),
         })
         .column(Column::at("Display-Name", "/spec/displayName"))

@@ -15,7 +15,7 @@ use crate::{
     join::Joiner,
     link::Links,
     listener::{Port, TlsPair, serve_quic},
-    login::Logins,
+    login::{Configured, Logins},
     metrics::Metrics,
     nodes::Keeper,
     ops::{self, Health},
@@ -189,7 +189,7 @@ impl Hub {
     /// See [`HubError`]; nothing is left running.
     pub async fn start(config: Config, registry: &prometheus::Registry) -> Result<Self, HubError> {
         config.validate()?;
-        let providers = moorline_logins::config::build(&config.logins)?;
+        let of_config = Configured::plugin(&config.logins)?;
         let dir = config.data_dir.clone();
         files::private_folder(&dir).map_err(|source| HubError::DataDir { dir: dir.clone(), source })?;
         // The lock comes first: a second hub must not touch the authority's files.
@@ -205,7 +205,8 @@ impl Hub {
         let join_facts = JoinFacts { pin: authority.pin(), public_url: config.public_url.clone() };
         let stop = CancellationToken::new();
         let (finish, draining, kill) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let mut host = Host::new(config.plugins.clone(), registry)?;
+        let mut host = Host::new(of_config.into_iter().chain(config.plugins.clone()).collect(), registry)?;
+        let providers = host.logins();
         let mut kinds = specs::all(&store, join_facts);
         kinds.extend(host.kinds());
         if let Some(plural) = twice(&kinds) {
@@ -224,8 +225,11 @@ impl Hub {
         forget_sessions(&records).await?;
         let signing = Arc::new(Signing::open(records.clone(), &config).await.map_err(HubError::Records)?);
         let issuer = Arc::new(Issuer::new(records.clone(), Arc::clone(&signing), &config));
-        let names = config.logins.iter().map(|provider| provider.name.clone()).collect();
-        let directory = Arc::new(Directory::new(records.clone(), metrics.clone(), signing.verifier(), names));
+        let names = providers.iter().map(|provider| provider.name().to_owned()).collect();
+        let directory = Arc::new(
+            Directory::new(records.clone(), metrics.clone(), signing.verifier(), names)
+                .recording(config.recordings.sessions),
+        );
         let logins = Logins::new(
             records.clone(),
             Arc::clone(&directory),
@@ -234,6 +238,7 @@ impl Hub {
             providers,
             &config,
         );
+        let logins = logins.map_err(|source| HubError::DataDir { dir: dir.join("renewals.secret"), source })?;
         let logins = Arc::new(logins);
         bootstrap(&config, &records, &logins, &authority).await?;
         let bundles = Arc::new(Bundles::new(
@@ -252,6 +257,8 @@ impl Hub {
             tracing::error!(path = %audit_path.display(), "the audit log was cut since it was last written; see: moorline audit verify");
         }
         let sink: Arc<dyn AuditSink> = Arc::clone(&audit) as Arc<dyn AuditSink>;
+        let recordings = config.recordings.open(&dir, Arc::clone(&sink));
+        let recordings = recordings.map_err(|source| HubError::DataDir { dir: dir.join("recordings"), source })?;
         let session_registry = Arc::new(Registry::default());
         let links = Links::new(Arc::clone(&session_registry)).map_err(|e| internal(&e))?;
         registry.register(Box::new(links)).map_err(|e| internal(&e))?;
@@ -323,6 +330,7 @@ impl Hub {
             public_url: config.public_url.clone(),
             quotas: Quotas::new(&config.rate_limits, config.limits.remembered),
             audit_path: audit_path.clone(),
+            recordings,
             searches: Semaphore::new(config.limits.audit_searches),
             benches: Semaphore::new(BENCHES),
             issuer: Arc::clone(&issuer),

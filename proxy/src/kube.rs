@@ -37,6 +37,7 @@ mod call;
 mod connect;
 mod failure;
 mod metrics;
+mod recording;
 mod service;
 
 pub use connect::PROTOCOL;
@@ -142,12 +143,13 @@ pub struct KubeProxy<D> {
     audit: Arc<dyn AuditSink>,
     metrics: ProxyMetrics,
     tasks: TaskTracker,
+    store: Option<Arc<crate::tape::Store>>,
 }
 
 impl<D: Dial> KubeProxy<D> {
     /// `tasks` owns the tasks of upgraded connections: the hub waits for it when it ends.
     pub fn new(dial: Arc<D>, audit: Arc<dyn AuditSink>, metrics: ProxyMetrics, tasks: TaskTracker) -> Self {
-        Self { dial, audit, metrics, tasks }
+        Self { dial, audit, metrics, tasks, store: None }
     }
 
     /// One call. `request` is as the client sent it (with hyper's `OnUpgrade` extension); `path` is [`crate::path::split`] of its target.
@@ -208,7 +210,7 @@ impl<D: Dial> KubeProxy<D> {
         };
         let trace = Trace::of(&parts.headers);
         let call = Call::new(self, &permit, caller, &info, &trace, target.as_str(), agent.unwrap_or_default());
-        let call = match self.admitted(call).await {
+        let mut call = match self.admitted(call).await {
             Ok(call) => call,
             Err(response) => return *response,
         };
@@ -217,6 +219,15 @@ impl<D: Dial> KubeProxy<D> {
             Err((code, message)) => {
                 call.finish(code, "refused");
                 return refused(code, &message);
+            }
+        };
+        let headers = &mut parts.headers;
+        let asked = (&parts.method, target.path());
+        let tape = match self.tape(&permit, &info, asked, headers, upgrade, &mut call).await {
+            Ok(tape) => tape,
+            Err(unrecorded) => {
+                call.finish(unrecorded.response.status(), unrecorded.label);
+                return *unrecorded.response;
             }
         };
         if upgrade || info.endless {
@@ -251,7 +262,7 @@ impl<D: Dial> KubeProxy<D> {
         }
         let exchange = self.exchange(head, call.count_in(body), &permit, &header);
         match exchange.instrument(span.clone()).await {
-            Ok(response) => self.answer(response, upgrade, on_upgrade, call, (span, service)),
+            Ok(response) => self.answer(response, upgrade, on_upgrade, (call, tape), (span, service)),
             Err(e) => {
                 let response = e.response(permit.cluster(), &trace.id, upgrade);
                 let (cluster, user, trace) = (permit.cluster(), &permit.principal().user, &trace.id);
@@ -320,7 +331,7 @@ impl<D: Dial> KubeProxy<D> {
         mut response: Response<Body>,
         upgrade: bool,
         on_upgrade: Option<hyper::upgrade::OnUpgrade>,
-        call: Call,
+        (call, tape): (Call, Option<recording::Ready>),
         (span, service): (tracing::Span, Option<&Service>),
     ) -> Response<Body> {
         let status = response.status();
@@ -347,6 +358,18 @@ impl<D: Dial> KubeProxy<D> {
             call.finish(response.status(), "not_upgraded");
             return response;
         };
+        if let Some(tape) = tape {
+            return match self.join_taped(response.headers(), cluster, on_upgrade, tape, call, span) {
+                Ok(()) => response,
+                Err(call) => {
+                    let message =
+                        "sessions in terminals are recorded here, and the cluster answers in a protocol that is not";
+                    let response = refused(StatusCode::BAD_GATEWAY, message);
+                    call.finish(response.status(), "unrecordable");
+                    response
+                }
+            };
+        }
         let splice = async move {
             let client = match tokio::time::timeout(UPGRADE_WAIT, on_upgrade).await {
                 Ok(Ok(client)) => client,

@@ -14,6 +14,7 @@ pub mod kube;
 pub mod path;
 pub mod splice;
 pub mod status;
+pub mod tape;
 pub mod upgrade;
 pub mod wire;
 

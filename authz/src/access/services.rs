@@ -1,6 +1,6 @@
 //! Which caller reaches which service, pod or host inside a cluster.
 
-use super::{Denial, Facts, Grants, Permit};
+use super::{Denial, Facts, Grants, Permit, Recording};
 use crate::{address::HostRule, identity::ActAs};
 use moorline_proto::inside::{Destination, Labels};
 
@@ -98,7 +98,13 @@ pub fn authorize_inside(facts: &Facts<'_>, cluster: &str, to: &Destination) -> R
         return Err(Denial::NoServiceGrant { user, cluster, to: to.to_string() });
     }
     let principal = facts.with_granted_groups(cluster);
-    Ok(Permit { cluster: cluster.to_owned(), principal, act_as: None, reach: Some(Reach { to: to.clone(), labels }) })
+    Ok(Permit {
+        cluster: cluster.to_owned(),
+        principal,
+        act_as: None,
+        reach: Some(Reach { to: to.clone(), labels }),
+        record: Recording::Never,
+    })
 }
 
 /// The same decision again, from the facts of now.

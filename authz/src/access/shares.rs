@@ -1,6 +1,6 @@
 //! Which cluster's pods reach which service of another cluster.
 
-use super::{Denial, Permit, services::Reach};
+use super::{Denial, Permit, Recording, services::Reach};
 use crate::identity::Identity;
 use moorline_proto::inside::Destination;
 use std::collections::BTreeMap;
@@ -100,7 +100,7 @@ pub fn authorize_import(
     let to = Destination::service(&found.namespace, &found.service, &port.to_string()).map_err(|_| denied())?;
     let principal = Identity::new(format!("{AGENT_PREFIX}{cluster}.{agent}"), ["moorline:agents"]);
     let reach = Some(Reach { to, labels: Vec::new() });
-    Ok(Permit { cluster: found.cluster.clone(), principal, act_as: None, reach })
+    Ok(Permit { cluster: found.cluster.clone(), principal, act_as: None, reach, record: Recording::Never })
 }
 
 /// The cluster that a principal is an agent of, if it is one.

@@ -1,11 +1,13 @@
 //! Runs the plugins of a hub, each on threads of its own.
 
 use crate::{
-    Backend, ClusterFacts, ClusterView, Clusters, HubRule, HubView, Plugin, PluginMetrics, RouteAnswer, RouteRequest,
+    Backend, ClusterFacts, ClusterView, Clusters, HubRule, HubView, LoginProvider, Plugin, PluginMetrics, RouteAnswer,
+    RouteRequest,
     client::{Target, Wire},
     guard::Guard,
     keeper::{Part, Pulse, State},
     limits,
+    logins::Guarded,
     metrics::Metrics,
     register::{Registration, RouteFn},
     view::RuleBook,
@@ -36,6 +38,9 @@ pub enum HostError {
     /// A kind that another plugin, or the hub, has.
     #[error("plugin {0:?} brings the kind {1:?}, which there is already")]
     Kind(&'static str, &'static str),
+    /// A login provider's name that is taken, or is none.
+    #[error("plugin {0:?} brings the login provider {1:?}: {2}")]
+    Login(&'static str, String, &'static str),
     /// No threads.
     #[error("plugin {0:?} gets no threads: {1}")]
     Threads(&'static str, std::io::Error),
@@ -73,6 +78,7 @@ struct Kept {
     access: Access,
     route: Option<RouteFn>,
     per_cluster: bool,
+    logins: Vec<Arc<dyn LoginProvider>>,
     parts: TaskTracker,
 }
 
@@ -113,6 +119,12 @@ fn runtime(name: &'static str) -> Result<Runtime, HostError> {
     builder.on_thread_start(step_back).enable_all().build().map_err(|error| HostError::Threads(name, error))
 }
 
+/// The prefix of its groups: none that the hub or Kubernetes has.
+fn is_provider(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=63).contains(&name.len()) && name.bytes().all(plain) && !["local", "system", "moorline"].contains(&name)
+}
+
 impl Host {
     /// Asks every plugin what it adds. Nothing runs yet.
     ///
@@ -122,6 +134,7 @@ impl Host {
         let metrics = Metrics::new(registry)?;
         let (rules, published) = RuleBook::new();
         let (mut names, mut plurals, mut kept) = (HashSet::new(), HashSet::new(), Vec::new());
+        let mut providers = HashSet::new();
         for plugin in plugins {
             let name = plugin.name();
             if name.is_empty() || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
@@ -132,6 +145,15 @@ impl Host {
             }
             let mut added = Registration::default();
             plugin.register(&mut added);
+            for called in added.logins.iter().map(|provider| provider.name().to_owned()) {
+                if !is_provider(&called) {
+                    let why = "lower-case letters, digits and - only, and none of local, system, moorline";
+                    return Err(HostError::Login(name, called, why));
+                }
+                if !providers.insert(called.clone()) {
+                    return Err(HostError::Login(name, called, "there is one of this name"));
+                }
+            }
             let (runtime, metrics) = (runtime(name)?, metrics.of(name));
             let guard = Guard {
                 plugin: name,
@@ -149,8 +171,11 @@ impl Host {
                 access.reads.insert(kind.plural());
                 access.writes.insert(kind.plural());
             }
+            let guarded =
+                |provider| Arc::new(Guarded::new(provider, runtime.handle().clone())) as Arc<dyn LoginProvider>;
             kept.push(Kept {
                 plugin,
+                logins: added.logins.into_iter().map(guarded).collect(),
                 pulse: Pulse::new(),
                 state: Arc::default(),
                 kinds: added.kinds.into_iter().map(|kind| kind.guarded(guard.clone())).collect(),
@@ -168,6 +193,11 @@ impl Host {
     /// The kinds that the plugins bring.
     pub fn kinds(&self) -> impl Iterator<Item = KindSpec> {
         self.plugins.iter().flat_map(|kept| kept.kinds.iter().cloned())
+    }
+
+    /// The login providers that the plugins bring, in their order.
+    pub fn logins(&self) -> Vec<Arc<dyn LoginProvider>> {
+        self.plugins.iter().flat_map(|kept| kept.logins.iter().cloned()).collect()
     }
 
     /// What a plugin may do with the hub's objects.

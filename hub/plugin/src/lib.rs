@@ -12,6 +12,7 @@
 //! | `factory` | a plugin made from its table of the configuration |
 //! | `view`, `client` | what a running plugin sees: hub, clusters, two clients |
 //! | `host`, `keeper`, `guard` | runs plugins: own threads, restarts with pauses, a watchdog, bounds |
+//! | `logins` | login providers that plugins bring, on their threads |
 //! | `kind`, `object`, `condition`, `follow` | kinds of the hub's API, typed for kube-rs |
 //! | [`mirror`], `select` | keeps objects in clusters as the hub wants them, and tells how far it is |
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ mod host;
 mod keeper;
 mod kind;
 pub mod limits;
+mod logins;
 mod metrics;
 pub mod mirror;
 mod object;
@@ -43,6 +45,7 @@ pub use kind::PluginKind;
 pub use metrics::PluginMetrics;
 pub use moorline_apiserver::{Cause, Spec, dns_label};
 pub use moorline_authz::hubrules::{HubRule, HubRules};
+pub use moorline_logins::LoginProvider;
 pub use object::HubObject;
 pub use plugin::{Plugin, PluginError};
 pub use register::{Registration, RouteAnswer, RouteRequest};

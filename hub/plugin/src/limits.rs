@@ -18,6 +18,10 @@ pub const RULE: Duration = Duration::from_secs(1);
 pub const RULES: usize = 4;
 /// Longest that a route of a plugin may take: 504 after it.
 pub const ROUTE: Duration = Duration::from_secs(30);
+/// Longest that a login provider of a plugin may take: nobody is let in by it then. Over what a provider bounds itself.
+pub const LOGIN: Duration = Duration::from_secs(20);
+/// Questions to one of them at a time; more are told to come again.
+pub const LOGINS: usize = 64;
 /// Longest wait for the head of an answer to a plugin's request, watches too.
 pub const ANSWER: Duration = Duration::from_secs(30);
 /// Longest request that a plugin may send, in bytes.

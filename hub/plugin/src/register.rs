@@ -1,6 +1,6 @@
 //! What a plugin adds to the hub.
 
-use crate::PluginKind;
+use crate::{LoginProvider, PluginKind};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Method, Response};
@@ -37,6 +37,7 @@ pub struct Registration {
     pub(crate) writes: Vec<&'static str>,
     pub(crate) route: Option<RouteFn>,
     pub(crate) per_cluster: bool,
+    pub(crate) logins: Vec<Arc<dyn LoginProvider>>,
 }
 
 impl fmt::Debug for Registration {
@@ -71,6 +72,13 @@ impl Registration {
         F: Fn(RouteRequest) -> BoxFuture<'static, RouteAnswer> + Send + Sync + 'static,
     {
         self.route = Some(Arc::new(answer));
+        self
+    }
+
+    /// A place where people prove who they are, beside the hub's own passwords. It is asked on the plugin's threads, for
+    /// [`crate::limits::LOGIN`] at most; what it does not answer lets nobody in.
+    pub fn login(&mut self, provider: Arc<dyn LoginProvider>) -> &mut Self {
+        self.logins.push(provider);
         self
     }
 

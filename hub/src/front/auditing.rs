@@ -1,4 +1,4 @@
-//! `GET /auth/audit`: the audit log, for administrators.
+//! `GET /auth/audit`: the audit log, for administrators and auditors.
 
 use super::{
     Front,
@@ -24,11 +24,10 @@ const USUAL: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Front {
-    /// `GET /auth/audit?user&cluster&verb&resource&since&until&limit`
+    /// `GET /auth/audit?user&cluster&verb&resource&recording&since&until&limit`
     pub(super) async fn search_audit(&self, request: &Request<Incoming>, who: &Authenticated) -> Response<Body> {
-        if !who.administers() {
-            self.count_refusal("not_admin");
-            return status_response(StatusCode::FORBIDDEN, "only administrators read the audit log");
+        if let Err(refusal) = self.reads_audit(who) {
+            return refusal;
         }
         let asked: HashMap<String, String> =
             form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes()).into_owned().collect();
@@ -52,7 +51,7 @@ impl Front {
 }
 
 fn query(asked: &HashMap<String, String>) -> Result<Query, String> {
-    const KNOWN: [&str; 7] = ["user", "cluster", "verb", "resource", "since", "until", "limit"];
+    const KNOWN: [&str; 8] = ["user", "cluster", "verb", "resource", "recording", "since", "until", "limit"];
     if let Some(unknown) = asked.keys().find(|name| !KNOWN.contains(&name.as_str())) {
         return Err(format!("{unknown:?} is nothing to search by; there are {}", KNOWN.join(", ")));
     }
@@ -71,6 +70,7 @@ fn query(asked: &HashMap<String, String>) -> Result<Query, String> {
         cluster: text("cluster"),
         verb: text("verb"),
         resource: text("resource"),
+        recording: text("recording"),
         since: time("since")?,
         until: time("until")?,
         limit,

@@ -102,7 +102,7 @@ impl Front {
             StatusCode::OK,
             &value!({
                 "allowed": told.allowed && known != Some(false), "reason": if known == Some(false) { "there is no such cluster".to_owned() } else { told.reason },
-                "rules": told.rules, "user": identity.user, "groups": told.groups,
+                "rules": told.rules, "user": identity.user, "groups": told.groups, "record": told.record,
                 "connected": told.allowed && connected,
             }),
         )

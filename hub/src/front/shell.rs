@@ -6,11 +6,7 @@ use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use moorline_authz::access::within_verbs;
 use moorline_proto::id::AgentName;
-use moorline_proxy::{
-    Body, body,
-    kube::{Caller, KubeProxy},
-    path::ClusterPath,
-};
+use moorline_proxy::{Body, body, kube::Caller, path::ClusterPath};
 use std::{net::SocketAddr, sync::Arc};
 
 /// The query of a request for a shell; `None`: it asks for something else.
@@ -47,8 +43,7 @@ impl Front {
             Ok(permit) => permit,
             Err(refusal) => return self.refuse(refusal, &request, &path, &who, remote).await,
         };
-        let dial = Arc::new(ShellDial { call: self.dial(&who, grants), node, session });
-        let proxy = KubeProxy::new(dial, Arc::clone(&self.audit), self.proxy_metrics.clone(), self.tasks.clone());
+        let proxy = self.proxy_over(ShellDial { call: self.dial(&who, grants), node, session });
         let caller = Caller { identity: who.identity, remote };
         proxy.handle(request.map(body::from), path, &caller, permit).await
     }

@@ -5,7 +5,6 @@ use crate::kinds::{TokenSpec, UserSpec};
 use moorline_logins::{LoginError, Still};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::PoisonError,
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
@@ -45,8 +44,7 @@ impl Logins {
         let Some(user) = self.records.get::<UserSpec>(name).map_err(away)? else { return Ok(()) };
         let Some(identity) = user.spec.identities.into_iter().find(|i| i.provider == provider) else { return Ok(()) };
         let subject = identity.subject;
-        let key = (provider.to_owned(), subject.clone());
-        let renewal = self.renewals.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let renewal = self.renewals.of(name, provider, &subject);
         let said = match asked.still(&subject, renewal.as_ref()).await {
             Ok(said) => said,
             Err(LoginError::Unsupported) => return Ok(()),
@@ -54,12 +52,14 @@ impl Logins {
         };
         let changed = match &said {
             Still::There(proof) => {
-                self.keep_renewal(provider, proof);
+                if let Some(renewal) = &proof.renewal {
+                    self.renewals.keep(name, provider, &subject, renewal).await.map_err(away)?;
+                }
                 tell_again(&self.records, name, provider, &subject, Ok(proof)).await
             }
             Still::Gone { why } => {
                 tracing::info!(user = name, provider, "gone at the provider: {why}");
-                self.renewals.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+                self.renewals.forget(name, provider, &subject).await.map_err(away)?;
                 tell_again(&self.records, name, provider, &subject, Err(why)).await
             }
         };

@@ -22,6 +22,8 @@ pub struct Query {
     pub verb: Option<String>,
     /// A resource such as `pods`, or `pods/exec`.
     pub resource: Option<String>,
+    /// Name of a recording.
+    pub recording: Option<String>,
     /// From then on.
     pub since: Option<Timestamp>,
     /// Before then.
@@ -42,7 +44,7 @@ pub struct Answer {
 impl Query {
     /// Texts that a record's line must have, to pass over most lines without reading them as JSON.
     fn needles(&self) -> Vec<String> {
-        let named = [&self.user, &self.cluster, &self.verb];
+        let named = [&self.user, &self.cluster, &self.verb, &self.recording];
         named.into_iter().flatten().filter_map(|text| serde_json::to_string(text).ok()).collect()
     }
 
@@ -57,6 +59,7 @@ impl Query {
         let at = text("/stageTimestamp").parse::<Timestamp>().ok();
         is(&self.user, &[text("/user/username"), text("/impersonatedUser/username")])
             && is(&self.cluster, &[text("/annotations/moorline.dev~1cluster")])
+            && is(&self.recording, &[text("/annotations/moorline.dev~1recording")])
             && is(&self.verb, &[text("/verb")])
             && is(&self.resource, &[&resource, text("/objectRef/resource")])
             && self.since.is_none_or(|since| at.is_some_and(|at| since <= at))

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     Body, BodyError,
     audit::{self, AuditSink, AuditUser, Event, ObjectRef, ResponseStatus, Stage},
+    tape::About,
 };
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -112,6 +113,27 @@ impl Call {
     /// The same in the cluster's own audit log.
     pub(super) fn id(&self) -> &str {
         self.event.as_ref().map_or("", |event| &event.audit_id)
+    }
+
+    /// What a recording says of it.
+    pub(super) fn about(&self) -> About {
+        let Some(event) = &self.event else { return About::default() };
+        About {
+            audit_id: event.audit_id.clone(),
+            user: event.user.username.clone(),
+            as_user: event.impersonated_user.as_ref().map(|user| user.username.clone()).unwrap_or_default(),
+            cluster: event.annotations.get("moorline.dev/cluster").cloned().unwrap_or_default(),
+            request_uri: event.request_uri.clone(),
+            started: event.request_received_timestamp.clone(),
+            input: false,
+        }
+    }
+
+    /// One more thing that its records say.
+    pub(super) fn note(&mut self, name: &'static str, value: String) {
+        if let Some(event) = &mut self.event {
+            event.annotations.insert(name, value);
+        }
     }
 
     /// Records the start of a call that may last.

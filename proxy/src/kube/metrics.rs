@@ -11,6 +11,9 @@ pub struct ProxyMetrics {
     pub(super) bytes_in: IntCounter,
     pub(super) bytes_out: IntCounter,
     pub(super) audit_refusals: IntCounter,
+    pub(super) recordings: IntCounterVec,
+    pub(super) recordings_open: IntGauge,
+    pub(super) recordings_lost: IntCounter,
 }
 
 impl ProxyMetrics {
@@ -39,6 +42,18 @@ impl ProxyMetrics {
                 "moorline_proxy_audit_refusals_total",
                 "Calls refused as the audit log was full.",
             )?,
+            recordings: IntCounterVec::new(
+                Opts::new(
+                    "moorline_proxy_recordings_total",
+                    "Sessions in terminals that had to be recorded, by what came of it: sealed, failed, refused.",
+                ),
+                &["result"],
+            )?,
+            recordings_open: IntGauge::new("moorline_proxy_recordings_open", "Sessions that are being recorded.")?,
+            recordings_lost: IntCounter::new(
+                "moorline_proxy_recordings_lost_bytes_total",
+                "Bytes of sessions that are not in their recordings.",
+            )?,
         };
         registry.register(Box::new(this.requests.clone()))?;
         registry.register(Box::new(this.duration.clone()))?;
@@ -46,6 +61,9 @@ impl ProxyMetrics {
         registry.register(Box::new(this.bytes_in.clone()))?;
         registry.register(Box::new(this.bytes_out.clone()))?;
         registry.register(Box::new(this.audit_refusals.clone()))?;
+        registry.register(Box::new(this.recordings.clone()))?;
+        registry.register(Box::new(this.recordings_open.clone()))?;
+        registry.register(Box::new(this.recordings_lost.clone()))?;
         Ok(this)
     }
 

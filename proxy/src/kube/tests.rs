@@ -108,6 +108,7 @@ struct World {
     log: Arc<Log>,
     agent: Session,
     registry: prometheus::Registry,
+    record: Option<moorline_authz::access::Recording>,
     _serving: tokio_util::task::AbortOnDropHandle<()>,
 }
 
@@ -132,7 +133,16 @@ fn world(policy: &'static str) -> World {
     let hub = Arc::new(Hub { session: at_hub, dials: AtomicUsize::new(0), fail: Mutex::default() });
     let (log, registry) = (Arc::new(Log::default()), prometheus::Registry::new());
     let proxy = KubeProxy::new(hub.clone(), log.clone(), ProxyMetrics::new(&registry).unwrap(), TaskTracker::new());
-    World { proxy, hub, up, log, agent, registry, _serving: tokio_util::task::AbortOnDropHandle::new(serving) }
+    World {
+        proxy,
+        hub,
+        up,
+        log,
+        agent,
+        registry,
+        record: None,
+        _serving: tokio_util::task::AbortOnDropHandle::new(serving),
+    }
 }
 
 impl World {
@@ -144,6 +154,7 @@ impl World {
             clusters: vec!["a".into()],
             as_groups: vec!["ops".into()],
             groups: vec![],
+            record: self.record,
         }]);
         let permit = authorize(&Facts { identity: &ann, token_clusters: None, grants: &grants }, "a", act_as).unwrap();
         let caller = Caller { identity: ann, remote: ([192, 0, 2, 1], 5).into() };
@@ -518,3 +529,5 @@ fn only_a_valid_traceparent_is_kept() {
         assert!(made.parent != bad && made.parent.len() == 55, "{bad}");
     }
 }
+
+mod recording;

@@ -54,6 +54,13 @@ impl Oidc {
         self.process.as_ref().map(Process::said).unwrap_or_default()
     }
 
+    /// An account of the provider's is closed.
+    pub fn deactivate(&self, account: &str) {
+        let url = format!("http://127.0.0.1:{}/deactivate/{account}", self.port);
+        let done = Command::new("curl").args(["-sf", "-m", "20", "-X", "POST", &url]).status().unwrap();
+        assert!(done.success());
+    }
+
     pub fn yaml(&self) -> String {
         self.yaml_of("moorline", "secret")
     }

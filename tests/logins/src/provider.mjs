@@ -5,6 +5,7 @@ const [port, callback, kid] = process.argv.slice(2);
 const issuer = `http://127.0.0.1:${port}`;
 const key = generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey.export({ format: 'jwk' });
 const groups = { alice: ['ops', 'dev'], bob: [], root: ['moorline:admins', 'system:masters'] };
+const gone = new Set(); // accounts that were deactivated: POST /deactivate/NAME
 const client = { redirect_uris: [callback], id_token_signed_response_alg: 'ES256',
   grant_types: ['authorization_code', 'refresh_token', 'urn:ietf:params:oauth:grant-type:device_code'] };
 const provider = new Provider(issuer, {
@@ -19,10 +20,12 @@ const provider = new Provider(issuer, {
   features: { devInteractions: { enabled: false }, deviceFlow: { enabled: true } },
   cookies: { keys: ['one'] },
   interactions: { url: (ctx, interaction) => `/interaction/${interaction.uid}` },
-  findAccount: async (ctx, sub) => sub.startsWith('gone') ? undefined : { accountId: sub, claims: async () =>
+  findAccount: async (ctx, sub) => sub.startsWith('gone') || gone.has(sub) ? undefined : { accountId: sub, claims: async () =>
     ({ sub, preferred_username: sub.replace('id-', ''), name: 'Name of ' + sub, groups: groups[sub.replace('id-', '')] }) },
 });
 provider.use(async (ctx, next) => {
+  const left = ctx.path.match(/^\/deactivate\/(.+)$/);
+  if (left) { gone.add('id-' + left[1]); ctx.status = 204; return; }
   const m = ctx.path.match(/^\/interaction\/(.+)$/);
   if (!m) return next();
   const details = await provider.interactionDetails(ctx.req, ctx.res);

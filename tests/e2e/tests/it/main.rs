@@ -16,6 +16,7 @@ mod logins;
 mod nodes;
 mod plans;
 mod plugins;
+mod recordings;
 mod services;
 mod services_http;
 mod shares;
@@ -48,6 +49,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("a_node_tells_how_it_is", nodes::facts),
     ("plans_bring_a_deleted_namespace_back", plans::all),
     ("a_shell_on_a_node_is_its_users", nodes::shells),
+    ("sessions_in_terminals_are_recorded_and_replayed", recordings::all),
     ("deploy_manifests_and_chart_say_the_same", deploy::same),
     ("deploy_units_are_hardened", deploy::units),
     ("deploy_an_unused_right_is_named", deploy::judge),

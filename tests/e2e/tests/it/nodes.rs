@@ -161,9 +161,12 @@ impl Drop for Frozen<'_> {
 }
 
 /// A root for shells: busybox and kubectl, both static, and nothing else.
-fn shell_root(world: &World) -> Result<std::path::PathBuf> {
+pub fn shell_root(world: &World) -> Result<std::path::PathBuf> {
     let root = world.dir.join("shell-root");
     let bin = root.join("bin");
+    if bin.exists() {
+        return Ok(root);
+    }
     std::fs::create_dir_all(&bin)?;
     std::fs::copy(moorline_e2e::moorline::kubectl(), bin.join("kubectl"))?;
     std::fs::copy("/bin/busybox", bin.join("busybox"))?;

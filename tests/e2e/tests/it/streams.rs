@@ -56,12 +56,27 @@ pub struct Kubectl<'a> {
 }
 
 impl Kubectl<'_> {
-    fn command(&self, args: &[&str]) -> Result<Command> {
+    pub fn command(&self, args: &[&str]) -> Result<Command> {
         let mut command = (self.start)()?;
         let on = if matches!(self.way, Way::WebSocketFirst) { "true" } else { "false" };
         command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", on).env("KUBECTL_PORT_FORWARD_WEBSOCKETS", on);
         command.args(["-n", "team"]).args(args);
         Ok(command)
+    }
+
+    /// What stands in a terminal of 97 columns and 31 rows once kubectl has run in it, by util-linux' script.
+    pub fn in_a_terminal(&self, args: &[&str]) -> Result<String> {
+        let inner = self.command(args)?;
+        let words: Vec<String> =
+            std::iter::once(inner.get_program()).chain(inner.get_args()).map(|a| shell(&a.to_string_lossy())).collect();
+        let mut tty = Command::new("script");
+        tty.args(["-qec", &format!("stty rows 31 cols 97; {}", words.join(" ")), "/dev/null"]);
+        for (key, value) in inner.get_envs() {
+            if let Some(value) = value {
+                tty.env(key, value);
+            }
+        }
+        text(&mut tty)
     }
 
     pub fn exec(&self, dir: &Path) -> Result<()> {
@@ -75,8 +90,8 @@ impl Kubectl<'_> {
             "{:?}: exit code, out and err: {code:?}",
             self.way
         );
-        // A terminal of a given size, by util-linux' script. kubectl tells the size a moment after the start.
-        let inner = self.command(&[
+        // A terminal of a given size. kubectl tells the size a moment after the start.
+        let seen = self.in_a_terminal(&[
             "exec",
             "-it",
             "box",
@@ -85,16 +100,6 @@ impl Kubectl<'_> {
             "-c",
             "i=0; while [ $i -lt 50 ] && [ -z \"$(stty size 2>/dev/null)\" ]; do i=$((i+1)); sleep 0.1; done; stty size; tty",
         ])?;
-        let words: Vec<String> =
-            std::iter::once(inner.get_program()).chain(inner.get_args()).map(|a| shell(&a.to_string_lossy())).collect();
-        let mut tty = Command::new("script");
-        tty.args(["-qec", &format!("stty rows 31 cols 97; {}", words.join(" ")), "/dev/null"]);
-        for (key, value) in inner.get_envs() {
-            if let Some(value) = value {
-                tty.env(key, value);
-            }
-        }
-        let seen = text(&mut tty)?;
         ensure!(seen.contains("31 97") && seen.contains("/dev/pts/"), "{:?}: a terminal gave {seen:?}", self.way);
         // 5 MB there and back, the same bytes.
         let (up, down) = (dir.join("up"), dir.join("down"));

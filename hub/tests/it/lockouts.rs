@@ -1,0 +1,67 @@
+//! Wrong passwords in a row.
+
+use crate::world::{API, Answer, World, eventually};
+use serde_json::json;
+
+async fn world(seconds: u64) -> World {
+    let world = World::with(|config| {
+        config.lockout = moorline_hub::Lockout { user_failures: 3, address_failures: 1000, seconds };
+        // These have tests of their own.
+        (config.limits.login_burst, config.limits.user_burst, config.limits.address_burst) = (1000, 1000, 1000);
+    })
+    .await;
+    world.create("users", "User", "ann", json!({})).await;
+    let (path, password) = (format!("{API}/users/ann/password"), json!({ "password": "correct horse" }));
+    assert_eq!(world.call(&world.admin, "PUT", &path, &password).await.code, 200);
+    world
+}
+
+async fn login(world: &World, user: &str, password: &str) -> Answer {
+    let body = json!({ "username": user, "password": password }).to_string();
+    world.send("POST", "/auth/login", &[], &body).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s56_wrong_passwords_lock_out_and_an_administrator_lets_in_again() {
+    let world = world(3600).await;
+    // Somebody who is not there is answered as somebody who is, word for word.
+    for user in ["ann", "nobody"] {
+        for _ in 0..3 {
+            let wrong = login(&world, user, "wrong password").await;
+            assert_eq!(
+                (wrong.code, wrong.json()["message"].as_str()),
+                (401, Some("wrong user name or password")),
+                "{user}"
+            );
+        }
+        let locked = login(&world, user, "correct horse").await;
+        let after: u64 = locked.header("retry-after").expect("when to come again").parse().unwrap();
+        assert_eq!((locked.code, (3500..=3601).contains(&after)), (429, true), "{user}: {locked:?}");
+        assert_eq!(locked.json()["message"], "too many attempts; try again later", "{user}");
+    }
+    let ben = world.user("ben", &[]).await;
+    assert_eq!(world.get(&ben, "/auth/lockouts").await.code, 403);
+    assert_eq!(world.call(&ben, "DELETE", "/auth/lockouts/user/ann", &json!(null)).await.code, 403);
+    let shown = world.get(&world.admin, "/auth/lockouts").await.json();
+    let names: Vec<_> = shown["items"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["ann", "nobody"], "{shown}");
+    assert_eq!(world.metric("moorline_hub_lockouts_total{of=\"user\"}"), 2.0);
+
+    let unlocked = world.call(&world.admin, "DELETE", "/auth/lockouts/user/ann", &json!(null)).await;
+    assert_eq!((unlocked.code, unlocked.json()["wasCounted"].as_bool()), (200, Some(true)));
+    assert_eq!(login(&world, "ann", "correct horse").await.code, 200);
+    let log = world.audit_at_end().await;
+    assert!(log.contains("\"verb\":\"unlock\"") && !log.contains("correct horse"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_ends_with_time_and_many_tries_at_once_are_no_way_around() {
+    let world = world(2).await;
+    let tries = (0..40).map(|n| {
+        let world = &world;
+        async move { login(world, "ann", &format!("wrong password {n}")).await.code }
+    });
+    let codes = futures_util::future::join_all(tries).await;
+    assert_eq!(codes.iter().filter(|code| **code == 401).count(), 3, "{codes:?}");
+    eventually("the lock ends", async || login(&world, "ann", "correct horse").await.code == 200).await;
+}

@@ -1,0 +1,77 @@
+//! Sessions in terminals on record: who reads them, and whether they are what the audit log says.
+
+use crate::world::{API, World, eventually};
+use moorline_hub::Recording;
+use serde_json::json;
+
+const NAME: &str = "20261121101500-00c0ffee";
+const CAST: &str = r#"{"version":2,"width":80,"height":24,"timestamp":1,"title":"t","moorline":{"auditID":"c0ffee","user":"ann","cluster":"edge1","requestURI":"/shell","started":"2026-11-21T10:15:00Z","input":false}}
+[0.1, "o", "$ "]
+"#;
+
+/// A hub whose predecessor was killed while it recorded.
+async fn world() -> World {
+    World::with(|config| {
+        config.recordings.sessions = Recording::Always;
+        let dir = config.data_dir.join("recordings");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join(format!("{NAME}.part")), CAST).unwrap();
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recordings_are_for_auditors_and_who_replays_is_on_record() {
+    let world = world().await;
+    let one = format!("/auth/recordings/{NAME}");
+    let ann = world.user("ann", &[]).await;
+    for path in ["/auth/recordings", &one, "/auth/audit"] {
+        assert_eq!(world.get(&ann, path).await.code, 403, "{path}: not one's own either");
+    }
+    let key = json!({ "user": "admin", "expires": "2999-01-01T00:00:00Z", "clusters": ["edge1"] });
+    let key = world.create("tokens", "Token", "", key).await["status"]["token"].as_str().unwrap().to_owned();
+    assert_eq!(world.get(&key, &one).await.code, 403, "nor with a token that is for a cluster");
+    world.create("groups", "Group", "moorline:auditors", json!({ "users": ["ann"] })).await;
+    eventually("ann is an auditor", async || world.get(&ann, "/auth/audit").await.code == 200).await;
+
+    let listed = world.get(&ann, "/auth/recordings?user=ann&cluster=edge1").await.json();
+    assert_eq!((listed["items"][0]["name"].as_str(), &listed["items"][0]["open"]), (Some(NAME), &json!(false)));
+    assert_eq!(world.get(&ann, "/auth/recordings?user=bob").await.json()["items"], json!([]));
+    assert_eq!(world.get(&ann, "/auth/recordings?colour=red").await.code, 400);
+    let replayed = world.get(&ann, &one).await;
+    assert_eq!((replayed.code, replayed.body.as_str()), (200, CAST));
+    assert_eq!(replayed.header("moorline-seal"), Some("sealed"), "what was cut short is sealed at the next start");
+    for name in ["20261121101500-1", "..%2faudit.log", "%2e%2e/audit", "x"] {
+        assert!([400, 404].contains(&world.get(&ann, &format!("/auth/recordings/{name}")).await.code), "{name}");
+    }
+
+    let file = world.dir.path().join(format!("hub/recordings/{NAME}.cast"));
+    std::fs::write(&file, CAST.replace("$ ", "# ")).unwrap();
+    assert_eq!(world.get(&ann, &one).await.header("moorline-seal"), Some("altered"));
+    let log = world.audit_at_end().await;
+    let replays = log.lines().filter(|line| line.contains("\"verb\":\"replay\"") && line.contains("\"ann\""));
+    let codes: Vec<bool> = replays.map(|line| line.contains("\"code\":200")).collect();
+    assert_eq!(codes.iter().filter(|good| **good).count(), 2, "{log}");
+    assert!(codes.contains(&false), "who tried in vain, too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_clusters_and_grants_say_of_recording_is_explained() {
+    let world = World::new().await;
+    world.cluster("edge1").await;
+    let ann = world.user("ann", &["edge1"]).await;
+    let said = async || {
+        let question = json!({ "cluster": "edge1", "verb": "create" });
+        world.call(&ann, "POST", "/auth/can-i", &question).await.json()["record"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(said().await, "never");
+    world.patch(&format!("{API}/clusters/edge1"), &json!({ "spec": { "record": "always" } })).await;
+    eventually("by the cluster", async || said().await == "always").await;
+    world.patch(&format!("{API}/clustergrants/grant-ann"), &json!({ "spec": { "record": "withInput" } })).await;
+    eventually("by the grant", async || said().await == "withInput").await;
+    world.patch(&format!("{API}/clustergrants/grant-ann"), &json!({ "spec": { "record": "never" } })).await;
+    eventually("taken out", async || said().await == "never").await;
+    let bad = json!({ "apiVersion": "moorline.dev/v1alpha1", "kind": "Cluster", "metadata": { "name": "x" },
+                      "spec": { "record": "sometimes" } });
+    assert_eq!(world.call(&world.admin, "POST", &format!("{API}/clusters"), &bad).await.code, 422);
+}
