@@ -10,6 +10,7 @@ use crate::{
     access::{Denial, Facts, Grant, Grants, Permit, authorize},
     access_token::{Audience, KeySet, TokenError, Verifier, looks_like_one},
     identity::{ActAs, Identity},
+    signed::{self, SignedError},
     token::{Kind, TokenHash, TokenText},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -20,8 +21,7 @@ use std::collections::{HashMap, HashSet};
 /// Largest bundle, in bytes: 100,000 users with their groups have some 15 MiB.
 pub const MAX_LEN: usize = 32 << 20;
 
-/// What the first line begins with. It is signed too, so that a signature is for a bundle and nothing else.
-const MAGIC: &str = "moorline-bundle/1";
+const KIND: signed::Kind = signed::Kind { magic: "moorline-bundle/1", most: MAX_LEN };
 
 /// A user who may use the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,9 +153,14 @@ impl BundleError {
     }
 }
 
-/// What is signed: the magic word, and the content.
-fn message(content: &[u8]) -> Vec<u8> {
-    [MAGIC.as_bytes(), b"\n", content].concat()
+impl From<SignedError> for BundleError {
+    fn from(error: SignedError) -> Self {
+        match error {
+            SignedError::TooLarge => Self::TooLarge,
+            SignedError::Malformed => Self::Malformed,
+            SignedError::Signature => Self::Signature,
+        }
+    }
 }
 
 /// Writes a bundle, signed with `sign`.
@@ -163,11 +168,7 @@ fn message(content: &[u8]) -> Vec<u8> {
 /// # Errors
 /// What `sign` says.
 pub fn seal<E>(bundle: &Bundle, sign: impl FnOnce(&[u8]) -> Result<Vec<u8>, E>) -> Result<Vec<u8>, E> {
-    let content = serde_json::to_vec(bundle).unwrap_or_default();
-    let signature = URL_SAFE_NO_PAD.encode(sign(&message(&content))?);
-    let mut out = format!("{MAGIC} {signature}\n").into_bytes();
-    out.extend_from_slice(&content);
-    Ok(out)
+    signed::seal(KIND, bundle, sign)
 }
 
 /// Reads a bundle for `cluster`. `verify` says whether a signature over a message is the hub's; `have` is the serial that
@@ -181,17 +182,7 @@ pub fn open(
     cluster: &str,
     have: Option<u64>,
 ) -> Result<Bundle, BundleError> {
-    if MAX_LEN < bytes.len() {
-        return Err(BundleError::TooLarge);
-    }
-    let end = bytes.iter().position(|b| *b == b'\n').ok_or(BundleError::Malformed)?;
-    let (line, content) = (bytes.get(..end).unwrap_or_default(), bytes.get(end + 1..).unwrap_or_default());
-    let line = std::str::from_utf8(line).map_err(|_| BundleError::Malformed)?;
-    let signature = line.strip_prefix(MAGIC).and_then(|rest| rest.strip_prefix(' ')).ok_or(BundleError::Malformed)?;
-    let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| BundleError::Malformed)?;
-    if !verify(&message(content), &signature) {
-        return Err(BundleError::Signature);
-    }
+    let content = signed::open(KIND, bytes, verify)?;
     let bundle: Bundle = serde_json::from_slice(content).map_err(|_| BundleError::Malformed)?;
     if bundle.cluster != cluster {
         return Err(BundleError::Cluster { found: bundle.cluster, wanted: cluster.to_owned() });

@@ -14,5 +14,6 @@ pub mod password;
 pub mod plan;
 pub mod refresh;
 pub mod seal;
+pub mod signed;
 pub mod token;
 pub mod verb;
