@@ -22,6 +22,7 @@ mod services_http;
 mod shares;
 mod store;
 mod streams;
+mod units;
 mod world;
 
 use libtest_mimic::{Arguments, Trial};
@@ -52,6 +53,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("sessions_in_terminals_are_recorded_and_replayed", recordings::all),
     ("deploy_manifests_and_chart_say_the_same", deploy::same),
     ("deploy_units_are_hardened", deploy::units),
+    ("deploy_units_run_under_a_real_systemd", units::all),
     ("deploy_an_unused_right_is_named", deploy::judge),
     ("deploy_endpoint_beside_the_agents", deploy::endpoint),
     ("deploy_agents_run_from_images_and_use_every_right", deploy::installed),
