@@ -19,6 +19,8 @@ const PROXY: &str = "127.0.0.1:6444";
 const WEBHOOK: &str = "127.0.0.1:6445";
 /// kubectl sessions that are open when the hub goes.
 const SESSIONS: usize = 20;
+/// Calls that are recorded meanwhile.
+const RECORDED: usize = 30;
 /// How late a revocation may reach the endpoint while the hub is there.
 const LATE: Duration = Duration::from_secs(60);
 
@@ -144,11 +146,7 @@ pub fn all(world: &mut World) -> Result<()> {
         Ok(())
     })
     .with_context(logs)?;
-    let url = world.hub.url();
-    let credential = world.hub.moorline(ALICE, &["kube", "credential", "--hub", &url, "--cluster", "edge2"])?;
-    let credential: Value = serde_json::from_str(&credential)?;
-    let token = credential.pointer("/status/token").and_then(Value::as_str).context("a token")?.to_owned();
-    let ways = Ways { world, config, token };
+    let ways = Ways { world, config, token: token_of(world, ALICE)? };
     parity(&ways).with_context(logs)?;
     drill(world).with_context(logs)
 }
@@ -197,8 +195,56 @@ fn parity(ways: &Ways<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The hub is killed under open sessions; the direct way works at once; who is deactivated is out when it is back.
+/// kubectl as alice on the direct context, as she would.
+fn direct(world: &World, args: &[&str]) -> Result<Output> {
+    let mut command = world.edge2.command(kubectl());
+    command.env("XDG_CONFIG_HOME", world.dir.join("users").join(ALICE));
+    command.arg("--kubeconfig").arg(world.dir.join("alice-direct.kubeconfig"));
+    run(command.args(["--context", "edge2-direct"]).args(args), b"")
+}
+
+/// kubectl with nothing but a token: what is decided is decided by the endpoint. By the proxy, or by the webhook that the API
+/// server asks.
+fn by_token(world: &World, mode: &str, token: &str) -> Result<Output> {
+    let (server, ca) = match mode {
+        "proxy" => (PROXY.to_owned(), room(&world.dir).join("tls/ca.crt")),
+        _ => (format!("127.0.0.1:{}", world.edge2.port), world.edge2.dir.join("pki/ca.crt")),
+    };
+    let mut command = world.edge2.command(kubectl());
+    command.args(["--kubeconfig", "/dev/null", "--server", &format!("https://{server}"), "--certificate-authority"]);
+    run(command.arg(ca).args(["--token", token]).args(LOOK), b"")
+}
+
+fn token_of(world: &World, user: &str) -> Result<String> {
+    let url = world.hub.url();
+    let credential = world.hub.moorline(user, &["kube", "credential", "--hub", &url, "--cluster", "edge2"])?;
+    let credential: Value = serde_json::from_str(&credential)?;
+    credential.pointer("/status/token").and_then(Value::as_str).map(str::to_owned).context("a token")
+}
+
+const LOOK: [&str; 4] = ["get", "namespaces", "-o", "name"];
+
+/// The hub is killed under open sessions. The direct ways work at once; who was deactivated before stays out; what is
+/// recorded meanwhile waits on disk, and comes to the hub once and in order.
 fn drill(world: &mut World) -> Result<()> {
+    let (hers, his) = (token_of(world, ALICE)?, token_of(world, "dave")?);
+    // dave has no rights in the cluster: known is who is forbidden, unknown who is not authenticated.
+    let known = |world: &World| -> Result<[bool; 2]> {
+        let said = |output: &Output| String::from_utf8_lossy(&output.stderr).contains("orbidden");
+        Ok([said(&by_token(world, "proxy", &his)?), said(&by_token(world, "webhook", &his)?)])
+    };
+    eventually("dave is known", LATE, || {
+        ensure!(known(world)? == [true; 2], "{:?}", known(world)?);
+        Ok(())
+    })?;
+    world.hub.moorline("admin", &["user", "disable", "dave"])?;
+    let begun = Instant::now();
+    eventually("out by both modes", LATE, || {
+        ensure!(known(world)? == [false; 2], "{:?}", known(world)?);
+        Ok(())
+    })?;
+    println!("deactivated: out at proxy and webhook after {:?}", begun.elapsed());
+
     let mut open = Vec::new();
     for _ in 0..SESSIONS {
         let mut watch = world.through(ALICE, "edge2")?;
@@ -209,52 +255,95 @@ fn drill(world: &mut World) -> Result<()> {
     }
     // Each has shown what there is, and waits for more: these are sessions, not attempts.
     let mut running = Vec::new();
-    for (watch, out) in open {
+    for (mut watch, out) in open {
         read_until(out, Duration::from_secs(60), |seen| seen.contains("namespace/default"))?;
+        ensure!(watch.try_wait()?.is_none(), "a session ended by itself");
         running.push(watch);
     }
     let process = world.hub.process.take().context("hub")?;
     process.signal(9);
     drop(process);
-    let config = world.dir.join("alice-direct.kubeconfig");
-    let direct = |world: &World| -> Result<Output> {
-        let mut command = world.edge2.command(kubectl());
-        command.env("XDG_CONFIG_HOME", world.dir.join("users").join(ALICE));
-        command.arg("--kubeconfig").arg(&config).args(["--context", "edge2-direct", "get", "namespaces", "-o", "name"]);
-        run(&mut command, b"")
-    };
     let begun = Instant::now();
-    let answer = direct(world)?;
+    let answer = direct(world, &LOOK)?;
     ensure!(answer.status.success(), "{}", words(&answer));
     println!(
         "hub killed under {SESSIONS} sessions: kubectl on the direct context answered after {:?}",
         begun.elapsed()
     );
+    let answer = by_token(world, "webhook", &hers)?;
+    ensure!(answer.status.success(), "by the webhook: {}", words(&answer));
     ensure!(running.len() == SESSIONS, "{} sessions", running.len());
     for mut session in running {
         eventually("an end of what went through the hub", Duration::from_secs(30), || {
             session.try_wait()?.context("still open")
         })?;
     }
-    for _ in 0..5 {
-        ensure!(direct(world)?.status.success(), "the direct way goes on");
+    // One after the other, so that there is an order; who is out stays out.
+    for n in 0..RECORDED {
+        let mark = format!("/api/v1/namespaces/default/configmaps?drill={n:02}");
+        let answer = direct(world, &["get", "--raw", &mark])?;
+        ensure!(answer.status.success(), "{}", words(&answer));
     }
+    ensure!(known(world)? == [false; 2], "dave is back without a hub");
+    let waiting = waiting(world)?;
+    let last = format!("?drill={:02}\"", RECORDED - 1);
+    ensure!(waiting.contains(&last), "not on disk: {waiting}");
+    ensure!(waiting.len() < 64 << 20, "{} bytes", waiting.len());
+
     world.hub.restart()?;
     for cluster in ["edge1", "edge2"] {
         world.hub.wait_connected(cluster, Duration::from_secs(30))?;
     }
-    ensure!(direct(world)?.status.success(), "and after the hub is back");
+    eventually("the records", LATE, || {
+        let log = std::fs::read_to_string(world.hub.data().join("audit.log"))?;
+        ensure!(log.contains(&last), "the last is not there");
+        Ok(())
+    })?;
+    // A second visit brings nothing a second time: what comes after it shows that there was one.
+    ensure!(direct(world, &["get", "--raw", "/api/v1/namespaces/default/configmaps?drill=after"])?.status.success());
+    let log = eventually("the next record", LATE, || {
+        let log = std::fs::read_to_string(world.hub.data().join("audit.log"))?;
+        ensure!(log.contains("?drill=after\""), "not there");
+        Ok(log)
+    })?;
+    let mut seen = Vec::new();
+    for line in log.lines().filter(|line| line.contains("?drill=")) {
+        let event: Value = serde_json::from_str(line)?;
+        ensure!(event["annotations"]["moorline.dev/path"] == "direct", "{event}");
+        ensure!(event["user"]["username"] == ALICE, "{event}");
+        if event["stage"] == "ResponseComplete" {
+            seen.push(
+                event["requestURI"].as_str().and_then(|uri| uri.split("drill=").nth(1)).unwrap_or("?").to_owned(),
+            );
+        }
+    }
+    let wanted: Vec<String> = (0..RECORDED).map(|n| format!("{n:02}")).chain(["after".to_owned()]).collect();
+    ensure!(seen == wanted, "{seen:?}");
+
+    ensure!(direct(world, &LOOK)?.status.success(), "and after the hub is back");
     world.hub.moorline("admin", &["user", "disable", ALICE])?;
     let begun = Instant::now();
     eventually("out", LATE, || {
-        ensure!(!direct(world)?.status.success(), "alice is still in");
+        ensure!(!direct(world, &LOOK)?.status.success(), "alice is still in");
         Ok(())
     })?;
     println!("deactivated: out at the endpoint after {:?}", begun.elapsed());
     world.hub.moorline("admin", &["user", "enable", ALICE])?;
     eventually("in again", LATE, || {
-        let answer = direct(world)?;
+        let answer = direct(world, &LOOK)?;
         ensure!(answer.status.success(), "{}", words(&answer));
         Ok(())
     })
+}
+
+/// Records that the endpoint keeps for the hub.
+fn waiting(world: &World) -> Result<String> {
+    let mut all = String::new();
+    for entry in std::fs::read_dir(room(&world.dir).join("audit"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ending| ending == "jsonl") {
+            all += &std::fs::read_to_string(path)?;
+        }
+    }
+    Ok(all)
 }

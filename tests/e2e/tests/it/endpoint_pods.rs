@@ -249,8 +249,8 @@ fn scene(world: &mut World) -> Result<()> {
 
 /// Both have the same bundle, and what it takes away is gone at both.
 fn replicas(world: &World, pods: &[String]) -> Result<()> {
-    world.hub.add_user("dave", &[CLUSTER])?;
-    let token = direct_token(world, "dave")?;
+    world.hub.add_user("erin", &[CLUSTER])?;
+    let token = direct_token(world, "erin")?;
     let everywhere = |wanted: bool| -> Result<()> {
         for pod in pods {
             ensure!(lets_in(world, pod, &token)? == wanted, "{pod} does not say {wanted}");
@@ -258,7 +258,7 @@ fn replicas(world: &World, pods: &[String]) -> Result<()> {
         Ok(())
     };
     eventually("in at both", LATE, || everywhere(true))?;
-    world.hub.moorline("admin", &["user", "disable", "dave"])?;
+    world.hub.moorline("admin", &["user", "disable", "erin"])?;
     let begun = Instant::now();
     eventually("out at both", LATE, || everywhere(false))?;
     println!("deactivated: out at both replicas after {:?}", begun.elapsed());
