@@ -5,6 +5,7 @@
 mod answers;
 mod auditing;
 mod deciding;
+mod happened;
 mod plans;
 mod providers;
 mod rights;
@@ -16,6 +17,7 @@ use crate::{
     config::Limits,
     direct::Bundles,
     directory::{Authenticated, Directory},
+    events,
     hubapi::HubApi,
     issue::{Issued, Issuer},
     join::Joiner,
@@ -401,6 +403,9 @@ impl Front {
         }
         if let Some(asked) = link::Asked::of(path) {
             return self.about_link(request, asked, who).await;
+        }
+        if events::is_core_events(path) {
+            return self.core_events(&request, who).await;
         }
         let (parts, incoming) = request.into_parts();
         match self.collect(incoming, self.limits.body).await {

@@ -22,6 +22,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+mod vouch;
+
+pub(crate) use vouch::QUESTIONS;
+
 /// Attempts to write an object against others who do the same at that moment.
 const TRIES: u32 = 200;
 
@@ -29,7 +33,12 @@ const TRIES: u32 = 200;
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct JoinRequest {
+    /// A join token.
+    #[serde(default)]
     token: String,
+    /// Instead: the token of the pod's service account, which the cluster's agent vouches for.
+    #[serde(default)]
+    account: Option<String>,
     csr: String,
     name: String,
     #[serde(default)]
@@ -64,6 +73,9 @@ pub(crate) enum JoinError {
     /// One text for all of them: unknown, expired, used up, wrong secret.
     #[error("the join token is not valid: it is unknown, has expired or was used up")]
     Token,
+    /// A service account that is not a node agent's, or another node's. The text is the cluster's own agent's.
+    #[error("the service account lets nobody join: {0}")]
+    Account(String),
     #[error("the join token is for another cluster")]
     Cluster,
     #[error("{0}")]
@@ -109,6 +121,8 @@ pub(crate) struct Joiner {
     pub agents_per_cluster: usize,
     pub nodes_per_cluster: usize,
     pub rate: RateLimit<IpAddr>,
+    /// Service accounts that are asked about at a time.
+    pub questions: tokio::sync::Semaphore,
 }
 
 impl Joiner {
@@ -131,6 +145,7 @@ impl Joiner {
         let (label, code) = match &result {
             Ok(_) => ("joined", 200),
             Err(JoinError::Token) => ("bad_token", 401),
+            Err(JoinError::Account(_)) => ("bad_account", 403),
             Err(JoinError::Cluster) => ("wrong_cluster", 403),
             Err(JoinError::Bad(_)) => ("bad_request", 400),
             Err(JoinError::Taken { .. }) => ("name_taken", 409),
@@ -154,7 +169,8 @@ impl Joiner {
         result
     }
 
-    async fn decide(&self, request: &JoinRequest, name: &AgentName) -> Result<JoinAnswer, JoinError> {
+    /// The cluster that a join token is for, and the token's id.
+    fn tokened(&self, request: &JoinRequest) -> Result<(Object<ClusterSpec>, String), JoinError> {
         let token = TokenText::parse(&request.token).map_err(|_| JoinError::Token)?;
         if token.kind != Kind::Join {
             return Err(JoinError::Token);
@@ -168,10 +184,20 @@ impl Joiner {
         if request.cluster.as_ref().is_some_and(|cluster| cluster != wanted) {
             return Err(JoinError::Cluster);
         }
-        let cluster_id: ClusterId = wanted.parse().map_err(|_| JoinError::Token)?;
-        let Some(cluster) = self.records.get::<ClusterSpec>(wanted).map_err(store)? else {
-            return Err(JoinError::Token);
+        let cluster = self.records.get::<ClusterSpec>(wanted).map_err(store)?.ok_or(JoinError::Token)?;
+        Ok((cluster, token.id))
+    }
+
+    async fn decide(&self, request: &JoinRequest, name: &AgentName) -> Result<JoinAnswer, JoinError> {
+        let (cluster, token) = match &request.account {
+            Some(account) => (self.vouched(request, name, account).await?, None),
+            None => {
+                let (cluster, token) = self.tokened(request)?;
+                (cluster, Some(token))
+            }
         };
+        let wanted = &cluster.metadata.name;
+        let cluster_id: ClusterId = wanted.parse().map_err(|_| JoinError::Token)?;
         let csr = CertificateSigningRequestDer::from_pem_slice(request.csr.as_bytes())
             .map_err(|_| JoinError::Bad("the signing request is no PEM".to_owned()))?;
         let role = match request.role {
@@ -188,9 +214,13 @@ impl Joiner {
             role: request.role,
             public_key_sha256: hex(&issued.key_sha256),
         };
-        self.free(&full, &spec)?;
-        self.take_use(&token.id).await?;
-        let kept = self.keep(&full, spec, &cluster).await?;
+        // A node that is vouched for and has lost its key gets its name back; by a token anybody could take it.
+        let proven = token.is_none();
+        self.free(&full, &spec, proven)?;
+        if let Some(token) = &token {
+            self.take_use(token).await?;
+        }
+        let kept = self.keep(&full, spec, &cluster, proven).await?;
         self.note_expiry(kept, issued.expires).await;
         let pem = |der: &[u8]| crate::files::pem("CERTIFICATE", der);
         Ok(JoinAnswer {
@@ -203,11 +233,11 @@ impl Joiner {
     }
 
     /// The agent that has this name, if whoever asks may have it too; `None`: nobody has it, and there is room.
-    fn free(&self, full: &str, spec: &AgentSpec) -> Result<Option<Object<AgentSpec>>, JoinError> {
+    fn free(&self, full: &str, spec: &AgentSpec, proven: bool) -> Result<Option<Object<AgentSpec>>, JoinError> {
         let before = self.records.get::<AgentSpec>(full).map_err(store)?;
         // With the key that it has an agent may ask again: the first answer may have been lost on its way.
         if let Some(other) = before.as_ref().filter(|other| other.spec.public_key_sha256 != spec.public_key_sha256)
-            && let Some(held) = self.held(other)
+            && let Some(held) = self.held(other, proven)
         {
             return Err(JoinError::Taken { name: spec.name.clone(), cluster: spec.cluster.clone(), held });
         }
@@ -231,9 +261,10 @@ impl Joiner {
         full: &str,
         spec: AgentSpec,
         cluster: &Object<ClusterSpec>,
+        proven: bool,
     ) -> Result<Object<AgentSpec>, JoinError> {
         for _ in 0..TRIES {
-            let written = match self.free(full, &spec)? {
+            let written = match self.free(full, &spec, proven)? {
                 Some(mut agent) => {
                     agent.spec = spec.clone(); // whoever held the name before is not let in any more
                     self.records.update(&agent).await
@@ -253,9 +284,13 @@ impl Joiner {
     }
 
     /// Why nobody else may have an agent's name; `None`: its certificate has expired and nobody is connected with it.
-    fn held(&self, agent: &Object<AgentSpec>) -> Option<String> {
+    fn held(&self, agent: &Object<AgentSpec>, proven: bool) -> Option<String> {
         if !self.registry.of_agent(&agent.spec.cluster, &agent.metadata.name).is_empty() {
             return Some("it is connected".to_owned());
+        }
+        // One of a role that nobody vouched for stays whose it is.
+        if proven && agent.spec.role == AgentRole::Node {
+            return None;
         }
         let noted = agent.status.as_ref().and_then(|status| status.certificate_expires.as_deref());
         let until = match noted.and_then(|at| at.parse::<jiff::Timestamp>().ok()) {

@@ -15,6 +15,7 @@ pub mod config;
 mod control;
 mod direct;
 mod directory;
+mod events;
 mod files;
 mod follow;
 mod front;

@@ -27,6 +27,7 @@ pub(crate) struct Metrics {
     pub panics: IntCounter,
     pub streams_revoked: IntCounter,
     pub fallback_streams: IntCounter,
+    pub fallback_switches: IntCounterVec,
     pub refusals: IntCounterVec,
     pub status_writes: IntCounterVec,
     pub audit_cut: IntCounter,
@@ -123,6 +124,11 @@ impl Metrics {
             fallback_streams: counter(
                 "moorline_hub_fallback_streams_total",
                 "Streams that a node agent took because no cluster agent could",
+            )?,
+            fallback_switches: counters(
+                "moorline_hub_fallback_switches_total",
+                "Clusters whose requests went over to node agents (node), or back to cluster agents (agent)",
+                &["to"],
             )?,
             streams_revoked: counter(
                 "moorline_hub_streams_revoked_total",

@@ -1,6 +1,7 @@
 //! The hub's own way to its objects: reads from memory, writes through the API server's own rules.
 
 use crate::{
+    events::EventSpec,
     kinds::{CONNECTED, ClusterSpec, TokenSpec, UserSpec},
     specs::{HASH, PASSWORD, REFRESH},
 };
@@ -103,6 +104,10 @@ impl Records {
 
     pub async fn delete_token(&self, id: &str) -> Result<(), RecordError> {
         Ok(self.api::<TokenSpec>().delete(id).await.map(drop)?)
+    }
+
+    pub async fn delete_event(&self, name: &str) -> Result<(), RecordError> {
+        Ok(self.api::<EventSpec>().delete(name).await.map(drop)?)
     }
 
     /// The hash behind a token or join token.

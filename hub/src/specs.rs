@@ -42,6 +42,7 @@ pub(crate) fn all(store: &Store, join: JoinFacts) -> Vec<KindSpec> {
         agent(),
         crate::nodes::kind(),
         crate::plans::kind(),
+        crate::events::kind(),
         user(),
         group(),
         access_request(store.clone()),
@@ -100,7 +101,7 @@ fn cluster() -> KindSpec {
         .column(Column::with("Last-Seen", last_seen).described("When the last session ended"))
         .column(Column::at("Remote", "/status/remoteAddress").wide())
         .column(Column::at("Agent-Version", "/status/agentVersion").wide())
-        .owns(&["agents", "jointokens", "nodeplans"])
+        .owns(&["agents", "jointokens", "nodeplans", "events"])
 }
 
 fn agent() -> KindSpec {

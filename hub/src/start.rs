@@ -273,6 +273,7 @@ impl Hub {
             agents_per_cluster: config.limits.agents_per_cluster,
             nodes_per_cluster: config.limits.nodes_per_cluster,
             rate: RateLimit::new(config.limits.join_burst, config.limits.join_every, config.limits.remembered),
+            questions: Semaphore::new(crate::join::QUESTIONS),
         });
         let nodes = Arc::new(Keeper::new(Arc::clone(&session_registry), records.clone(), metrics.clone()));
         let sessions = Arc::new(Sessions {
@@ -419,6 +420,7 @@ impl Hub {
         background.spawn(delivery.run(kill.clone()));
         background.spawn(issuer.sweep(kill.clone()));
         background.spawn(nodes.run(kill.clone()));
+        background.spawn(crate::events::sweep(records.clone(), kill.clone()));
         let driver = plans::Driver {
             registry: Arc::clone(&session_registry),
             records: records.clone(),

@@ -1,11 +1,13 @@
 //! Writes what the session table says into `Cluster` and `Agent` objects, when it changes and never otherwise.
 
 use crate::{
+    events,
     kinds::{AgentSpec, CONNECTED, ClusterSpec, Condition},
     metrics::Metrics,
     records::{RecordError, Records},
     sessions::{Entry, Registry},
 };
+use moorline_apiserver::Object;
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
@@ -58,6 +60,7 @@ impl StatusWriter {
             }
             for cluster in clusters {
                 let result = write_cluster(&registry, &records, &cluster, "NoAgent", "no agent is connected").await;
+                let result = tell(result, &records, &metrics).await;
                 failed |= note(&metrics, result, || self.changed(&cluster, ""));
             }
             if last {
@@ -86,7 +89,7 @@ pub(crate) async fn forget_sessions(records: &Records) -> Result<(), RecordError
     for cluster in records.list::<ClusterSpec>()? {
         if connected(cluster.status.as_ref().map(|s| &s.conditions)) {
             let message = "the hub was started anew; no agent has come back yet";
-            write_cluster(&nobody, records, &cluster.metadata.name, "HubRestarted", message).await?;
+            drop(write_cluster(&nobody, records, &cluster.metadata.name, "HubRestarted", message).await?);
         }
     }
     for agent in records.list::<AgentSpec>()? {
@@ -136,15 +139,48 @@ async fn write_agent(registry: &Registry, records: &Records, cluster: &str, agen
     Err(RecordError::Conflict)
 }
 
+/// A cluster whose `Connected` has another reason than before.
+struct Turned {
+    cluster: Object<ClusterSpec>,
+    /// The reason before; empty: there was none.
+    before: String,
+}
+
+/// Makes an event, and a number, of what has turned.
+async fn tell(
+    written: Result<Option<Turned>, RecordError>,
+    records: &Records,
+    metrics: &Metrics,
+) -> Result<(), RecordError> {
+    let Some(Turned { cluster, before }) = written? else { return Ok(()) };
+    let Some(now) = cluster.status.as_ref().and_then(|s| s.conditions.iter().find(|c| c.r#type == CONNECTED)) else {
+        return Ok(());
+    };
+    match (before.as_str(), now.reason.as_str()) {
+        (_, "NodeAgentOnly") => metrics.fallback_switches.with_label_values(&["node"]).inc(),
+        ("NodeAgentOnly", "AgentConnected") => metrics.fallback_switches.with_label_values(&["agent"]).inc(),
+        _ => {}
+    }
+    if let Some(change) = events::of_change(&before, &now.reason) {
+        let message = if now.message.is_empty() { "a cluster agent carries the requests" } else { &now.message };
+        events::note(records, &cluster, change, message).await;
+    }
+    Ok(())
+}
+
+fn reason_of(conditions: &[Condition]) -> String {
+    conditions.iter().find(|c| c.r#type == CONNECTED).map_or_else(String::new, |c| c.reason.clone())
+}
+
 async fn write_cluster(
     registry: &Registry,
     records: &Records,
     cluster: &str,
     reason: &str,
     message: &str,
-) -> Result<(), RecordError> {
+) -> Result<Option<Turned>, RecordError> {
     for _ in 0..TRIES {
-        let Some(mut object) = records.get::<ClusterSpec>(cluster)? else { return Ok(()) };
+        let Some(mut object) = records.get::<ClusterSpec>(cluster)? else { return Ok(None) };
         let before = object.status.clone().unwrap_or_default();
         let sessions = registry.of_cluster(cluster);
         let status = object.status.get_or_insert_default();
@@ -184,12 +220,17 @@ async fn write_cluster(
             None => {}
         }
         if object.status.as_ref() == Some(&before) {
-            return Ok(());
+            return Ok(None);
         }
         match records.update_status(&object).await {
             Err(RecordError::Conflict) => {}
-            Err(RecordError::NotFound) => return Ok(()),
-            other => return other.map(drop),
+            Err(RecordError::NotFound) => return Ok(None),
+            Err(other) => return Err(other),
+            Ok(cluster) => {
+                let (before, now) = (reason_of(&before.conditions), cluster.status.as_ref());
+                let turned = now.is_some_and(|now| reason_of(&now.conditions) != before);
+                return Ok(turned.then_some(Turned { cluster, before }));
+            }
         }
     }
     Err(RecordError::Conflict)

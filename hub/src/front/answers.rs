@@ -60,7 +60,7 @@ pub(super) fn join_answer(result: Result<crate::join::JoinAnswer, JoinError>) ->
     let message = error.to_string();
     match error {
         JoinError::Token => status_response(StatusCode::UNAUTHORIZED, &message),
-        JoinError::Cluster => status_response(StatusCode::FORBIDDEN, &message),
+        JoinError::Cluster | JoinError::Account(_) => status_response(StatusCode::FORBIDDEN, &message),
         JoinError::Bad(_) => status_response(StatusCode::BAD_REQUEST, &message),
         JoinError::Full { .. } => status_response(StatusCode::FORBIDDEN, &message),
         JoinError::Taken { .. } => status_response(StatusCode::CONFLICT, &message),

@@ -190,3 +190,48 @@ async fn a_certificate_of_another_hub_is_refused() {
     }
     eventually("counted", async || world.metric("moorline_hub_handshake_failures_total") > 0.0).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s17_a_node_joins_by_its_service_account_as_itself_and_as_nobody_else() {
+    let world = World::new().await;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    let _other = world.connected("edge2", Carrier::Tls).await;
+    let refused = async |account: &str, name: &str, cluster: &str, role: &str| {
+        let answer = world.join_account(account, name, cluster, role).await.err().expect("refused");
+        (answer.code, answer.body)
+    };
+    let first = world.join_account("of node-1.example", "node-1-example", "edge1", "node").await.unwrap();
+    assert_eq!((agent.last().line.as_str(), agent.last().body.as_str()), ("POST /vouch", "of node-1.example"));
+    assert_eq!(agent.last().principal, Default::default(), "the hub asks for itself");
+
+    let (code, words) = refused("of node-2", "node-1-example", "edge1", "node").await;
+    assert_eq!((code, words.contains("node-2")), (403, true), "{words}");
+    let (code, words) = refused("forged", "node-1-example", "edge1", "node").await;
+    assert_eq!((code, words.contains("does not know")), (403, true), "{words}");
+    let (code, _) = refused("of a1", "a1", "edge1", "agent").await;
+    assert_eq!(code, 400, "a pod is no cluster agent");
+    let (code, _) = refused(&"x".repeat(9000), "n", "edge1", "node").await;
+    assert_eq!(code, 400);
+    let (unknown, silent) = (refused("of n", "n", "edge9", "node").await, {
+        world.cluster("edge3").await;
+        refused("of n", "n", "edge3", "node").await
+    });
+    assert_eq!((unknown.0, unknown.1.clone()), (503, silent.1), "strangers learn no cluster's name");
+
+    // While it is connected its name is its own; afterwards a node that has lost its key gets it back.
+    let node = world.dial(&first, Carrier::Tls, 1).await.unwrap();
+    let (code, words) = refused("of node-1.example", "node-1-example", "edge1", "node").await;
+    assert_eq!((code, words.contains("is connected")), (409, true), "{words}");
+    node.session.close(CloseCode::Normal, "gone");
+    let open = "moorline_hub_sessions_open{carrier=\"tls\",role=\"node\"}";
+    eventually("gone", async || world.metric(open) == 0.0).await;
+    let again = world.join_account("of node-1.example", "node-1-example", "edge1", "node").await.unwrap();
+    assert!(
+        matches!(world.dial(&first, Carrier::Tls, 2).await, Err(DialError::Refused(_))),
+        "the lost key is worthless"
+    );
+    world.dial(&again, Carrier::Tls, 3).await.unwrap();
+    // A name of a cluster agent is never a node's.
+    let (code, _) = refused("of a1", "a1", "edge1", "node").await;
+    assert_eq!(code, 409);
+}

@@ -232,3 +232,46 @@ async fn a_write_under_way_is_not_made_twice() {
     let (answer, ()) = tokio::join!(call, silence);
     assert_eq!((answer.code, node.lines().len()), (502, 0), "{answer:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_switch_and_the_way_back_are_events_and_numbers() {
+    let (world, _, gate, agent, _node) = behind_a_gate(Duration::from_millis(300)).await;
+    gate.shut.store(true, Ordering::SeqCst);
+    eventually("noticed", async || world.reason().await == "NodeAgentOnly").await;
+    let (to_node, back) =
+        ("moorline_hub_fallback_switches_total{to=\"node\"}", "moorline_hub_fallback_switches_total{to=\"agent\"}");
+    eventually("counted", async || world.metric(to_node) == 1.0).await;
+    let event = async |name: &str| world.get(&world.admin, &format!("{API}/events/{name}")).await;
+    eventually("an event", async || event("edge1.nodeagentonly").await.code == 200).await;
+    let told = event("edge1.nodeagentonly").await.json();
+    assert_eq!((told["spec"]["type"].as_str(), told["spec"]["count"].as_u64()), (Some("Warning"), Some(1)), "{told}");
+
+    // As kubectl describe asks.
+    let uid = told["spec"]["involved"]["uid"].as_str().unwrap();
+    let of = |name: &str| {
+        format!(
+            "/api/v1/events?fieldSelector=involvedObject.kind%3DCluster%2CinvolvedObject.name%3D{name}%2CinvolvedObject.uid%3D{uid}&limit=500"
+        )
+    };
+    let list = world.get(&world.admin, &of("edge1")).await.json();
+    let reasons: Vec<_> = list["items"].as_array().unwrap().iter().filter_map(|e| e["reason"].as_str()).collect();
+    assert_eq!((list["kind"].as_str(), reasons.contains(&"NodeAgentOnly")), (Some("EventList"), true), "{list}");
+    assert_eq!(world.get(&world.admin, &of("edge2")).await.json()["items"], serde_json::json!([]));
+    let ana = world.user("eve", &[]).await;
+    assert_eq!(world.get(&ana, "/api/v1/events").await.code, 403, "by the caller's own right");
+
+    // The same session answers again, or another comes.
+    gate.task.abort();
+    drop(agent);
+    let token = world.join_token("edge1", 1, LATE).await;
+    let new = world.join(&token, "a2", None).await.unwrap();
+    let _new = world.dial(&new, Carrier::Tls, 1).await.unwrap();
+    eventually("back", async || world.metric(back) == 1.0).await;
+    eventually("told", async || event("edge1.clusteragentback").await.code == 200).await;
+    // They go with their cluster.
+    assert_eq!(
+        world.call(&world.admin, "DELETE", &format!("{API}/clusters/edge1"), &serde_json::Value::Null).await.code,
+        200
+    );
+    eventually("gone", async || event("edge1.nodeagentonly").await.code == 404).await;
+}

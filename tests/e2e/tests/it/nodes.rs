@@ -79,6 +79,7 @@ pub fn stands_in(world: &mut World) -> Result<()> {
     println!("a request succeeds {took:?} after the cluster agent was killed");
     ensure!(took < KILLED, "{took:?}");
     ensure!(reason(world)? == "NodeAgentOnly", "{}", status(world)?);
+    told(world)?;
     let mut on_node = watch(world)?;
 
     world.restart_agent1()?;
@@ -103,6 +104,25 @@ pub fn stands_in(world: &mut World) -> Result<()> {
     })?;
     drop(node);
     world.kubectl(ALICE, &["get", "namespaces"]).map(drop)
+}
+
+/// kubectl shows the switch as what happened to the cluster.
+fn told(world: &World) -> Result<()> {
+    let admin = world.hub.data().join("admin.kubeconfig");
+    let kubectl = |words: &[&str]| {
+        let mut command = std::process::Command::new(moorline_e2e::moorline::kubectl());
+        moorline_e2e::process::text(command.arg("--kubeconfig").arg(&admin).args(words))
+    };
+    eventually("an event", Duration::from_secs(20), || {
+        let events = kubectl(&["get", "events"])?;
+        ensure!(events.contains("NodeAgentOnly") && events.contains("cluster/edge1"), "{events}");
+        Ok(())
+    })?;
+    let described = kubectl(&["describe", "clusters.moorline.dev", "edge1"])?;
+    let events = described.split_once("Events:").map(|(_, events)| events.to_owned()).unwrap_or_default();
+    println!("$ kubectl describe cluster edge1\n…Events:{events}");
+    ensure!(events.contains("NodeAgentOnly") && events.contains("moorline-hub"), "{described}");
+    Ok(())
 }
 
 /// What the hub says of the one node that has an agent.

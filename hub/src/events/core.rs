@@ -1,0 +1,88 @@
+//! The same events as Kubernetes' own clients look for them: `kubectl describe` asks for core/v1, whatever it describes.
+
+use super::ABOUT_VERSION;
+use serde_json::{Value, json};
+use url::form_urlencoded;
+
+/// Whether a path lists events of core/v1. The hub's objects have no namespace, so each has all of them.
+pub(crate) fn is_core_events(path: &str) -> bool {
+    match path.strip_prefix("/api/v1/") {
+        Some("events") => true,
+        Some(rest) => {
+            let namespace = rest.strip_prefix("namespaces/").and_then(|rest| rest.strip_suffix("/events"));
+            namespace.is_some_and(|namespace| !namespace.is_empty() && !namespace.contains('/'))
+        }
+        None => false,
+    }
+}
+
+/// A list of the hub's events as an `EventList` of core/v1: those that a query's `fieldSelector` asks for by
+/// `involvedObject.*`.
+pub(crate) fn core_events(list: &Value, query: Option<&str>) -> Value {
+    let selector = query.and_then(|query| {
+        let pairs = form_urlencoded::parse(query.as_bytes());
+        pairs.into_iter().find(|(key, _)| key == "fieldSelector").map(|(_, value)| value.into_owned())
+    });
+    let selector = selector.unwrap_or_default();
+    let wanted: Vec<(&str, &str)> = selector
+        .split(',')
+        .filter_map(|term| term.split_once('='))
+        .map(|(key, value)| (key, value.trim_start_matches('=')))
+        .collect();
+    let items = list["items"].as_array().into_iter().flatten().map(core_event);
+    let fits = |event: &Value| {
+        wanted.iter().all(|(key, value)| {
+            let pointer = format!("/{}", key.replace('.', "/"));
+            // A field that is not there is empty.
+            event.pointer(&pointer).and_then(Value::as_str).unwrap_or_default() == *value
+        })
+    };
+    let items: Vec<Value> = items.filter(fits).collect();
+    json!({ "apiVersion": "v1", "kind": "EventList", "metadata": list["metadata"], "items": items })
+}
+
+fn core_event(event: &Value) -> Value {
+    let (metadata, spec) = (&event["metadata"], &event["spec"]);
+    let about = &spec["involved"];
+    json!({
+        "metadata": {
+            "name": metadata["name"], "uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"],
+            "creationTimestamp": metadata["creationTimestamp"], "namespace": "default",
+        },
+        "involvedObject": {
+            "apiVersion": ABOUT_VERSION, "kind": about["kind"], "name": about["name"], "uid": about["uid"],
+        },
+        "type": spec["type"], "reason": spec["reason"], "message": spec["message"], "count": spec["count"],
+        "firstTimestamp": spec["firstTime"], "lastTimestamp": spec["lastTime"],
+        "source": { "component": "moorline-hub" },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_events() {
+        assert!(is_core_events("/api/v1/events") && is_core_events("/api/v1/namespaces/default/events"));
+        assert!(!is_core_events("/api/v1/namespaces/a/b/events") && !is_core_events("/api/v1/pods"));
+        assert!(!is_core_events("/api/v1/namespaces//events") && !is_core_events("/apis/x/v1/events"));
+    }
+
+    #[test]
+    fn what_is_asked_for_by_its_object_is_found() {
+        let event = |name: &str| {
+            json!({ "metadata": { "name": format!("{name}.x") }, "spec": {
+                "involved": { "kind": "Cluster", "name": name, "uid": "u" }, "reason": "X", "count": 2,
+            }})
+        };
+        let list = json!({ "metadata": { "resourceVersion": "7" }, "items": [event("a"), event("b")] });
+        let all = core_events(&list, None);
+        assert_eq!((all["kind"].as_str(), all["items"].as_array().unwrap().len()), (Some("EventList"), 2));
+        let query =
+            "fieldSelector=involvedObject.name%3Da%2CinvolvedObject.namespace%3D%2CinvolvedObject.uid%3D%3Du&limit=500";
+        let one = core_events(&list, Some(query));
+        let [one] = &one["items"].as_array().unwrap()[..] else { panic!("{one}") };
+        assert_eq!((one["involvedObject"]["name"].as_str(), one["count"].as_u64()), (Some("a"), Some(2)));
+    }
+}
