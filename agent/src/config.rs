@@ -135,6 +135,9 @@ pub enum ConfigError {
     /// Imports are for the whole cluster.
     #[error("a node agent imports nothing: cluster agents do")]
     NodeImports,
+    /// Joining by a service account without what it needs.
+    #[error("who joins by a service account is a node agent (--role node) and names its cluster (--cluster)")]
+    AccountJoin,
     /// A path that is empty.
     #[error("{0} must not be empty")]
     EmptyPath(&'static str),
@@ -152,6 +155,9 @@ impl Config {
                 Ok(TokenText { kind: Kind::Join, pin: Some(_), .. }) => {}
                 _ => return Err(ConfigError::Token),
             }
+        }
+        if self.node.join.is_some() && (self.role != AgentRole::Node || self.cluster.is_none()) {
+            return Err(ConfigError::AccountJoin);
         }
         if let Some(address) = self.imports_address {
             if self.role == AgentRole::Node {

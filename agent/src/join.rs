@@ -1,7 +1,7 @@
 //! The first contact: a token and a signing request for a certificate. Nothing is sent before the hub proved the pin.
 
 use crate::{
-    config::AgentRole,
+    config::{AgentRole, Config},
     limits,
     state::{BadChain, Membership, certificates},
     upstream::chain,
@@ -60,6 +60,9 @@ pub enum JoinError {
     /// The call broke off or took too long. The hub may have counted the token as used.
     #[error("the call to the hub broke off: {0}")]
     Broken(String),
+    /// The service account's token is not there: the kubelet may be about to write it.
+    #[error("cannot read the service account's token: {0}")]
+    Account(String),
     /// The answer does not hold what it must.
     #[error("the hub's answer cannot be used: {0}")]
     Answer(String),
@@ -75,7 +78,11 @@ impl JoinError {
     /// Whether time alone may help.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::NotTheHub { .. } | Self::Later(..) | Self::Broken(_) => true,
+            Self::Unreachable { .. }
+            | Self::NotTheHub { .. }
+            | Self::Later(..)
+            | Self::Broken(_)
+            | Self::Account(_) => true,
             Self::Token(_)
             | Self::Forbidden(_)
             | Self::Refused(..)
@@ -86,9 +93,47 @@ impl JoinError {
     }
 }
 
+/// What lets an agent join.
+pub enum Proof {
+    /// A join token, which pins the hub's authority.
+    Token(String),
+    /// The token of the pod's service account, which one of the cluster's agents vouches for.
+    Account {
+        /// As it is in its file now.
+        token: String,
+        /// The hub's authority.
+        pin: [u8; 32],
+    },
+}
+
+impl Proof {
+    /// What the configuration says: an account goes before a token, for it is nobody else's.
+    ///
+    /// # Errors
+    /// There is neither, or the account's token cannot be read now.
+    pub async fn of(config: &Config) -> Result<Self, JoinError> {
+        if let Some(account) = &config.node.join {
+            let read = tokio::fs::read_to_string(&account.token_file).await;
+            let token = read.map_err(|e| JoinError::Account(format!("{}: {e}", account.token_file.display())))?;
+            return Ok(Self::Account { token: token.trim().to_owned(), pin: account.hub_pin });
+        }
+        config.token.clone().map(Self::Token).ok_or_else(|| JoinError::Request("there is no token".to_owned()))
+    }
+
+    fn pin(&self) -> Option<[u8; 32]> {
+        match self {
+            Self::Token(token) => TokenText::parse(token).ok()?.pin,
+            Self::Account { pin, .. } => Some(*pin),
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Question<'a> {
-    token: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account: Option<&'a str>,
     csr: String,
     name: &'a str,
     role: AgentRole,
@@ -116,7 +161,7 @@ pub(crate) fn signing_request(key: &KeyPair) -> Result<rcgen::CertificateSigning
     params.serialize_request(key).map_err(|e| e.to_string())
 }
 
-/// Joins: sends `token` and a signing request for `key`, checks what comes back against the token's pin.
+/// Joins: sends the proof and a signing request for `key`, checks what comes back against its pin.
 ///
 /// # Errors
 /// See [`JoinError`].
@@ -125,15 +170,18 @@ pub(crate) fn signing_request(key: &KeyPair) -> Result<rcgen::CertificateSigning
 /// Dropping the future may have used the token up.
 pub async fn join(
     hub: &HubAddress,
-    token: &str,
+    proof: &Proof,
     key: &KeyPair,
     (name, role): (&AgentName, AgentRole),
     cluster: Option<&ClusterId>,
 ) -> Result<Membership, JoinError> {
-    let pin = TokenText::parse(token).ok().and_then(|token| token.pin);
-    let pin = pin.ok_or_else(|| JoinError::Request("the token is not a join token".to_owned()))?;
+    let pin = proof.pin().ok_or_else(|| JoinError::Request("the token is not a join token".to_owned()))?;
     let csr = signing_request(key).and_then(|csr| csr.pem().map_err(|e| e.to_string())).map_err(JoinError::Request)?;
-    let question = Question { token, csr, name: name.as_str(), role, cluster: cluster.map(ClusterId::as_str) };
+    let (token, account) = match proof {
+        Proof::Token(token) => (Some(token.as_str()), None),
+        Proof::Account { token, .. } => (None, Some(token.as_str())),
+    };
+    let question = Question { token, account, csr, name: name.as_str(), role, cluster: cluster.map(ClusterId::as_str) };
     let question = serde_json::to_vec(&question).map_err(|e| JoinError::Request(e.to_string()))?;
     let answer = tokio::time::timeout(limits::JOIN, call(hub, pin, question))
         .await

@@ -204,7 +204,9 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             (config.role == AgentRole::Node).then(|| NodeShells::new(config.shell_root.clone(), &cluster)).flatten();
         let places = inside::Metrics::new(registry)?;
         let places = inside::Inside::new(upstream.clone(), policy.clone(), Some(config.hub.clone()), places);
-        let more = More { room, inside: Some(places), shells, plans: plans.clone() };
+        let voucher = (config.role == AgentRole::Cluster)
+            .then(|| node::vouch::Voucher::new(upstream.clone(), config.node.account.clone()));
+        let more = More { room, inside: Some(places), shells, plans: plans.clone(), voucher };
         let rules = Arc::new(ClusterRules::new(upstream.clone()));
         let service = Service::new(upstream.clone(), rules, policy.clone(), metrics.clone(), more);
         let holder = Arc::new(holder);
@@ -285,6 +287,7 @@ async fn membership(
     stop: &CancellationToken,
 ) -> Result<Option<Membership>, AgentError> {
     let pin = config.token.as_deref().and_then(|token| TokenText::parse(token).ok()?.pin);
+    let by_account = config.node.join.is_some();
     match (state.membership(key), &config.token) {
         (Ok(Some(kept)), token) => {
             // A token for another hub is an order to go there; one for the same hub has done its work.
@@ -301,21 +304,24 @@ async fn membership(
             }
             tracing::warn!(cluster = %kept.cluster, "the token is from another hub than the state; joining there");
         }
-        (Ok(None), None) => return Err(AgentError::NotJoined { dir: config.state_dir.display().to_string() }),
-        (Ok(None), Some(_)) => {}
-        (Err(e @ StateError::Corrupt { .. }), Some(_)) => {
+        (Ok(None), None) if !by_account => {
+            return Err(AgentError::NotJoined { dir: config.state_dir.display().to_string() });
+        }
+        (Ok(None), _) => {}
+        (Err(e @ StateError::Corrupt { .. }), token) if token.is_some() || by_account => {
             tracing::warn!(cause = %e, "the state is replaced by joining anew")
         }
         (Err(e), _) => return Err(e.into()),
     }
-    let Some(token) = &config.token else {
-        return Err(AgentError::NotJoined { dir: config.state_dir.display().to_string() });
-    };
     let name = config.name.clone().unwrap_or_else(host_name);
     let mut pause = Duration::from_secs(1);
     loop {
+        let attempt = async {
+            let proof = join::Proof::of(config).await?;
+            join::join(&config.hub, &proof, key, (&name, config.role), config.cluster.as_ref()).await
+        };
         let joined = tokio::select! {
-            joined = join::join(&config.hub, token, key, (&name, config.role), config.cluster.as_ref()) => joined,
+            joined = attempt => joined,
             () = stop.cancelled() => return Ok(None),
         };
         match joined {

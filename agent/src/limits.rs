@@ -161,6 +161,8 @@ pub const INSIDE_KEEPALIVE: Duration = Duration::from_secs(30);
 pub const INSIDE_CANDIDATES: usize = 8;
 /// Addresses of one place that are looked at.
 pub const INSIDE_ADDRESSES: usize = 1024;
+/// Longest service account token that is vouched for, in bytes.
+pub const VOUCHED_TOKEN: usize = 8 << 10;
 /// How long a lookup is good for. A failed connection ends that at once.
 pub const INSIDE_KNOWN: Duration = Duration::from_secs(5);
 /// Places that are remembered.

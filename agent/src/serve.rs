@@ -1,7 +1,13 @@
 //! Serves the streams of one session: each in a task of its own, so that none can harm another.
 
 use crate::{
-    endpoint::Room, inside::Inside, limits, metrics::Metrics, node::plans::Plans, policy::PolicyFile, shell::NodeShells,
+    endpoint::Room,
+    inside::Inside,
+    limits,
+    metrics::Metrics,
+    node::{plans::Plans, vouch::Voucher},
+    policy::PolicyFile,
+    shell::NodeShells,
 };
 use moorline_link::{IncomingStream, Session, Stream};
 use moorline_proto::{
@@ -38,6 +44,8 @@ pub struct More {
     pub shells: Option<NodeShells>,
     /// Plans for this node.
     pub plans: Option<Arc<Plans>>,
+    /// Vouches for the cluster's nodes: a cluster agent's.
+    pub voucher: Option<Voucher>,
 }
 
 impl<U: Upstream, R: Reviewer> Service<U, R> {
@@ -73,7 +81,7 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
             Target::Endpoint if self.more.room.is_none() => {
                 return self.refuse(incoming, RefuseCode::Policy, "this agent keeps nothing for an endpoint", refusals);
             }
-            Target::Node if self.more.plans.is_none() => {
+            Target::Node if self.more.plans.is_none() && self.more.voucher.is_none() => {
                 return self.refuse(incoming, RefuseCode::UnknownTarget, "this agent does no plans", refusals);
             }
             Target::Shell if self.more.shells.is_none() => {
@@ -112,6 +120,9 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
         }
         if let (Target::Node, Some(plans)) = (&incoming.header.target, &self.more.plans) {
             return plans.serve(incoming).await;
+        }
+        if let (Target::Node, Some(voucher)) = (&incoming.header.target, &self.more.voucher) {
+            return voucher.serve(incoming).await;
         }
         if let (Target::Shell, Some(shells)) = (&incoming.header.target, &self.more.shells) {
             return shells.stream(self, incoming).await;

@@ -6,8 +6,13 @@ use crate::{
     files,
     logging::LogFormat,
     reference,
+    token::pin_of,
 };
-use moorline_agent::{AgentRole, Config, EndpointConfig, Preference, UpstreamConfig, secret::SecretName};
+use moorline_agent::{
+    AgentRole, Config, EndpointConfig, Preference, UpstreamConfig,
+    node::{AccountJoin, vouch::NodeAccount},
+    secret::SecretName,
+};
 use moorline_link::HubAddress;
 use moorline_proto::id::{AgentName, ClusterId};
 use serde::{Deserialize, Serialize};
@@ -60,6 +65,16 @@ pub struct Args {
     /// What this agent serves [default: cluster]
     #[arg(long, value_enum, env = "MOORLINE_ROLE")]
     role: Option<Role>,
+    /// With --role node: join by this token of the pod's service account, of the audience moorline-join, instead of a
+    /// join token; the cluster's agent vouches for it. Needs --hub-pin and --cluster
+    #[arg(long, value_name = "FILE", env = "MOORLINE_ACCOUNT_TOKEN_FILE")]
+    account_token_file: Option<PathBuf>,
+    /// The hub's authority, as `moorline token nodes` prints it. Empty: join by a token
+    #[arg(long, value_name = "PIN", env = "MOORLINE_HUB_PIN")]
+    hub_pin: Option<String>,
+    /// The service account of node agents, which this cluster agent vouches for [default: moorline-nodes/moorline-node]
+    #[arg(long, value_name = "NAMESPACE/NAME", env = "MOORLINE_NODE_ACCOUNT")]
+    node_account: Option<NodeAccount>,
     /// With --role node: the Kubernetes node that it stands for [default: the host's name]
     #[arg(long, value_name = "NODE", env = "NODE_NAME")]
     node_name: Option<String>,
@@ -152,6 +167,9 @@ struct FileConfig {
     name: Option<String>,
     cluster: Option<String>,
     role: Option<Role>,
+    account_token_file: Option<PathBuf>,
+    hub_pin: Option<String>,
+    node_account: Option<String>,
     node_name: Option<String>,
     shell_root: Option<PathBuf>,
     pki_dirs: Vec<PathBuf>,
@@ -264,6 +282,11 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         node.pki_dirs = pki_dirs;
     }
     node.etcd = args.etcd.or(file.etcd);
+    let account = args.account_token_file.or(file.account_token_file);
+    node.join = account_join(account, args.hub_pin.or(file.hub_pin))?;
+    if let Some(account) = daemon::either(args.node_account, file.node_account, "nodeAccount")? {
+        node.account = account;
+    }
     let seal_key = args.endpoint_seal_key.or(file.endpoint_seal_key);
     let secret = daemon::either(args.endpoint_secret, file.endpoint_secret, "endpointSecret")?;
     let endpoint = match args.endpoint_dir.or(file.endpoint_dir) {
@@ -293,6 +316,14 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
     };
     let log_format = args.log_format.or(file.log_format).unwrap_or(LogFormat::Text);
     Ok((config, Process { log_format, threads: args.threads.or(file.threads).unwrap_or(THREADS) }))
+}
+
+/// Without a pin the account's token is not used: manifests name its file always.
+fn account_join(token_file: Option<PathBuf>, pin: Option<String>) -> anyhow::Result<Option<AccountJoin>> {
+    let Some((token_file, pin)) = token_file.zip(pin.filter(|pin| !pin.is_empty())) else { return Ok(None) };
+    let hub_pin = pin_of(&pin)
+        .ok_or_else(|| usage("the hub's pin is malformed", "copy it whole, as `moorline token nodes` prints it"))?;
+    Ok(Some(AccountJoin { token_file, hub_pin }))
 }
 
 /// A node's name as an agent's: Kubernetes calls nodes by DNS names, the hub agents by one label.

@@ -10,8 +10,11 @@ use crate::{
     target::{HubArgs, HubUrl},
     text,
 };
+use anyhow::Context;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{Method, StatusCode};
 use moorline_proto::id::ClusterId;
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
 use std::{path::PathBuf, time::Duration};
 
@@ -28,6 +31,14 @@ Examples:
 The token carries the pin of the hub's authority, so the agent needs nothing else to trust the hub.
 It is shown once; the hub keeps only its hash.")]
     Create(CreateArgs),
+    /// Print what node agents need to join by their service accounts: nothing of it is a secret
+    #[command(after_help = "\
+Examples:
+  moorline token nodes --cluster edge1
+  helm upgrade … --set nodes.enabled=true --set cluster=edge1 --set hubPin=PIN
+
+The cluster's agent asks its API server whose pod a node agent is, and on which node: no token is shared by nodes.")]
+    Nodes(NodesArgs),
     /// List the tokens that are still good for something
     List(ListCommand),
     /// Make tokens worthless. Agents that have joined stay
@@ -54,6 +65,16 @@ pub struct CreateArgs {
     bundle: Option<PathBuf>,
     #[command(flatten)]
     form: DataArgs,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+/// `moorline token nodes`
+#[derive(Debug, clap::Args)]
+pub struct NodesArgs {
+    /// Their cluster, whose own agents have joined
+    #[arg(short, long, value_name = "NAME")]
+    cluster: ClusterId,
     #[command(flatten)]
     hub: HubArgs,
 }
@@ -108,6 +129,7 @@ fn object_name(text: &str) -> &str {
 pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Create(args) => create(args).await,
+        Command::Nodes(args) => nodes(&args).await,
         Command::List(list) => list.run(Resource::JoinToken).await,
         Command::Revoke(args) => args.run(Resource::JoinToken, "revoked").await,
     }
@@ -144,6 +166,21 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn nodes(args: &NodesArgs) -> anyhow::Result<()> {
+    let client = args.hub.client()?;
+    let reply = client.fetch("/auth/ca", "application/x-pem-file, */*").await?;
+    let authority = CertificateDer::from_pem_slice(&reply.body).context("the hub's authority cannot be read")?;
+    let pin = URL_SAFE_NO_PAD.encode(moorline_link::tls::spki_sha256(&authority)?);
+    text::print(&format!("MOORLINE_CLUSTER: {}\nMOORLINE_HUB_PIN: {pin}\n", args.cluster))?;
+    text::say("For the ConfigMap moorline-node of deploy/daemonset; in the chart: cluster and hubPin.");
+    Ok(())
+}
+
+/// A pin as [`nodes`] prints it.
+pub fn pin_of(text: &str) -> Option<[u8; 32]> {
+    URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()
+}
+
 fn join_command(hub: &HubUrl, token: &str) -> String {
     format!("moorline agent --hub {hub} --token {}", text::clean(token))
 }
@@ -166,6 +203,12 @@ async fn ensure_cluster(client: &Client, name: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pin_is_read_as_it_is_printed() {
+        assert_eq!(pin_of(&URL_SAFE_NO_PAD.encode([7; 32])), Some([7; 32]));
+        assert_eq!((pin_of(""), pin_of("AAAA"), pin_of("§")), (None, None, None));
+    }
 
     #[test]
     fn a_token_is_revoked_by_its_name_or_by_itself() {

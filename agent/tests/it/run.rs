@@ -7,7 +7,11 @@ use crate::{
 };
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use moorline_agent::{AgentError, Config, Preference, join::JoinError, state::StateDir};
+use moorline_agent::{
+    AgentError, Config, Preference,
+    join::{JoinError, Proof},
+    state::StateDir,
+};
 use moorline_link::Session;
 use moorline_proto::header::{Class, Principal, StreamHeader, Target};
 use moorline_proxy::{body, wire};
@@ -156,18 +160,18 @@ async fn without_state_and_token_it_says_what_to_do() {
 #[tokio::test]
 async fn s67_another_hub_gets_no_token() {
     let hub = Hub::start().await;
-    let other = moorline_authz::token::TokenText::generate_join(Authority::new().pin()).reveal().to_string();
+    let pin = Authority::new().pin();
+    let other = moorline_authz::token::TokenText::generate_join(pin).reveal().to_string();
     let key = rcgen::KeyPair::generate().unwrap();
-    let joined = moorline_agent::join::join(
-        &hub.address(),
-        &other,
-        &key,
-        (&"a1".parse().unwrap(), moorline_agent::AgentRole::Cluster),
-        None,
-    )
-    .await;
-    let error = joined.unwrap_err();
-    assert!(matches!(error, JoinError::NotTheHub { .. }) && error.is_retryable(), "{error}");
+    let name = "a1".parse().unwrap();
+    for (proof, role) in [
+        (Proof::Token(other), moorline_agent::AgentRole::Cluster),
+        (Proof::Account { token: "of a pod".to_owned(), pin }, moorline_agent::AgentRole::Node),
+    ] {
+        let joined = moorline_agent::join::join(&hub.address(), &proof, &key, (&name, role), None).await;
+        let error = joined.unwrap_err();
+        assert!(matches!(error, JoinError::NotTheHub { .. }) && error.is_retryable(), "{error}");
+    }
     assert_eq!(hub.shared.requests.load(Ordering::SeqCst), 0);
 }
 

@@ -146,12 +146,17 @@ pub fn import(world: &World, registry: &str, program: &str) -> Result<()> {
 /// Kustomize's output and the chart's; the agents join, serve, come back without a token; every right is used.
 pub fn installed(world: &mut World) -> Result<()> {
     import(world, REGISTRY, "moorline-agent")?;
-    let join = world.hub.moorline("admin", &["token", "create", "--cluster", CLUSTER, "--uses", "3"])?;
+    let join = world.hub.moorline("admin", &["token", "create", "--cluster", CLUSTER])?;
     let token = join.split_whitespace().skip_while(|w| *w != "--token").nth(1).context("token")?;
+    // The node's agent has no token: the cluster's vouches for its pod.
+    let nodes = world.hub.moorline("admin", &["token", "nodes", "--cluster", CLUSTER])?;
+    let pin = nodes.split_once("MOORLINE_HUB_PIN: ").context("a pin")?.1.trim();
     let network = world.edge1.network().context("network")?;
     let chart = objects(&text(&mut helm(&[
         &format!("hubUrl=https://{}:{}", network.outside, world.hub.port),
         &format!("token={token}"),
+        &format!("cluster={CLUSTER}"),
+        &format!("hubPin={pin}"),
         &format!("image.registry={REGISTRY}"),
         "image.pullPolicy=Never",
         "nodes.enabled=true",
@@ -182,6 +187,10 @@ fn live(world: &mut World) -> Result<()> {
     world.edge1.admin(&["-n", "moorline-system", "scale", "statefulset/moorline-agent", "--replicas=1"])?;
     world.hub.wait_connected(CLUSTER, Duration::from_secs(90))?;
     ready(world, "moorline-system", "moorline-agent-0")?;
+    let shared =
+        world.edge1.admin(&["-n", "moorline-nodes", "get", "secret", "moorline-join", "--ignore-not-found"])?;
+    ensure!(shared.trim().is_empty(), "nodes share a token: {shared}");
+    strangers(world)?;
     world.edge1.admin(&["-n", "moorline-nodes", "rollout", "status", "daemonset/moorline-node", "--timeout=90s"])?;
 
     // Somebody of a group, and alice as somebody else: what the rights are for.
@@ -229,7 +238,16 @@ fn live(world: &mut World) -> Result<()> {
     traffic()?;
 
     for (account, objects) in [
-        (AGENT, [("clusterrole", "moorline-agent", ""), ("role", "moorline-agent", "moorline-system")].as_slice()),
+        (
+            AGENT,
+            [
+                ("clusterrole", "moorline-agent", ""),
+                ("role", "moorline-agent", "moorline-system"),
+                ("clusterrole", "moorline-node-joins", ""),
+                ("role", "moorline-node-joins", "moorline-nodes"),
+            ]
+            .as_slice(),
+        ),
         (NODE_AGENT, [("clusterrole", "moorline-node", "")].as_slice()),
     ] {
         let mut granted = BTreeSet::new();
@@ -247,6 +265,63 @@ fn live(world: &mut World) -> Result<()> {
         granted.retain(|right| !right.ends_with("moorline-agent-1"));
         let unused: Vec<_> = granted.difference(&used).collect();
         ensure!(unused.is_empty(), "{account} has rights that nothing uses: {unused:?}; used: {used:?}");
+    }
+    Ok(())
+}
+
+/// A token of this account for this audience, bound to a pod if there is one.
+fn account_token(
+    world: &World,
+    (namespace, account): (&str, &str),
+    audience: &str,
+    pod: Option<&str>,
+) -> Result<String> {
+    let mut spec = json!({ "audiences": [audience], "expirationSeconds": 600 });
+    if let Some(pod) = pod {
+        spec["boundObjectRef"] = json!({ "apiVersion": "v1", "kind": "Pod", "name": pod });
+    }
+    let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec });
+    let mut command = world.edge1.command(kubectl());
+    command.arg("--kubeconfig").arg(world.edge1.kubeconfig());
+    let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+    let output = run(command.args(["create", "--raw", &path, "-f", "-"]), request.to_string().as_bytes())?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let made: Value = serde_json::from_slice(&output.stdout)?;
+    Ok(made["status"]["token"].as_str().context("a token")?.to_owned())
+}
+
+/// Nobody joins as a node that is not theirs.
+fn strangers(world: &World) -> Result<()> {
+    let nodes = world.hub.moorline("admin", &["token", "nodes", "--cluster", CLUSTER])?;
+    let pin = nodes.split_once("MOORLINE_HUB_PIN: ").context("a pin")?.1.trim().to_owned();
+    let pods = ["-n", "moorline-nodes", "get", "pods", "-o", "jsonpath={.items[0].metadata.name}"];
+    let pod = eventually("the node's pod", Duration::from_secs(60), || {
+        let pod = world.edge1.admin(&pods)?;
+        ensure!(!pod.trim().is_empty());
+        Ok(pod.trim().to_owned())
+    })?;
+    let node = ("moorline-nodes", "moorline-node");
+    let network = world.edge1.network().context("network")?;
+    let url = format!("https://{}:{}", network.outside, world.hub.port);
+    for (n, (account, audience, pod, refusal)) in [
+        (("default", "default"), "moorline-join", None, "not of the service account"),
+        (node, "moorline-join", None, "bound to no pod"),
+        (node, "https://kubernetes.default.svc", Some(pod.as_str()), "lets nobody join"),
+        // Its own account and pod, only that the pod is on another node.
+        (node, "moorline-join", Some(pod.as_str()), "the agent asks for another-node"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let file = world.dir.join(format!("stranger-{n}.token"));
+        std::fs::write(&file, account_token(world, account, audience, pod)?)?;
+        let mut command = network.command(binary());
+        command.args(["agent", "--role=node", "--node-name=another-node", "--hub", &url, "--cluster", CLUSTER]);
+        command.args(["--hub-pin", &pin, "--account-token-file"]).arg(&file);
+        command.arg("--state-dir").arg(world.dir.join(format!("stranger-{n}")));
+        let output = run(command.arg("--kubeconfig").arg(world.edge1.kubeconfig()), b"")?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success() && said.contains(refusal), "{account:?} {audience}: {said}");
     }
     Ok(())
 }
