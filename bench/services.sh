@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Measures the way into clusters on loopback, in one run: `moorline forward`, HTTP by path, downloads by host name too, DNS
-# over UDP, and what they hold in memory, against the same thing reached directly. Needs nginx, dnsmasq, wrk and python3;
-# BIN is a folder with an optimised moorline: figures of a debug build say nothing.
+# Measures the way into clusters on loopback, in one run: `moorline forward`, HTTP by path and by host name, DNS over UDP, and
+# what they hold in memory, against the same thing reached directly, by `kubectl port-forward`, and the tunnel alone. Needs root,
+# nginx, dnsmasq, wrk and python3; BIN is a folder with an optimised moorline: figures of a debug build say nothing.
 #
 #   BIN=target/release bench/services.sh
+#
+# ROUNDS (3), BIG=0 without the download of 10 GiB, IDLE (1000) forwards, BULK (1073741824) bytes of a download, CARRIER (quic).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd); cd "$root"
 bin=$(realpath "${BIN:-target/release}"); PATH=$bin:$PATH; export PATH NO_PROXY='*'
@@ -20,11 +22,11 @@ trap clean EXIT; trap 'exit 130' INT TERM
 up() { local name=$1; shift; "$@" >"$work/$name.log" 2>&1 </dev/null & pids+=($!); }
 wait_for() { for _ in $(seq 300); do "$@" >/dev/null 2>&1 && return 0; sleep 0.1; done; tail -n 20 "$work"/*.log >&2; echo "bench: no answer to: $*" >&2; exit 1; }
 
-mkdir "$work/kube"; tests/kube/up.sh --bin "$cache/kube/bin" --dir "$work/kube" --offset 170
+mkdir "$work/kube"; tests/kube/up.sh --bin "$cache/kube/bin" --dir "$work/kube" --offset 170 --node
 hub=17546; ops=17547; web=17548; dns=17549
 k() { "$cache/kubectl/kubectl" --kubeconfig "$work/kube/kubeconfig" "$@"; }
 # 10 GB without a byte on disk: a sparse file.
-mkdir "$work/www"; truncate -s 10G "$work/www/big"; truncate -s 1G "$work/www/bulk"; echo ok >"$work/www/small"
+mkdir "$work/www"; truncate -s 10G "$work/www/big"; truncate -s "${BULK:-1073741824}" "$work/www/bulk"; echo ok >"$work/www/small"
 cat >"$work/nginx.conf" <<NGINX
 worker_processes 1; daemon off; pid $work/nginx.pid; error_log $work/nginx-error.log warn;
 events { worker_connections 8192; }
@@ -55,6 +57,16 @@ for s in "web $web TCP" "dns $dns UDP"; do
  "externalName": "localhost", "ports": [{"name": "main", "port": $port, "protocol": "$proto"}]}}
 YAML
 done
+# On the node's own network, so that kubectl's forward ends at the same nginx.
+k apply -f - >/dev/null <<'YAML'
+{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "peer", "namespace": "bench"}, "spec": {"hostNetwork": true, "containers": [
+ {"name": "c", "image": "docker.io/local/busybox:1", "imagePullPolicy": "Never", "command": ["/bin/busybox", "sleep", "100000"]}]}}
+YAML
+wait_for k -n bench wait pod/peer --for=condition=Ready --timeout=1s
+up kubectl "$cache/kubectl/kubectl" --kubeconfig "$work/kube/kubeconfig" -n bench port-forward pod/peer ":$web"
+wait_for grep -q 'Forwarding from 127' "$work/kubectl.log"
+by_kubectl=$(sed -n 's/^Forwarding from \(127[0-9.:]*\) .*/\1/p' "$work/kubectl.log" | head -n 1)
+moorline bench bench --seconds "${RAW_SECONDS:-3}" -o json >"$work/raw.json"
 token=$(moorline kubeconfig bench --static | sed -n 's/^ *token: *"\{0,1\}\([^"]*\)"\{0,1\}$/\1/p')
 up forward moorline forward bench --address 127.0.0.1 svc/bench/web ":$web" udp/svc/bench/dns ":$dns"
 forward_pid=$!
@@ -63,4 +75,4 @@ tcp=$(sed -n 's/^Forwarding from \([0-9.:]*\) .*/\1/p' "$work/forward.log" | hea
 udp=$(sed -n 's/^Forwarding from \([0-9.:]*\) .*UDP.*/\1/p' "$work/forward.log" | head -n 1)
 python3 bench/services.py --web 127.0.0.1:$web --dns 127.0.0.1:$dns --forward "$tcp" --forward-dns "$udp" --hub 127.0.0.1:$hub \
   --ca "$work/hub/ca.crt" --token "$token" --pids "hub=$hub_pid,agent=$agent_pid,forward=$forward_pid" --rounds "${ROUNDS:-3}" \
-  --big "${BIG:-1}" --port "$web"
+  --big "${BIG:-1}" --port "$web" --kubectl "$by_kubectl" --raw "$work/raw.json" --idle "${IDLE:-1000}"

@@ -46,7 +46,7 @@ What was in the data folder is kept beside it.")]
     #[command(after_help = "\
 Examples:
   moorline plan certificates look --cluster edge1 --all-nodes --wait
-  moorline plan certificates renew --cluster edge1 --node control-1 --rotate --within-days 30")]
+  moorline plan certificates renew --cluster edge1 --node control-1 --rotate --restart --within-days 30")]
     Certificates(CertificatesArgs),
     /// Pack logs and the output of programs into an archive
     #[command(after_help = "\
@@ -141,7 +141,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::EtcdSave(args) => make(&args.target, args.steps(), Vec::new()).await,
         Command::EtcdRestore(args) => make(&args.target, args.steps()?, Vec::new()).await,
-        Command::Certificates(args) => make(&args.target, args.steps(), Vec::new()).await,
+        Command::Certificates(args) => make(&args.target, args.steps()?, Vec::new()).await,
         Command::SupportBundle(args) => make(&args.target, args.steps()?, Vec::new()).await,
         Command::Wait(args) => wait(&args.hub.client()?, &args.name, args.timeout).await,
         Command::Fetch(args) => fetch(args).await,

@@ -170,17 +170,60 @@ pub struct CertificatesArgs {
     /// With --rotate: how long the new ones are good
     #[arg(long, value_name = "DAYS", default_value_t = 365)]
     days: u32,
+    /// With --rotate: restart the control plane's static pods, one after the other, so that they read the new certificates
+    #[arg(long, requires = "rotate")]
+    restart: bool,
+    /// With --restart: a static pod and where it answers; can be repeated [default: kubeadm's four]
+    #[arg(long, value_name = "NAME=ADDRESS", requires = "restart")]
+    pod: Vec<String>,
+    /// kubeadm's manifests
+    #[arg(long, value_name = "DIR", default_value = "/etc/kubernetes/manifests")]
+    manifests: String,
 }
 
+/// What kubeadm runs as static pods, and where each answers on its node: etcd first, for the API server needs it.
+const STATIC_PODS: [&str; 4] = [
+    "etcd=127.0.0.1:2379",
+    "kube-apiserver=127.0.0.1:6443",
+    "kube-controller-manager=127.0.0.1:10257",
+    "kube-scheduler=127.0.0.1:10259",
+];
+
 impl CertificatesArgs {
-    pub fn steps(&self) -> Vec<Value> {
+    /// A manifest that is taken away ends its pod, and one that is put back makes it anew.
+    fn restarts(&self) -> anyhow::Result<Vec<Value>> {
+        let named = self.pod.iter().map(String::as_str);
+        let pods: Vec<&str> = if self.pod.is_empty() { STATIC_PODS.to_vec() } else { named.collect() };
+        let (manifests, stamp) = (self.manifests.trim_end_matches('/'), jiff::Timestamp::now().as_second());
+        let mut steps = Vec::new();
+        for pod in pods {
+            let Some((name, address)) = pod.split_once('=').filter(|(name, _)| !name.is_empty() && !name.contains('/'))
+            else {
+                return Err(usage(format!("{pod:?} is not NAME=ADDRESS"), "such as etcd=127.0.0.1:2379"));
+            };
+            let (there, kept) =
+                (format!("{manifests}/{name}.yaml"), format!("{manifests}.moorline-{stamp}.{name}.yaml"));
+            steps.extend([
+                json!({ "name": format!("stop-{name}"), "move": { "from": there, "to": kept } }),
+                json!({ "name": format!("{name}-stopped"), "probe": { "closed": address, "withinSeconds": 180 } }),
+                json!({ "name": format!("start-{name}"), "move": { "from": kept, "to": there } }),
+                json!({ "name": format!("{name}-answers"), "tries": 3, "probe": { "tcp": address, "withinSeconds": 300 } }),
+            ]);
+        }
+        Ok(steps)
+    }
+
+    pub fn steps(&self) -> anyhow::Result<Vec<Value>> {
         let mut steps = Vec::new();
         if self.rotate {
             let wish = json!({ "dir": self.dir, "withinDays": self.within_days, "days": self.days });
             steps.push(json!({ "name": "rotate", "rotateCertificates": wish }));
         }
+        if self.restart {
+            steps.extend(self.restarts()?);
+        }
         steps.push(json!({ "name": "report", "reportCertificates": { "dir": self.dir } }));
-        steps
+        Ok(steps)
     }
 }
 

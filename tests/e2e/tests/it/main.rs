@@ -4,6 +4,7 @@
 
 mod commands;
 mod deploy;
+mod drains;
 mod endpoint;
 mod endpoint_auto;
 mod endpoint_kept;
@@ -74,6 +75,8 @@ const SCENES: &[(&str, Scene)] = &[
     ("f01_one_context_follows_the_way_that_works", endpoint_auto::all),
     ("a_bundle_in_a_secret_outlives_hub_and_folder", endpoint_kept::all),
     ("deploy_endpoint_pods_serve_users_while_the_hub_is_away", endpoint_pods::all),
+    // It evicts what others have left on the node.
+    ("plans_empty_a_node_first_and_go_on_after_a_reboot", drains::all),
     // From here on edge2 has no API server.
     ("f40_api_server_down_is_a_502", failures::api_server_down),
     ("f04_agent_killed_is_an_error_and_it_comes_back", failures::agent_killed),
