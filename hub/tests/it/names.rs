@@ -77,7 +77,7 @@ async fn log_in(world: &World, host: &str, path: &str, user: &str, password: &st
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s08_s46_s73_a_service_has_an_origin_and_a_login_of_its_own() {
+async fn s08_s14_s15_s46_s73_a_service_has_an_origin_and_a_login_of_its_own() {
     let world = world().await;
     let agent = world.connected("edge1", Carrier::Tls).await;
     let token = world.user("anna", &[]).await;

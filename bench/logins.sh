@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# What a flood of wrong logins does to everybody else: latency of small requests through a cluster, and the hub's memory,
+# before and during 1,000 wrong logins a second from 200 addresses of this machine.
+#
+#   bench/logins.sh
+#
+# SECONDS_EACH (20), LOGINS (1000, each second). BIN: a folder with moorline, if it is built already. Everything is on
+# loopback and ends by itself. Decisions and tokens: cargo bench -p moorline-authz. Audit: cargo bench -p moorline-proxy.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd); cd "$root"
+cache=${MOORLINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/moorline}
+[ -n "${BIN:-}" ] || { cargo build --profile dist --locked -p moorline-cli; BIN=$root/target/dist; }
+PATH=$BIN:$cache/kubectl:$PATH; export PATH NO_PROXY='*'
+work=$(mktemp -d /tmp/mllogins.XXXXXX)
+pids=()
+clean() {
+  trap - EXIT
+  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+  for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
+  [ ! -d "$work/kube" ] || tests/kube/up.sh --stop --dir "$work/kube" >/dev/null || true
+  rm -rf "$work"
+}
+trap clean EXIT
+trap 'exit 130' INT TERM
+up() { local name=$1; shift; "$@" >"$work/$name.log" 2>&1 </dev/null & pids+=($!); }
+wait_for() { for _ in $(seq 300); do "$@" >/dev/null 2>&1 && return 0; sleep 0.1; done; tail -n 20 "$work"/*.log >&2; echo "bench: no answer to: $*" >&2; exit 1; }
+
+mkdir "$work/kube"
+tests/kube/up.sh --bin "$cache/kube/bin" --dir "$work/kube" --offset 170
+hub=17551; ops=17552
+up hub moorline hub --data-dir "$work/hub" --listen 127.0.0.1:$hub --ops-listen 127.0.0.1:$ops --name 127.0.0.1 --public-url https://127.0.0.1:$hub
+hub_pid=$!
+wait_for curl -sf http://127.0.0.1:$ops/readyz
+export XDG_CONFIG_HOME=$work/config
+moorline login https://127.0.0.1:$hub --user admin --ca-file "$work/hub/ca.crt" --password-stdin <"$work/hub/admin.password"
+read -r -a join <<<"$(moorline token create --cluster bench 2>/dev/null)"
+up agent moorline agent "${join[@]:2}" --state-dir "$work/agent" --kubeconfig "$work/kube/kubeconfig"
+wait_for sh -c "moorline clusters bench -o json | grep -q '\"status\": *\"True\"'"
+kubectl --kubeconfig "$work/kube/kubeconfig" create clusterrolebinding bench --clusterrole cluster-admin --user admin >/dev/null
+token=$(moorline kubeconfig bench --static | sed -n 's/^ *token: *"\{0,1\}\([^"]*\)"\{0,1\}$/\1/p')
+python3 bench/logins.py $hub "$work/hub/ca.crt" "$token" "$hub_pid" "${LOGINS:-1000}" "${SECONDS_EACH:-20}"
