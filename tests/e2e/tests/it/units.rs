@@ -9,7 +9,12 @@ use moorline_e2e::{
     root,
 };
 use serde_json::Value;
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 const SOON: Duration = Duration::from_secs(90);
 const CLUSTER: &str = "edge2-units";
@@ -66,10 +71,16 @@ impl Drop for Systemd {
         self.process.signal(9);
         let _ = self.process.wait(SOON);
         let group = fs::read_to_string(self.dir.join("cgroup")).unwrap_or_default();
-        let mut remove = Command::new("find");
-        remove.arg(group.trim()).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]);
-        // The group may be left until its last process is gone.
-        let _ = eventually("an empty group", SOON, || text(&mut remove));
+        // find says nothing of what rmdir could not remove: a group goes when its last process is gone.
+        let removed = eventually("an empty group", SOON, || {
+            let mut remove = Command::new("find");
+            text(remove.arg(group.trim()).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]))?;
+            ensure!(!Path::new(group.trim()).exists(), "{group} is left");
+            Ok(())
+        });
+        if let Err(error) = removed {
+            eprintln!("{error:#}");
+        }
     }
 }
 
