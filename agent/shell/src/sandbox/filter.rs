@@ -8,6 +8,9 @@ use std::{collections::BTreeMap, io};
 
 const ARCH: TargetArch = if cfg!(target_arch = "aarch64") { TargetArch::aarch64 } else { TargetArch::x86_64 };
 
+/// libc does not know it on every platform: its number in x86's own table, and in the one of all newer architectures.
+const KEXEC_FILE_LOAD: libc::c_long = if cfg!(target_arch = "x86_64") { 320 } else { 294 };
+
 /// Refused whatever their arguments.
 const REFUSED: &[libc::c_long] = &[
     libc::SYS_acct,
@@ -23,7 +26,7 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_fspick,
     libc::SYS_init_module,
     libc::SYS_io_uring_setup,
-    libc::SYS_kexec_file_load,
+    KEXEC_FILE_LOAD,
     libc::SYS_kexec_load,
     libc::SYS_keyctl,
     libc::SYS_mount,
