@@ -86,12 +86,14 @@ impl Link {
     }
 }
 
-/// Round trip and loss of every session, read when somebody asks for metrics and never otherwise. As many series as
+/// Round trip, loss and budgets of every session, read when somebody asks for metrics and never otherwise. As many series as
 /// sessions, which the hub bounds.
 pub(crate) struct Links {
     registry: Arc<Registry>,
     rtt: GaugeVec,
     loss: GaugeVec,
+    buffered: GaugeVec,
+    relieved: GaugeVec,
 }
 
 impl Links {
@@ -105,17 +107,28 @@ impl Links {
                 "moorline_hub_session_loss_ratio",
                 "Share of packets lost since each session began, QUIC alone",
             )?,
+            buffered: gauge(
+                "moorline_hub_session_buffered_bytes",
+                "Bytes held for the streams of each session, over TCP alone: at most 32 MiB to be read and 8 MiB to be sent",
+            )?,
+            relieved: gauge(
+                "moorline_hub_session_streams_reset_for_room",
+                "Streams of each session that were reset because nobody read them and others needed their room",
+            )?,
         })
+    }
+
+    fn all(&self) -> [&GaugeVec; 4] {
+        [&self.rtt, &self.loss, &self.buffered, &self.relieved]
     }
 }
 
 impl Collector for Links {
     fn desc(&self) -> Vec<&Desc> {
-        self.rtt.desc().into_iter().chain(self.loss.desc()).collect()
+        self.all().into_iter().flat_map(Collector::desc).collect()
     }
     fn collect(&self) -> Vec<MetricFamily> {
-        self.rtt.reset();
-        self.loss.reset();
+        self.all().into_iter().for_each(GaugeVec::reset);
         for entry in self.registry.all() {
             let link = Link::of(&entry);
             let labels = [entry.cluster.as_str(), link.agent.as_str(), link.carrier.as_str()];
@@ -123,8 +136,12 @@ impl Collector for Links {
             if let Some(packets) = link.packets {
                 self.loss.with_label_values(&labels).set(packets.lost_percent / 100.0);
             }
+            if let Some(bytes) = entry.session.buffered() {
+                self.buffered.with_label_values(&labels).set(bytes as f64);
+            }
+            self.relieved.with_label_values(&labels).set(entry.session.relieved() as f64);
         }
-        self.rtt.collect().into_iter().chain(self.loss.collect()).collect()
+        self.all().into_iter().flat_map(Collector::collect).collect()
     }
 }
 

@@ -189,6 +189,20 @@ impl Conn {
         Some((path.sent_packets, path.lost_packets))
     }
 
+    /// Bytes held: received and not read, written and not sent; `None` where the library keeps that for itself.
+    pub fn buffered(&self) -> Option<usize> {
+        let Self::Mux(mux) = self else { return None };
+        Some(mux.stats().buffered)
+    }
+
+    /// Streams that were reset because nobody read them and others needed their room.
+    pub fn relieved(&self) -> u64 {
+        match self {
+            Self::Quic(quic) => quic.flow.relieved(),
+            Self::Mux(mux) => mux.stats().relieved,
+        }
+    }
+
     pub fn rtt(&self) -> Duration {
         match self {
             Self::Quic(quic) => quic.conn.rtt(),

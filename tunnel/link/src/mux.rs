@@ -44,6 +44,8 @@ pub struct MuxStats {
     pub bytes_out: u64,
     /// Bytes held: received and not read, or written and not sent.
     pub buffered: usize,
+    /// Streams that were reset because nobody read them and others needed their room.
+    pub relieved: u64,
     /// The newest measured round trip. Zero: none yet.
     pub rtt: Duration,
 }

@@ -246,6 +246,15 @@ impl Session {
     pub fn losses(&self) -> Option<(u64, u64)> {
         self.shared.conn.losses()
     }
+    /// Bytes held for its streams: received and not read, written and not sent, at most [`Limits::session_window`] and
+    /// [`Limits::send_window`]. `None` on QUIC, whose library keeps that for itself.
+    pub fn buffered(&self) -> Option<usize> {
+        self.shared.conn.buffered()
+    }
+    /// Streams that this side has reset because nobody read them and others needed their room.
+    pub fn relieved(&self) -> u64 {
+        self.shared.conn.relieved()
+    }
     /// What the agent said of itself; `None` on the agent's side.
     pub fn hello(&self) -> Option<&Hello> {
         self.shared.hello.as_ref()

@@ -47,6 +47,7 @@ pub(crate) struct Flow {
     readers: Mutex<HashMap<u64, Weak<Receiver>>>,
     /// There is a reader where there was none.
     first: Notify,
+    relieved: AtomicU64,
 }
 
 /// What is kept of a stream that may send much.
@@ -130,6 +131,7 @@ impl Flow {
             grace: limits.stall_grace,
             readers: Mutex::default(),
             first: Notify::new(),
+            relieved: AtomicU64::new(0),
         })
     }
 
@@ -220,6 +222,11 @@ impl Flow {
         }
     }
 
+    /// Streams that were reset because nobody read them and others needed their room.
+    pub fn relieved(&self) -> u64 {
+        self.relieved.load(Ordering::Relaxed)
+    }
+
     /// Takes the reading half of a stream.
     pub fn reader(self: &Arc<Self>, recv: quinn::RecvStream) -> Arc<Receiver> {
         let id = VarInt::from(recv.id()).into_inner();
@@ -280,6 +287,7 @@ impl Flow {
             for receiver in stalled.into_iter().take(some) {
                 tracing::warn!(stream = receiver.id, "nobody reads this stream, and others need its room: it is reset");
                 receiver.stop(ResetCode::Idle);
+                self.relieved.fetch_add(1, Ordering::Relaxed);
                 locked(&self.readers).remove(&receiver.id);
             }
         }

@@ -289,6 +289,7 @@ impl Shared {
             bytes_in: state.bytes_in,
             bytes_out: state.bytes_out,
             buffered: state.mux.unread() + state.mux.queued(),
+            relieved: state.mux.relieved(),
             rtt: state.mux.rtt().unwrap_or_default(),
         }
     }

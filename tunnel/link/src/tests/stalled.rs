@@ -35,6 +35,9 @@ async fn readers_that_stand_still_are_reset_when_others_need_the_room() {
         let mut space = vec![0; 1 << 20];
         tokio::time::timeout(Duration::from_secs(20), lively.read_exact(&mut space)).await.expect("it hangs").unwrap();
         assert!(space.iter().all(|byte| *byte == 7), "{carrier}");
+        let cut = hub.relieved();
+        assert!((1..=12).contains(&cut), "{carrier}: {cut}");
+        assert!(hub.buffered().is_none_or(|held| held <= 3 << 20), "{carrier}: {:?}", hub.buffered());
         serving.abort();
     }
 }

@@ -97,6 +97,8 @@ pub struct Mux {
     pub(super) heard: Duration,
     /// Since when the carrier stands still because too much is unread.
     pub(super) full_since: Option<Duration>,
+    /// Streams that were reset to make room.
+    pub(super) relieved: u64,
     /// This side takes no new streams and opens none.
     pub(super) going_away: Option<CloseCode>,
     pub(super) go_away_due: bool,
@@ -145,6 +147,7 @@ impl Mux {
             rtt: None,
             heard: now,
             full_since: None,
+            relieved: 0,
             going_away: None,
             go_away_due: false,
             peer_going_away: None,
@@ -192,6 +195,12 @@ impl Mux {
     #[must_use]
     pub const fn queued(&self) -> usize {
         self.queued
+    }
+
+    /// Streams that were reset because nobody read them and others needed their room.
+    #[must_use]
+    pub const fn relieved(&self) -> u64 {
+        self.relieved
     }
 
     /// The newest round trip.
@@ -295,6 +304,7 @@ impl Mux {
             let fullest = self.slots.iter().filter(|(_, s)| idle(s)).max_by_key(|(_, s)| s.recv.unread);
             let Some((key, _)) = fullest else { break };
             self.cut(key, ResetCode::Idle);
+            self.relieved += 1;
         }
         // Those that are read but slowly get as long again.
         self.full_since = (!self.can_receive()).then_some(now);
