@@ -10,7 +10,7 @@ use moorline_e2e::{binary, process::Process};
 use serde_json::{Value, json};
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -33,6 +33,7 @@ pub struct Across {
     pub agent: Process,
     /// The hub.
     pub hub: Process,
+    kubeconfig: PathBuf,
     ops: u16,
     dir: TempDir,
     _api: AbortOnDropHandle<()>,
@@ -74,12 +75,54 @@ impl Across {
         let mut command = link.inside.command(binary());
         command.args(["agent", "--name", "a1", "--carrier", carrier, "--token", &token]);
         command.args(["--hub", &format!("https://{}:{port}", link.subnet.host(1))]);
-        command.arg("--state-dir").arg(dir.path().join("agent")).arg("--kubeconfig").arg(kubeconfig);
+        command.arg("--state-dir").arg(dir.path().join("agent")).arg("--kubeconfig").arg(&kubeconfig);
         command.args(["--http-listen", &format!("127.0.0.1:{AGENT_OPS}")]);
         let agent = Process::spawn(command, &dir.path().join("agent.log"))?;
-        let scene = Self { link, admin, agent, hub, ops, dir, _api: api };
+        let scene = Self { link, admin, agent, hub, kubeconfig, ops, dir, _api: api };
         scene.answers_within(LONG).await.with_context(|| format!("{}\n{}", scene.hub.log(), scene.agent.log()))?;
         Ok(scene)
+    }
+
+    /// Runs one more agent of the cluster on the far side, which looks for the hub at `host`, and waits for nothing.
+    /// `names`: what its `/etc/hosts` says, at first and later; without it the machine's own is used.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn one_more(&self, name: &str, carrier: &str, host: &str, names: Option<&Path>) -> Result<Process> {
+        let token = self.admin.join_token().await?;
+        let mut command = match names {
+            None => self.link.inside.command(binary()),
+            Some(names) => {
+                // Its own view of two files, and nobody to ask for names but the first.
+                let nobody = self.dir.path().join("resolv.conf");
+                std::fs::write(&nobody, "")?;
+                let mut command = self.link.inside.command("unshare");
+                let script =
+                    "mount --bind \"$1\" /etc/hosts && mount --bind \"$2\" /etc/resolv.conf && shift 2 && exec \"$@\"";
+                command.args(["--mount", "sh", "-c", script, "sh"]).arg(names).arg(nobody).arg(binary());
+                command
+            }
+        };
+        command.args(["agent", "--name", name, "--carrier", carrier, "--token", &token]);
+        command.args(["--hub", &format!("https://{host}:{}", self.admin.hub.port()), "--http-listen", "127.0.0.1:0"]);
+        command.arg("--state-dir").arg(self.dir.path().join(name)).arg("--kubeconfig").arg(&self.kubeconfig);
+        Process::spawn(command, &self.dir.path().join(format!("{name}.log")))
+    }
+
+    /// Waits until the hub has a session with the agent of this name; how long that took.
+    ///
+    /// # Errors
+    /// It has none within `bound`.
+    pub async fn has_agent(&self, name: &str, bound: Duration) -> Result<Duration> {
+        let begin = Instant::now();
+        loop {
+            let agent = self.admin.look(&format!("agents/{CLUSTER}.{name}")).await;
+            if agent.as_ref().is_ok_and(|agent| agent["status"]["carrier"].is_string()) {
+                return Ok(begin.elapsed());
+            }
+            ensure!(begin.elapsed() < bound, "no session with {name} after {bound:?}: {agent:?}");
+            sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// One small request of a user; how long it took.

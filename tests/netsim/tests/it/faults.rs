@@ -43,7 +43,7 @@ pub async fn each<F: Future<Output = ()> + Send + 'static>(scene: impl Fn(&'stat
 }
 
 /// The next ticks for `long`: none is missing, none comes twice, and the longest pause between two.
-async fn follow(watch: &mut Watch, next: &mut u64, long: Duration) -> Duration {
+pub async fn follow(watch: &mut Watch, next: &mut u64, long: Duration) -> Duration {
     let (begin, mut last, mut longest) = (Instant::now(), Instant::now(), Duration::ZERO);
     while begin.elapsed() < long {
         let tick = watch.next("tick ").await.unwrap();

@@ -34,7 +34,7 @@ fn pings() {
 }
 
 #[test]
-fn opens_that_nobody_accepts() {
+fn s65_opens_that_nobody_accepts() {
     let open = |mux: &mut Mux, n: u32| {
         sent(mux);
         data(SYN, 2 * n + 1, b"hello")
@@ -72,7 +72,7 @@ fn opened_and_reset_at_once() {
 }
 
 #[test]
-fn frames_of_forgotten_streams() {
+fn s21_frames_of_forgotten_streams() {
     let mut server = mux(Role::Server);
     hear(&mut server, &data(SYN | FIN, 1, b""));
     let key = server.accept().unwrap();

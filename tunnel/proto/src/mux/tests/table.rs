@@ -136,7 +136,7 @@ impl Past {
 }
 
 #[test]
-fn every_frame_in_every_state_has_one_outcome() {
+fn z15_every_frame_in_every_state_has_one_outcome() {
     let lengths = [
         0,
         1,
@@ -194,7 +194,7 @@ fn every_frame_in_every_state_has_one_outcome() {
 }
 
 #[test]
-fn violations_are_named() {
+fn s65_violations_are_named() {
     let cases: &[(Past, Vec<u8>, Violation)] = &[
         (Past::Fresh, data(SYN, 2, b""), Violation::WrongParity { stream: 2 }),
         (Past::Open, data(SYN, 1, b""), Violation::IdReused { stream: 1 }),
