@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The long tests: every property with many more cases, a fleet of two thousand agents, the end-to-end scenes several times
-# over, and a release: built for every platform, run there (qemu, Wine), its images on the real node, and the same bytes
-# when it is built elsewhere.
+# The long tests: every property with many more cases, the decoders on bytes that nobody chose, a fleet of two thousand
+# agents, the end-to-end scenes several times over, and a release: built for every platform, run there (qemu, Wine), its
+# images on the real node, and the same bytes when it is built elsewhere.
 #
-#   tests/long.sh            CASES (20000) per property, ROUNDS (3) of the scenes
+#   tests/long.sh            CASES (20000) per property, FUZZ (300) seconds per decoder, ROUNDS (3) of the scenes
 #   tests/long.sh release    only the release
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,6 +26,7 @@ release() {
 }
 [ "${1:-}" != release ] || { release; exit 0; }
 PROPTEST_CASES=${CASES:-20000} cargo test --locked --release -p moorline-proto -p moorline-link -p moorline-authz -p moorline-proxy -p moorline-apiserver
+tests/fuzz/run.sh "${FUZZ:-300}"
 # Built for speed, and one after the other: what they print is a figure.
 cargo build --locked --release -p moorline-cli
 cargo test --locked --release -p moorline-netsim -- --ignored --nocapture --test-threads 1

@@ -5,6 +5,7 @@ use crate::{
     carrier::{Conn, Raw},
     mux::{self, MuxHandle, MuxRole},
     session::{Parts, Side},
+    websocket,
 };
 use moorline_proto::{
     control::{Hello, VERSION},
@@ -16,7 +17,8 @@ use std::{
     pin::Pin,
     task::{Context, Poll, Waker},
 };
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_tungstenite::tungstenite::protocol::Role;
 
 /// The agent's identity in [`session_pair`].
 pub const AGENT: &str = "spiffe://test/cluster/test/agent/a1";
@@ -25,6 +27,11 @@ pub const HUB: &str = "spiffe://test/hub/h1";
 
 /// A control message of a kind that nobody knows and everybody may ignore: it makes the control stream exist.
 const NOTHING: [u8; 6] = [0, 0, 0, 2, 0x7f, 0xfe];
+
+/// The byte stream of a WebSocket after its handshake, over `io`; `hub`: the hub's side of it, or the agent's. For tests.
+pub async fn websocket<IO: AsyncRead + AsyncWrite + Unpin>(io: IO, hub: bool) -> impl AsyncRead + AsyncWrite + Unpin {
+    websocket::after_handshake(io, if hub { Role::Server } else { Role::Client }).await
+}
 
 /// A hub's session and an agent's, joined in memory without TLS and with the greeting skipped. For tests.
 ///

@@ -88,7 +88,12 @@ where
 
 /// The hub's side of a connection that was upgraded.
 pub(crate) async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(io: IO) -> WebSocketBytes<IO> {
-    let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config())).await;
+    after_handshake(io, Role::Server).await
+}
+
+/// Either side of a connection that was upgraded.
+pub(crate) async fn after_handshake<IO: AsyncRead + AsyncWrite + Unpin>(io: IO, role: Role) -> WebSocketBytes<IO> {
+    let socket = WebSocketStream::from_raw_socket(io, role, Some(config())).await;
     WebSocketBytes { socket, message: Bytes::new(), empty: 0 }
 }
 
