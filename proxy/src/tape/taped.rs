@@ -97,3 +97,36 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Taped<T> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        audit::OnFailure,
+        tape::{About, Settings, Store},
+    };
+    use http::HeaderMap;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_never_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            dir: dir.path().to_owned(),
+            max_file: 1 << 20,
+            max_total: 1 << 20,
+            keep: Duration::from_secs(3600),
+            policy: OnFailure::Continue,
+        };
+        let tape = Store::open(settings, |_| {}).unwrap().begin(&About::default()).await.unwrap();
+        let answer = HeaderMap::from_iter([(http::header::UPGRADE, "websocket".parse().unwrap())]);
+        let (near, mut far) = duplex(100);
+        let mut taped = Taped::new(near, Decoder::of(&answer).unwrap(), tape);
+        taped.write_all(b"\x82\x02\x00a").await.unwrap();
+        assert!(taped.write_all(b"\xc2\x04\x00rm\n").await.is_err());
+        drop(taped);
+        let mut heard = Vec::new();
+        far.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"\x82\x02\x00a");
+    }
+}

@@ -160,7 +160,7 @@ async fn what_cannot_be_recorded_does_not_happen() {
 }
 
 #[tokio::test]
-async fn a_session_that_turns_unreadable_ends_before_the_cluster_hears_of_it() {
+async fn a_session_that_turns_unreadable_ends() {
     let scene = scene(Recording::Always, OnFailure::Continue);
     let (_, Ends { mut client, mut cluster }) = scene.exec(WEBSOCKET, SPOKEN).await;
     client.write_all(b"\xc2\x04\x00rm\n").await.unwrap(); // as if compressed
