@@ -5,25 +5,8 @@
 #   bench/api.sh
 #
 # ROUNDS (3), SECONDS_EACH (3). BIN: a folder with moorline and moorline-bench, if they are built already.
-set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd); cd "$root"
-cache=${MOORLINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/moorline}
-[ -n "${BIN:-}" ] || { cargo build --profile dist --locked -p moorline-cli -p moorline-bench; BIN=$root/target/dist; }
-PATH=$BIN:$cache/kubectl:$PATH; export PATH NO_PROXY='*'
-work=$(mktemp -d /tmp/mlapi.XXXXXX)
-pids=()
-clean() {
-  trap - EXIT
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-  for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
-  [ ! -d "$work/kube" ] || tests/kube/up.sh --stop --dir "$work/kube" >/dev/null || true
-  rm -rf "$work"
-}
-trap clean EXIT
-trap 'exit 130' INT TERM
-up() { local name=$1; shift; "$@" >"$work/$name.log" 2>&1 </dev/null & pids+=($!); }
-wait_for() { for _ in $(seq 600); do "$@" >/dev/null 2>&1 && return 0; sleep 0.1; done; tail -n 20 "$work"/*.log >&2; echo "bench: no answer to: $*" >&2; exit 1; }
-rss() { awk '/VmRSS/ { printf "%.1f MiB", $2 / 1024 }' "/proc/$1/status"; }
+. "$(dirname "$0")/lib.sh" mlapi
+binaries
 
 mkdir "$work/kube"
 tests/kube/up.sh --bin "$cache/kube/bin" --dir "$work/kube" --offset 160 | tee "$work/up.txt"

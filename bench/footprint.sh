@@ -20,7 +20,7 @@ trap clean EXIT
 "$root/tests/kube/netns.sh" up $net 88
 hub=10.231.88.1 port=18843
 # Plugins off: without an API server they would ask for it again and again, and that would be what is measured.
-echo 'plugins: {rbac: {enabled: false}, projects: {enabled: false}, health: {enabled: false}, secrets: {enabled: false}}' >"$work/hub.yaml"
+echo 'plugins: {clusters: {enabled: false}, rbac: {enabled: false}, projects: {enabled: false}, health: {enabled: false}, secrets: {enabled: false}}' >"$work/hub.yaml"
 "$full" hub --config "$work/hub.yaml" --data-dir "$work/hub" --listen "0.0.0.0:$port" --ops-listen 127.0.0.1:19843 --name $hub --name 127.0.0.1 \
   --public-url "https://$hub:$port" 2>"$work/hub.log" & pids+=($!)
 until curl -sf http://127.0.0.1:19843/readyz >/dev/null; do sleep 0.05; done

@@ -1,26 +1,14 @@
 #!/usr/bin/env bash
 # Measures the way into clusters on loopback, in one run: `moorline forward`, HTTP by path and by host name, DNS over UDP, and
 # what they hold in memory, against the same thing reached directly, by `kubectl port-forward`, and the tunnel alone. Needs root,
-# nginx, dnsmasq, wrk and python3; BIN is a folder with an optimised moorline: figures of a debug build say nothing.
+# nginx, dnsmasq, wrk and python3; BIN is a folder with an optimised moorline, if it is built already: figures of a debug build say
+# nothing.
 #
 #   BIN=target/release bench/services.sh
 #
 # ROUNDS (3), BIG=0 without the download of 10 GiB, IDLE (1000) forwards, BULK (1073741824) bytes of a download, CARRIER (quic).
-set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd); cd "$root"
-bin=$(realpath "${BIN:-target/release}"); PATH=$bin:$PATH; export PATH NO_PROXY='*'
-cache=${MOORLINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/moorline}
-work=$(mktemp -d /tmp/mlbenchs.XXXXXX); pids=()
-clean() {
-  trap - EXIT
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-  for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
-  [ ! -d "$work/kube" ] || tests/kube/up.sh --stop --dir "$work/kube" >/dev/null || true
-  rm -rf "$work"
-}
-trap clean EXIT; trap 'exit 130' INT TERM
-up() { local name=$1; shift; "$@" >"$work/$name.log" 2>&1 </dev/null & pids+=($!); }
-wait_for() { for _ in $(seq 300); do "$@" >/dev/null 2>&1 && return 0; sleep 0.1; done; tail -n 20 "$work"/*.log >&2; echo "bench: no answer to: $*" >&2; exit 1; }
+. "$(dirname "$0")/lib.sh" mlbenchs
+binaries
 
 mkdir "$work/kube"; tests/kube/up.sh --bin "$cache/kube/bin" --dir "$work/kube" --offset 170 --node
 hub=17546; ops=17547; web=17548; dns=17549

@@ -96,6 +96,8 @@ pub enum UpstreamConfig {
         /// The context. Default: its current one.
         context: Option<String>,
     },
+    /// As the text of a kubeconfig says, which stands by itself: it names no files, and nothing is read anew.
+    Given(crate::upstream::GivenKubeconfig),
     /// Where it says, by this authority. Each request brings its own credential.
     At {
         /// `https://host:port`, and a path that goes before each other.
@@ -170,7 +172,7 @@ impl Config {
         let upstream = match &self.upstream {
             UpstreamConfig::InCluster { dir } => Some(dir),
             UpstreamConfig::Kubeconfig { path, .. } => Some(path),
-            UpstreamConfig::At { .. } => None,
+            UpstreamConfig::At { .. } | UpstreamConfig::Given(_) => None,
         };
         for (path, what) in [
             (Some(&self.state_dir), "state folder"),

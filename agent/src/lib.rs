@@ -149,7 +149,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         let state = StateDir::open(&config.state_dir)?;
         let account = match &config.upstream {
             UpstreamConfig::InCluster { dir } => Some(dir.as_path()),
-            UpstreamConfig::Kubeconfig { .. } | UpstreamConfig::At { .. } => None,
+            UpstreamConfig::Kubeconfig { .. } | UpstreamConfig::Given(_) | UpstreamConfig::At { .. } => None,
         };
         let copy = config.state_secret.as_ref().map(|name| SecretCopy::new(upstream.clone(), name, account));
         let Some(key) = before(&stop, prepare(&state, copy.as_ref())).await? else { return Ok(()) };

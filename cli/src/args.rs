@@ -2,7 +2,7 @@
 
 use crate::{
     access, agent, apikey, audit, bench, can_i, clusters, delete, doctor, endpoint, forward, get, grant, group, hub,
-    kube, kubeconfig, login, plan, principals, reference, service, shell, status, text, token, user, version,
+    import, kube, kubeconfig, login, plan, principals, reference, service, shell, status, text, token, user, version,
 };
 use clap::{CommandFactory, FromArgMatches};
 use std::{path::Path, process::ExitCode};
@@ -82,6 +82,8 @@ pub enum Command {
     /// What you may do, and which rule says so
     #[command(subcommand, arg_required_else_help = true)]
     Auth(can_i::Command),
+    /// Have the hub reach a cluster by itself, with a kubeconfig and without an agent there
+    Import(import::Args),
     /// List objects of the hub's API
     Get(get::Args),
     /// Delete objects of the hub's API
@@ -188,6 +190,7 @@ async fn ask(command: Command) -> anyhow::Result<ExitCode> {
         Command::Principals(command) => principals::run(command).await,
         Command::Audit(command) => return audit::run(command).await,
         Command::Auth(command) => return can_i::run(command).await,
+        Command::Import(args) => import::run(args).await,
         Command::Get(args) => get::run(args).await,
         Command::Delete(args) => delete::run(args).await,
         Command::Kube(command) => kube::run(command).await,

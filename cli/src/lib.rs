@@ -25,6 +25,7 @@ mod grant;
 mod group;
 mod hub;
 mod hubstate;
+mod import;
 mod kube;
 mod kubeconfig;
 mod logging;

@@ -41,6 +41,9 @@ pub enum Resource {
     /// Who may reach which services, pods and hosts inside clusters
     #[value(name = "servicegrants", alias = "servicegrant")]
     ServiceGrant,
+    /// A cluster that the hub reaches with a kubeconfig
+    #[value(name = "clusterimports", alias = "clusterimport")]
+    ClusterImport,
 }
 
 impl Resource {
@@ -58,6 +61,7 @@ impl Resource {
             Self::JoinToken => "jointokens",
             Self::ClusterGrant => "clustergrants",
             Self::ServiceGrant => "servicegrants",
+            Self::ClusterImport => "clusterimports",
         }
     }
 
@@ -75,6 +79,7 @@ impl Resource {
             Self::JoinToken => "jointoken",
             Self::ClusterGrant => "clustergrant",
             Self::ServiceGrant => "servicegrant",
+            Self::ClusterImport => "clusterimport",
         }
     }
 
@@ -92,6 +97,7 @@ impl Resource {
             Self::JoinToken => "JoinToken",
             Self::ClusterGrant => "ClusterGrant",
             Self::ServiceGrant => "ServiceGrant",
+            Self::ClusterImport => "ClusterImport",
         }
     }
 

@@ -4,6 +4,7 @@ use moorline_apiserver::Spec;
 use moorline_authz::access::Recording;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 mod shares;
 
@@ -85,7 +86,8 @@ pub struct ClusterSpec {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClusterStatus {
-    /// `Connected`; with an endpoint of its own `BundleCurrent` and `EndpointReady`.
+    /// `Connected`, `AgentUpToDate` and `Ready`; with an endpoint of its own `BundleCurrent` and `EndpointReady`; while it
+    /// is removed `CleanedUp`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// Cluster agents that are connected now.
@@ -116,6 +118,17 @@ pub struct ClusterStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub kubernetes_version: Option<String>,
+    /// Its nodes, as the plugin `health` counts them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u32")]
+    pub nodes: Option<u32>,
+    /// Those that are ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u32")]
+    pub nodes_ready: Option<u32>,
+    /// What its nodes have together: `cpu`, `memory`, `pods`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub capacity: BTreeMap<String, String>,
     /// Of the newest session's agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
@@ -489,5 +502,5 @@ pub struct ServiceGrantSpec {
     /// Labels that the service or pod must carry.
     #[serde(default)]
     #[schemars(length(max = 16))]
-    pub labels: std::collections::BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
 }

@@ -5,7 +5,7 @@ use crate::{
     kinds::ClusterSpec,
     lease::Lease,
     metrics::Metrics,
-    records::{Change, Changes, Records},
+    records::{Change, Changes, RecordError, Records},
     route::CallDial,
     sessions::Registry,
 };
@@ -38,6 +38,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// A right that ends with the hub.
 const FOR_GOOD: Duration = Duration::from_secs(365 * 24 * 3600 * 10);
+
+/// What follows a plugin's name in its finalizers.
+const FINALIZER: &str = ".plugins.moorline.dev/";
 
 /// What plugins' requests are answered from.
 pub(crate) struct Backing {
@@ -142,6 +145,7 @@ pub(crate) async fn follow(mut changes: Changes<ClusterSpec>, clusters: watch::S
                 let session = cluster.status.as_ref().and_then(|status| status.connected_since.clone());
                 let facts = ClusterFacts {
                     session: session.unwrap_or_default(),
+                    leaving: cluster.metadata.deletion_timestamp.is_some(),
                     name: cluster.metadata.name.clone(),
                     uid: cluster.metadata.uid.clone(),
                     labels: cluster.metadata.labels.clone(),
@@ -156,6 +160,21 @@ pub(crate) async fn follow(mut changes: Changes<ClusterSpec>, clusters: watch::S
             Change::Gone(name) => Arc::make_mut(all).remove(&name).is_some(),
         });
     }
+}
+
+/// Takes the finalizers off clusters whose plugins do not run: nobody would ever do it, and they could not be deleted.
+pub(crate) async fn release(records: &Records, host: &Host) -> Result<(), RecordError> {
+    for mut cluster in records.list::<ClusterSpec>()? {
+        let before = cluster.metadata.finalizers.len();
+        cluster.metadata.finalizers.retain(|finalizer| {
+            let owner = finalizer.split_once(FINALIZER).map(|(plugin, _)| plugin);
+            owner.is_none_or(|owner| host.names().any(|name| name == owner))
+        });
+        if cluster.metadata.finalizers.len() < before {
+            records.update(&cluster).await?;
+        }
+    }
+    Ok(())
 }
 
 /// A caller's request to `/plugins/<name>/…`.

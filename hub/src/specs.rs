@@ -87,6 +87,14 @@ fn last_seen(object: &Value) -> Value {
     if connected { Value::from("now") } else { object.pointer("/status/lastSeen").cloned().unwrap_or(Value::Null) }
 }
 
+fn nodes(object: &Value) -> Value {
+    let count = |pointer| object.pointer(pointer).and_then(Value::as_u64);
+    match (count("/status/nodesReady"), count("/status/nodes")) {
+        (Some(ready), Some(all)) => Value::from(format!("{ready}/{all}")),
+        _ => Value::Null,
+    }
+}
+
 fn cluster() -> KindSpec {
     KindSpec::of::<ClusterSpec>()
         .name_rule(|name| name.parse::<ClusterId>().map(drop).map_err(|e| e.to_string()))
@@ -101,7 +109,12 @@ fn cluster() -> KindSpec {
         .column(Column::with("Last-Seen", last_seen).described("When the last session ended"))
         .column(Column::at("Remote", "/status/remoteAddress").wide())
         .column(Column::at("Agent-Version", "/status/agentVersion").wide())
-        .owns(&["agents", "jointokens", "nodeplans", "events"])
+        .column(Column::condition("Agent-Up-To-Date", "AgentUpToDate").wide())
+        .column(Column::condition("Ready", "Ready").wide())
+        .column(Column::with("Nodes", nodes).described("Ready, and all").wide())
+        .column(Column::at("CPU", "/status/capacity/cpu").wide())
+        .column(Column::at("Memory", "/status/capacity/memory").wide())
+        .owns(&["agents", "jointokens", "nodeplans", "events", "clusterimports"])
 }
 
 fn agent() -> KindSpec {

@@ -36,7 +36,7 @@ use arc_swap::ArcSwap;
 use moorline_apiserver::ApiServer;
 use moorline_apiserver::KindSpec;
 use moorline_link::{QuicKeys, QuicListener, tls};
-use moorline_plugin::{Host, HostError, Readiness};
+use moorline_plugin::{Home, Host, HostError, Readiness};
 use moorline_proto::id::{Role, SpiffeId};
 use moorline_proxy::{
     audit::{AuditSink, FileSink},
@@ -44,7 +44,7 @@ use moorline_proxy::{
 };
 use std::{
     io,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
     time::{Duration, SystemTime},
@@ -223,6 +223,7 @@ impl Hub {
         let server_store = store.clone();
         let records = Records::new(store, Arc::clone(&server));
         forget_sessions(&records).await?;
+        plugins::release(&records, &host).await?;
         let signing = Arc::new(Signing::open(records.clone(), &config).await.map_err(HubError::Records)?);
         let issuer = Arc::new(Issuer::new(records.clone(), Arc::clone(&signing), &config));
         let names = providers.iter().map(|provider| provider.name().to_owned()).collect();
@@ -441,6 +442,7 @@ impl Hub {
         background.spawn(renew(authority, (config.clone(), given.clone()), tls_pair, Arc::clone(&quic), kill.clone()));
         let writer_stop = CancellationToken::new();
         let writer = tokio::spawn(status.run(session_registry, records, metrics, writer_stop.clone()));
+        host.serves(Home { address: local(addr), data: dir.clone() });
         tracing::info!(%addr, ops = %ops_addr, url = config.public_url, pin = pin_text(&front.joiner.authority), "hub serves");
         Ok(Self {
             addr,
@@ -494,6 +496,16 @@ impl Hub {
         self.background.shutdown().await;
         tracing::info!("hub ended");
     }
+}
+
+/// An address where programs on this machine reach what listens at `address`.
+fn local(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
 }
 
 /// A kind that is there twice.

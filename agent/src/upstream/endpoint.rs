@@ -13,7 +13,7 @@ use std::{env, path::Path, sync::Arc};
 #[error("cannot tell how to reach the API server: {0}")]
 pub struct EndpointError(String);
 
-fn error(text: impl Into<String>) -> EndpointError {
+pub(super) fn error(text: impl Into<String>) -> EndpointError {
     EndpointError(text.into())
 }
 
@@ -62,6 +62,10 @@ impl Endpoint {
         let parts = match config {
             UpstreamConfig::InCluster { dir } => in_cluster(dir)?,
             UpstreamConfig::Kubeconfig { path, context } => kubeconfig(path, context.clone()).await?,
+            UpstreamConfig::Given(given) => {
+                let document = given.document()?;
+                of_document(document, given.context.clone(), &"the given kubeconfig").await?
+            }
             UpstreamConfig::At { server, authority } => at(server, authority)?,
         };
         Self::build(parts)
@@ -162,8 +166,17 @@ fn in_cluster(dir: &Path) -> Result<Parts, EndpointError> {
 }
 
 async fn kubeconfig(path: &Path, context: Option<String>) -> Result<Parts, EndpointError> {
-    let bad = |e: kube::config::KubeconfigError| error(format!("{}: {}", path.display(), chain(&e)));
-    let document = Kubeconfig::read_from(path).map_err(bad)?;
+    let document = Kubeconfig::read_from(path).map_err(|e| error(format!("{}: {}", path.display(), chain(&e))))?;
+    of_document(document, context, &path.display()).await
+}
+
+/// `of`: what it is called in errors.
+async fn of_document(
+    document: Kubeconfig,
+    context: Option<String>,
+    of: &(dyn std::fmt::Display + Sync),
+) -> Result<Parts, EndpointError> {
+    let bad = |e: kube::config::KubeconfigError| error(format!("{of}: {}", chain(&e)));
     let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
     let config = kube::Config::from_custom_kubeconfig(document, &options).await.map_err(bad)?;
     let auth = &config.auth_info;
@@ -177,7 +190,7 @@ async fn kubeconfig(path: &Path, context: Option<String>) -> Result<Parts, Endpo
         (config.cluster_url.scheme_str() != Some("https"), "a server that is not https"),
     ];
     if let Some((_, what)) = unsupported.iter().find(|(there, _)| *there) {
-        return Err(error(format!("{}: {what} is not supported; use a token or a client certificate", path.display())));
+        return Err(error(format!("{of}: {what} is not supported; use a token or a client certificate")));
     }
     let text = |inline: Option<&str>, from: Option<&String>, what: &str| -> Result<Option<String>, EndpointError> {
         use base64::Engine;
@@ -187,7 +200,7 @@ async fn kubeconfig(path: &Path, context: Option<String>) -> Result<Parts, Endpo
                 .ok()
                 .and_then(|bytes| String::from_utf8(bytes).ok())
                 .map(Some)
-                .ok_or_else(|| error(format!("{}: {what} is not base64 of PEM", path.display()))),
+                .ok_or_else(|| error(format!("{of}: {what} is not base64 of PEM"))),
             (None, Some(from)) => file(Path::new(from)).map(Some),
             (None, None) => Ok(None),
         }
@@ -203,10 +216,7 @@ async fn kubeconfig(path: &Path, context: Option<String>) -> Result<Parts, Endpo
         (Some(certificate), Some(key)) => Some((certificate, key)),
         (None, None) => None,
         _ => {
-            return Err(error(format!(
-                "{}: a client certificate needs its key and a key its certificate",
-                path.display()
-            )));
+            return Err(error(format!("{of}: a client certificate needs its key and a key its certificate")));
         }
     };
     let token = match (&auth.token, &auth.token_file) {
@@ -215,7 +225,7 @@ async fn kubeconfig(path: &Path, context: Option<String>) -> Result<Parts, Endpo
         (None, None) => None,
     };
     let url = &config.cluster_url;
-    let host = url.host().ok_or_else(|| error(format!("{}: the server has no host", path.display())))?;
+    let host = url.host().ok_or_else(|| error(format!("{of}: the server has no host")))?;
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     Ok(Parts {
         server_name: config.tls_server_name.clone().unwrap_or_else(|| host.clone()),

@@ -2,10 +2,12 @@
 
 mod dial;
 mod endpoint;
+mod given;
 mod pool;
 
 pub use endpoint::EndpointError;
 pub(crate) use endpoint::chain;
+pub use given::GivenKubeconfig;
 
 use crate::{UpstreamConfig, limits, metrics::Metrics};
 use bytes::Bytes;

@@ -10,7 +10,7 @@ use crate::{
     logins::Guarded,
     metrics::Metrics,
     register::{Registration, RouteFn},
-    view::RuleBook,
+    view::{Home, RuleBook},
 };
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -96,6 +96,7 @@ pub struct Host {
     plugins: Vec<Kept>,
     rules: RuleBook,
     published: watch::Receiver<Arc<Vec<HubRule>>>,
+    home: watch::Sender<Option<Arc<Home>>>,
     stop: CancellationToken,
     backend: Option<Arc<dyn Backend>>,
 }
@@ -187,7 +188,8 @@ impl Host {
                 parts: TaskTracker::new(),
             });
         }
-        Ok(Self { plugins: kept, rules, published, stop: CancellationToken::new(), backend: None })
+        let (home, stop) = (watch::Sender::default(), CancellationToken::new());
+        Ok(Self { plugins: kept, rules, published, home, stop, backend: None })
     }
 
     /// The kinds that the plugins bring.
@@ -210,6 +212,16 @@ impl Host {
         self.published.clone()
     }
 
+    /// The names of those that are switched on.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.plugins.iter().map(|kept| kept.plugin.name())
+    }
+
+    /// The hub serves.
+    pub fn serves(&self, home: Home) {
+        self.home.send_replace(Some(Arc::new(home)));
+    }
+
     /// Begins: each plugin's hub-wide half, and one for each cluster that is connected.
     pub fn start(&mut self, backend: Arc<dyn Backend>, clusters: &watch::Receiver<Arc<Clusters>>) {
         let weak = Arc::downgrade(&backend);
@@ -223,6 +235,7 @@ impl Host {
                 clusters: clusters.clone(),
                 metrics: kept.metrics.clone(),
                 rules: self.rules.clone(),
+                home: self.home.subscribe(),
                 stop: self.stop.clone(),
                 state: Arc::clone(&kept.state),
             };
@@ -288,6 +301,7 @@ struct Begin {
     clusters: watch::Receiver<Arc<Clusters>>,
     metrics: PluginMetrics,
     rules: RuleBook,
+    home: watch::Receiver<Option<Arc<Home>>>,
     stop: CancellationToken,
     state: Arc<State>,
 }
@@ -302,6 +316,7 @@ impl Begin {
             clusters: self.clusters.clone(),
             metrics: self.metrics.clone(),
             stop: self.stop.clone(),
+            home: self.home.clone(),
             rules: self.rules.clone(),
             plugin,
         };

@@ -50,7 +50,7 @@ pub use object::HubObject;
 pub use plugin::{Plugin, PluginError};
 pub use register::{Registration, RouteAnswer, RouteRequest};
 pub use select::ClusterSelector;
-pub use view::{ClusterFacts, ClusterView, Clusters, HubView};
+pub use view::{ClusterFacts, ClusterView, Clusters, Home, HubView};
 
 /// The guide's code is built and run as a test.
 #[cfg(doctest)]

@@ -53,6 +53,7 @@ mod tests {
             labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             connected: true,
             session: String::new(),
+            leaving: false,
         };
         let named = ClusterSelector { names: vec!["a".to_owned()], ..ClusterSelector::default() };
         assert!(

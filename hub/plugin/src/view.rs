@@ -3,6 +3,8 @@
 use crate::{HubRule, PluginMetrics};
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync::watch;
@@ -21,10 +23,21 @@ pub struct ClusterFacts {
     pub connected: bool,
     /// Since when its newest session is there, RFC 3339: with another session everything is asked anew.
     pub session: String,
+    /// It was deleted at the hub, and waits until what was made in it is gone: nothing is wanted there any more.
+    pub leaving: bool,
 }
 
 /// All clusters, by name.
 pub type Clusters = BTreeMap<String, Arc<ClusterFacts>>;
+
+/// Where the hub serves, and where it keeps what it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    /// Agents on this machine reach it there.
+    pub address: SocketAddr,
+    /// Its data folder.
+    pub data: PathBuf,
+}
 
 /// The hub.
 #[derive(Clone)]
@@ -37,11 +50,22 @@ pub struct HubView {
     pub metrics: PluginMetrics,
     /// Fires when the plugin has to end.
     pub stop: CancellationToken,
+    pub(crate) home: watch::Receiver<Option<Arc<Home>>>,
     pub(crate) rules: RuleBook,
     pub(crate) plugin: &'static str,
 }
 
 impl HubView {
+    /// Where the hub serves, once it does. `None`: it ends before that.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn home(&self) -> Option<Arc<Home>> {
+        let mut home = self.home.clone();
+        let known = home.wait_for(Option::is_some).await.ok()?;
+        known.clone()
+    }
+
     /// Says what users may do in the hub's API because of this plugin, in place of what it said before. Only adds to
     /// what the hub permits, and is forgotten when the plugin is switched off.
     pub fn publish_rules(&self, rules: Vec<HubRule>) {

@@ -134,7 +134,8 @@ impl Board {
             }
         };
         let make = |inputs: &T, clusters: &crate::Clusters| {
-            clusters.get(&cluster.name).map(|facts| Arc::new(desired(inputs, facts)))
+            let wish = |facts: &Arc<ClusterFacts>| if facts.leaving { Objects::new() } else { desired(inputs, facts) };
+            clusters.get(&cluster.name).map(|facts| Arc::new(wish(facts)))
         };
         let begun = make(&first, &clusters.borrow_and_update()).unwrap_or_default();
         let _listed = Listed(self, &cluster.name);
@@ -172,12 +173,20 @@ impl Board {
                 "clusters",
             );
             let api: Api<DynamicObject> = Api::all_with(hub.client.clone(), &kind);
-            while reports.changed().await.is_ok() {
+            let (mut all, mut leaving) = (hub.clusters.clone(), false);
+            loop {
+                tokio::select! {
+                    changed = reports.changed() => if changed.is_err() { return Ok(()) },
+                    left = all.wait_for(|all| all.get(&cluster.name).is_some_and(|facts| facts.leaving)), if !leaving => {
+                        leaving = left.is_ok();
+                    }
+                }
                 let now = reports.borrow_and_update().clone();
-                set_condition(&api, &cluster.name, as_condition(condition, &now)).await?;
-                tokio::time::sleep(limits::TELL).await;
+                if now != Report::default() {
+                    set_condition(&api, &cluster.name, as_condition(condition, &now, leaving)).await?;
+                    tokio::time::sleep(limits::TELL).await;
+                }
             }
-            Ok::<(), PluginError>(())
         };
         tokio::select! {
             ended = mirror => ended,
@@ -187,12 +196,18 @@ impl Board {
     }
 }
 
-fn as_condition(r#type: &str, report: &Report) -> Condition {
+/// What a condition of a mirror's says for its reason when it is let in no more, and has left something there.
+pub const SHUT_OUT: &str = "ShutOut";
+/// What a condition of a mirror's says for its reason once nothing of it is left in a cluster that is being removed.
+pub const REMOVED: &str = "Removed";
+
+fn as_condition(r#type: &str, report: &Report, leaving: bool) -> Condition {
     let drift = match &report.last_drift {
         Some(key) => format!("; put right {} times what others changed, last {key}", report.drifted),
         None => String::new(),
     };
     let (holds, reason, message) = match (&report.trouble, report.failed.iter().next()) {
+        (Some(why), _) if why.contains("edge policy") && 0 < report.synced => (false, SHUT_OUT, why.clone()),
         (Some(why), _) if why.contains("edge policy") => (false, "NotAllowed", why.clone()),
         (Some(why), _) => (false, "CannotWatch", why.clone()),
         (None, Some((key, why))) => (
@@ -204,7 +219,34 @@ fn as_condition(r#type: &str, report: &Report) -> Condition {
                 report.failed.len() + report.synced
             ),
         ),
+        (None, None) if leaving && report.of.as_ref().is_some_and(|of| of.is_empty()) => {
+            (true, REMOVED, "nothing of it is left in the cluster".to_owned())
+        }
         (None, None) => (true, "InSync", format!("{} objects{drift}", report.synced)),
     };
     Condition::new(r#type, holds, reason, message.chars().take(MESSAGE).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    #[test]
+    fn a_cluster_that_leaves_is_clean_when_nothing_is_wanted_and_nothing_fails() {
+        let reason = |report: &Report, leaving| as_condition("X", report, leaving).reason;
+        let key = Key { kind: "Role", namespace: String::new(), name: "r".to_owned() };
+        let one: Objects = [(key.clone(), Value::Null)].into();
+        let full = Report { of: Some(Arc::new(one)), synced: 1, ..Report::default() };
+        assert_eq!(reason(&full, true), "InSync", "what it says is of the time before");
+        let empty = Report { of: Some(Arc::default()), ..Report::default() };
+        assert_eq!((reason(&empty, true).as_str(), reason(&empty, false).as_str()), (REMOVED, "InSync"));
+        let stuck = Report { failed: [(key, "no".to_owned())].into(), ..empty };
+        assert_eq!(reason(&stuck, true), "Failing");
+        let refused = |synced| Report { trouble: Some("by the edge policy".to_owned()), synced, ..Report::default() };
+        assert_eq!(
+            (reason(&refused(0), true), reason(&refused(1), true)),
+            ("NotAllowed".to_owned(), SHUT_OUT.to_owned())
+        );
+    }
 }

@@ -6,7 +6,7 @@
 mod board;
 mod plan;
 
-pub use board::{Board, Outcome, Tally};
+pub use board::{Board, Outcome, REMOVED, SHUT_OUT, Tally};
 pub use plan::{ABSENT, Key, Objects};
 
 use crate::{ClusterView, PluginError, PluginMetrics, limits};

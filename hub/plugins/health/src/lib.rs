@@ -208,7 +208,7 @@ impl Health {
         let status = ClusterHealthStatus {
             nodes: count(nodes.len()),
             nodes_ready: count(nodes.values().filter(|node| node.ready).count()),
-            allocatable: sum(nodes.values()),
+            allocatable: sum(nodes.values().map(|node| &node.allocatable)),
             pods: more + counted.items.len() as u64,
             pods_in_trouble: count(trouble.items.len()),
             warnings: warnings(events.items.iter().map(|event| &event.data)),
@@ -222,6 +222,14 @@ impl Health {
         if stored.status.as_ref() != Some(&status) {
             let patch = Patch::Merge(json!({ "status": status }));
             api.patch_status(&cluster.name, &PatchParams::default(), &patch).await?;
+        }
+        let capacity = sum(nodes.values().map(|node| &node.capacity));
+        let facts = json!({ "nodes": status.nodes, "nodesReady": status.nodes_ready, "capacity": capacity });
+        let object = clusters(hub).get_opt(&cluster.name).await?.map(|object| object.data).unwrap_or_default();
+        let told = |(name, fact): (&String, &serde_json::Value)| object["status"][name] == *fact;
+        if !facts.as_object().into_iter().flatten().all(told) {
+            let patch = Patch::Merge(json!({ "status": facts }));
+            clusters(hub).patch_status(&cluster.name, &PatchParams::default(), &patch).await?;
         }
         let (ready, all) = (status.nodes_ready, status.nodes);
         let holds = ready == all && ready > 0;

@@ -16,22 +16,26 @@ pub(crate) struct Node {
     pub ready: bool,
     /// In thousandths.
     pub allocatable: BTreeMap<String, i128>,
+    /// The same, with what the node keeps for itself.
+    pub capacity: BTreeMap<String, i128>,
 }
 
 impl Node {
     pub fn of(object: &Value) -> Self {
         let conditions = object.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
         let ready = conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
-        let amount = |name: &str| quantity::parse(object.pointer(&format!("/status/allocatable/{name}"))?.as_str()?);
-        let named = ["cpu", "memory", "pods"].into_iter().filter_map(|name| Some((name.to_owned(), amount(name)?)));
-        Self { ready, allocatable: named.collect() }
+        let amounts = |of: &str| {
+            let amount = |name: &str| quantity::parse(object.pointer(&format!("/status/{of}/{name}"))?.as_str()?);
+            ["cpu", "memory", "pods"].into_iter().filter_map(|name| Some((name.to_owned(), amount(name)?))).collect()
+        };
+        Self { ready, allocatable: amounts("allocatable"), capacity: amounts("capacity") }
     }
 }
 
 /// What all nodes have together, as text.
-pub(crate) fn sum<'a>(nodes: impl Iterator<Item = &'a Node>) -> BTreeMap<String, String> {
+pub(crate) fn sum<'a>(nodes: impl Iterator<Item = &'a BTreeMap<String, i128>>) -> BTreeMap<String, String> {
     let mut all: BTreeMap<&str, i128> = BTreeMap::new();
-    for (name, amount) in nodes.flat_map(|node| &node.allocatable) {
+    for (name, amount) in nodes.flatten() {
         *all.entry(name).or_default() += amount;
     }
     all.into_iter().map(|(name, amount)| (name.to_owned(), quantity::write(amount))).collect()
@@ -90,7 +94,7 @@ mod tests {
         };
         let all = [node("True", "1500m"), node("False", "2"), Node::of(&json!({}))];
         assert_eq!(all.iter().map(|node| node.ready).collect::<Vec<_>>(), [true, false, false]);
-        let sum = sum(all.iter());
+        let sum = sum(all.iter().map(|node| &node.allocatable));
         assert_eq!((sum["cpu"].as_str(), sum["memory"].as_str(), sum["pods"].as_str()), ("3500m", "2147483648", "220"));
         assert_eq!(sum.len(), 3);
     }

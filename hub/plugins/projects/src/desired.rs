@@ -215,6 +215,7 @@ mod tests {
             labels: BTreeMap::new(),
             connected: true,
             session: String::new(),
+            leaving: false,
         };
         desired(inputs, &facts).keys().map(ToString::to_string).collect()
     }
@@ -244,6 +245,7 @@ mod tests {
             labels: BTreeMap::new(),
             connected: true,
             session: String::new(),
+            leaving: false,
         };
         let there = desired(&all, &facts);
         assert_eq!(there.into_values().collect::<Vec<_>>(), [ABSENT]);

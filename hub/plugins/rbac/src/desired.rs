@@ -123,6 +123,7 @@ mod tests {
             labels: BTreeMap::new(),
             connected: true,
             session: String::new(),
+            leaving: false,
         }
     }
     fn only(name: &str) -> ClusterSelector {

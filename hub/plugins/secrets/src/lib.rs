@@ -247,6 +247,7 @@ mod tests {
             labels: BTreeMap::new(),
             connected: true,
             session: String::new(),
+            leaving: false,
         };
         let there = desired(&inputs, &facts("a"));
         let keys: Vec<String> = there.keys().map(ToString::to_string).collect();

@@ -2,6 +2,7 @@
 //!
 //! Run with `cargo test -p moorline-e2e`; `-- NAME` picks scenes. Needs root and what `tests/deps.sh` installs.
 
+mod clusters;
 mod commands;
 mod deploy;
 mod drains;
@@ -69,6 +70,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("plugin_health_tells_how_clusters_are", plugins::health),
     ("f35_u06_a_hub_moves_to_etcd_and_back", store::moves),
     ("plugin_secrets_follow_what_is_declared", plugins::secrets),
+    ("plugin_clusters_imports_and_cleans_up", clusters::all),
     ("a_copied_identity_is_refused", failures::copied_identity),
     ("a_clock_an_hour_off_is_named", failures::clock),
     ("endpoint_answers_as_the_hub_does_and_while_it_is_away", endpoint::all),

@@ -13,7 +13,7 @@ use std::{process::Command, time::Duration};
 const SOON: Duration = Duration::from_secs(30);
 
 /// kubectl as the hub's administrator in the hub's own API.
-struct Hub<'a>(&'a World);
+pub struct Hub<'a>(pub &'a World);
 
 impl Hub<'_> {
     fn command(&self, args: &[&str]) -> Command {
@@ -22,11 +22,11 @@ impl Hub<'_> {
         command
     }
 
-    fn k(&self, args: &[&str]) -> Result<String> {
+    pub fn k(&self, args: &[&str]) -> Result<String> {
         text(&mut self.command(args))
     }
 
-    fn apply(&self, yaml: &str) -> Result<()> {
+    pub fn apply(&self, yaml: &str) -> Result<()> {
         let output = run(&mut self.command(&["apply", "-f", "-"]), yaml.as_bytes())?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(())
@@ -38,7 +38,7 @@ impl Hub<'_> {
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
-    fn json(&self, args: &[&str]) -> Result<Value> {
+    pub fn json(&self, args: &[&str]) -> Result<Value> {
         let mut all = vec!["get"];
         all.extend(args);
         all.extend(["-o", "json"]);
@@ -46,7 +46,7 @@ impl Hub<'_> {
     }
 
     /// Status and reason of a condition of a cluster.
-    fn condition(&self, cluster: &str, r#type: &str) -> Result<(String, String, String)> {
+    pub fn condition(&self, cluster: &str, r#type: &str) -> Result<(String, String, String)> {
         let object = self.json(&["cluster", cluster])?;
         let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
         let found = conditions.iter().find(|c| c["type"] == r#type).context("no such condition")?;
