@@ -26,6 +26,10 @@ pub trait Authorizer: Send + Sync + 'static {
     fn authorize(&self, attributes: &Attributes<'_>) -> Result<(), String>;
     /// Does the caller see this object in lists and watches?
     fn visible(&self, resource: &str, object: &Value) -> bool;
+    /// Does the caller see every object of this kind? Then none of them is looked at to show a list. `false`: ask for each.
+    fn sees_all(&self, _resource: &str) -> bool {
+        false
+    }
     /// Whose requests count together against [`crate::Limits::caller_requests`].
     fn flow(&self) -> &str {
         ""
@@ -40,6 +44,9 @@ impl Authorizer for Everything {
         Ok(())
     }
     fn visible(&self, _: &str, _: &Value) -> bool {
+        true
+    }
+    fn sees_all(&self, _: &str) -> bool {
         true
     }
 }

@@ -7,6 +7,7 @@
 use crate::{
     seal::Seal,
     store::{CommitError, Expect, Order, State, StoreEvent},
+    stored::Stored,
 };
 use bytes::Bytes;
 use serde_json::Value;
@@ -38,6 +39,8 @@ pub(crate) struct Taken {
 pub(crate) struct Group {
     pub(crate) events: Vec<StoreEvent>,
     pub(crate) private: Vec<(String, Option<Bytes>)>,
+    /// The trees of what is new, until it is shown and after.
+    pub(crate) fresh: Vec<Arc<Value>>,
     pub(crate) taken: Vec<Taken>,
     /// Orders whose condition does not hold, and where their objects are then. They are told once that can be read, so
     /// that who reads and tries again does not lose again; or with the group, if what they lost against is not kept.
@@ -50,6 +53,12 @@ impl Group {
     /// How many keys it writes, at most.
     pub(crate) fn keys(&self) -> usize {
         self.events.len() + self.private.len()
+    }
+
+    /// A new object, to be looked at soon.
+    pub(crate) fn fresh(&mut self, value: Arc<Value>) -> Stored {
+        self.fresh.push(Arc::clone(&value));
+        Stored::new(value)
     }
 
     /// Notes what an order came to; its event, if it has one, is the newest.
@@ -73,7 +82,7 @@ impl Group {
         let order = |one: Taken| {
             let object = one.object.and_then(|(at, expect)| {
                 let event = events.get(at)?;
-                let value = event.value.as_ref().map(|value| Value::clone(value));
+                let value = event.value().map(|value| Value::clone(&value));
                 Some((event.key.to_string(), expect, value))
             });
             Order { batch: crate::Batch { object, private: one.private }, done: one.done }
@@ -109,7 +118,7 @@ pub(crate) enum WriteError {
 pub(crate) struct Landed {
     pub(crate) revision: u64,
     pub(crate) key: Arc<str>,
-    pub(crate) value: Option<Arc<Value>>,
+    pub(crate) after: Option<Stored>,
 }
 
 /// What one transaction brought.

@@ -64,15 +64,21 @@ impl Store {
         }
         let part = part_of(to);
         let _ = fs::remove_file(&part);
-        let moment = self.moment();
-        let info = BackupInfo { revision: moment.revision, objects: moment.events.len() };
-        {
-            let (redb, _) = Redb::open(&File(part.clone()), with).map_err(|e| e.named(&part.display().to_string()))?;
-            redb.write(&moment.events, &moment.private, Some(moment.revision))
-                .map_err(|e| io_error(&part)(io::Error::other(e.to_string())))?;
+        let made = self.copy_on(&File(part.clone()), with).and_then(|info| publish(&part, to).map(|()| info));
+        if made.is_err() {
+            // On a disk that is full, what was begun is in the way of everybody.
+            let _ = fs::remove_file(&part);
         }
-        publish(&part, to)?;
-        Ok(info)
+        made
+    }
+
+    /// Writes all that is stored at this moment to a disk that has nothing yet.
+    fn copy_on(&self, disk: &dyn Disk, with: &With) -> Result<BackupInfo, BackupError> {
+        let moment = self.moment();
+        let (redb, _) = Redb::open(disk, with).map_err(|e| e.named(&disk.name()))?;
+        redb.write(&moment.events, &moment.private, Some(moment.revision))
+            .map_err(|e| io_error(Path::new(&disk.name()))(io::Error::other(e.to_string())))?;
+        Ok(BackupInfo { revision: moment.revision, objects: moment.events.len() })
     }
 }
 
@@ -179,4 +185,91 @@ fn publish(part: &Path, to: &Path) -> Result<(), BackupError> {
         io::ErrorKind::AlreadyExists => BackupError::Exists(to.to_owned()),
         _ => io_error(to)(e),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Batch, Expect};
+    use redb::{StorageBackend, backends::InMemoryBackend};
+    use std::sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    };
+
+    /// Has room for so many more writes.
+    #[derive(Debug, Clone)]
+    struct Narrow(Arc<InMemoryBackend>, Arc<AtomicI64>);
+
+    impl Narrow {
+        fn room(&self) -> io::Result<()> {
+            if self.1.fetch_sub(1, Ordering::SeqCst) <= 0 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        }
+    }
+    impl StorageBackend for Narrow {
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.0.read(offset, out)
+        }
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.room().and_then(|()| self.0.set_len(len))
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            self.0.sync_data()
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.room().and_then(|()| self.0.write(offset, data))
+        }
+    }
+    impl Disk for Narrow {
+        fn open(&self) -> io::Result<Box<dyn StorageBackend>> {
+            Ok(Box::new(self.clone()))
+        }
+        fn name(&self) -> String {
+            "narrow".to_owned()
+        }
+    }
+
+    fn content(store: &Store) -> Vec<String> {
+        store.list("g/").1.into_iter().map(|(key, entry)| format!("{key} {} {}", entry.revision, entry.value)).collect()
+    }
+
+    #[tokio::test]
+    async fn p09_a_disk_that_is_full_in_the_middle_of_a_backup_harms_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), &Limits::default()).unwrap();
+        let put = |i: u32, text: &str| {
+            let object =
+                Some((format!("g/k/{i}"), Expect::Absent, Some(serde_json::json!({ "metadata": {}, "spec": text }))));
+            store.commit(Batch { object, private: Vec::new() })
+        };
+        for i in 0..40 {
+            put(i, &"x".repeat(2000)).await.unwrap();
+        }
+        let before = content(&store);
+        let mut fails = 0;
+        for room in 0.. {
+            let narrow = Narrow(Arc::new(InMemoryBackend::new()), Arc::new(AtomicI64::new(room)));
+            match store.copy_on(&narrow, &With::Nothing) {
+                Err(_) => fails += 1,
+                Ok(info) => {
+                    assert_eq!(info.objects, 40);
+                    break;
+                }
+            }
+            assert_eq!(content(&store), before, "the store is as it was");
+        }
+        assert!(10 < fails, "it was full at {fails} places");
+        // Nothing is left under the name, nor beside it, and the next try succeeds.
+        let to = dir.path().join("backup");
+        std::fs::create_dir(part_of(&to)).unwrap();
+        assert!(store.backup(&to).is_err() && !to.exists());
+        std::fs::remove_dir(part_of(&to)).unwrap();
+        put(40, "after").await.unwrap();
+        assert_eq!(store.backup(&to).unwrap().objects, 41);
+        assert!(!part_of(&to).exists());
+        assert_eq!(content(&Store::open(&to, &Limits::default()).unwrap()), content(&store));
+    }
 }

@@ -1,7 +1,7 @@
 //! The same door for code in this process: typed, without HTTP.
 
 use crate::{
-    ApiError, Compacted, Entry, Object, Spec, Watcher,
+    ApiError, Compacted, Object, Spec, Watcher,
     delete::{Deleted, Preconditions, Propagation},
     ops::{Ops, Part, Unknown, WriteOptions, Writer},
 };
@@ -39,13 +39,12 @@ pub struct ApiWatch<S> {
     kind: PhantomData<fn() -> S>,
 }
 
-fn typed<S: Spec>(entry: &Entry) -> Result<Object<S>, ApiError> {
-    read(&entry.value)
+fn unreadable<S: Spec>(error: serde_json::Error) -> ApiError {
+    ApiError::internal(format!("a stored {} cannot be read: {error}", S::KIND))
 }
 
 fn read<S: Spec>(value: &serde_json::Value) -> Result<Object<S>, ApiError> {
-    serde::Deserialize::deserialize(value)
-        .map_err(|e| ApiError::internal(format!("a stored {} cannot be read: {e}", S::KIND)))
+    serde::Deserialize::deserialize(value).map_err(unreadable::<S>)
 }
 
 impl<S: Spec> Api<S> {
@@ -62,11 +61,7 @@ impl<S: Spec> Api<S> {
     /// # Errors
     /// What is stored cannot be read.
     pub fn get(&self, name: &str) -> Result<Option<Object<S>>, ApiError> {
-        match self.ops.get(self.kind()?, name) {
-            Ok(entry) => typed(&entry).map(Some),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error),
-        }
+        self.ops.store.read(&self.kind()?.key(name)).transpose().map_err(unreadable::<S>)
     }
 
     /// All objects, and the revision to watch from.
@@ -74,8 +69,8 @@ impl<S: Spec> Api<S> {
     /// # Errors
     /// What is stored cannot be read.
     pub fn list(&self) -> Result<(u64, Vec<Object<S>>), ApiError> {
-        let (revision, entries) = self.ops.store.list(&self.kind()?.prefix());
-        Ok((revision, entries.iter().map(|(_, entry)| typed(entry)).collect::<Result<_, _>>()?))
+        let (revision, all) = self.ops.store.read_all(&self.kind()?.prefix());
+        Ok((revision, all.collect::<Result<_, _>>().map_err(unreadable::<S>)?))
     }
 
     /// Stores a new object; the answer has what the kind's creation hook adds for the creator alone.
@@ -146,9 +141,11 @@ impl<S: Spec> ApiWatch<S> {
     pub async fn next(&mut self) -> Option<WatchEvent<S>> {
         loop {
             let event = self.watcher.next().await.ok()??;
-            let made = match (&event.value, &event.previous) {
-                (Some(value), _) => read(value).map(|o| WatchEvent::Applied(Box::new(o))),
-                (None, Some(previous)) => typed(previous).map(|o| WatchEvent::Deleted(Box::new(o))),
+            let made = match (&event.after, event.previous()) {
+                (Some(stored), _) => serde_json::from_str(stored.text())
+                    .map(|o| WatchEvent::Applied(Box::new(o)))
+                    .map_err(unreadable::<S>),
+                (None, Some(previous)) => read(&previous.value).map(|o| WatchEvent::Deleted(Box::new(o))),
                 (None, None) => continue,
             };
             match made {

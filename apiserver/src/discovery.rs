@@ -7,11 +7,48 @@ use crate::{
 };
 use serde_json::{Map, Value, json};
 
-/// Groups with their one version, in the order of their kinds.
+/// Groups with their versions, in the order of their kinds.
 pub(crate) fn groups(kinds: &[KindSpec]) -> Vec<(&'static str, &'static str)> {
-    let mut all: Vec<_> = kinds.iter().map(|k| (k.group, k.version)).collect();
-    all.dedup();
+    let mut all = Vec::new();
+    for gv in kinds.iter().map(|k| (k.group, k.version)) {
+        if !all.contains(&gv) {
+            all.push(gv);
+        }
+    }
     all
+}
+
+/// The names of the groups, each with its versions; the one that is preferred comes first.
+fn by_name(kinds: &[KindSpec]) -> Vec<(&'static str, Vec<&'static str>)> {
+    let mut all: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (name, version) in groups(kinds) {
+        match all.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, versions)) => versions.push(version),
+            None => all.push((name, vec![version])),
+        }
+    }
+    all.iter_mut().for_each(|(_, versions)| versions.sort_by_key(|version| std::cmp::Reverse(priority(version))));
+    all
+}
+
+/// The order of <https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definition-versioning/#version-priority>:
+/// `v2`, `v1`, `v1beta2`, `v1beta1`, `v1alpha1`, anything else.
+fn priority(version: &str) -> (u8, u32, u32) {
+    let read = || {
+        let rest = version.strip_prefix('v')?;
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let (major, rest) = rest.split_at(end);
+        let major = major.parse().ok()?;
+        match rest {
+            "" => Some((3, major, 0)),
+            rest => {
+                let (rank, minor) =
+                    rest.strip_prefix("beta").map(|n| (2, n)).or(rest.strip_prefix("alpha").map(|n| (1, n)))?;
+                Some((rank, major, minor.parse().ok()?))
+            }
+        }
+    };
+    read().unwrap_or_default()
 }
 
 /// The kinds of one group and version.
@@ -19,9 +56,10 @@ pub(crate) fn of<'a>(kinds: &'a [KindSpec], gv: (&'a str, &'a str)) -> impl Iter
     kinds.iter().filter(move |k| (k.group, k.version) == gv)
 }
 
-fn group(name: &str, version: &str) -> Value {
-    let version = json!({ "groupVersion": format!("{name}/{version}"), "version": version });
-    json!({ "kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": [version], "preferredVersion": version })
+fn group(name: &str, versions: &[&str]) -> Value {
+    let version = |version| json!({ "groupVersion": format!("{name}/{version}"), "version": version });
+    let all: Vec<Value> = versions.iter().map(version).collect();
+    json!({ "kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": all, "preferredVersion": all.first() })
 }
 
 const VERBS: [&str; 8] = ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
@@ -64,7 +102,7 @@ fn resources(kinds: &[KindSpec], gv: (&str, &str)) -> Value {
 
 /// Everything at once: <https://kubernetes.io/docs/concepts/overview/kubernetes-api/#aggregated-discovery>.
 fn aggregated(kinds: &[KindSpec], version: &str) -> Value {
-    let items = groups(kinds).into_iter().map(|gv| {
+    let of_version = |gv: (&str, &str)| {
         let resources = of(kinds, gv).map(|kind| {
             let mut resource = json!({
                 "resource": kind.plural, "scope": "Cluster", "singularResource": kind.singular, "verbs": VERBS,
@@ -84,8 +122,11 @@ fn aggregated(kinds: &[KindSpec], version: &str) -> Value {
             resource["subresources"] = below.collect();
             resource
         });
-        let version = json!({ "version": gv.1, "resources": resources.collect::<Value>(), "freshness": "Current" });
-        json!({ "metadata": { "name": gv.0, "creationTimestamp": null }, "versions": [version] })
+        json!({ "version": gv.1, "resources": resources.collect::<Value>(), "freshness": "Current" })
+    };
+    let items = by_name(kinds).into_iter().map(|(name, versions)| {
+        let versions: Vec<Value> = versions.into_iter().map(|version| of_version((name, version))).collect();
+        json!({ "metadata": { "name": name, "creationTimestamp": null }, "versions": versions })
     });
     list(version, items.collect())
 }
@@ -110,7 +151,7 @@ pub(crate) fn answer(kinds: &[KindSpec], path: &str, form: Discovery) -> Option<
             json!({ "kind": "APIVersions", "versions": [], "serverAddressByClientCIDRs": [] })
         }
         (["apis"], Discovery::Legacy) => {
-            let all: Vec<Value> = groups(kinds).into_iter().map(|(g, v)| group(g, v)).collect();
+            let all: Vec<Value> = by_name(kinds).iter().map(|(name, versions)| group(name, versions)).collect();
             json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": all })
         }
         (["openapi", "v2"], Discovery::Protobuf) => {
@@ -129,7 +170,7 @@ pub(crate) fn answer(kinds: &[KindSpec], path: &str, form: Discovery) -> Option<
 fn document(kinds: &[KindSpec], path: &[&str]) -> Option<Value> {
     let known = |name: &str, version: &str| groups(kinds).into_iter().find(|gv| *gv == (name, version));
     match path {
-        ["apis", name] => groups(kinds).into_iter().find(|(g, _)| g == name).map(|(g, v)| group(g, v)),
+        ["apis", name] => by_name(kinds).iter().find(|(g, _)| g == name).map(|(g, versions)| group(g, versions)),
         ["apis", name, version] => known(name, version).map(|gv| resources(kinds, gv)),
         ["version"] => Some(version()),
         ["openapi", "v2"] => Some(openapi::v2(kinds)),
@@ -156,4 +197,16 @@ fn version() -> Value {
         "gitTreeState": "", "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "rustc",
         "platform": format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_preferred_as_kubernetes_has_it() {
+        let mut all = ["v1alpha1", "v10", "foo1", "v1beta2", "v2", "v11alpha2", "v1", "v1beta10", "v3beta1"];
+        all.sort_by_key(|version| std::cmp::Reverse(priority(version)));
+        assert_eq!(all, ["v10", "v2", "v1", "v3beta1", "v1beta10", "v1beta2", "v11alpha2", "v1alpha1", "foo1"]);
+    }
 }

@@ -3,13 +3,13 @@
 use crate::{
     backend::{Backend, Bounds, Group, Landed, Landing, News, WriteError},
     seal::{self, Part, Seal, SealError, StoreKey},
-    store::{CommitError, Entry, OpenError, State, StoreEvent},
+    store::{CommitError, Kept, OpenError, State, StoreEvent},
+    stored::Stored,
 };
 use bytes::Bytes;
 use redb::{
     BackendError, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend, TableDefinition,
 };
-use serde_json::Value;
 use std::{
     fs::OpenOptions,
     io,
@@ -27,6 +27,9 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// Of a sealed store: its own key, encrypted.
 const SEAL: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("seal");
 const WRAPPED: &str = "key";
+
+/// Bytes of the file's pages that are held in memory: those that writes go through.
+const PAGES: usize = 4 << 20;
 
 /// Of a file that was found to be damaged.
 const DAMAGED: &str = "damaged";
@@ -172,7 +175,8 @@ impl Redb {
     pub(crate) fn open(disk: &dyn Disk, with: &With) -> Result<(Self, State), LoadError> {
         let lost = Arc::new(AtomicBool::new(false));
         let witness = Witness { inner: disk.open().map_err(redb::Error::Io)?, lost: Arc::clone(&lost) };
-        let mut database = Database::builder().create_with_backend(witness)?;
+        // Everything is held in memory once; the file's pages need not be there a second time.
+        let mut database = Database::builder().set_cache_size(PAGES).create_with_backend(witness)?;
         verify(&mut database)?;
         let (state, seal) = load(&database, with)?;
         Ok((Self { database, lost, seal }, state))
@@ -200,7 +204,7 @@ impl Redb {
         {
             let mut objects = write.open_table(OBJECTS)?;
             for event in events {
-                match &event.value {
+                match &event.after {
                     Some(_) => {
                         let value = seal::kept(seal, Part::Objects, &event.key, event.text().as_bytes());
                         objects.insert(&*event.key, &*value.map_err(failed)?)?;
@@ -282,7 +286,7 @@ impl Backend for OnDisk {
             return Err(WriteError::Stopped(CommitError::Failed(why)));
         }
         self.redb = Some(redb);
-        let landed = |e: &StoreEvent| Landed { revision: e.revision, key: Arc::clone(&e.key), value: e.value.clone() };
+        let landed = |e: &StoreEvent| Landed { revision: e.revision, key: Arc::clone(&e.key), after: e.after.clone() };
         let events = if written { doubtful.events.iter().map(landed).collect() } else { Vec::new() };
         // Records move no revision, so they are taken as they are found.
         let private = doubtful.private.iter().map(|(key, _)| (key.clone(), found.private.get(key).cloned())).collect();
@@ -340,11 +344,9 @@ fn load(database: &Database, with: &With) -> Result<(State, Option<Arc<Seal>>), 
     for row in read.open_table(OBJECTS)?.iter()? {
         let (key, value) = row?;
         let text = seal::read(seal.as_deref(), Part::Objects, key.value(), value.value()).map_err(sealed)?;
-        let size = text.len();
-        let value: Value = serde_json::from_slice(&text)
-            .map_err(|e| redb::Error::Corrupted(format!("object {}: {e}", key.value())))?;
-        let revision = revision_of(&value);
-        state.objects.insert(key.value().into(), Entry { revision, value: Arc::new(value), size });
+        let (stored, revision) =
+            Stored::read(&text).map_err(|e| redb::Error::Corrupted(format!("object {}: {e}", key.value())))?;
+        state.objects.insert(key.value().into(), Kept { revision, stored });
     }
     for row in read.open_table(PRIVATE)?.iter()? {
         let (key, value) = row?;
@@ -384,8 +386,4 @@ fn begin(write: &redb::WriteTransaction, with: &With) -> Result<Option<Arc<Seal>
         _ => {}
     }
     Ok(seal)
-}
-
-pub(crate) fn revision_of(value: &Value) -> u64 {
-    value.pointer("/metadata/resourceVersion").and_then(Value::as_str).and_then(|v| v.parse().ok()).unwrap_or(0)
 }

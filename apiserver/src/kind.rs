@@ -126,6 +126,8 @@ pub struct KindSpec {
     pub(crate) owns: &'static [&'static str],
     pub(crate) scale: Option<Scale>,
     pub(crate) categories: &'static [&'static str],
+    /// Further versions.
+    pub(crate) views: Vec<Arc<crate::versions::View>>,
     /// The schema of a whole object.
     pub(crate) whole: Arc<Value>,
 }
@@ -168,6 +170,7 @@ impl KindSpec {
             owns: &[],
             scale: None,
             categories: &[],
+            views: Vec::new(),
         }
     }
 

@@ -54,8 +54,10 @@ mod server;
 mod shape;
 mod status;
 mod store;
+mod stored;
 mod table;
 mod validate;
+mod versions;
 mod watch;
 mod writer;
 
@@ -77,3 +79,4 @@ pub use select::{LabelSelector, SelectorError};
 pub use server::ApiServer;
 pub use status::{ApiError, Cause};
 pub use store::{Batch, CommitError, Compacted, Entry, Expect, OpenError, Store, StoreEvent, Watcher};
+pub use versions::Convert;

@@ -14,6 +14,8 @@ pub struct Limits {
     pub body_time: Duration,
     /// Events the store keeps for watchers. A watcher that falls further behind gets 410 and lists again.
     pub history: usize,
+    /// Objects that are kept as trees besides as texts: those of the newest events, at which watchers look now.
+    pub fresh: usize,
     /// Bytes of objects, as text, that those events may keep: large objects that change often shorten the history.
     pub history_bytes: usize,
     /// Writes waiting for the writer thread; further writers wait for a place.
@@ -51,6 +53,7 @@ impl Default for Limits {
             object: 1536 * 1024,
             body_time: Duration::from_secs(30),
             history: 10_000,
+            fresh: 256,
             history_bytes: 16 * 1024 * 1024,
             queued_writes: 1024,
             write_time: Duration::from_secs(10),

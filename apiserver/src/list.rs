@@ -6,12 +6,14 @@ use crate::{
     negotiate::{Form, Reply, Syntax, render},
     ops::name_of,
     request::{Call, revision},
+    store::Kept,
+    stored::Stored,
     table::table,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::StatusCode;
 use serde_json::{Value, json};
-use std::{fmt::Write as _, sync::Arc};
+use std::{ops::Deref, sync::Arc};
 
 /// Where a list goes on.
 struct Continue {
@@ -45,7 +47,7 @@ const EXPIRED: &str = "The provided continue parameter is too old to display a c
 struct Found {
     at: u64,
     after: String,
-    objects: Vec<Arc<Value>>,
+    objects: Vec<(Arc<str>, Stored)>,
 }
 
 /// How `resourceVersion` is meant.
@@ -116,25 +118,31 @@ impl ApiServer {
         let limit = call.number("limit")?.filter(|n| 0 < *n);
         let limit = limit.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
         let Found { at, after, objects } = self.found(call)?;
-        let mut chosen = objects.into_iter().filter(|object| {
-            *name_of(object) > *after && selects(object) && authorizer.visible(call.kind.plural, object)
-        });
-        let page: Vec<Arc<Value>> = chosen.by_ref().take(limit).collect();
+        let prefix = call.kind.prefix();
+        let name = |key: &str| key.strip_prefix(&prefix).unwrap_or_default().to_owned();
+        // Where nothing depends on what is in them, none is looked at.
+        let all = call.selects_all() && authorizer.sees_all(call.kind.plural);
+        let shown = |stored: &Stored| {
+            let object = stored.value();
+            authorizer.visible(call.kind.plural, &object) && selects(&call.see(object))
+        };
+        let mut chosen = objects.into_iter().filter(|(key, stored)| *name(key) > *after && (all || shown(stored)));
+        let page: Vec<(Arc<str>, Stored)> = chosen.by_ref().take(limit).collect();
         let mut metadata = json!({ "resourceVersion": at.to_string() });
         let left = chosen.count();
         if left > 0
-            && let Some(last) = page.last()
+            && let Some((last, _)) = page.last()
         {
-            metadata["continue"] = Continue { at: Some(at), after: name_of(last).to_owned() }.write().into();
+            metadata["continue"] = Continue { at: Some(at), after: name(last) }.write().into();
             // With a selector Kubernetes does not say how many are left, for it does not know.
             if call.query.get("labelSelector").is_none() && call.query.get("fieldSelector").is_none() {
                 metadata["remainingItemCount"] = left.into();
             }
         }
-        if call.form == Form::Whole && call.syntax == Syntax::Json {
+        if call.form == Form::Whole && call.syntax == Syntax::Json && call.view.is_none() {
             return Ok(whole(call.kind, &page, &metadata));
         }
-        let mut reply = Reply::ok(list_of(call, page.iter().map(|o| &**o), metadata));
+        let mut reply = Reply::ok(list_of(call, page.iter().map(|(_, stored)| call.see(stored.value())), metadata));
         reply.syntax = call.syntax;
         Ok(reply)
     }
@@ -142,26 +150,26 @@ impl ApiServer {
     fn found(&self, call: &Call<'_>) -> Result<Found, ApiError> {
         let store = self.store();
         let prefix = call.kind.prefix();
-        let values = |all: Vec<(_, crate::Entry)>| all.into_iter().map(|(_, e)| e.value).collect();
+        let values = |all: Vec<(_, Kept)>| all.into_iter().map(|(key, kept)| (key, kept.stored)).collect();
         let token = call.query.get("continue").map(Continue::read).transpose()?;
         let wanted = wanted(call, token.is_some())?;
         if let Some(Continue { at, after }) = token {
             let Some(at) = at else {
-                let (at, all) = store.list(&prefix);
+                let (at, all) = store.kept(&prefix);
                 return Ok(Found { at, after, objects: values(all) });
             };
-            let objects = store.list_at(&prefix, at).map_err(|_| {
+            let objects = store.kept_at(&prefix, at).map_err(|_| {
                 let mut error = ApiError::expired(EXPIRED);
                 error.go_on = Some(Continue { at: None, after: after.clone() }.write());
                 error
             })?;
             return Ok(Found { at, after, objects: values(objects) });
         }
-        let (newest, all) = store.list(&prefix);
+        let (newest, all) = store.kept(&prefix);
         match wanted {
             Match::Exact(at) | Match::NotOlderThan(at) if newest < at => Err(from_the_future(at, newest)),
             Match::Exact(at) => {
-                let objects = store.list_at(&prefix, at).map_err(|_| {
+                let objects = store.kept_at(&prefix, at).map_err(|_| {
                     ApiError::expired(format!("The resourceVersion for the provided list is too old: {at}"))
                 })?;
                 Ok(Found { at, after: String::new(), objects: values(objects) })
@@ -178,36 +186,38 @@ impl ApiServer {
         dry_run: bool,
         authorizer: &dyn Authorizer,
     ) -> Result<Reply, ApiError> {
-        let kind = call.kind;
+        let kind = call.stored;
         let selects = call.selects()?;
         let mut gone = Vec::new();
         for (_, entry) in self.store().list(&kind.prefix()).1 {
-            if !selects(&entry.value) || !authorizer.visible(kind.plural, &entry.value) {
+            if !selects(&call.see(Arc::clone(&entry.value))) || !authorizer.visible(kind.plural, &entry.value) {
                 continue;
             }
             let any = Preconditions::default();
             match self.ops().delete(kind, name_of(&entry.value), &any, propagation, dry_run).await {
-                Ok(Deleted::Gone(object) | Deleted::Held(object)) => gone.push(object),
+                Ok(Deleted::Gone(object) | Deleted::Held(object)) => gone.push(call.see(Arc::new(object))),
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),
             }
         }
         let metadata = json!({ "resourceVersion": self.store().revision().to_string() });
-        Ok(Reply::ok(list_of(call, gone.iter(), metadata)))
+        Ok(Reply::ok(list_of(call, gone.into_iter(), metadata)))
     }
 }
 
-/// A list as text, written from the stored objects without a copy of them.
-fn whole(kind: &KindSpec, page: &[Arc<Value>], metadata: &Value) -> Reply {
+/// A list as text, put together from those of the stored objects.
+fn whole(kind: &KindSpec, page: &[(Arc<str>, Stored)], metadata: &Value) -> Reply {
     let mut text = format!(
         r#"{{"kind":"{}List","apiVersion":"{}","metadata":{metadata},"items":["#,
         kind.kind,
         kind.api_version()
     );
-    for (i, object) in page.iter().enumerate() {
-        let comma = if i == 0 { "" } else { "," };
-        // Writing to a text cannot fail.
-        let _ = write!(text, "{comma}{object}");
+    text.reserve(page.iter().map(|(_, stored)| stored.text().len() + 1).sum::<usize>() + 2);
+    for (i, (_, stored)) in page.iter().enumerate() {
+        if i > 0 {
+            text.push(',');
+        }
+        text.push_str(stored.text());
     }
     text.push_str("]}");
     let mut reply = Reply::ok(Value::Null);
@@ -216,13 +226,13 @@ fn whole(kind: &KindSpec, page: &[Arc<Value>], metadata: &Value) -> Reply {
     reply
 }
 
-fn list_of<'a>(call: &Call<'_>, objects: impl Iterator<Item = &'a Value>, metadata: Value) -> Value {
+fn list_of(call: &Call<'_>, objects: impl Iterator<Item = impl Deref<Target = Value>>, metadata: Value) -> Value {
     let kind = call.kind;
     let (list_kind, version) = match call.form {
         Form::Table(include) => return table(kind, objects, include, metadata),
         Form::Partial => ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1".to_owned()),
         Form::Whole => (format!("{}List", kind.kind), kind.api_version()),
     };
-    let items: Vec<Value> = objects.map(|o| render(kind, o, call.form)).collect();
+    let items: Vec<Value> = objects.map(|o| render(kind, &o, call.form)).collect();
     json!({ "kind": list_kind, "apiVersion": version, "metadata": metadata, "items": items })
 }

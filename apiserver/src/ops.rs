@@ -135,7 +135,7 @@ impl Ops {
                 (prefix, _) => {
                     generated = true;
                     let prefix: String = prefix.chars().take(GENERATED).collect();
-                    let free = |name: &String| self.store.get(&kind.key(name)).is_none();
+                    let free = |name: &String| !self.store.has(&kind.key(name));
                     let mut tries = (0..self.limits.conflict_retries).map(|_| format!("{prefix}{}", names::suffix()));
                     tries.find(free).unwrap_or(prefix)
                 }
@@ -170,7 +170,7 @@ impl Ops {
             }
             error
         };
-        if self.store.get(&kind.key(&name)).is_some() {
+        if self.store.has(&kind.key(&name)) {
             return Err(exists());
         }
         let Created { response, private } = match &kind.on_create {
@@ -390,12 +390,13 @@ pub(crate) fn unavailable(error: &CommitError) -> ApiError {
 
 /// How a watcher that selects only some objects sees a change: `ADDED`, `MODIFIED`, `DELETED`, or not at all.
 pub(crate) fn seen(event: &StoreEvent, selects: impl Fn(&Value) -> bool) -> Option<(&'static str, Arc<Value>)> {
-    let before = event.previous.as_ref().is_some_and(|e| selects(&e.value));
-    match &event.value {
-        Some(value) if selects(value) => Some((if before { "MODIFIED" } else { "ADDED" }, Arc::clone(value))),
+    let previous = event.previous();
+    let before = previous.as_ref().is_some_and(|e| selects(&e.value));
+    match event.value() {
+        Some(value) if selects(&value) => Some((if before { "MODIFIED" } else { "ADDED" }, value)),
         // Deleted, or changed so that it is no longer selected: its last state, at the revision of the change.
         _ if before => {
-            let mut last = event.previous.as_ref().map(|e| (*e.value).clone())?;
+            let mut last = previous.map(|e| (*e.value).clone())?;
             last["metadata"]["resourceVersion"] = event.revision.to_string().into();
             Some(("DELETED", Arc::new(last)))
         }

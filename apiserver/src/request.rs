@@ -7,6 +7,7 @@ use crate::{
     ops::{Part, Unknown, WriteOptions, name_of},
     patch,
     select::FieldSelector,
+    versions::View,
     watch::Selects,
 };
 use bytes::Bytes;
@@ -64,7 +65,12 @@ fn decode(text: &str) -> Result<String, ApiError> {
 
 /// A request for objects.
 pub(crate) struct Call<'a> {
+    /// As it is asked for, in that version.
     pub(crate) kind: &'a KindSpec,
+    /// As it is stored.
+    pub(crate) stored: &'a KindSpec,
+    /// Between the two, where they differ.
+    pub(crate) view: Option<&'a Arc<View>>,
     pub(crate) name: &'a str,
     pub(crate) part: Part,
     pub(crate) query: Query,
@@ -98,6 +104,24 @@ pub(crate) fn manager(query: &Query, headers: &HeaderMap) -> Result<String, ApiE
 }
 
 impl Call<'_> {
+    /// A stored object in the version that is asked for.
+    pub(crate) fn see(&self, stored: Arc<Value>) -> Arc<Value> {
+        self.view.map_or_else(|| Arc::clone(&stored), |view| Arc::new(view.see(&stored)))
+    }
+
+    /// An object as it was sent, in the version that is stored; how to write it; and what to warn of.
+    pub(crate) fn take(
+        &self,
+        sent: Value,
+        options: WriteOptions,
+        whole: bool,
+    ) -> Result<(Value, WriteOptions, Vec<String>), ApiError> {
+        let Some(view) = self.view else { return Ok((sent, options, Vec::new())) };
+        let (object, warnings) = view.take(self.stored, sent, options.unknown, whole)?;
+        // What the version does not know was said; what the other one does not is not the sender's doing.
+        Ok((object, WriteOptions { unknown: Unknown::Drop, ..options }, warnings))
+    }
+
     pub(crate) fn subresource(&self) -> &'static str {
         self.part.subresource()
     }
@@ -135,6 +159,12 @@ impl Call<'_> {
                 && labels.matches(&object["metadata"]["labels"])
                 && fields.matches(object)
         }))
+    }
+
+    /// Whether [`Call::selects`] is true of every object.
+    pub(crate) fn selects_all(&self) -> bool {
+        let none = |key| self.query.get(key).is_none_or(str::is_empty);
+        self.name.is_empty() && none("labelSelector") && none("fieldSelector")
     }
 
     pub(crate) fn number(&self, key: &str) -> Result<Option<u64>, ApiError> {

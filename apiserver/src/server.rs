@@ -12,7 +12,7 @@ use crate::{
     ops::{MODIFIED, Ops, Part, Writer, Written},
     patch::Patch,
     request::{Call, Query, Reader, manager, revision},
-    scale,
+    scale, versions,
 };
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, request::Parts};
@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone)]
 pub struct ApiServer {
     ops: Arc<Ops>,
+    /// Every version of every kind.
+    versions: Vec<KindSpec>,
     pub(crate) metrics: Metrics,
     pub(crate) watches: Arc<Semaphore>,
     pub(crate) stop: CancellationToken,
@@ -68,7 +70,8 @@ impl ApiServer {
         let metrics = Metrics::new(registry)?;
         store.observe(&metrics);
         let seats = Seats::new(&limits);
-        Ok(Self { ops: Arc::new(Ops { store, kinds, limits }), metrics, watches, stop, seats })
+        let versions = versions::all(&kinds);
+        Ok(Self { ops: Arc::new(Ops { store, kinds, limits }), versions, metrics, watches, stop, seats })
     }
 
     /// Whether a path is one of this API's.
@@ -150,19 +153,21 @@ impl ApiServer {
         B::Error: Into<BoxError>,
     {
         let _seat = self.seats.take(authorizer.flow(), parts.method != Method::GET)?;
-        if discovery::serves(&self.ops.kinds, path) {
+        if discovery::serves(&self.versions, path) {
             if parts.method != Method::GET {
                 return Err(method_not_allowed());
             }
             let form = negotiate::discovery(&parts.headers, path == "/openapi/v2")?;
-            return discovery::answer(&self.ops.kinds, path, form).map(Served::Whole).ok_or_else(not_found);
+            return discovery::answer(&self.versions, path, form).map(Served::Whole).ok_or_else(not_found);
         }
         let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         let (group, version, plural, rest) = match segments.as_slice() {
             ["apis", group, version, plural, rest @ ..] => (*group, *version, *plural, rest),
             _ => return Err(not_found()),
         };
-        let kind = self.ops.kind(plural).filter(|k| k.group == group && k.version == version).ok_or_else(not_found)?;
+        let stored = self.ops.kind(plural).filter(|k| k.group == group).ok_or_else(not_found)?;
+        let view = stored.view(version).ok_or_else(not_found)?;
+        let kind = view.map_or(stored, |view| &view.kind);
         let (name, part) = match rest {
             [] => ("", Part::Main),
             [name] if !name.is_empty() => (*name, Part::Main),
@@ -173,7 +178,7 @@ impl ApiServer {
         let query = Query::read(parts)?;
         let (form, syntax) = negotiate::objects(&parts.headers, query.get("includeObject"))?;
         let manager = manager(&query, &parts.headers)?;
-        let call = Call { kind, name, part, query, form, syntax, manager };
+        let call = Call { kind, stored, view, name, part, query, form, syntax, manager };
         let watch = call.query.is_true("watch");
         if parts.method == Method::GET && watch && part == Part::Main {
             return self.watch(&call, authorizer).map(Served::Stream);
@@ -196,7 +201,7 @@ impl ApiServer {
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: Into<BoxError>,
     {
-        let Call { kind, name, .. } = *call;
+        let Call { stored: kind, name, .. } = *call;
         match (method, name.is_empty()) {
             (&Method::GET, true) => self.list(call, authorizer),
             (&Method::GET, false) => {
@@ -206,14 +211,19 @@ impl ApiServer {
                     return Err(from_the_future(at, newest));
                 }
                 let object = self.ops.get(kind, name)?.value;
-                Ok(Reply::ok(shown(call, &object)))
+                Ok(Reply::ok(shown(call, object)))
             }
             (&Method::POST, true) => {
                 let sent = reader.object(body).await?;
-                self.permit_object(authorizer, call, "create", Some(&sent))?;
-                let options = call.write_options("CreateOptions")?;
+                if call.view.is_none() {
+                    self.permit_object(authorizer, call, "create", Some(&sent))?;
+                }
+                let (sent, options, warnings) = call.take(sent, call.write_options("CreateOptions")?, true)?;
+                if call.view.is_some() {
+                    self.permit_object(authorizer, call, "create", Some(&sent))?;
+                }
                 let written = self.ops.create(kind, sent, options, Writer::Updates(&call.manager)).await?;
-                Ok(reply(call, written))
+                Ok(reply(call, written, warnings))
             }
             (&Method::PUT, false) => {
                 self.permit(authorizer, call, "update")?;
@@ -221,9 +231,13 @@ impl ApiServer {
                 if call.part == Part::Scale {
                     sent = scale::laid_over(kind, &self.ops.get(kind, name)?.value, &sent)?;
                 }
-                let options = call.write_options("UpdateOptions")?;
+                let mut taken = (sent, call.write_options("UpdateOptions")?, Vec::new());
+                if call.part != Part::Scale {
+                    taken = call.take(taken.0, taken.1, true)?;
+                }
+                let (sent, options, warnings) = taken;
                 let written = self.ops.update(kind, name, call.part, sent, options, &call.manager).await?;
-                Ok(reply(call, written))
+                Ok(reply(call, written, warnings))
             }
             (&Method::PATCH, false) => {
                 self.permit(authorizer, call, "patch")?;
@@ -263,7 +277,7 @@ impl ApiServer {
     }
 
     async fn patch(&self, call: &Call<'_>, patch: Patch) -> Result<Reply, ApiError> {
-        let Call { kind, name, part, .. } = *call;
+        let Call { stored: kind, name, part, .. } = *call;
         let invalid = |cause| Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", &[cause]));
         if let Patch::Apply(config) = &patch {
             if call.query.get("fieldManager").is_none() {
@@ -273,9 +287,9 @@ impl ApiServer {
                 return Err(ApiError::bad_request("the scale of an object cannot be applied"));
             }
             let manager = (call.manager.as_str(), call.query.is_true("force"));
-            let options = call.write_options("PatchOptions")?;
-            let written = self.ops.apply(kind, (name, part), config, options, manager).await?;
-            return Ok(reply(call, written));
+            let (config, options, warnings) = call.take(config.clone(), call.write_options("PatchOptions")?, false)?;
+            let written = self.ops.apply(kind, (name, part), &config, options, manager).await?;
+            return Ok(reply(call, written, warnings));
         }
         if call.query.has("force") {
             return invalid(Cause::forbidden("force", "may not be specified for non-apply patch"));
@@ -284,14 +298,14 @@ impl ApiServer {
         for _ in 0..self.ops.limits.conflict_retries {
             let old = self.ops.get(kind, name)?;
             // The revision that was read stays in, so that a change in between is seen.
-            let new = if part == Part::Scale {
+            let (new, options, warnings) = if part == Part::Scale {
                 let scaled = patch.apply(&scale::of(kind, &old.value), &self.ops.limits)?;
-                scale::laid_over(kind, &old.value, &scaled)?
+                (scale::laid_over(kind, &old.value, &scaled)?, options, Vec::new())
             } else {
-                patch.apply(&old.value, &self.ops.limits)?
+                call.take(patch.apply(&call.see(old.value), &self.ops.limits)?, options, true)?
             };
             match self.ops.update(kind, name, part, new, options, &call.manager).await {
-                Ok(written) => return Ok(reply(call, written)),
+                Ok(written) => return Ok(reply(call, written, warnings)),
                 Err(error) if error.is_conflict() && !patch.names_revision() => {}
                 Err(error) => return Err(error),
             }
@@ -300,7 +314,7 @@ impl ApiServer {
     }
 
     async fn delete(&self, call: &Call<'_>, sent: &[u8], authorizer: &dyn Authorizer) -> Result<Reply, ApiError> {
-        let kind = call.kind;
+        let kind = call.stored;
         let wanted: Value = if sent.is_empty() {
             json!({})
         } else {
@@ -328,7 +342,7 @@ impl ApiServer {
             return self.delete_collection(call, propagation, dry_run, authorizer).await;
         }
         match self.ops.delete(kind, call.name, &preconditions, propagation, dry_run).await? {
-            Deleted::Held(object) => Ok(Reply::ok(render(kind, &object, call.form))),
+            Deleted::Held(object) => Ok(Reply::ok(render(call.kind, &call.see(Arc::new(object)), call.form))),
             Deleted::Gone(object) => Ok(Reply::ok(json!({
                 "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
                 "details": {
@@ -340,11 +354,15 @@ impl ApiServer {
 }
 
 /// An object as this call shows it.
-fn shown(call: &Call<'_>, object: &Value) -> Value {
-    if call.part == Part::Scale { scale::of(call.kind, object) } else { render(call.kind, object, call.form) }
+fn shown(call: &Call<'_>, object: Arc<Value>) -> Value {
+    match call.part {
+        Part::Scale => scale::of(call.stored, &object),
+        _ => render(call.kind, &call.see(object), call.form),
+    }
 }
 
-fn reply(call: &Call<'_>, written: Written) -> Reply {
+fn reply(call: &Call<'_>, written: Written, mut warnings: Vec<String>) -> Reply {
     let code = if written.made { StatusCode::CREATED } else { StatusCode::OK };
-    Reply::new(code, shown(call, &written.object)).warning(written.warnings)
+    warnings.extend(written.warnings);
+    Reply::new(code, shown(call, Arc::new(written.object))).warning(warnings)
 }

@@ -1,7 +1,7 @@
 //! A revisioned store: every change has one number, watchers see changes in that order, and nothing is acknowledged
 //! before it is on disk.
 //!
-//! All objects are held in memory; a [`Backend`] keeps them: a file of redb's, or an etcd. One thread writes: it takes what
+//! All objects are held in memory, as text; a [`Backend`] keeps them: a file of redb's, or an etcd. One thread writes: it takes what
 //! waits, checks each change against the newest state, has them kept as one transaction, and only then shows and
 //! acknowledges them.
 
@@ -11,9 +11,11 @@ use crate::{
     disk::{Disk, FORMAT, File, OnDisk, With},
     etcd::{Etcd, EtcdError, EtcdPlace},
     seal::{Seal, SealError, StoreKey},
+    stored::Stored,
     writer::Writer,
 };
 use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -104,8 +106,19 @@ pub struct Entry {
     pub revision: u64,
     /// The object.
     pub value: Arc<Value>,
-    /// Bytes of its text.
-    pub(crate) size: usize,
+}
+
+/// An object as it is kept.
+#[derive(Debug, Clone)]
+pub(crate) struct Kept {
+    pub(crate) revision: u64,
+    pub(crate) stored: Stored,
+}
+
+impl Kept {
+    fn entry(&self) -> Entry {
+        Entry { revision: self.revision, value: self.stored.value() }
+    }
 }
 
 /// One change, as watchers see it.
@@ -115,23 +128,34 @@ pub struct StoreEvent {
     pub revision: u64,
     /// The key.
     pub key: Arc<str>,
-    /// The object after it; `None`: deleted.
-    pub value: Option<Arc<Value>>,
-    /// The object before it; `None`: created.
-    pub previous: Option<Entry>,
-    /// The object after it as text, made once: for the disk, and for all that watch.
-    pub(crate) text: Arc<OnceLock<Box<str>>>,
+    pub(crate) after: Option<Stored>,
+    pub(crate) before: Option<Kept>,
 }
 
 impl StoreEvent {
+    /// The object after it; `None`: deleted.
+    pub fn value(&self) -> Option<Arc<Value>> {
+        self.after.as_ref().map(Stored::value)
+    }
+
+    /// The object before it; `None`: created.
+    pub fn previous(&self) -> Option<Entry> {
+        self.before.as_ref().map(Kept::entry)
+    }
+
+    /// Whether it made the object.
+    pub(crate) fn creates(&self) -> bool {
+        self.before.is_none()
+    }
+
     /// The object after it as text; empty: deleted.
-    pub(crate) fn text(&self) -> &str {
-        self.text.get_or_init(|| self.value.as_ref().map(|v| v.to_string().into()).unwrap_or_default())
+    pub fn text(&self) -> &str {
+        self.after.as_ref().map_or("", Stored::text)
     }
 
     /// Bytes of objects that are kept for as long as this is: before and after.
     pub(crate) fn size(&self) -> usize {
-        self.key.len() + self.text().len() + self.previous.as_ref().map_or(0, |e| e.size)
+        self.key.len() + self.text().len() + self.before.as_ref().map_or(0, |kept| kept.stored.text().len())
     }
 }
 
@@ -161,11 +185,13 @@ pub(crate) struct Order {
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) revision: u64,
-    pub(crate) objects: BTreeMap<Arc<str>, Entry>,
+    pub(crate) objects: BTreeMap<Arc<str>, Kept>,
     pub(crate) private: BTreeMap<String, Bytes>,
     pub(crate) history: VecDeque<StoreEvent>,
     /// The sum of the sizes of those.
     pub(crate) history_bytes: usize,
+    /// The newest objects as trees: whoever watches looks at them now.
+    pub(crate) fresh: VecDeque<Arc<Value>>,
     /// The newest revision whose event is no longer in the history.
     pub(crate) compacted: u64,
 }
@@ -354,7 +380,8 @@ impl Store {
 
     /// One object.
     pub fn get(&self, key: &str) -> Option<Entry> {
-        self.state().objects.get(key).cloned()
+        let kept = self.state().objects.get(key).cloned();
+        kept.map(|kept| kept.entry())
     }
 
     /// A private record.
@@ -364,19 +391,53 @@ impl Store {
 
     /// Every object under a prefix, and the revision at which that was so.
     pub fn list(&self, prefix: &str) -> (u64, Vec<(Arc<str>, Entry)>) {
+        let (revision, all) = self.kept(prefix);
+        (revision, all.into_iter().map(|(key, kept)| (key, kept.entry())).collect())
+    }
+
+    /// The same without their trees.
+    pub(crate) fn kept(&self, prefix: &str) -> (u64, Vec<(Arc<str>, Kept)>) {
         let state = self.state();
         (state.revision, under(&state.objects, prefix).map(|(k, e)| (Arc::clone(k), e.clone())).collect())
+    }
+
+    /// Those of them whose text has these words in it: only they become trees.
+    pub(crate) fn list_with(&self, prefix: &str, words: &str) -> Vec<Entry> {
+        let (_, all) = self.kept(prefix);
+        all.into_iter().filter(|(_, kept)| kept.stored.text().contains(words)).map(|(_, kept)| kept.entry()).collect()
+    }
+
+    /// Whether there is one of this key.
+    pub fn has(&self, key: &str) -> bool {
+        self.state().objects.contains_key(key)
+    }
+
+    /// Reads one object into a type, without a tree on the way; `None`: there is none.
+    ///
+    /// # Errors
+    /// It is not of that type.
+    pub fn read<T: DeserializeOwned>(&self, key: &str) -> Option<serde_json::Result<T>> {
+        let kept = self.state().objects.get(key).cloned()?;
+        Some(serde_json::from_str(kept.stored.text()))
+    }
+
+    /// The same for every object under a prefix, and the revision at which that was so.
+    pub fn read_all<T: DeserializeOwned>(
+        &self,
+        prefix: &str,
+    ) -> (u64, impl Iterator<Item = serde_json::Result<T>> + use<T>) {
+        let (revision, all) = self.kept(prefix);
+        (revision, all.into_iter().map(|(_, kept)| serde_json::from_str(kept.stored.text())))
     }
 
     /// All that is stored, private records too.
     pub(crate) fn moment(&self) -> Moment {
         let state = self.state();
-        let event = |(key, entry): (&Arc<str>, &Entry)| StoreEvent {
-            revision: entry.revision,
+        let event = |(key, kept): (&Arc<str>, &Kept)| StoreEvent {
+            revision: kept.revision,
             key: Arc::clone(key),
-            value: Some(Arc::clone(&entry.value)),
-            previous: None,
-            text: Arc::default(),
+            after: Some(kept.stored.clone()),
+            before: None,
         };
         Moment {
             revision: state.revision,
@@ -390,16 +451,21 @@ impl Store {
     /// # Errors
     /// What changed since then is no longer known.
     pub fn list_at(&self, prefix: &str, revision: u64) -> Result<Vec<(Arc<str>, Entry)>, Compacted> {
+        Ok(self.kept_at(prefix, revision)?.into_iter().map(|(key, kept)| (key, kept.entry())).collect())
+    }
+
+    /// The same without their trees.
+    pub(crate) fn kept_at(&self, prefix: &str, revision: u64) -> Result<Vec<(Arc<str>, Kept)>, Compacted> {
         let state = self.state();
         if revision < state.compacted || state.revision < revision {
             return Err(Compacted);
         }
-        let mut found: BTreeMap<Arc<str>, Entry> =
+        let mut found: BTreeMap<Arc<str>, Kept> =
             under(&state.objects, prefix).map(|(k, e)| (Arc::clone(k), e.clone())).collect();
         let newer = state.history.iter().rev().take_while(|e| revision < e.revision);
         for event in newer.filter(|e| e.key.starts_with(prefix)) {
-            match &event.previous {
-                Some(entry) => found.insert(Arc::clone(&event.key), entry.clone()),
+            match &event.before {
+                Some(kept) => found.insert(Arc::clone(&event.key), kept.clone()),
                 None => found.remove(&event.key),
             };
         }
@@ -436,10 +502,7 @@ impl Store {
     }
 }
 
-fn under<'a>(
-    objects: &'a BTreeMap<Arc<str>, Entry>,
-    prefix: &'a str,
-) -> impl Iterator<Item = (&'a Arc<str>, &'a Entry)> {
+fn under<'a>(objects: &'a BTreeMap<Arc<str>, Kept>, prefix: &'a str) -> impl Iterator<Item = (&'a Arc<str>, &'a Kept)> {
     let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
     objects.range::<str, _>(from).take_while(move |(key, _)| key.starts_with(prefix))
 }

@@ -12,9 +12,9 @@ pub(crate) enum Include {
     Object,
 }
 
-pub(crate) fn table<'a>(
+pub(crate) fn table(
     kind: &KindSpec,
-    objects: impl Iterator<Item = &'a Value>,
+    objects: impl Iterator<Item = impl std::ops::Deref<Target = Value>>,
     include: Include,
     metadata: Value,
 ) -> Value {
@@ -29,7 +29,7 @@ pub(crate) fn table<'a>(
     columns.push(json!({
         "name": "Age", "type": "string", "format": "", "priority": 0, "description": "Time since it was created",
     }));
-    let rows: Vec<Value> = objects.map(|object| row(kind, object, include)).collect();
+    let rows: Vec<Value> = objects.map(|object| row(kind, &object, include)).collect();
     json!({
         "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
         "columnDefinitions": columns, "rows": rows,

@@ -7,6 +7,8 @@ use crate::{
     negotiate::{Form, render},
     ops::seen,
     request::{Call, revision},
+    stored::Stored,
+    versions::View,
 };
 use bytes::Bytes;
 use futures_util::stream;
@@ -27,13 +29,17 @@ pub(crate) type Selects = Arc<dyn Fn(&Value) -> bool + Send + Sync>;
 
 struct Watch {
     kind: KindSpec,
+    /// Where it is not the version that is stored.
+    view: Option<Arc<View>>,
     watcher: Watcher,
+    /// Whether it selects every object.
+    all: bool,
     selects: Selects,
     authorizer: Arc<dyn Authorizer>,
     form: Form,
     bookmarks: Option<Duration>,
     /// What is sent before the first change.
-    first: VecDeque<Arc<Value>>,
+    first: VecDeque<Stored>,
     /// Whether the end of those is marked by a bookmark.
     mark_first: bool,
     until: Instant,
@@ -46,7 +52,7 @@ struct Watch {
 /// Where a watch starts.
 struct Start {
     from: u64,
-    first: VecDeque<Arc<Value>>,
+    first: VecDeque<Stored>,
     mark_first: bool,
 }
 
@@ -62,7 +68,12 @@ impl ApiServer {
         let life = call.number("timeoutSeconds")?.map_or(limits.watch_time, Duration::from_secs).min(limits.watch_time);
         let bookmarks = call.query.is_true("allowWatchBookmarks");
         let Start { from, mut first, mark_first } = self.start(call, bookmarks)?;
-        first.retain(|object| selects(object) && authorizer.visible(call.kind.plural, object));
+        if !(call.selects_all() && authorizer.sees_all(call.kind.plural)) {
+            first.retain(|stored| {
+                let object = stored.value();
+                authorizer.visible(call.kind.plural, &object) && selects(&call.see(object))
+            });
+        }
         let place = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| {
             let mut error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", "too many open watches");
             error.retry_after = Some(5);
@@ -71,7 +82,9 @@ impl ApiServer {
         let mut response = Response::new(match self.store().watch(&call.kind.prefix(), from) {
             Ok(watcher) => Watch {
                 kind: call.kind.clone(),
+                view: call.view.cloned(),
                 watcher,
+                all: call.selects_all(),
                 selects,
                 authorizer,
                 form: call.form,
@@ -125,8 +138,8 @@ impl ApiServer {
             (Some(from), None | Some(false)) => Ok(Start { from, first: VecDeque::new(), mark_first: false }),
             (None, Some(false)) => Ok(Start { from: newest, first: VecDeque::new(), mark_first: false }),
             (None, None) | (_, Some(true)) => {
-                let (from, all) = self.store().list(&call.kind.prefix());
-                let first = all.into_iter().map(|(_, e)| e.value).collect();
+                let (from, all) = self.store().kept(&call.kind.prefix());
+                let first = all.into_iter().map(|(_, kept)| kept.stored).collect();
                 Ok(Start { from, first, mark_first: initial == Some(true) && bookmarks })
             }
         }
@@ -173,12 +186,22 @@ impl Running {
     /// One change, as this watch sees it. The text of an object is made once for all watches.
     fn change(&self, event: &StoreEvent) -> Option<Bytes> {
         let watch = &self.watch;
-        let selects = |object: &Value| (watch.selects)(object) && watch.authorizer.visible(watch.kind.plural, object);
-        let (what, object) = seen(event, selects)?;
-        if watch.form == Form::Whole && what != "DELETED" {
-            return Some(line(what, event.text()));
+        let all = watch.all && watch.authorizer.sees_all(watch.kind.plural);
+        let text = watch.form == Form::Whole && watch.view.is_none();
+        if all && text && event.after.is_some() {
+            return Some(line(if event.creates() { "ADDED" } else { "MODIFIED" }, event.text()));
         }
-        Some(self.shown(what, &object))
+        let selects = |object: &Value| {
+            let selected =
+                watch.view.as_ref().map_or_else(|| (watch.selects)(object), |view| (watch.selects)(&view.see(object)));
+            selected && watch.authorizer.visible(watch.kind.plural, object)
+        };
+        let (what, object) = seen(event, selects)?;
+        match &watch.view {
+            None if text && what != "DELETED" => Some(line(what, event.text())),
+            None => Some(self.shown(what, &object)),
+            Some(view) => Some(self.shown(what, &view.see(&object))),
+        }
     }
 
     fn bookmark(&self, ends_first: bool) -> Bytes {
@@ -197,8 +220,12 @@ impl Running {
         if self.ended {
             return None;
         }
-        if let Some(object) = self.watch.first.pop_front() {
-            return Some(self.shown("ADDED", &object));
+        if let Some(stored) = self.watch.first.pop_front() {
+            return Some(match (self.watch.form, &self.watch.view) {
+                (Form::Whole, None) => line("ADDED", stored.text()),
+                (_, None) => self.shown("ADDED", &stored.value()),
+                (_, Some(view)) => self.shown("ADDED", &view.see(&stored.value())),
+            });
         }
         if std::mem::take(&mut self.watch.mark_first) {
             return Some(self.bookmark(true));

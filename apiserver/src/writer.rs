@@ -4,7 +4,7 @@
 use crate::{
     Batch, Limits,
     backend::{Backend, Group, Landed, Landing, News, WriteError},
-    store::{CommitError, Entry, Expect, Order, Shared, State, StoreEvent},
+    store::{CommitError, Expect, Kept, Order, Shared, State, StoreEvent},
 };
 use std::{
     collections::VecDeque,
@@ -22,6 +22,7 @@ pub(crate) struct Writer<B> {
     group: usize,
     history: usize,
     history_bytes: usize,
+    fresh: usize,
     retry: Duration,
     write_time: Duration,
     health: Health,
@@ -40,8 +41,18 @@ enum Health {
 
 impl<B: Backend> Writer<B> {
     pub(crate) fn new(backend: B, shared: Arc<Shared>, limits: &Limits) -> Self {
-        let Limits { group, history, history_bytes, full_retry, write_time, .. } = *limits;
-        Self { backend, shared, group, history, history_bytes, retry: full_retry, write_time, health: Health::Well }
+        let Limits { group, history, history_bytes, fresh, full_retry, write_time, .. } = *limits;
+        Self {
+            backend,
+            shared,
+            group,
+            history,
+            history_bytes,
+            fresh,
+            retry: full_retry,
+            write_time,
+            health: Health::Well,
+        }
     }
 
     /// Ends when no store's handle is left.
@@ -227,7 +238,8 @@ impl<B: Backend> Writer<B> {
                     group.private.extend(own);
                 }
                 let key = key.into();
-                let event = StoreEvent { revision, key, value, previous: current, text: Arc::default() };
+                let after = value.map(|value| group.fresh(value));
+                let event = StoreEvent { revision, key, after, before: current };
                 group.bytes += event.key.len() + event.text().len();
                 group.events.push(event);
             }
@@ -242,9 +254,9 @@ impl<B: Backend> Writer<B> {
         {
             let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
             for one in landing.events {
-                let previous = current(&group, &state, &one.key);
-                let Landed { revision, key, value } = one;
-                group.events.push(StoreEvent { revision, key, value, previous, text: Arc::default() });
+                let before = current(&group, &state, &one.key);
+                let Landed { revision, key, after } = one;
+                group.events.push(StoreEvent { revision, key, after, before });
             }
         }
         self.show(group);
@@ -268,11 +280,10 @@ impl<B: Backend> Writer<B> {
         }
         for event in group.events {
             state.revision = event.revision;
-            match &event.value {
-                Some(value) => {
-                    let size = event.text().len();
-                    let entry = Entry { revision: event.revision, value: Arc::clone(value), size };
-                    state.objects.insert(Arc::clone(&event.key), entry)
+            match &event.after {
+                Some(stored) => {
+                    let kept = Kept { revision: event.revision, stored: stored.clone() };
+                    state.objects.insert(Arc::clone(&event.key), kept)
                 }
                 None => state.objects.remove(&event.key),
             };
@@ -284,6 +295,9 @@ impl<B: Backend> Writer<B> {
                 state.compacted = oldest.revision;
             }
         }
+        state.fresh.extend(group.fresh);
+        let old = state.fresh.len().saturating_sub(self.fresh);
+        state.fresh.drain(..old);
         let revision = state.revision;
         drop(state);
         self.shared.revision.send_replace(revision);
@@ -301,9 +315,9 @@ fn tell_lost(lost: Vec<(Order, Option<u64>)>) {
 }
 
 /// An object as a group leaves it.
-fn current(group: &Group, state: &State, key: &str) -> Option<Entry> {
+fn current(group: &Group, state: &State, key: &str) -> Option<Kept> {
     match group.events.iter().rev().find(|e| *e.key == *key) {
-        Some(e) => e.value.clone().map(|value| Entry { revision: e.revision, value, size: e.text().len() }),
+        Some(e) => e.after.clone().map(|stored| Kept { revision: e.revision, stored }),
         None => state.objects.get(key).cloned(),
     }
 }

@@ -129,6 +129,11 @@ impl Authorizer for Caller {
         });
         own || shows()
     }
+
+    fn sees_all(&self, resource: &str) -> bool {
+        let asked = HubRequest { verb: "list", resource, ..HubRequest::default() };
+        self.with_facts(|facts| hub_api(facts, &asked).is_ok_and(|scope| matches!(scope, Scope::All)))
+    }
 }
 
 /// A body that ends when the caller's right does.

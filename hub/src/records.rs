@@ -8,8 +8,6 @@ use crate::{
 use bytes::Bytes;
 use moorline_apiserver::{Api, ApiError, ApiServer, Batch, Object, Spec, Store, StoreEvent, Watcher};
 use moorline_authz::{refresh::RefreshRecord, token::TokenHash};
-use serde::Deserialize;
-use serde_json::Value;
 use std::{collections::BTreeSet, marker::PhantomData, sync::Arc};
 
 /// Why an object was not read or written.
@@ -62,8 +60,8 @@ fn key<S: Spec>(name: &str) -> String {
     format!("{}{name}", prefix::<S>())
 }
 
-fn typed<S: Spec>(value: &Value) -> Result<Object<S>, RecordError> {
-    Object::deserialize(value).map_err(|e| RecordError::Failed(format!("a stored {} cannot be read: {e}", S::KIND)))
+fn typed<S: Spec>(read: serde_json::Result<Object<S>>) -> Result<Object<S>, RecordError> {
+    read.map_err(|e| RecordError::Failed(format!("a stored {} cannot be read: {e}", S::KIND)))
 }
 
 impl Records {
@@ -81,11 +79,11 @@ impl Records {
     }
 
     pub fn get<S: Spec>(&self, name: &str) -> Result<Option<Object<S>>, RecordError> {
-        self.store.get(&key::<S>(name)).map(|entry| typed(&entry.value)).transpose()
+        self.store.read(&key::<S>(name)).map(typed).transpose()
     }
 
     pub fn list<S: Spec>(&self) -> Result<Vec<Object<S>>, RecordError> {
-        self.store.list(&prefix::<S>()).1.iter().map(|(_, entry)| typed(&entry.value)).collect()
+        self.store.read_all(&prefix::<S>()).1.map(typed).collect()
     }
 
     pub async fn create<S: Spec>(&self, object: &Object<S>) -> Result<Object<S>, RecordError> {
@@ -159,7 +157,7 @@ impl Records {
     }
 
     pub fn cluster_exists(&self, name: &str) -> bool {
-        self.store.get(&key::<ClusterSpec>(name)).is_some()
+        self.store.has(&key::<ClusterSpec>(name))
     }
 
     /// Since when a cluster is not connected; `None`: it never was.
@@ -197,10 +195,10 @@ pub(crate) struct Changes<S: Spec> {
 impl<S: Spec> Changes<S> {
     /// Lists, and watches from there. What is missing of what was known is gone.
     fn begin(&mut self) {
-        let (revision, entries) = self.records.store.list(&prefix::<S>());
+        let (revision, all) = self.records.store.read_all(&prefix::<S>());
         let mut gone = std::mem::take(&mut self.known);
-        for (_, entry) in entries {
-            match typed::<S>(&entry.value) {
+        for read in all {
+            match typed::<S>(read) {
                 Ok(object) => {
                     gone.remove(&object.metadata.name);
                     self.known.insert(object.metadata.name.clone());
@@ -242,12 +240,12 @@ impl<S: Spec> Changes<S> {
     }
 
     fn change(&mut self, event: &StoreEvent) -> Option<Change<S>> {
-        let Some(value) = &event.value else {
+        if event.text().is_empty() {
             let name = event.key.strip_prefix(&prefix::<S>())?.to_owned();
             self.known.remove(&name);
             return Some(Change::Gone(name));
-        };
-        match typed::<S>(value) {
+        }
+        match typed::<S>(serde_json::from_str(event.text())) {
             Ok(object) => {
                 self.known.insert(object.metadata.name.clone());
                 Some(Change::Put(Box::new(object)))

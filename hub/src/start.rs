@@ -215,6 +215,10 @@ impl Hub {
         let api_limits = moorline_apiserver::Limits::default();
         let server = ApiServer::new(store.clone(), kinds, api_limits, registry, finish.clone());
         let server = Arc::new(server.map_err(|e| internal(&e))?);
+        let migrated = server.migrate_versions().await.map_err(|e| HubError::Records(e.to_string()))?;
+        if migrated > 0 {
+            tracing::info!(migrated, "wrote objects anew that were stored in an older version of their kind");
+        }
         let orphans = server.collect_orphans().await.map_err(|e| HubError::Records(e.to_string()))?;
         if orphans > 0 {
             tracing::info!(orphans, "removed what a deletion that was cut short had left");

@@ -32,6 +32,9 @@ use tonic_prost::ProstCodec;
 const CONNECT: Duration = Duration::from_secs(2);
 /// Longest wait for an answer. A member that has no leader answers nothing for longer.
 const ANSWER: Duration = Duration::from_secs(3);
+/// The same for a transaction, which is tried at the next member then: its mark tells if it was made after all. So a leader
+/// that froze, and a member that has no other yet, cost less than the five seconds in which a write is to be there again.
+const MADE: Duration = Duration::from_millis(1500);
 /// How often a silent connection is asked whether it lives, and how long that answer may take.
 const ALIVE: Duration = Duration::from_secs(3);
 /// Largest answer, in bytes: a page of [`PAGE`] objects of etcd's largest size.
@@ -75,7 +78,7 @@ impl Etcds {
         Ok(Grpc::new(channel.clone()).max_decoding_message_size(LARGEST))
     }
 
-    async fn unary<Q, A>(&self, path: &'static str, question: Q) -> Result<A, Status>
+    async fn unary<Q, A>(&self, path: &'static str, question: Q, within: Duration) -> Result<A, Status>
     where
         Q: Message + Default + Send + Sync + 'static,
         A: Message + Default + Send + Sync + 'static,
@@ -87,20 +90,20 @@ impl Etcds {
             client.unary(Request::new(question), PathAndQuery::from_static(path), codec).await
         };
         let late = |_| Status::unavailable("no answer in time");
-        Ok(tokio::time::timeout(ANSWER, ask).await.map_err(late)??.into_inner())
+        Ok(tokio::time::timeout(within, ask).await.map_err(late)??.into_inner())
     }
 
     pub(super) async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Status> {
-        self.unary("/etcdserverpb.KV/Range", request).await
+        self.unary("/etcdserverpb.KV/Range", request, ANSWER).await
     }
 
     pub(super) async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
-        self.unary("/etcdserverpb.KV/Txn", request).await
+        self.unary("/etcdserverpb.KV/Txn", request, MADE).await
     }
 
     pub(super) async fn compact(&self, revision: i64) -> Result<(), Status> {
         let request = pb::CompactionRequest { revision };
-        self.unary("/etcdserverpb.KV/Compact", request).await.map(|_: pb::CompactionResponse| ())
+        self.unary("/etcdserverpb.KV/Compact", request, ANSWER).await.map(|_: pb::CompactionResponse| ())
     }
 
     /// Every change of the keys from `key` to before `end`, from a revision on.

@@ -319,7 +319,7 @@ impl Etcd {
     fn operations(&self, group: &Group, head: String) -> Result<Vec<pb::RequestOp>, SealError> {
         let mut all = vec![self.put(&self.head_key(), head.into())];
         for event in &group.events {
-            all.push(match &event.value {
+            all.push(match &event.after {
                 Some(_) => self.put_object(&event.key, event.text())?,
                 None => self.delete(&self.object_key(&event.key)),
             });

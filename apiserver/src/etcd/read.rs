@@ -3,15 +3,13 @@
 use super::{CATCH_UP, Etcd, EtcdError, FORMAT, Head, OPEN, PAUSE, end_of, grpc::PAGE, pb, told, unavailable};
 use crate::{
     backend::{Landed, Landing, News, WriteError},
-    disk::revision_of,
     seal::{self, Part, SealError},
-    store::{CommitError, Entry, State},
+    store::{CommitError, Kept, State},
+    stored::Stored,
 };
 use bytes::Bytes;
-use serde_json::Value;
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
     time::Duration,
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -79,10 +77,8 @@ impl Etcd {
         };
         let mut state = State { revision: head.revision, compacted: head.revision, ..State::default() };
         for (key, value) in self.all("objects/", at).await? {
-            let size = value.len();
-            let value = self.read_object(&key, &value)?;
-            let entry = Entry { revision: revision_of(&value), value: Arc::new(value), size };
-            state.objects.insert(key.into(), entry);
+            let (stored, revision) = self.read_object(&key, &value)?;
+            state.objects.insert(key.into(), Kept { revision, stored });
         }
         for (key, value) in self.all("private/", at).await? {
             let record = self.read_private(&key, value)?;
@@ -182,16 +178,16 @@ impl Etcd {
         }
         for (revision, key) in (self.revision + 1..).zip(head.changes) {
             let value = changed.remove(&key).ok_or(ReadError::Lost)?;
-            let value = value.map(|text| self.read_object(&key, &text).map(Arc::new)).transpose()?;
-            landing.events.push(Landed { revision, key: key.into(), value });
+            let after = value.map(|text| self.read_object(&key, &text)).transpose()?.map(|(stored, _)| stored);
+            landing.events.push(Landed { revision, key: key.into(), after });
         }
         (self.head, self.seen, self.revision) = (at, at, head.revision);
         Ok(Some(landing))
     }
 
-    fn read_object(&self, key: &str, value: &[u8]) -> Result<Value, ReadError> {
+    fn read_object(&self, key: &str, value: &[u8]) -> Result<(Stored, u64), ReadError> {
         let text = seal::read(self.seal.as_deref(), Part::Objects, key, value).map_err(damaged)?;
-        serde_json::from_slice(&text).map_err(|e| ReadError::Corrupt(format!("object {key}: {e}")))
+        Stored::read(&text).map_err(|e| ReadError::Corrupt(format!("object {key}: {e}")))
     }
 
     fn read_private(&self, key: &str, value: Bytes) -> Result<Bytes, ReadError> {

@@ -78,7 +78,7 @@ async fn follow(store: Store, stop: Arc<AtomicBool>, last: Arc<std::sync::atomic
         let wait = std::time::Duration::from_millis(100);
         if let Ok(event) = timeout(wait, watcher.next()).await {
             let event = event.expect("no gap").unwrap();
-            let value = event.value.unwrap()["spec"].as_u64().unwrap();
+            let value = event.value().unwrap()["spec"].as_u64().unwrap();
             assert_eq!(seen.insert(event.revision, value), None, "a change came twice");
         }
         let newest = seen.keys().last().copied().unwrap_or(0);

@@ -15,7 +15,7 @@ async fn changes(watcher: &mut Watcher, count: usize) -> Vec<(u64, String, bool)
     let mut seen = Vec::new();
     while seen.len() < count {
         let event = next(watcher).await.unwrap();
-        seen.push((event.revision, event.key.to_string(), event.value.is_some()));
+        seen.push((event.revision, event.key.to_string(), event.value().is_some()));
     }
     seen
 }

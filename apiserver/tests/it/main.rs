@@ -10,11 +10,13 @@ mod deletions;
 mod disk;
 mod flips;
 mod forms;
+mod large;
 #[path = "../model/mod.rs"]
 mod model;
 mod objects;
 mod sealed;
 mod store;
+mod versions;
 mod watches;
 
 use bytes::Bytes;

@@ -113,7 +113,7 @@ fn same(store: &Store, model: &Model) -> Result<(), TestCaseError> {
 async fn watched(watcher: &mut Watcher, model: &mut Model) -> Result<(), TestCaseError> {
     if let Some((revision, key, value)) = model.changed.take() {
         let event = watcher.next().await.unwrap().unwrap();
-        let seen = event.value.map(|object| object["spec"].as_u64().and_then(|v| v.try_into().ok()).unwrap());
+        let seen = event.value().map(|object| object["spec"].as_u64().and_then(|v| v.try_into().ok()).unwrap());
         prop_assert_eq!((event.revision, &*event.key, seen), (revision, &*key, value));
     }
     let more = std::future::poll_fn(|context| std::task::Poll::Ready(std::pin::pin!(watcher.next()).poll(context)));

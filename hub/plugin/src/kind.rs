@@ -2,7 +2,7 @@
 //! own threads.
 
 use crate::{HubObject, guard::Guard};
-use moorline_apiserver::{Cause, Column, KindSpec, Spec};
+use moorline_apiserver::{Cause, Column, Convert, KindSpec, Spec};
 use serde::Deserialize;
 use serde_json::Value;
 use std::sync::Arc;
@@ -48,6 +48,14 @@ impl PluginKind {
     /// Field paths (`spec.cluster`) that a fieldSelector may use besides `metadata.name`.
     pub fn selectable(mut self, fields: &'static [&'static str]) -> Self {
         self.spec = self.spec.selectable(fields);
+        self
+    }
+
+    /// Serves an older version beside this one, whose [`Spec::VERSION`] is another. Objects are stored as this one; what
+    /// comes in the older is turned into it and back, in place and by functions that cannot fail: of a server-side apply
+    /// they see a part of an object alone, so they move what is there and add nothing.
+    pub fn also<Old: Spec>(mut self, to_stored: Convert, from_stored: Convert) -> Self {
+        self.spec = self.spec.also(KindSpec::of::<Old>(), to_stored, from_stored);
         self
     }
 

@@ -76,13 +76,48 @@ impl Spec for LineSpec {
     const SINGULAR: &'static str = "line";
 }
 
+/// What is served in two versions.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct BuoySpec {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub colour: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lit: Option<bool>,
+}
+
+/// The same, in its newer version.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct NewBuoySpec(pub BuoySpec);
+
+impl Spec for BuoySpec {
+    type Status = BoatStatus;
+    const GROUP: &'static str = "fleet.example";
+    const KIND: &'static str = "Buoy";
+    const PLURAL: &'static str = "buoys";
+    const SINGULAR: &'static str = "buoy";
+}
+impl Spec for NewBuoySpec {
+    type Status = BoatStatus;
+    const GROUP: &'static str = "fleet.example";
+    const VERSION: &'static str = "v1beta1";
+    const KIND: &'static str = "Buoy";
+    const PLURAL: &'static str = "buoys";
+    const SINGULAR: &'static str = "buoy";
+}
+
+/// Where all objects of the table are, those that depend on others first.
+pub const PATHS: [&str; 3] =
+    ["moorline.dev/v1alpha1/lines", "moorline.dev/v1alpha1/boats", "fleet.example/v1beta1/buoys"];
+
 pub fn kinds() -> Vec<KindSpec> {
     let boats = KindSpec::of::<BoatSpec>()
         .column(Column::at("Place", "/status/place").described("where it is"))
         .column(Column::at("Metres", "/spec/metres").typed("integer").described("how long it is").wide())
         .scale(Scale { spec: "/spec/replicas", status: "/status/replicas", selector: Some("/status/selector") })
         .owns(&["lines"]);
-    vec![boats, KindSpec::of::<LineSpec>()]
+    let buoys = KindSpec::of::<BuoySpec>().also(KindSpec::of::<NewBuoySpec>(), |_| {}, |_| {});
+    vec![boats, KindSpec::of::<LineSpec>(), buoys]
 }
 
 /// The same kinds for the real API server.
@@ -128,5 +163,18 @@ pub fn definitions() -> Vec<Value> {
         json!([age]),
         Value::Null,
     );
-    vec![boats, lines]
+    let mut buoys = definition(
+        &kinds[2],
+        json!({ "kind": "Buoy", "plural": "buoys", "singular": "buoy", "listKind": "BuoyList" }),
+        json!([age]),
+        Value::Null,
+    );
+    buoys["metadata"]["name"] = "buoys.fleet.example".into();
+    buoys["spec"]["group"] = "fleet.example".into();
+    let mut newer = buoys["spec"]["versions"][0].clone();
+    (newer["name"], newer["storage"]) = ("v1beta1".into(), false.into());
+    if let Some(versions) = buoys["spec"]["versions"].as_array_mut() {
+        versions.push(newer);
+    }
+    vec![boats, lines, buoys]
 }

@@ -47,12 +47,12 @@ impl World {
 
 /// Nothing of the rows before is left.
 fn clear(target: &dyn Target) -> Result<()> {
-    for plural in ["lines", "boats"] {
+    for all in boats::PATHS {
         let ask = |method, path: String, body: &str| {
             let headers = vec![("content-type", "application/merge-patch+json".into())];
             target.ask(&Ask { method, path, headers, body: body.into() })
         };
-        let all = format!("/apis/moorline.dev/v1alpha1/{plural}");
+        let all = format!("/apis/{all}");
         let list = ask("GET", all.clone(), "")?;
         for object in list.body["items"].as_array().context("no items")? {
             let name = object["metadata"]["name"].as_str().unwrap_or_default();

@@ -80,10 +80,10 @@ impl Real {
             })?;
             ensure!(matches!(answer.code, 201 | 409), "{}", answer.body);
         }
-        for plural in ["boats", "lines"] {
-            let path = format!("/apis/moorline.dev/v1alpha1/{plural}");
+        for all in boats::PATHS {
+            let path = format!("/apis/{all}");
             let ask = Ask { method: "GET", path, headers: Vec::new(), body: String::new() };
-            eventually(plural, Duration::from_secs(30), || {
+            eventually(all, Duration::from_secs(30), || {
                 let answer = real.ask(&ask)?;
                 ensure!(answer.code == 200, "{}", answer.body);
                 Ok(())

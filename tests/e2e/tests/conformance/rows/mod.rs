@@ -3,6 +3,7 @@
 mod deletions;
 mod input;
 mod reads;
+mod versions;
 mod writes;
 
 use crate::target::Ask;
@@ -154,7 +155,7 @@ impl Row {
 pub fn all() -> Vec<Row> {
     [writes::objects(), input::bad_input(), input::patches(), writes::applies(), deletions::deletions(), reads::lists()]
         .into_iter()
-        .chain([reads::watches(), reads::forms()])
+        .chain([reads::watches(), reads::forms(), versions::versions()])
         .flatten()
         .collect()
 }
