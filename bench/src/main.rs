@@ -5,9 +5,11 @@
 
 mod api;
 mod client;
+mod fleet;
 mod measure;
 mod origin;
 mod process;
+mod store;
 mod table;
 
 use anyhow::{Context, Result};
@@ -54,6 +56,10 @@ enum Command {
         #[arg(long)]
         target: Option<String>,
     },
+    /// Measures the hub's plugins over a large fleet of clusters that are generators.
+    Fleet(fleet::Args),
+    /// Measures the store behind the hub's API by itself: its size, its writes, its watches.
+    Store(store::Args),
     /// Measures every target of a plan and prints one table.
     Run {
         /// A JSON file: targets, processes, rounds.
@@ -78,6 +84,8 @@ fn main() -> Result<()> {
             runtime.block_on(api::fill(&read(plan)?, target.as_deref().unwrap_or_default(), objects))
         }
         Command::Api { plan, .. } => runtime.block_on(api::run(&read(plan)?)),
+        Command::Fleet(args) => runtime.block_on(fleet::run(args)),
+        Command::Store(args) => runtime.block_on(store::run(args)),
         Command::Run { plan, only } => runtime.block_on(measure::run(&read(plan)?, only.as_deref())),
     }
 }
