@@ -1,7 +1,7 @@
 //! A store of some size: what it takes to open it, after an end and after none.
 
 use crate::limits;
-use moorline_apiserver::{Batch, Expect, Limits, Store};
+use moorline_apiserver::{Batch, Expect, Store};
 use serde_json::json;
 use std::{
     path::Path,
@@ -71,48 +71,4 @@ async fn p11_a_large_store_opens_soon_after_an_end_and_after_a_kill() {
     assert_eq!(again, count);
     eprintln!("opened after a kill in {after_kill:?}, after an end in {after_end:?}");
     assert!(after_kill < SOON && after_end < SOON, "{after_kill:?} {after_end:?}");
-}
-
-/// Clusters, and nodes of each. `bench/store.sh` does it with fifty, for ten minutes.
-const CLUSTERS: usize = 1000;
-const NODES: usize = 3;
-const WATCHES: usize = 200;
-const CHANGES: u64 = 500;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn l12_two_hundred_watches_of_a_fleet_see_every_change_in_order() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(&dir.path().join("store"), &Limits::default()).unwrap();
-    let put = |key: String, expect| {
-        let value = json!({ "metadata": { "name": key }, "spec": "x".repeat(300) });
-        store.commit(Batch { object: Some((key, expect, Some(value))), private: Vec::new() })
-    };
-    let keys: Vec<String> = (0..CLUSTERS * NODES).map(|i| format!("t/nodes/{i:05}")).collect();
-    for some in keys.chunks(200) {
-        let made = some.iter().map(|key| put(key.clone(), Expect::Absent));
-        assert!(futures_util::future::join_all(made).await.iter().all(Result::is_ok));
-    }
-    let from = store.revision();
-    let mut watches = tokio::task::JoinSet::new();
-    for _ in 0..WATCHES {
-        let mut watcher = store.watch("t/nodes/", from).unwrap();
-        watches.spawn(async move {
-            for wanted in 1..=CHANGES {
-                let event = watcher.next().await.unwrap().unwrap();
-                assert_eq!(event.revision, from + wanted, "in order, without a gap");
-                assert!(event.value().is_some_and(|value| value["metadata"]["name"] == *event.key));
-            }
-        });
-    }
-    for i in 0..CHANGES {
-        let key = keys[usize::try_from(i).unwrap() * 7 % keys.len()].clone();
-        let at = store.get(&key).unwrap().revision;
-        put(key, Expect::Revision(at)).await.unwrap();
-    }
-    let seen = async {
-        while let Some(seen) = watches.join_next().await {
-            seen.unwrap();
-        }
-    };
-    tokio::time::timeout(SOON, seen).await.unwrap();
 }
