@@ -332,7 +332,7 @@ impl Default for Limits {
             bodies_of_strangers: 2048,
             body_wait: Duration::from_secs(10),
             h2_streams: 250,
-            password_checks: 4,
+            password_checks: std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 4)),
             password_queue: 64,
             password_wait: Duration::from_secs(5),
             login_burst: 10,
