@@ -14,9 +14,11 @@ const FILE_ONLY: &[(&str, &str)] = &[
         "audit",
         "When a file of the audit log is set aside, how many are kept, and what happens while it cannot be written",
     ),
+    ("lockout", "When wrong passwords lock a local user or an address out, and for how long"),
     ("logins", "The login providers beside the local users: LDAP, Active Directory, OpenID Connect, GitHub"),
     ("plugins", "The plugins that run, with the settings of each"),
     ("rateLimits", "How much one user, one address and one cluster may ask for: more gets 429"),
+    ("recordings", "Which sessions in terminals are recorded, how much is kept and for how long"),
     ("recheckLogins", "How often the login providers are asked whether users are still there"),
 ];
 
