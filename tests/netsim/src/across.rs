@@ -12,6 +12,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
@@ -258,11 +259,20 @@ fn hub_command(dir: &TempDir, link: &Link, port: u16, ops: u16) -> Command {
     command
 }
 
-/// A port that is free for TCP and UDP.
+/// Ports that the system gives to no connection on its own account (`net.ipv4.ip_local_port_range` begins at 32768): one that
+/// it gave and took back may be somebody else's before it is used.
+const PORTS: std::ops::Range<u16> = 21_000..27_000;
+
+/// A port that is free for TCP and UDP, and that nobody here was given before.
 pub(crate) fn free_port() -> Result<u16> {
-    for _ in 0..16 {
-        let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?.local_addr()?.port();
-        if UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let size = u32::from(PORTS.end - PORTS.start);
+    for _ in 0..size {
+        // Two test programs at once begin at different places.
+        let at = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % size;
+        let port = PORTS.start + u16::try_from(at)?;
+        let any = (Ipv4Addr::UNSPECIFIED, port);
+        if TcpListener::bind(any).is_ok() && UdpSocket::bind(any).is_ok() {
             return Ok(port);
         }
     }
