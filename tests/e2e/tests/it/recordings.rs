@@ -10,13 +10,14 @@ use moorline_e2e::process::{eventually, run};
 use serde_json::Value;
 use std::{process::Command, time::Duration};
 
-/// The newest recording, once it is over.
-fn newest(world: &World, before: usize) -> Result<String> {
+/// The recording that was not there before, once it is over. Two of one second stand in any order.
+fn newest(world: &World, before: &[Value]) -> Result<String> {
+    let known = |one: &Value| before.iter().any(|old| old["name"] == one["name"]);
     let mut name = String::new();
     eventually("a recording", Duration::from_secs(30), || {
         let all = list(world)?;
-        ensure!(before < all.len() && all[0]["open"] == false, "{} recordings, {before} before", all.len());
-        name = all[0]["name"].as_str().context("a name")?.to_owned();
+        let new = all.iter().find(|one| !known(one) && one["open"] == false);
+        name = new.with_context(|| format!("{} recordings", all.len()))?["name"].as_str().context("a name")?.to_owned();
         Ok(())
     })?;
     Ok(name)
@@ -48,16 +49,16 @@ pub fn all(world: &mut World) -> Result<()> {
     for way in [Way::WebSocketFirst, Way::SpdyOnly] {
         let kubectl = Kubectl { way, start: &start, beside: &beside };
         // Pipes: what kubectl prints is what was shown.
-        let count = list(world)?.len();
+        let before = list(world)?;
         let script = "echo grün; printf '\\033[1mbold\\033[0m\\n'; seq 1 20000; cat";
         let seen = run(&mut kubectl.command(&["exec", "-i", "box", "--", "sh", "-c", script])?, b"and back\n")?;
         ensure!(seen.status.success() && seen.stdout.ends_with(b"20000\nand back\n"), "{way:?}: {seen:?}");
-        let name = newest(world, count)?;
+        let name = newest(world, &before)?;
         ensure!(replayed(world, &name)? == seen.stdout, "{way:?}: other bytes than kubectl printed");
         // A terminal.
-        let count = list(world)?.len();
+        let before = list(world)?;
         let tty = kubectl.in_a_terminal(&["exec", "-it", "box", "--", "sh", "-c", "tty; echo in a terminal"])?;
-        let name = newest(world, count)?;
+        let name = newest(world, &before)?;
         let shown = replayed(world, &name)?;
         ensure!(
             tty.as_bytes().ends_with(&shown) && shown.ends_with(b"in a terminal\r\n"),
@@ -69,9 +70,9 @@ pub fn all(world: &mut World) -> Result<()> {
     let policy = world.dir.join("recorded-shells.yaml");
     std::fs::write(&policy, "apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {shells: {allow: true}}\n")?;
     let node = join(world, &["--shell-root", &root, "--policy-file", &policy.to_string_lossy()])?;
-    let count = list(world)?.len();
+    let before = list(world)?;
     let seen = run(world.hub.cli(ALICE).args(["shell", "edge1"]), b"echo from a node; exit\n")?;
-    let name = newest(world, count)?;
+    let name = newest(world, &before)?;
     let shown = replayed(world, &name)?;
     ensure!(shown == seen.stdout && String::from_utf8_lossy(&shown).contains("from a node"), "{seen:?} {shown:?}");
     drop(node);
