@@ -6,24 +6,8 @@
 #
 # SECONDS_EACH (20), LOGINS (1000, each second). BIN: a folder with moorline, if it is built already. Everything is on
 # loopback and ends by itself. Decisions and tokens: cargo bench -p moorline-authz. Audit: cargo bench -p moorline-proxy.
-set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd); cd "$root"
-cache=${MOORLINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/moorline}
-[ -n "${BIN:-}" ] || { cargo build --profile dist --locked -p moorline-cli; BIN=$root/target/dist; }
-PATH=$BIN:$cache/kubectl:$PATH; export PATH NO_PROXY='*'
-work=$(mktemp -d /tmp/mllogins.XXXXXX)
-pids=()
-clean() {
-  trap - EXIT
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-  for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
-  [ ! -d "$work/kube" ] || tests/kube/up.sh --stop --dir "$work/kube" >/dev/null || true
-  rm -rf "$work"
-}
-trap clean EXIT
-trap 'exit 130' INT TERM
-up() { local name=$1; shift; "$@" >"$work/$name.log" 2>&1 </dev/null & pids+=($!); }
-wait_for() { for _ in $(seq 300); do "$@" >/dev/null 2>&1 && return 0; sleep 0.1; done; tail -n 20 "$work"/*.log >&2; echo "bench: no answer to: $*" >&2; exit 1; }
+. "$(dirname "$0")/lib.sh" mllogins
+binaries
 
 mkdir "$work/kube"
 tests/kube/up.sh --bin "$cache/kube/bin" --dir "$work/kube" --offset 170

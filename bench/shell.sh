@@ -1,26 +1,13 @@
 #!/usr/bin/env bash
 # Measures a shell on a node on loopback, in one run: the echo of a key and ten megabytes of output through hub, tunnel and
 # sandbox, beside the raw tunnel, a bare terminal, and `kubectl exec` straight at the API server. Needs root, python3 and what
-# tests/deps.sh installs; BIN is a folder with an optimised moorline: figures of a debug build say nothing.
+# tests/deps.sh installs.
 #
-#   BIN=target/release bench/shell.sh
+#   bench/shell.sh
 #
-# KEYS (2000), ROUNDS (5), CARRIER (auto).
-set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd); cd "$root"
-bin=$(realpath "${BIN:-target/release}"); PATH=$bin:$PATH; export PATH NO_PROXY='*'
-cache=${MOORLINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/moorline}
-work=$(mktemp -d /tmp/mlbenchsh.XXXXXX); pids=()
-clean() {
-  trap - EXIT
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-  for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
-  [ ! -d "$work/kube" ] || tests/kube/up.sh --stop --dir "$work/kube" >/dev/null || true
-  rm -rf "$work"
-}
-trap clean EXIT; trap 'exit 130' INT TERM
-up() { local name=$1; shift; "$@" >"$work/$name.log" 2>&1 </dev/null & pids+=($!); }
-wait_for() { for _ in $(seq 600); do "$@" >/dev/null 2>&1 && return 0; sleep 0.1; done; tail -n 20 "$work"/*.log >&2; echo "bench: no answer to: $*" >&2; exit 1; }
+# KEYS (2000), ROUNDS (5), CARRIER (auto). BIN: a folder with moorline, if it is built already.
+. "$(dirname "$0")/lib.sh" mlbenchsh
+binaries
 
 mkdir "$work/kube"; tests/kube/up.sh --bin "$cache/kube/bin" --dir "$work/kube" --offset 176 --node
 hub=17556; ops=17557
