@@ -8,7 +8,7 @@ mod core;
 pub(crate) use self::core::{core_events, is_core_events};
 
 use crate::{
-    kinds::{API_VERSION, ClusterSpec, GROUP, VERSION},
+    kinds::{ClusterSpec, GROUP, VERSION},
     records::{RecordError, Records},
     status::time,
 };
@@ -187,9 +187,6 @@ fn is_old(event: &EventSpec, now: jiff::Timestamp) -> bool {
     let Ok(last) = event.last_time.parse::<jiff::Timestamp>() else { return true };
     KEPT.as_secs_f64() < now.duration_since(last).as_secs_f64()
 }
-
-/// `moorline.dev/v1alpha1`, for the core view.
-const ABOUT_VERSION: &str = API_VERSION;
 
 #[cfg(test)]
 mod tests {

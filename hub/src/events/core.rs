@@ -1,6 +1,6 @@
 //! The same events as Kubernetes' own clients look for them: `kubectl describe` asks for core/v1, whatever it describes.
 
-use super::ABOUT_VERSION;
+use crate::kinds::API_VERSION;
 use serde_json::{Value, json};
 use url::form_urlencoded;
 
@@ -50,7 +50,7 @@ fn core_event(event: &Value) -> Value {
             "creationTimestamp": metadata["creationTimestamp"], "namespace": "default",
         },
         "involvedObject": {
-            "apiVersion": ABOUT_VERSION, "kind": about["kind"], "name": about["name"], "uid": about["uid"],
+            "apiVersion": API_VERSION, "kind": about["kind"], "name": about["name"], "uid": about["uid"],
         },
         "type": spec["type"], "reason": spec["reason"], "message": spec["message"], "count": spec["count"],
         "firstTimestamp": spec["firstTime"], "lastTimestamp": spec["lastTime"],
