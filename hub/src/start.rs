@@ -1,10 +1,16 @@
 //! Puts the parts together, and takes them apart in order.
 
+mod certificate;
+mod error;
+mod port;
+
+pub use error::HubError;
+
 use crate::{
     access,
     alive::{Alive, Part},
-    bootstrap::{BootstrapError, bootstrap},
-    config::{Config, ConfigError},
+    bootstrap::bootstrap,
+    config::Config,
     direct::{Bundles, Delivery},
     directory::Directory,
     files, follow,
@@ -14,17 +20,17 @@ use crate::{
     issue::Issuer,
     join::Joiner,
     link::Links,
-    listener::{Port, TlsPair, serve_quic},
+    listener::{Port, serve_quic},
     login::{Configured, Logins},
     metrics::Metrics,
     nodes::Keeper,
     ops::{self, Health},
-    pki::{Authority, CaError, HUB_LIFE},
+    pki::Authority,
     plans,
     plugins::{self, Backing},
     quota::Quotas,
     rate::RateLimit,
-    records::{RecordError, Records},
+    records::Records,
     sessions::{Registry, Sessions},
     shares::Shares,
     signing::Signing,
@@ -33,19 +39,16 @@ use crate::{
     websocket::Door,
 };
 use arc_swap::ArcSwap;
-use moorline_apiserver::ApiServer;
-use moorline_apiserver::KindSpec;
-use moorline_link::{QuicKeys, QuicListener, tls};
-use moorline_plugin::{Home, Host, HostError, Readiness};
-use moorline_proto::id::{Role, SpiffeId};
+use moorline_apiserver::{ApiServer, KindSpec};
+use moorline_link::{QuicKeys, QuicListener};
+use moorline_plugin::{Home, Host, Readiness};
 use moorline_proxy::{
     audit::{AuditSink, FileSink},
     kube::ProxyMetrics,
 };
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    path::PathBuf,
+    net::SocketAddr,
     sync::{Arc, atomic::AtomicU64},
     time::{Duration, SystemTime},
 };
@@ -55,86 +58,8 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-/// Attempts to find a port that is free for TCP and for UDP, where any will do.
-const PORT_TRIES: u32 = 20;
-/// Attempts to open the store, and the pause between them.
 /// Longest wait for what follows the grace: sessions saying goodbye, the last status, the last audit lines.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-
-/// Why a hub did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum HubError {
-    /// The settings.
-    #[error("settings: {0}")]
-    Config(#[from] ConfigError),
-    /// A login provider.
-    #[error("settings: {0}")]
-    Logins(#[from] moorline_logins::config::ConfigError),
-    /// The data folder.
-    #[error("cannot use the data folder {dir}: make it, or give the hub's user the right to write there")]
-    DataDir {
-        /// Which.
-        dir: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// The data folder, by another.
-    #[error("another hub runs on the data folder {0}: stop it, or give each hub a folder of its own")]
-    Taken(PathBuf),
-    /// The authority.
-    #[error("the certificate authority cannot be used")]
-    Ca(#[from] CaError),
-    /// The store.
-    #[error("{why}")]
-    Store {
-        /// Which.
-        path: PathBuf,
-        /// In words.
-        why: String,
-    },
-    /// The store, later.
-    #[error("the store failed: {0}")]
-    Records(String),
-    /// An address.
-    #[error("cannot listen on {address} ({what}): is another program using it?")]
-    Listen {
-        /// Which.
-        address: SocketAddr,
-        /// TCP, UDP or ops.
-        what: &'static str,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// The audit log.
-    #[error("the audit log {path} cannot be opened")]
-    Audit {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// A certificate that was given and cannot be used.
-    #[error("the certificate that was given cannot be used: {0}")]
-    Certificate(String),
-    /// First user and files.
-    #[error("the first start could not be finished")]
-    Bootstrap(#[from] BootstrapError),
-    /// Plugins that cannot run together.
-    #[error("plugins: {0}")]
-    Plugins(#[from] HostError),
-    /// Certificates or metrics that fit into nothing: a defect.
-    #[error("internal: {0}")]
-    Internal(String),
-}
-
-impl From<RecordError> for HubError {
-    fn from(error: RecordError) -> Self {
-        Self::Records(error.to_string())
-    }
-}
 
 /// A hub that serves. Dropping it ends it at once.
 pub struct Hub {
@@ -359,14 +284,14 @@ impl Hub {
         let quic_secret = dir.join("quic.secret");
         let quic_keys = files::secret(&quic_secret).map(|secret| QuicKeys::new(&secret));
         let quic_keys = quic_keys.map_err(|source| HubError::DataDir { dir: quic_secret, source })?;
-        let (tcp, udp) = bind(config.listen).await?;
+        let (tcp, udp) = port::bind(config.listen).await?;
         let listening = |address, what| move |source| HubError::Listen { address, what, source };
         let addr = tcp.local_addr().map_err(listening(config.listen, "TCP"))?;
         let ops_listener = TcpListener::bind(config.ops_listen).await.map_err(listening(config.ops_listen, "ops"))?;
         let ops_addr = ops_listener.local_addr().map_err(listening(config.ops_listen, "ops"))?;
         let given = config.certificate.clone().map(Given::open).transpose();
         let given = given.map_err(HubError::Certificate)?;
-        let pair = issue(&authority, &config, given.clone()).map_err(HubError::Internal)?;
+        let pair = certificate::issue(&authority, &config, given.clone()).map_err(HubError::Internal)?;
         let link_limits = moorline_link::Limits::default();
         let quic = QuicListener::bind(udp, Arc::clone(&pair.tunnel), quic_keys, &link_limits)
             .map_err(listening(config.listen, "UDP"))?;
@@ -443,10 +368,16 @@ impl Hub {
         let udp = serve_quic(Arc::clone(&quic), Arc::clone(&sessions), stop.clone());
         background.spawn(alive.while_running(Part::Quic, udp));
         background.spawn(ops::serve(ops_listener, registry.clone(), health, kill.clone()));
-        background.spawn(renew(authority, (config.clone(), given.clone()), tls_pair, Arc::clone(&quic), kill.clone()));
+        background.spawn(certificate::renew(
+            authority,
+            (config.clone(), given.clone()),
+            tls_pair,
+            Arc::clone(&quic),
+            kill.clone(),
+        ));
         let writer_stop = CancellationToken::new();
         let writer = tokio::spawn(status.run(session_registry, records, metrics, writer_stop.clone()));
-        host.serves(Home { address: local(addr), data: dir.clone() });
+        host.serves(Home { address: port::local(addr), data: dir.clone() });
         tracing::info!(%addr, ops = %ops_addr, url = config.public_url, pin = pin_text(&front.joiner.authority), "hub serves");
         Ok(Self {
             addr,
@@ -502,16 +433,6 @@ impl Hub {
     }
 }
 
-/// An address where programs on this machine reach what listens at `address`.
-fn local(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
-}
-
 /// A kind that is there twice.
 fn twice(kinds: &[KindSpec]) -> Option<&'static str> {
     let mut seen = std::collections::HashSet::new();
@@ -520,60 +441,4 @@ fn twice(kinds: &[KindSpec]) -> Option<&'static str> {
 
 fn pin_text(authority: &Authority) -> String {
     format!("sha256:{}", crate::sessions::hex(&authority.pin()))
-}
-
-/// One port for TCP and UDP.
-async fn bind(address: SocketAddr) -> Result<(TcpListener, UdpSocket), HubError> {
-    let mut tries = 0;
-    loop {
-        let failed = |what| move |source| HubError::Listen { address, what, source };
-        let tcp = TcpListener::bind(address).await.map_err(failed("TCP"))?;
-        let port = tcp.local_addr().map_err(failed("TCP"))?.port();
-        match UdpSocket::bind(SocketAddr::new(address.ip(), port)) {
-            Ok(udp) => return Ok((tcp, udp)),
-            Err(_) if address.port() == 0 && tries < PORT_TRIES => tries += 1,
-            Err(source) => return Err(HubError::Listen { address, what: "UDP", source }),
-        }
-    }
-}
-
-fn issue(authority: &Authority, config: &Config, given: Option<Arc<Given>>) -> Result<TlsPair, String> {
-    let id = SpiffeId { trust_domain: config.trust_domain.clone(), role: Role::Hub(config.hub_name.clone()) };
-    let mut names = config.names.clone();
-    if let Some(host) = config.public_host()
-        && !names.contains(&host)
-    {
-        names.push(host);
-    }
-    names.extend(config.services_domain.iter().map(|domain| format!("*.{domain}")));
-    let (identity, expires) = authority.issue_hub(&id, &names).map_err(|e| e.to_string())?;
-    debug_assert!(identity.chain.first().is_some_and(|leaf| tls::peer_id(leaf).is_ok()));
-    TlsPair::new(&identity, authority, expires, given)
-}
-
-/// Makes the hub's certificate anew at two thirds of its life.
-async fn renew(
-    authority: Arc<Authority>,
-    (config, given): (Config, Option<Arc<Given>>),
-    pair: Arc<ArcSwap<TlsPair>>,
-    quic: Arc<QuicListener>,
-    stop: CancellationToken,
-) {
-    loop {
-        let left = pair.load().expires.duration_since(SystemTime::now()).unwrap_or_default();
-        let wait = left.saturating_sub(HUB_LIFE / 3).max(Duration::from_secs(60));
-        if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
-            return;
-        }
-        match issue(&authority, &config, given.clone()) {
-            Ok(new) => {
-                if let Err(error) = quic.set_server_config(Arc::clone(&new.tunnel)) {
-                    tracing::error!("QUIC keeps the old certificate: {error}");
-                }
-                pair.store(Arc::new(new));
-                tracing::info!("the hub's certificate was renewed");
-            }
-            Err(error) => tracing::error!("the hub's certificate was not renewed: {error}"),
-        }
-    }
 }

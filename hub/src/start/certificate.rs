@@ -1,0 +1,58 @@
+//! The certificate that the hub shows: made at its start, and anew in time.
+
+use crate::{
+    config::Config,
+    given::Given,
+    listener::TlsPair,
+    pki::{Authority, HUB_LIFE},
+};
+use arc_swap::ArcSwap;
+use moorline_link::{QuicListener, tls};
+use moorline_proto::id::{Role, SpiffeId};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio_util::sync::CancellationToken;
+
+/// One for the names of `config`, and what it is made of for each listener.
+pub(super) fn issue(authority: &Authority, config: &Config, given: Option<Arc<Given>>) -> Result<TlsPair, String> {
+    let id = SpiffeId { trust_domain: config.trust_domain.clone(), role: Role::Hub(config.hub_name.clone()) };
+    let mut names = config.names.clone();
+    if let Some(host) = config.public_host()
+        && !names.contains(&host)
+    {
+        names.push(host);
+    }
+    names.extend(config.services_domain.iter().map(|domain| format!("*.{domain}")));
+    let (identity, expires) = authority.issue_hub(&id, &names).map_err(|e| e.to_string())?;
+    debug_assert!(identity.chain.first().is_some_and(|leaf| tls::peer_id(leaf).is_ok()));
+    TlsPair::new(&identity, authority, expires, given)
+}
+
+/// Makes the hub's certificate anew at two thirds of its life.
+pub(super) async fn renew(
+    authority: Arc<Authority>,
+    (config, given): (Config, Option<Arc<Given>>),
+    pair: Arc<ArcSwap<TlsPair>>,
+    quic: Arc<QuicListener>,
+    stop: CancellationToken,
+) {
+    loop {
+        let left = pair.load().expires.duration_since(SystemTime::now()).unwrap_or_default();
+        let wait = left.saturating_sub(HUB_LIFE / 3).max(Duration::from_secs(60));
+        if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+            return;
+        }
+        match issue(&authority, &config, given.clone()) {
+            Ok(new) => {
+                if let Err(error) = quic.set_server_config(Arc::clone(&new.tunnel)) {
+                    tracing::error!("QUIC keeps the old certificate: {error}");
+                }
+                pair.store(Arc::new(new));
+                tracing::info!("the hub's certificate was renewed");
+            }
+            Err(error) => tracing::error!("the hub's certificate was not renewed: {error}"),
+        }
+    }
+}
