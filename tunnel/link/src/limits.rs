@@ -54,6 +54,8 @@ pub struct Limits {
     pub quic_incoming_bytes_total: u64,
     /// QUIC handshakes under way from which on a client must first prove its address (Retry).
     pub quic_retry_from: usize,
+    /// How long an address stays proved by the token of a Retry.
+    pub quic_retry_life: Duration,
     /// Connections of one [`crate::QuicListener`].
     pub quic_connections: usize,
     /// Bytes of one TLS handshake message that QUIC reassembles.
@@ -94,6 +96,7 @@ impl Default for Limits {
             quic_incoming_bytes: 64 << 10,
             quic_incoming_bytes_total: 16 << 20,
             quic_retry_from: 64,
+            quic_retry_life: Duration::from_secs(15),
             quic_connections: 20_000,
             quic_crypto_bytes: 16 << 10,
         }

@@ -102,6 +102,7 @@ fn server(tls: Arc<rustls::ServerConfig>, keys: &QuicKeys, limits: &Limits) -> i
     let mut config = quinn::ServerConfig::new(Arc::new(crypto), keys.addresses.clone());
     config
         .transport_config(Arc::new(transport(limits, limits.streams_to_hub)?))
+        .retry_token_lifetime(limits.quic_retry_life)
         .max_incoming(limits.quic_incoming)
         .incoming_buffer_size(limits.quic_incoming_bytes)
         .incoming_buffer_size_total(limits.quic_incoming_bytes_total)

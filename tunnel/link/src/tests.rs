@@ -25,6 +25,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 mod faults;
 /// Readers that stand still.
 mod stalled;
+/// Addresses that nobody has proved.
+mod unproven;
 
 const ALL: [Carrier; 3] = [Carrier::Tls, Carrier::Quic, Carrier::WebSocket];
 

@@ -27,7 +27,7 @@ pub(super) async fn soon<T>(what: impl Future<Output = T>) -> T {
 }
 
 /// Both sides' configurations, of one authority.
-fn configs() -> (Arc<rustls::ServerConfig>, Arc<rustls::ClientConfig>) {
+pub(super) fn configs() -> (Arc<rustls::ServerConfig>, Arc<rustls::ClientConfig>) {
     let ca = Authority::new();
     let server = tls::server_config(&ca.identity(HUB), &ca.trust()).unwrap();
     (server, tls::client_config(&ca.identity(AGENT), &ca.trust()).unwrap())
