@@ -1,4 +1,8 @@
 //! What passes over a WebSocket (RFC 6455) that speaks Kubernetes' channels: read beside the stream, never changed.
+//!
+//! API servers read with golang.org/x/net/websocket, which knows no messages in parts (each frame's first byte is a channel's
+//! number there) and takes a length with its top bit set for none. Whatever it could take for something else than is read
+//! here is unreadable, so that nobody can write past the record.
 
 use super::{Unreadable, Way};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -8,6 +12,9 @@ const BINARY: [&str; 6] =
     ["v5.channel.k8s.io", "v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io", ""];
 /// The same as text: a digit, and the rest in base64.
 const TEXT: [&str; 2] = ["v4.base64.channel.k8s.io", "base64.channel.k8s.io"];
+
+/// Longest payload of a control frame, in bytes (RFC 6455 §5.5).
+const CONTROL: u64 = 125;
 
 /// Reads both directions.
 #[derive(Debug)]
@@ -21,7 +28,11 @@ impl Channels {
     /// `None`: a protocol that nobody here reads.
     pub(super) fn of(protocol: &str) -> Option<Self> {
         let text = TEXT.contains(&protocol);
-        (text || BINARY.contains(&protocol)).then(|| Self { text, up: Reader::default(), down: Reader::default() })
+        (text || BINARY.contains(&protocol)).then(|| Self {
+            text,
+            up: Reader { whole: true, ..Reader::default() },
+            down: Reader::default(),
+        })
     }
 
     /// `piece` is told of channels and what is written to them.
@@ -37,6 +48,8 @@ impl Channels {
 /// One direction.
 #[derive(Debug, Default)]
 struct Reader {
+    /// Messages in parts cannot be read.
+    whole: bool,
     /// Of a frame's head, as far as it has come: 14 bytes at most.
     head: Vec<u8>,
     /// Of the frame's payload, what is still to come.
@@ -97,8 +110,18 @@ impl Reader {
         let length = length.iter().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
         self.left = if wide == 0 { u64::from(short) } else { length };
         self.mask = mask.try_into().ok();
-        (self.at, self.last, self.control) = (0, first & 0x80 != 0, 8 <= first & 0x0f);
-        match first & 0x0f {
+        let (opcode, last) = (first & 0x0f, first & 0x80 != 0);
+        (self.at, self.last, self.control) = (0, last, 8 <= opcode);
+        if self.left >> 63 != 0 {
+            return Err(Unreadable("a WebSocket frame that is too long"));
+        }
+        if self.control && (!last || CONTROL < self.left) {
+            return Err(Unreadable("a WebSocket control frame that is none"));
+        }
+        if self.whole && !self.control && (!last || opcode == 0) {
+            return Err(Unreadable("a WebSocket message in parts, which API servers do not put together"));
+        }
+        match opcode {
             0 if !self.inside => return Err(Unreadable("a WebSocket message without a beginning")),
             1 | 2 if self.inside => return Err(Unreadable("a WebSocket message within another")),
             0 | 8..=10 => {}
@@ -224,9 +247,36 @@ mod tests {
             frame(2 | 0x40, true, None, b"\x01a"), // compressed
             frame(3, true, None, b"\x01a"),
         ] {
-            assert!(read("", Way::ToCluster, &bad, 3).is_err(), "{bad:?}");
+            for way in [Way::ToCluster, Way::ToClient] {
+                assert!(read("", way, &bad, 3).is_err(), "{bad:?}");
+            }
         }
         assert!(read("base64.channel.k8s.io", Way::ToCluster, &frame(1, true, None, b"0!!!!"), 9).is_err());
+    }
+
+    /// What x/net takes otherwise than somebody who goes by the book.
+    #[test]
+    fn s70_nobody_writes_past_the_record() {
+        let mask = Some([7, 0, 1, 255]);
+        let hidden = frame(2, true, mask, b"\x00rm -r /\n");
+        let endless = |opcode: u8| [&[0x80 | opcode, 0xff][..], &[0xff; 8], &[0; 4], &hidden].concat();
+        for (what, bad) in [
+            (
+                "a continuation whose first byte is a channel's number there",
+                [frame(2, false, mask, b"\x02x"), frame(0, true, mask, b"\x00rm -r /\n")].concat(),
+            ),
+            ("a message that does not end", frame(2, false, mask, b"\x02x")),
+            ("a continuation of nothing", frame(0, true, mask, b"\x00x")),
+            ("a length that is none there", endless(2)),
+            ("the same of a ping", endless(9)),
+            ("a ping as long as others are", frame(9, true, mask, &hidden.repeat(9))),
+            ("a ping in parts", frame(9, false, mask, b"x")),
+            ("a frame of no type, which is data there", frame(11, true, mask, b"\x00rm -r /\n")),
+        ] {
+            for cut in [1, 4096] {
+                assert!(read("v5.channel.k8s.io", Way::ToCluster, &bad, cut).is_err(), "{what}");
+            }
+        }
     }
 
     proptest! {

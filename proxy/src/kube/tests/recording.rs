@@ -30,6 +30,13 @@ fn scene(record: Recording, policy: OnFailure) -> Scene {
     Scene { world: Arc::new(world), store, _dir: dir }
 }
 
+/// The client's half of an `exec` over SPDY, up to its first key.
+fn kubectl() -> Vec<u8> {
+    let hex: Vec<u8> = include_bytes!("../../tape/spdy.hex").iter().copied().filter(u8::is_ascii_hexdigit).collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    hex.chunks(2).map(byte).collect()
+}
+
 const EXEC: &str = "/api/v1/namespaces/x/pods/p/exec?command=sh&tty=true";
 
 impl Scene {
@@ -119,9 +126,7 @@ async fn spdy_is_recorded_too_and_what_is_typed_where_that_is_wanted() {
     let scene = scene(Recording::WithInput, OnFailure::Refuse);
     let upgrade = "Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io";
     let (_, Ends { mut client, mut cluster }) = scene.exec(upgrade, &[("upgrade", "SPDY/3.1")]).await;
-    let hex: Vec<u8> = include_bytes!("../../tape/spdy.hex").iter().copied().filter(u8::is_ascii_hexdigit).collect();
-    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
-    let mut sent: Vec<u8> = hex.chunks(2).map(byte).collect();
+    let mut sent = kubectl();
     sent.extend(b"\0\0\0\x03\0\0\0\x03ls\r"); // stream 3 is stdin in what kubectl sent
     client.write_all(&sent).await.unwrap();
     let mut got = vec![0; sent.len()];
@@ -163,15 +168,28 @@ async fn what_cannot_be_recorded_does_not_happen() {
 }
 
 #[tokio::test]
-async fn a_session_that_turns_unreadable_ends() {
-    let scene = scene(Recording::Always, OnFailure::Continue);
-    let (_, Ends { mut client, mut cluster }) = scene.exec(WEBSOCKET, SPOKEN).await;
-    client.write_all(b"\xc2\x04\x00rm\n").await.unwrap(); // as if compressed
-    let mut heard = Vec::new();
-    let _ = cluster.read_to_end(&mut heard).await;
-    assert_eq!(heard, b"");
-    let events = scene.over().await;
-    assert_eq!(events.last().unwrap().annotations["moorline.dev/ended"], "unrecordable");
+async fn s70_a_session_that_turns_unreadable_ends_and_nothing_of_it_arrives() {
+    const SPDY: &str = "Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io";
+    const AGREED: &[(&str, &str)] = &[("upgrade", "SPDY/3.1")];
+    // Stream 3 is stdin in what kubectl sent; a ping that says more than it has hides what is written to it.
+    let hidden = [kubectl(), b"\x80\x03\0\x06\0\0\0\x10\0\0\0\x01\0\0\0\x03\0\0\0\x04rm\n\n".to_vec()].concat();
+    let nobodys = [kubectl(), b"\0\0\0\x09\0\0\0\x03rm\n".to_vec()].concat();
+    for (upgrade, answer, bad) in [
+        (WEBSOCKET, SPOKEN, b"\xc2\x84\0\0\0\0\0rm\n".to_vec()), // as if compressed
+        (WEBSOCKET, SPOKEN, b"\x02\x82\0\0\0\0\x02x\x80\x84\0\0\0\0\0rm\n".to_vec()), // in two parts
+        (SPDY, AGREED, hidden),
+        (SPDY, AGREED, nobodys),
+    ] {
+        let scene = scene(Recording::Always, OnFailure::Continue);
+        let (_, Ends { mut client, mut cluster }) = scene.exec(upgrade, answer).await;
+        client.write_all(&bad).await.unwrap();
+        let mut heard = Vec::new();
+        let over = tokio::time::timeout(Duration::from_secs(30), cluster.read_to_end(&mut heard)).await;
+        assert!(over.is_ok(), "it goes on: {bad:?}");
+        assert!(!heard.windows(3).any(|bytes| bytes == b"rm\n"), "{heard:?}");
+        let events = scene.over().await;
+        assert_eq!(events.last().unwrap().annotations["moorline.dev/ended"], "unrecordable", "{bad:?}");
+    }
 }
 
 #[tokio::test]
