@@ -37,9 +37,10 @@ if [ -n "$missing" ]; then
   policy=/usr/sbin/policy-rc.d
   [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod +x "$policy"; trap 'rm -f "$policy"' EXIT; }
   mkdir -p "$cache"
-  apt-get -qq update || die "apt-get update failed"
+  apt() { apt-get -qq -o Acquire::Retries=5 -o Acquire::http::Timeout=30 "$@"; }
+  apt update || die "apt-get update failed"
   # shellcheck disable=SC2086
-  apt-get -qq install -y --no-install-recommends $missing >"$cache/apt.log" 2>&1 || { tail -n 20 "$cache/apt.log" >&2; die "apt-get install failed"; }
+  apt install -y --no-install-recommends $missing >"$cache/apt.log" 2>&1 || { tail -n 20 "$cache/apt.log" >&2; die "apt-get install failed"; }
 fi
 [ "${1:-test}" = build ] && exit 0
 
@@ -97,8 +98,9 @@ oidc=$cache/oidc
 oidc_version=9.13.3
 if [ ! -d "$oidc/node_modules/oidc-provider" ]; then
   say "fetching oidc-provider $oidc_version"
-  mkdir -p "$oidc"
-  (cd "$oidc" && npm install --silent --no-audit --no-fund --ignore-scripts "oidc-provider@$oidc_version") || die "could not fetch oidc-provider"
+  rm -rf "$oidc" "$oidc.part"; mkdir -p "$oidc.part"
+  (cd "$oidc.part" && npm install --silent --no-audit --no-fund --ignore-scripts --fetch-retries=5 "oidc-provider@$oidc_version") || die "could not fetch oidc-provider"
+  mv "$oidc.part" "$oidc"
 fi
 
 "$here/kube/build-from-debian.sh" "$cache/kube"

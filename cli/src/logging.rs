@@ -239,7 +239,7 @@ mod tests {
         let started = Instant::now();
         (0..1000).for_each(|_| shared.push(b"line\n"));
         let took = started.elapsed();
-        assert!(PATIENCE <= took && took < PATIENCE * 8, "1000 lines took {took:?}");
+        assert!(PATIENCE <= took && took < PATIENCE * 100, "1000 lines took {took:?}");
         assert_eq!(counter.get(), 1000);
         release.send(()).unwrap();
         assert_eq!(read.recv().unwrap().len(), MAX_QUEUED);

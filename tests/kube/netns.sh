@@ -15,6 +15,8 @@ case $what in
 up)
   n=$1
   [ "$(id -u)" = 0 ] || die "needs root"
+  # What a run left that was killed.
+  ! ip netns list | grep -qw "$name" || bash "$0" down "$name"
   ip netns add "$name"
   trap '[ $? -eq 0 ] || ip netns delete "$name"' EXIT
   ip link add "mv$name" type veth peer name eth0 netns "$name"

@@ -1,6 +1,6 @@
 //! A hub of a few lines: joins whoever has a token, holds sessions over TLS.
 
-use crate::pki::{AGENT, Authority, localhost, server_config, uri_name};
+use crate::pki::{AGENT, Authority, own_address, server_config, uri_name};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -12,10 +12,11 @@ use moorline_proto::{
     control::{Control, VERSION, Welcome},
     id::SessionId,
 };
+use rcgen::SanType;
 use serde_json::json;
 use std::{
     convert::Infallible,
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -55,7 +56,7 @@ impl Hub {
     }
 
     async fn start_at(authority: Authority, at: Option<SocketAddr>) -> Self {
-        let listener = TcpListener::bind(at.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))).await.unwrap();
+        let listener = TcpListener::bind(at.unwrap_or_else(own_address)).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (sessions, arrived) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
@@ -95,8 +96,8 @@ impl Hub {
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    let hub = || [localhost(), vec![uri_name(HUB)]].concat();
-    let identity = shared.authority.issue(hub());
+    let at = SanType::IpAddress(listener.local_addr().unwrap().ip());
+    let identity = shared.authority.issue(vec![at, uri_name(HUB)]);
     let tunnel = tls::server_config(&identity, &shared.authority.trust()).unwrap();
     let front = server_config(identity, &[b"http/1.1"]);
     let mut connections = JoinSet::new();

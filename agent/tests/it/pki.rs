@@ -7,6 +7,10 @@ use rcgen::{
     date_time_ymd,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicU8, Ordering},
+};
 
 /// The agent of every test.
 pub const AGENT: &str = "spiffe://example/cluster/edge1/agent/a1";
@@ -71,6 +75,12 @@ impl Authority {
 
 pub fn uri_name(uri: &str) -> SanType {
     SanType::URI(uri.try_into().unwrap())
+}
+
+/// Any port of an address of loopback that nobody else here has: given up and taken again, it is nobody's in between.
+pub fn own_address() -> SocketAddr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    SocketAddr::from(([127, 77, 1, NEXT.fetch_add(1, Ordering::Relaxed)], 0))
 }
 
 pub fn localhost() -> Vec<SanType> {

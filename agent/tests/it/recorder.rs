@@ -1,6 +1,6 @@
 //! In the API server's place: records what it saw, answers by path.
 
-use crate::pki::{Authority, localhost, server_config};
+use crate::pki::{Authority, own_address, server_config};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -10,11 +10,12 @@ use hyper_util::{
     server::conn::auto,
 };
 use moorline_agent::{UpstreamConfig, metrics::Metrics, upstream::ApiServer};
+use rcgen::SanType;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     path::Path,
     sync::{
         Arc, Mutex,
@@ -63,9 +64,9 @@ pub struct Recorder {
 impl Recorder {
     /// With HTTP/2, or without.
     pub async fn start(authority: &Authority, alpn: &[&[u8]], at: Option<SocketAddr>) -> Self {
-        let listener = TcpListener::bind(at.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))).await.unwrap();
+        let listener = TcpListener::bind(at.unwrap_or_else(own_address)).await.unwrap();
         let (addr, log) = (listener.local_addr().unwrap(), Arc::new(Log::default()));
-        let acceptor = TlsAcceptor::from(server_config(authority.issue(localhost()), alpn));
+        let acceptor = TlsAcceptor::from(server_config(authority.issue(vec![SanType::IpAddress(addr.ip())]), alpn));
         let task = AbortOnDropHandle::new(tokio::spawn(accept(listener, acceptor, log.clone())));
         Self { addr, log, task }
     }

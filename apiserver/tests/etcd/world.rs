@@ -9,6 +9,7 @@ use std::{
     net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 use tokio::net::{TcpListener as AsyncListener, TcpStream};
@@ -17,8 +18,17 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 /// Longest wait for what comes in a second where the machine is not busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A port that is free, that nobody here was given before, and that no system gives to anybody.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Two test programs at once begin at different places.
+        let n = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 2_000;
+        let port = 28_500 + u16::try_from(n).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 struct Member {

@@ -268,10 +268,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_where_nobody_listens_fails_tcp_and_skips_the_rest() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
-        let url: HubUrl = format!("https://127.0.0.1:{port}").parse().unwrap();
+        let url: HubUrl = "https://127.0.0.1:1".parse().unwrap();
         let checks = checks(&url, None, Duration::from_secs(2)).await;
         let verdicts: Vec<_> = checks.iter().map(|check| (check.name, check.verdict)).collect();
         assert_eq!(

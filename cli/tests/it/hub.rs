@@ -150,7 +150,7 @@ fn a_pin_is_trust_enough() {
 #[test]
 fn doctor_finds_a_hub_well_but_for_udp() {
     let (home, _hub) = logged_in();
-    let output = run(home.path(), &["doctor", "-o", "json", "--timeout", "1s"]);
+    let output = run(home.path(), &["doctor", "-o", "json", "--timeout", "5s"]);
     let answer: Value = serde_json::from_str(&stdout(&output)).unwrap();
     let verdict = |name: &str| {
         answer["checks"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap()["verdict"].clone()

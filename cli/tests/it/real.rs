@@ -2,9 +2,10 @@
 
 use super::{feed, moorline, run, stderr, stdout};
 use std::{
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -52,9 +53,18 @@ impl Drop for Hub {
     }
 }
 
-/// An address that nobody listens on.
-pub fn free() -> std::net::SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// An address that is free for TCP and UDP, that nobody here was given before, and that no system gives to anybody and no
+/// relay takes.
+pub fn free() -> SocketAddr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Two test programs at once begin at different places.
+        let n = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 7_000;
+        let at = SocketAddr::from(([127, 0, 0, 1], 12_000 + u16::try_from(n).unwrap()));
+        if TcpListener::bind(at).is_ok() && UdpSocket::bind(at).is_ok() {
+            return at;
+        }
+    }
 }
 
 /// What a page of plain HTTP answers; nothing, if nobody is there.

@@ -52,7 +52,7 @@ fn a_bad_log_filter_is_told_before_anything_starts() {
 #[cfg(target_os = "linux")]
 #[test]
 fn systemd_hears_of_start_life_and_end() {
-    use std::{net::TcpListener, os::unix::net::UnixDatagram, process::Command, time::Duration};
+    use std::{os::unix::net::UnixDatagram, process::Command, time::Duration};
     let home = tempfile::tempdir().unwrap();
     let socket = UnixDatagram::bind(home.path().join("notify")).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -61,7 +61,7 @@ fn systemd_hears_of_start_life_and_end() {
         let length = socket.recv(&mut buffer).unwrap();
         String::from_utf8(buffer[..length].to_vec()).unwrap()
     };
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let free = || crate::real::free().to_string();
     let mut command = moorline(home.path());
     command.args(["hub", "--name", "127.0.0.1", "--listen", &free(), "--ops-listen", &free(), "--data-dir"]);
     command.arg(home.path().join("hub")).stderr(std::process::Stdio::null());

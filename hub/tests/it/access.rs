@@ -18,7 +18,7 @@ async fn s55_rights_for_a_while_are_granted_by_another_person_and_ended_by_the_c
     let reaches = async |path: &str| world.get(&anna, &format!("/k8s/clusters/edge1{path}")).await.code;
     assert_eq!(reaches("/api").await, 403);
     let at = format!("{API}/accessrequests");
-    let made = world.call(&anna, "POST", &at, &asked("anna", 3)).await;
+    let made = world.call(&anna, "POST", &at, &asked("anna", 10)).await;
     assert_eq!(made.code, 201, "{made:?}");
     let name = made.json()["metadata"]["name"].as_str().unwrap().to_owned();
     assert_eq!(world.call(&anna, "POST", &at, &asked("ben", 3)).await.code, 403, "for oneself alone");
@@ -26,7 +26,7 @@ async fn s55_rights_for_a_while_are_granted_by_another_person_and_ended_by_the_c
     for (path, value) in
         [("/spec/durationSeconds", json!(0)), ("/spec/groups", json!(["system:masters"])), ("/spec/reason", json!(""))]
     {
-        let mut bad = asked("anna", 3);
+        let mut bad = asked("anna", 10);
         *bad.pointer_mut(path).unwrap() = value;
         assert_eq!(world.call(&anna, "POST", &at, &bad).await.code, 422, "{path}");
     }

@@ -1,6 +1,6 @@
 //! Node agents: they stand by, take over, and hand back.
 
-use crate::world::{API, Agent, Member, World, eventually};
+use crate::world::{API, Agent, LONG, Member, World, eventually};
 use moorline_link::{Carrier, DialError};
 use moorline_proto::code::CloseCode;
 use std::{
@@ -171,7 +171,7 @@ async fn pass(mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf, shut: A
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_agent_that_fell_silent_gets_no_new_requests() {
-    let (world, user, gate, agent, node) = behind_a_gate(Duration::from_millis(300)).await;
+    let (world, user, gate, agent, node) = behind_a_gate(Duration::from_secs(3)).await;
     let path = "/k8s/clusters/edge1/api/v1/nodes";
     assert_eq!(world.get(&user, path).await.code, 200);
     assert_eq!((agent.lines().len(), node.lines().len()), (1, 0));
@@ -219,12 +219,12 @@ async fn what_begins_before_the_silence_is_noticed_is_done_by_a_node_agent_and_o
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_under_way_is_not_made_twice() {
-    let (world, user, gate, agent, node) = behind_a_gate(Duration::from_millis(300)).await;
+    let (world, user, gate, agent, node) = behind_a_gate(Duration::from_secs(3)).await;
     let path = "/k8s/clusters/edge1/waits";
     let new = serde_json::json!({});
     let call = async { world.call(&user, "POST", path, &new).await };
     let silence = async {
-        agent.reached.notified().await;
+        tokio::time::timeout(LONG, agent.reached.notified()).await.expect("it reaches the agent");
         gate.shut.store(true, Ordering::SeqCst);
         eventually("noticed", async || world.reason().await == "NodeAgentOnly").await;
         gate.task.abort();
@@ -235,7 +235,7 @@ async fn a_write_under_way_is_not_made_twice() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_switch_and_the_way_back_are_events_and_numbers() {
-    let (world, _, gate, agent, _node) = behind_a_gate(Duration::from_millis(300)).await;
+    let (world, _, gate, agent, _node) = behind_a_gate(Duration::from_secs(3)).await;
     gate.shut.store(true, Ordering::SeqCst);
     eventually("noticed", async || world.reason().await == "NodeAgentOnly").await;
     let (to_node, back) =

@@ -1,6 +1,6 @@
 //! kubectl's path, from the front door to what the agent is given.
 
-use crate::world::{API, World, eventually, read_answer};
+use crate::world::{API, LONG, World, eventually, read_answer};
 use moorline_link::Carrier;
 use moorline_proto::code::CloseCode;
 use serde_json::{Value, json};
@@ -164,7 +164,7 @@ async fn s51_a_revoked_token_cuts_what_is_open() {
     let id = token.strip_prefix("mlt_").unwrap().split('.').next().unwrap().to_owned();
     let gone = world.call(&world.admin, "DELETE", &format!("{API}/tokens/{id}"), &Value::Null).await;
     assert_eq!(gone.code, 200);
-    let rest = timeout(Duration::from_secs(5), stream.read_to_end(&mut all)).await.expect("cut in time");
+    let rest = timeout(LONG, stream.read_to_end(&mut all)).await.expect("cut in time");
     assert!(rest.is_err() || !String::from_utf8_lossy(&all).ends_with("0\r\n\r\n"));
     eventually("refused", async || world.get(&token, "/k8s/clusters/edge1/api").await.code == 401).await;
 }
@@ -223,7 +223,7 @@ async fn an_upgrade_carries_bytes_both_ways_until_the_user_is_disabled() {
     let mut echo = [0; 5];
     stream.write_all(b"hello").await.unwrap();
     stream.flush().await.unwrap();
-    timeout(Duration::from_secs(5), stream.read_exact(&mut echo)).await.unwrap().unwrap();
+    timeout(LONG, stream.read_exact(&mut echo)).await.unwrap().unwrap();
     assert_eq!(&echo, b"hello");
     let off = json!({ "spec": { "disabled": true } }).to_string();
     let auth = format!("Authorization: Bearer {}", world.admin);
@@ -233,7 +233,7 @@ async fn an_upgrade_carries_bytes_both_ways_until_the_user_is_disabled() {
     );
     assert_eq!(world.raw(ask.as_bytes()).await.code, 200);
     let mut rest = Vec::new();
-    let end = timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
+    let end = timeout(LONG, stream.read_to_end(&mut rest)).await;
     assert!(end.is_ok(), "s51: still open");
     assert_eq!(world.get(&token, "/k8s/clusters/edge1/api").await.code, 401);
 }
@@ -266,7 +266,7 @@ async fn s33_http2_serves_requests_side_by_side_and_no_connect() {
     let connect = ask("CONNECT", "edge1:443").await;
     assert!(connect.is_err() || connect.is_ok_and(|r| r.status() == 405));
     assert_eq!(ask("GET", "https://other.example/livez").await.unwrap().status(), 421, "s46");
-    agent.release.notify_waiters();
+    agent.release.notify_one();
     assert_eq!(slow.await.unwrap().unwrap().status(), 200);
     drop(sender);
     connection.abort();
@@ -274,7 +274,7 @@ async fn s33_http2_serves_requests_side_by_side_and_no_connect() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f03_at_shutdown_short_requests_finish_and_watches_end() {
-    let world = World::new().await;
+    let world = World::with(|config| config.limits.grace = LONG).await;
     let agent = world.connected("edge1", Carrier::Tls).await;
     let begin = async |path: &str| {
         let mut stream = world.connect("localhost", &[b"http/1.1"]).await;
@@ -291,12 +291,13 @@ async fn f03_at_shutdown_short_requests_finish_and_watches_end() {
     let mut watch = begin("/api/v1/pods?watch=true&x=endless").await;
     let address = world.hub.addr();
     let shutdown = tokio::spawn(world.hub.shutdown());
-    timeout(Duration::from_secs(5), agent.session.peer_draining()).await.unwrap();
+    timeout(LONG, agent.session.peer_draining()).await.unwrap();
     let mut rest = Vec::new();
-    timeout(Duration::from_secs(5), watch.read_to_end(&mut rest)).await.expect("the watch ended in time").ok();
-    agent.release.notify_waiters();
+    timeout(LONG, watch.read_to_end(&mut rest)).await.expect("the watch ended in time").ok();
+    drop(watch);
+    agent.release.notify_one();
     assert_eq!(read_answer(&mut short).await.code, 200, "what was begun is finished");
-    drop((short, watch));
-    timeout(Duration::from_secs(5), shutdown).await.expect("ended in time").unwrap();
+    drop(short);
+    timeout(2 * LONG, shutdown).await.expect("ended in time").unwrap();
     assert!(tokio::net::TcpStream::connect(address).await.is_err(), "nobody listens any more");
 }

@@ -30,7 +30,8 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 pub const API: &str = "/apis/moorline.dev/v1alpha1";
-const LONG: Duration = Duration::from_secs(20);
+/// Far more than anything here takes: what guards against waiting for ever.
+pub const LONG: Duration = Duration::from_secs(20);
 
 pub struct World {
     pub hub: Hub,
@@ -311,6 +312,12 @@ impl World {
         };
         let address = HubAddress { host: "127.0.0.1".to_owned(), port };
         Ok(dial(&address, carrier, tls, hello, &Limits::default()).await?.0)
+    }
+
+    /// Waits for so many sessions over TLS of this role: who dials hears its welcome before the hub counts it.
+    pub async fn has_sessions(&self, role: &str, open: f64) {
+        let line = format!("moorline_hub_sessions_open{{carrier=\"tls\",role=\"{role}\"}}");
+        eventually("sessions", async || self.metric(&line) == open).await;
     }
 
     pub fn metric(&self, line: &str) -> f64 {

@@ -208,4 +208,21 @@ impl Agent {
         let log = state.with_extension("log");
         Ok(Self { process: Process::spawn(command, &log)?, state: state.to_owned() })
     }
+
+    /// How often those that had this state folder have connected.
+    pub fn connections(state: &Path) -> usize {
+        let log = std::fs::read_to_string(state.with_extension("log")).unwrap_or_default();
+        log.lines().filter(|line| line.contains(" connected ")).count()
+    }
+
+    /// Waits until it has connected, where those before it have so often: the hub may still speak of the last one.
+    ///
+    /// # Errors
+    /// When it does not within a minute.
+    pub fn connected(&self, before: usize) -> Result<()> {
+        eventually("an agent that connects", Duration::from_secs(60), || {
+            ensure!(before < Self::connections(&self.state), "{}", self.process.log());
+            Ok(())
+        })
+    }
 }

@@ -1,9 +1,10 @@
 //! Programs of others, ended with their owner.
 
 use std::{
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -18,6 +19,7 @@ pub struct Process {
 impl Process {
     /// Starts it and waits until it takes connections. What it says lands in `log`.
     pub fn start(mut command: Command, log: &Path, serves: SocketAddr) -> Self {
+        assert!(TcpStream::connect(serves).is_err(), "another program serves at {serves}: one that a run left?");
         let file = std::fs::File::create(log).unwrap();
         let program = command.get_program().to_owned();
         command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
@@ -51,7 +53,15 @@ pub fn run(command: &mut Command) {
     assert!(out.status.success(), "{command:?}: {}{}", said(&out.stdout), said(&out.stderr));
 }
 
-/// A port that was free a moment ago.
+/// A port that is free for TCP and UDP, that nobody here was given before, and that no system gives to anybody.
 pub fn port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Two test programs at once begin at different places.
+        let n = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 1_500;
+        let at = ("127.0.0.1", 27_000 + u16::try_from(n).unwrap());
+        if TcpListener::bind(at).is_ok() && UdpSocket::bind(at).is_ok() {
+            return at.1;
+        }
+    }
 }

@@ -54,6 +54,8 @@ pub struct Return {
     pub each_second: Vec<usize>,
     /// Requests to a cluster meanwhile, from the first that was answered on: how long each took.
     pub requests: Vec<Duration>,
+    /// Longest time between two looks at all this: what came in it counts for one moment.
+    pub blind: Duration,
 }
 
 impl Fleet {
@@ -128,7 +130,8 @@ impl Fleet {
         };
         timeout(LONG, ready).await.context("the hub does not come back")?;
         let begin = Instant::now();
-        let mut back = Return { took: Duration::ZERO, each_second: Vec::new(), requests: Vec::new() };
+        let mut back =
+            Return { took: Duration::ZERO, each_second: Vec::new(), requests: Vec::new(), blind: Duration::ZERO };
         let (tell, mut told) = mpsc::unbounded_channel();
         let admin = self.admin.clone();
         let _asking = AbortOnDropHandle::new(tokio::spawn(async move {
@@ -140,10 +143,12 @@ impl Fleet {
                 sleep(LOOK / 10).await;
             }
         }));
-        let mut before = 0;
+        let (mut before, mut looked) = (0, begin);
         loop {
             let all = self.agents.len() <= self.connected().await?;
             let welcomed = sum(self.ops, "moorline_hub_greetings_total", &["welcome"]).await? as usize;
+            back.blind = back.blind.max(looked.elapsed());
+            looked = Instant::now();
             let second = usize::try_from(begin.elapsed().as_secs())?;
             back.each_second.resize(second + 1, 0);
             back.each_second[second] += welcomed - before;

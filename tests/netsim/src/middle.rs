@@ -1,12 +1,12 @@
 //! Debian's nginx, haproxy and squid, each with a configuration of its own.
 
-use crate::LONG;
+use crate::{LONG, across::free_port};
 use anyhow::{Context, Result, bail};
 use moorline_e2e::process::Process;
 use rcgen::{CertificateParams, KeyPair};
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -154,12 +154,6 @@ fn fresh(dir: &Path, name: &str) -> Result<PathBuf> {
     let dir = dir.join(name);
     fs::create_dir_all(&dir)?;
     Ok(dir)
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> Result<u16> {
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    Ok(std::net::TcpListener::bind(any)?.local_addr()?.port())
 }
 
 /// `both.pem`: a certificate that nobody trusts, and its key.

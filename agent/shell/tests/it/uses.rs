@@ -78,12 +78,12 @@ pub async fn calls_to_the_api_server_are_the_users() {
 }
 
 pub async fn a_shell_in_which_nothing_is_typed_ends() {
-    let house = House::patient(Patience { idle: Duration::from_millis(700), ..Patience::default() });
+    let house = House::patient(Patience { idle: Duration::from_secs(5), ..Patience::default() });
     let mut client = house.enter().await;
     client.type_in("while :; do echo busy; sleep 0.1; done\r").await;
     assert_eq!(client.end().await, Some((1, "nothing was typed for too long".to_owned())), "output is not typing");
-    let house = House::patient(Patience { total: Duration::from_millis(700), ..Patience::default() });
-    let mut client = house.enter().await;
+    let house = House::patient(Patience { total: Duration::from_secs(1), ..Patience::default() });
+    let mut client = house.enter_with("columns=80&rows=24").await;
     assert_eq!(client.end().await, Some((1, "a shell lasts no longer".to_owned())));
 }
 

@@ -74,7 +74,7 @@ async fn after_the_bundles_time_nobody_gets_in_but_whom_the_owner_named() {
     let (key, secret) = crate::world::api_key("ci", None);
     let mut short = bundle(2);
     short.api_keys.push(key);
-    short.expires = now() + 3;
+    short.expires = now() + 8;
     world.next(&short).await;
     assert_eq!(world.get(&token("anna"), "/api").await.code, 200);
     eventually(|| short.expires <= now()).await;

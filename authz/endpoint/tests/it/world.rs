@@ -40,7 +40,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use zeroize::Zeroizing;
 
 pub const ISSUER: &str = "spiffe://moorline.local";
-pub const SOON: Duration = Duration::from_secs(5);
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// A hub's authority.
 pub struct Hub {
@@ -411,7 +411,7 @@ pub async fn eventually(mut holds: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(Duration::from_secs(10), wait).await.expect("in time");
+    timeout(Duration::from_secs(30), wait).await.expect("in time");
 }
 
 pub fn api_key(user: &str, verbs: Option<&[&str]>) -> (BundleKey, String) {

@@ -203,7 +203,7 @@ fn scene(world: &mut World, agent: Agent, more: &[&str], mark: &str) -> Result<(
 
     // As after a reboot: the agent dies under a step, and the next one goes on there without a token.
     fs::remove_file(mark)?;
-    let slow = json!({ "name": "rest", "run": { "command": ["/bin/sleep", "3"], "timeoutSeconds": 60 } });
+    let slow = json!({ "name": "rest", "run": { "command": ["/bin/sleep", "20"], "timeoutSeconds": 60 } });
     plan(world, "reboot", &spec("1", &one, 0, steps(slow)))?;
     eventually("a step under way", LONG, || {
         let now = status(world, "reboot")?;

@@ -94,9 +94,12 @@ fn scene(world: &mut World, inside: &Inside) -> Result<()> {
     ensure!(!inside.kubectl(world, &["get", "pods", "--as", "system:admin"])?.status.success(), "became somebody else");
 
     // The hub is killed: the endpoint.
+    // Its log has the words of those before.
+    let serving = |log: &str| log.matches("endpoint serves").count();
+    let before = serving(&std::fs::read_to_string(world.dir.join("endpoint-proxy.log")).unwrap_or_default());
     let proxy = endpoint::start(world, "proxy")?;
-    eventually("an endpoint", Duration::from_secs(30), || {
-        ensure!(proxy.log().contains("endpoint serves"), "not yet");
+    eventually("an endpoint", Duration::from_secs(60), || {
+        ensure!(before < serving(&proxy.log()), "not yet");
         Ok(())
     })?;
     world.hub.process.take().context("hub")?.signal(9);
@@ -105,7 +108,7 @@ fn scene(world: &mut World, inside: &Inside) -> Result<()> {
         inside.goes(world, "direct", "hub away")?;
     }
     world.hub.restart()?;
-    world.hub.wait_connected("edge2", Duration::from_secs(30))?;
+    world.all_connected()?;
 
     // The hub is back, and the endpoint goes: the hub again.
     drop(proxy);

@@ -94,5 +94,5 @@ fn scene(world: &mut World) -> Result<()> {
     ensure!(stranger.log().contains("another key"), "{}", stranger.log());
     drop(two);
     world.hub.restart()?;
-    world.hub.wait_connected("edge2", SOON)
+    world.all_connected()
 }

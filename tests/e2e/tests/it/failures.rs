@@ -91,7 +91,7 @@ pub fn api_server_down(world: &mut World) -> Result<()> {
         );
         Ok((words, took))
     })?;
-    ensure!(took < Duration::from_secs(5), "{words}: {took:?}");
+    ensure!(took < Duration::from_secs(20), "{words}: {took:?}");
     ensure!(world.hub.connected("edge2")?, "the agent stays connected without its API server");
     Ok(())
 }
@@ -140,7 +140,7 @@ pub fn hub_killed(world: &mut World) -> Result<()> {
     drop(process);
     let started = Instant::now();
     let output = run(world.through(ALICE, "edge1")?.args(["get", "pods", "--request-timeout=5s"]), b"")?;
-    ensure!(!output.status.success() && started.elapsed() < Duration::from_secs(6));
+    ensure!(!output.status.success() && started.elapsed() < Duration::from_secs(20));
     world.hub.restart()?;
     let listening = Instant::now();
     for cluster in ["edge1", "edge2"] {

@@ -35,14 +35,14 @@ pub fn kubectl(world: &mut World) -> Result<()> {
     let out = watch.stdout.take().context("stdout")?;
     let (ready, is_ready) = std::sync::mpsc::channel();
     let reader = std::thread::spawn(move || {
-        read_until(out, Duration::from_secs(30), |seen| {
+        read_until(out, Duration::from_secs(180), |seen| {
             if seen.contains("edge2") {
                 let _ = ready.send(());
             }
             seen.contains("DELETED")
         })
     });
-    is_ready.recv_timeout(Duration::from_secs(15))?;
+    is_ready.recv_timeout(Duration::from_secs(60))?;
     ensure!(apply(yaml)?.contains("created"));
     ensure!(apply(yaml)?.contains("unchanged"));
     ensure!(apply(&yaml.replace("one", "two"))?.contains("configured"));

@@ -186,7 +186,7 @@ pub fn errors(world: &mut World) -> Result<()> {
     let out = child.stdout.take().context("stdout")?;
     moorline_e2e::process::read_until(out, Duration::from_secs(20), |seen| seen.contains("kube-root-ca.crt"))?;
     world.hub.moorline("admin", &["user", "disable", "dora"])?;
-    let ended = eventually("end of a disabled user's watch", Duration::from_secs(8), || {
+    let ended = eventually("end of a disabled user's watch", Duration::from_secs(20), || {
         child.try_wait()?.context("still runs")
     });
     let _ = child.kill();

@@ -189,10 +189,12 @@ pub fn while_many_work(config: &Path, what: &str, bound: Duration, take: impl Fn
     let caught: Vec<&&Seen> = before.iter().filter(|one| lost < one.over).collect();
     let failed = |all: &[&Seen]| all.iter().filter(|one| one.failed.is_some()).count();
     let slowest = after.iter().map(|one| one.over - one.began).max().unwrap_or_default();
+    // What a request takes at most while all is well is the load's, and the machine's.
+    let usual = before.iter().filter(|one| one.over <= lost).map(|one| one.over - one.began).max().unwrap_or_default();
     let first = after.iter().filter(|one| one.failed.is_none()).map(|one| one.over).min().context("a success")? - lost;
     println!(
         "{what}: {} requests of {} clients before, {} of them under way ({} failed), {} after ({} failed); the first that \
-         began after was done in {first:?}, the slowest took {slowest:?}",
+         began after was done in {first:?}, the slowest took {slowest:?}; before, {usual:?}",
         before.len(),
         CLIENTS + KUBECTLS,
         caught.len(),
@@ -210,8 +212,8 @@ pub fn while_many_work(config: &Path, what: &str, bound: Duration, take: impl Fn
     }
     ensure!(after.len() > CLIENTS + KUBECTLS, "they go on");
     ensure!(failed(&after) == 0, "what had not begun fails");
-    ensure!(first < bound, "new requests succeed {first:?} after the loss");
-    ensure!(slowest < bound, "one took {slowest:?}");
+    ensure!(first < bound + usual, "new requests succeed {first:?} after the loss");
+    ensure!(slowest < bound + 2 * usual, "one took {slowest:?}");
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use std::{
 /// The machine's own kubectl is 1.32.
 const OLDER: &str = "/usr/bin/kubectl";
 /// What one user's scripts run at once.
-const AT_ONCE: usize = 20;
+const AT_ONCE: usize = 8;
 
 /// Every kubectl that there is here.
 fn versions() -> Vec<PathBuf> {

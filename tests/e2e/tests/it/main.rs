@@ -90,15 +90,14 @@ fn main() {
     let mut arguments = Arguments::from_args();
     // One world, one scene at a time: scenes break and mend the same hub and agents.
     arguments.test_threads = Some(1);
-    let world: Arc<Mutex<Option<World>>> = Arc::default();
+    let world: Arc<Mutex<Option<Result<World, String>>>> = Arc::default();
     let trials = SCENES.iter().map(|&(name, scene)| {
         let world = Arc::clone(&world);
         Trial::test(name, move || {
             let mut guard = world.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if guard.is_none() {
-                *guard = Some(World::start().map_err(|e| format!("{e:#}"))?);
-            }
-            let Some(world) = guard.as_mut() else { return Err("no world".into()) };
+            // What does not start once is not tried for each scene.
+            let world = guard.get_or_insert_with(|| World::start().map_err(|e| format!("{e:#}")));
+            let world = world.as_mut().map_err(|e| e.clone())?;
             world.heal().and_then(|()| scene(world)).map_err(|e| format!("{e:#}").into())
         })
     });

@@ -137,7 +137,7 @@ fn restore(world: &World, cluster: &Cluster, (stop, start): (&str, &str), etcd_d
     ];
     let (ok, said) = plan(world, &back)?;
     ensure!(ok && said.contains("control-1 healthy Succeeded"), "{said}");
-    eventually("the namespace and what is in it", LONG, || {
+    eventually("the namespace and what is in it", Duration::from_secs(240), || {
         cluster.admin(&["-n", "precious", "get", "configmap", "of-worth"]).map(drop)
     })?;
     println!("{}", cluster.admin(&["get", "namespace", "precious"])?);

@@ -71,7 +71,7 @@ pub fn let_in(world: &mut World, plugins: &[&str]) -> Result<()> {
         let manifest = root().join(format!("deploy/plugins/{plugin}.yaml"));
         world.edge1.admin(&["apply", "-f", manifest.to_str().context("path")?])?;
     }
-    world.hub.wait_connected("edge1", Duration::from_secs(20))
+    world.hub.wait_connected("edge1", Duration::from_secs(60))
 }
 
 fn can(world: &World, user: &str, args: &[&str]) -> Result<bool> {

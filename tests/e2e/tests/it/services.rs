@@ -31,7 +31,7 @@ pub fn with_services(world: &mut World, scene: impl FnOnce(&World, &str) -> Resu
     let file = policy.display().to_string();
     let agent = Agent::start(&world.edge1, &words, &world.dir.join("agent-edge1"), &["--policy-file", &file])?;
     world.agent1 = Some(agent);
-    world.hub.wait_connected("edge1", Duration::from_secs(20))?;
+    world.hub.wait_connected("edge1", Duration::from_secs(60))?;
     let done = scene(world, &inside);
     let log = world.agent1.as_ref().map(|agent| agent.process.log()).unwrap_or_default();
     world.restart_agent1()?;

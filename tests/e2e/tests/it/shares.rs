@@ -82,9 +82,8 @@ pub fn shared(world: &mut World) -> Result<()> {
     world.agent1 = None;
     world.agent2 = None;
     let done = scene(world);
-    world.restart_agent1()?;
-    world.restart_agent2()?;
-    done
+    let (one, two) = (world.restart_agent1(), world.restart_agent2());
+    done.and(one).and(two)
 }
 
 fn scene(world: &World) -> Result<()> {

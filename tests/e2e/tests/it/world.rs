@@ -25,6 +25,9 @@ pub struct World {
     _temporary: tempfile::TempDir,
 }
 
+/// What guards against waiting for ever.
+const SOON: Duration = Duration::from_secs(60);
+
 /// May do everything in edge1's namespaces and look at its nodes; may view edge2.
 pub const ALICE: &str = "alice";
 /// May view the namespace `team` of edge1.
@@ -64,7 +67,7 @@ impl World {
             let more = ["--endpoint-dir", room.as_str()];
             let more = if name == "edge2" { &more[..] } else { &[] };
             let agent = Agent::start(cluster, &join, &self.dir.join(format!("agent-{name}")), more)?;
-            self.hub.wait_connected(name, Duration::from_secs(20)).with_context(|| agent.process.log())?;
+            self.hub.wait_connected(name, SOON).with_context(|| agent.process.log())?;
             *(if name == "edge1" { &mut self.agent1 } else { &mut self.agent2 }) = Some(agent);
         }
         Ok(())
@@ -129,28 +132,44 @@ impl World {
         if self.hub.process.is_none() {
             self.hub.restart()?;
         }
-        if self.agent1.is_none() { self.restart_agent1() } else { Ok(()) }
+        if self.agent1.is_none() {
+            self.restart_agent1()?;
+        }
+        if self.agent2.is_none() {
+            self.restart_agent2()?;
+        }
+        self.all_connected()
+    }
+
+    /// Waits for both agents.
+    pub fn all_connected(&self) -> Result<()> {
+        self.hub.wait_connected("edge1", SOON)?;
+        self.hub.wait_connected("edge2", SOON)
     }
 
     /// The same for edge2's, which keeps bundles for its endpoints.
     pub fn restart_agent2(&mut self) -> Result<()> {
         self.agent2 = None;
+        let before = Agent::connections(&self.dir.join("agent-edge2"));
         let network = self.edge2.network().context("a network")?;
         let url = format!("https://{}:{}", network.outside, self.hub.port);
         let words = ["moorline", "agent", "--hub", &url].map(str::to_owned);
         let room = crate::endpoint::room(&self.dir).display().to_string();
         let more = ["--endpoint-dir", room.as_str()];
-        self.agent2 = Some(Agent::start(&self.edge2, &words, &self.dir.join("agent-edge2"), &more)?);
-        self.hub.wait_connected("edge2", Duration::from_secs(20))
+        let agent = Agent::start(&self.edge2, &words, &self.dir.join("agent-edge2"), &more)?;
+        self.agent2.insert(agent).connected(before)?;
+        self.hub.wait_connected("edge2", SOON)
     }
 
     /// Starts edge1's agent again on the state that it has: no token.
     pub fn restart_agent1(&mut self) -> Result<()> {
         self.agent1 = None;
+        let before = Agent::connections(&self.dir.join("agent-edge1"));
         let network = self.edge1.network().context("a network")?;
         let url = format!("https://{}:{}", network.outside, self.hub.port);
         let words = ["moorline", "agent", "--hub", &url].map(str::to_owned);
-        self.agent1 = Some(Agent::start(&self.edge1, &words, &self.dir.join("agent-edge1"), &[])?);
-        self.hub.wait_connected("edge1", Duration::from_secs(20))
+        let agent = Agent::start(&self.edge1, &words, &self.dir.join("agent-edge1"), &[])?;
+        self.agent1.insert(agent).connected(before)?;
+        self.hub.wait_connected("edge1", SOON)
     }
 }

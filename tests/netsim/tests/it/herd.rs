@@ -41,7 +41,7 @@ async fn a_hub_that_crashed_has_its_fleet_back() {
     let busiest = back.each_second.iter().max().copied().unwrap_or_default();
     // On a machine that does other things beside, the hub lets many in late and at once; how evenly they come without
     // that is what the long one prints.
-    assert!(busiest < FEW, "{:?}", back.each_second);
+    assert!(busiest < FEW || Duration::from_secs(1) < back.blind, "{back:?}");
 }
 
 /// Two thousand, for a machine that has nothing else to do: in `make test-long`.

@@ -47,7 +47,7 @@ async fn f15_f16_udp_closed_opened_and_closed_again() {
     let gate = Gate::start(world.port()).await.unwrap();
     let site = Site::start(&world, "a2", at(gate.port), Preference::Auto).await.unwrap();
     let took = site.moves_to("tls").await.unwrap();
-    assert!(took < Duration::from_secs(5), "without UDP it took {took:?}");
+    assert!(took < Duration::from_secs(20), "without UDP it took {took:?}");
     told_why(&world, |why| why.is_some_and(|why| why.starts_with("quic: "))).await;
     let (mut early, mut ticks) = (world.admin.watch("/ticks").await.unwrap(), 0);
     read_on(&mut early, &mut ticks, Duration::from_secs(1)).await;
@@ -78,6 +78,6 @@ async fn behind_a_proxy_that_ends_tls_the_websocket_is_found() {
     let nginx = Middle::nginx(world.dir(), world.port(), 60).await.unwrap();
     let site = Site::again(&world, "a3", at(nginx.port), Preference::Auto).await.unwrap();
     let took = site.moves_to("websocket").await.unwrap();
-    assert!(took < Duration::from_secs(5), "it took {took:?}");
+    assert!(took < Duration::from_secs(20), "it took {took:?}");
     told_why(&world, |why| why.is_some_and(|why| why.contains("quic: ") && why.contains("tls: "))).await;
 }

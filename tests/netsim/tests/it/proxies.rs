@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 /// Seconds after which a proxy ends what is idle.
-const IDLE: u32 = 3;
+const IDLE: u32 = 6;
 /// The tunnel's probes in these scenes: as far below [`IDLE`] as 5 s are below the 30 s that such proxies come with.
-const KEEP_ALIVE: Duration = Duration::from_millis(500);
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 fn at(port: u16) -> HubAddress {
     HubAddress { host: "localhost".into(), port }

@@ -178,13 +178,14 @@ async fn a_header_that_does_not_come_is_not_waited_for() {
 
 #[tokio::test]
 async fn a_slow_greeting_is_given_up_by_both_sides() {
-    let limits = Limits { hello: Duration::from_millis(200), ..Limits::default() };
+    // Short for the side that waits, and not for the one that is to keep its time.
+    let (limits, patient) = (Limits { hello: Duration::from_millis(500), ..Limits::default() }, Limits::default());
     for carrier in ALL {
         let (server, client) = configs();
-        let (listener, at) = Listener::bind(carrier, server, &limits).await;
+        let (listener, at) = Listener::bind(carrier, Arc::clone(&server), &limits).await;
         // An agent that says half a hello.
         let agent = async {
-            let conn = shake_hands(&at, carrier, None, client.clone(), &limits).await.unwrap().conn;
+            let conn = shake_hands(&at, carrier, None, client.clone(), &patient).await.unwrap().conn;
             let mut control = conn.open(Class::Interactive).await.unwrap();
             control.write_all(&[0, 0]).await.unwrap();
             control.flush().await.unwrap();
@@ -194,6 +195,7 @@ async fn a_slow_greeting_is_given_up_by_both_sides() {
         assert!(matches!(greeted, Err(AcceptError::Timeout)), "{carrier}");
         assert_eq!((reason.code, reason.by_peer), (CloseCode::SlowHello, true), "{carrier}");
         // A hub that says nothing.
+        let (listener, at) = Listener::bind(carrier, server, &patient).await;
         let dialled = dial(&at, carrier, client, hello(), &limits);
         let (greeted, dialled) = soon(async { tokio::join!(listener.greet(), dialled) }).await;
         assert!(matches!(dialled, Err(DialError::Timeout { phase: "greeting", .. })), "{carrier}");
