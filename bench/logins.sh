@@ -4,7 +4,7 @@
 #
 #   bench/logins.sh
 #
-# SECONDS_EACH (20), LOGINS (1000, each second). BIN: a folder with moorline, if it is built already. Everything is on
+# SECONDS_EACH (20), LOGINS (1000, each second). BIN: a folder with moorline and moorline-bench, if they are built already. Everything is on
 # loopback and ends by itself. Decisions and tokens: cargo bench -p moorline-authz. Audit: cargo bench -p moorline-proxy.
 . "$(dirname "$0")/lib.sh" mllogins
 binaries
@@ -22,4 +22,4 @@ up agent moorline agent "${join[@]:2}" --state-dir "$work/agent" --kubeconfig "$
 wait_for sh -c "moorline clusters bench -o json | grep -q '\"status\": *\"True\"'"
 kubectl --kubeconfig "$work/kube/kubeconfig" create clusterrolebinding bench --clusterrole cluster-admin --user admin >/dev/null
 token=$(moorline kubeconfig bench --static | sed -n 's/^ *token: *"\{0,1\}\([^"]*\)"\{0,1\}$/\1/p')
-python3 bench/logins.py $hub "$work/hub/ca.crt" "$token" "$hub_pid" "${LOGINS:-1000}" "${SECONDS_EACH:-20}"
+moorline-bench logins 127.0.0.1:$hub "$work/hub/ca.crt" "$token" "$hub_pid" --logins "${LOGINS:-1000}" --seconds "${SECONDS_EACH:-20}"

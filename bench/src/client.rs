@@ -8,8 +8,13 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use serde::Deserialize;
-use std::{convert::Infallible, path::PathBuf, sync::Arc};
-use tokio::net::TcpStream;
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
+use tokio::net::{TcpSocket, TcpStream};
 
 /// A body to send.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -71,6 +76,11 @@ pub fn empty() -> Body {
 impl Connection {
     /// Dials a target.
     pub async fn open(target: &Arc<Target>, version: Version) -> Result<Self> {
+        Self::open_from(target, version, None).await
+    }
+
+    /// Dials a target from this address of the machine.
+    pub async fn open_from(target: &Arc<Target>, version: Version, from: Option<IpAddr>) -> Result<Self> {
         let mut roots = rustls::RootCertStore::empty();
         for cert in CertificateDer::pem_file_iter(&target.ca)? {
             roots.add(cert?)?;
@@ -87,7 +97,15 @@ impl Connection {
             )?,
         };
         config.alpn_protocols = vec![if version == Version::Two { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
-        let tcp = TcpStream::connect(&target.address).await.with_context(|| target.address.clone())?;
+        let tcp = match from {
+            None => TcpStream::connect(&target.address).await,
+            Some(from) => {
+                let socket = TcpSocket::new_v4()?;
+                socket.bind(SocketAddr::new(from, 0))?;
+                socket.connect(target.address.parse()?).await
+            }
+        };
+        let tcp = tcp.with_context(|| target.address.clone())?;
         tcp.set_nodelay(true)?;
         let name = ServerName::try_from(target.host.clone())?;
         let tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;

@@ -6,11 +6,14 @@
 mod api;
 mod client;
 mod fleet;
+mod logins;
 mod measure;
 mod origin;
 mod process;
+mod relay;
 mod store;
 mod table;
+mod tunnel;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -56,10 +59,18 @@ enum Command {
         #[arg(long)]
         target: Option<String>,
     },
+    /// Measures what a flood of wrong logins does to everybody else.
+    Logins(logins::Args),
     /// Measures the hub's plugins over a large fleet of clusters that are generators.
     Fleet(fleet::Args),
     /// Measures the store behind the hub's API by itself: its size, its writes, its watches.
     Store(store::Args),
+    /// One end of a relay for TCP over the tunnel by itself, or over the barest that does the same.
+    #[command(subcommand)]
+    Relay(relay::End),
+    /// Measures such relays.
+    #[command(subcommand)]
+    Tunnel(tunnel::What),
     /// Measures every target of a plan and prints one table.
     Run {
         /// A JSON file: targets, processes, rounds.
@@ -72,7 +83,10 @@ enum Command {
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = match &cli.command {
+        Command::Relay(end) if end.is_bare() => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+        _ => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?,
+    };
     let read = |path: PathBuf| -> Result<measure::Plan> {
         let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
         Ok(serde_json::from_slice(&text)?)
@@ -84,8 +98,11 @@ fn main() -> Result<()> {
             runtime.block_on(api::fill(&read(plan)?, target.as_deref().unwrap_or_default(), objects))
         }
         Command::Api { plan, .. } => runtime.block_on(api::run(&read(plan)?)),
+        Command::Logins(args) => runtime.block_on(logins::run(args)),
         Command::Fleet(args) => runtime.block_on(fleet::run(args)),
         Command::Store(args) => runtime.block_on(store::run(args)),
+        Command::Relay(end) => runtime.block_on(end.run()),
+        Command::Tunnel(what) => runtime.block_on(what.run()),
         Command::Run { plan, only } => runtime.block_on(measure::run(&read(plan)?, only.as_deref())),
     }
 }

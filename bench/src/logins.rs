@@ -1,0 +1,164 @@
+//! Small requests at a steady pace, alone and beside a flood of wrong logins.
+
+use crate::{
+    client::{Connection, Target, Version},
+    process::rss_kib,
+    table::quantile,
+};
+use anyhow::{Result, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, interval_at, sleep},
+};
+
+/// Small requests in a second, and the connections that share them: far from full, so that what is measured is waiting
+/// and not queues of our own.
+const PACE: u32 = 100;
+const CONNECTIONS: u32 = 4;
+/// Addresses that the flood comes from.
+const ADDRESSES: u8 = 200;
+/// What the hashing pool and the connections of the flood may take, in MiB.
+const BOUND: f64 = 4.0 * 19.0 + 24.0;
+
+/// What is measured.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The hub, `127.0.0.1:PORT`.
+    hub: String,
+    /// Its authority, PEM.
+    ca: PathBuf,
+    /// A token for the cluster `bench`.
+    token: String,
+    /// The hub's process.
+    pid: u32,
+    /// Wrong logins in a second.
+    #[arg(long, default_value_t = 1000)]
+    logins: u32,
+    /// Seconds of each half.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+}
+
+type Answers = Arc<Mutex<BTreeMap<u16, u64>>>;
+
+struct Half {
+    /// Milliseconds, the shortest first.
+    took: Vec<f64>,
+    most_mib: f64,
+    answers: BTreeMap<u16, u64>,
+}
+
+async fn small(target: Arc<Target>, until: Instant) -> Result<Vec<f64>> {
+    let mut connection = Connection::open(&target, Version::One).await?;
+    let mut took = Vec::new();
+    let mut tick = interval(Duration::from_secs(1) * CONNECTIONS / PACE);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    while Instant::now() < until {
+        tick.tick().await;
+        let begun = Instant::now();
+        connection.get("/k8s/clusters/bench/api/v1/namespaces/default").await?;
+        took.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(took)
+}
+
+async fn flood(target: Arc<Target>, number: u8, each: Duration, until: Instant, answers: Answers) {
+    let from = IpAddr::V4(Ipv4Addr::new(127, 0, 1, number + 1));
+    let mut tick = interval_at(Instant::now() + each * u32::from(number) / u32::from(ADDRESSES), each);
+    let (mut connection, mut n) = (None, 0);
+    while Instant::now() < until {
+        tick.tick().await;
+        n += 1;
+        let asked = async {
+            let mut open = match connection.take() {
+                Some(open) => open,
+                None => Connection::open_from(&target, Version::One, Some(from)).await?,
+            };
+            let user = format!("user-{number}-{}", n % 50);
+            let body = serde_json::json!({ "username": user, "password": format!("wrong {n}") }).to_string();
+            let body = Full::new(Bytes::from(body)).boxed_unsync();
+            let answer = open.send("POST", "/auth/login", Some("application/json"), body).await?;
+            let code = answer.status().as_u16();
+            answer.into_body().collect().await?;
+            anyhow::Ok((open, code))
+        };
+        // Connections of strangers end after a while.
+        let code = match asked.await {
+            Ok((open, code)) => {
+                connection = Some(open);
+                code
+            }
+            Err(_) => 0,
+        };
+        *answers.lock().unwrap_or_else(PoisonError::into_inner).entry(code).or_default() += 1;
+    }
+}
+
+async fn half(args: &Args, logins: u32) -> Result<Half> {
+    let until = Instant::now() + Duration::from_secs(args.seconds);
+    let target = |headers| {
+        Arc::new(Target {
+            name: "hub".to_owned(),
+            address: args.hub.clone(),
+            host: "127.0.0.1".to_owned(),
+            prefix: String::new(),
+            ca: args.ca.clone(),
+            client: None,
+            headers,
+        })
+    };
+    let user = target(vec![("authorization".to_owned(), format!("Bearer {}", args.token))]);
+    let (mut users, mut strangers, answers) = (JoinSet::new(), JoinSet::new(), Answers::default());
+    for _ in 0..CONNECTIONS {
+        users.spawn(small(Arc::clone(&user), until));
+    }
+    if 0 < logins {
+        let (nobody, each) = (target(Vec::new()), Duration::from_secs(1) * u32::from(ADDRESSES) / logins);
+        for number in 0..ADDRESSES {
+            strangers.spawn(flood(Arc::clone(&nobody), number, each, until, Arc::clone(&answers)));
+        }
+    }
+    let mut most_kib = rss_kib(args.pid)?;
+    while Instant::now() < until {
+        most_kib = rss_kib(args.pid)?.max(most_kib);
+        sleep(Duration::from_millis(100)).await;
+    }
+    let mut took = Vec::new();
+    while let Some(done) = users.join_next().await {
+        took.extend(done??);
+    }
+    while strangers.join_next().await.is_some() {}
+    took.sort_by(f64::total_cmp);
+    let answers = std::mem::take(&mut *answers.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(Half { took, most_mib: most_kib / 1024.0, answers })
+}
+
+/// Measures both halves and prints them.
+pub async fn run(args: Args) -> Result<()> {
+    ensure!(0 < args.logins && 0 < args.seconds, "there is nothing to measure");
+    let alone = half(&args, 0).await?;
+    let flooded = half(&args, args.logins).await?;
+    for (name, half) in [("alone", &alone), ("flooded", &flooded)] {
+        let (p50, p99) = (quantile(&half.took, 0.5), quantile(&half.took, 0.99));
+        println!(
+            "{name:8} p50 {p50:7.2} ms  p99 {p99:7.2} ms  hub {:6.1} MiB  answers to logins {:?}",
+            half.most_mib, half.answers
+        );
+    }
+    let times = quantile(&flooded.took, 0.99) / quantile(&alone.took, 0.99);
+    let done = flooded.answers.values().sum::<u64>() / args.seconds;
+    println!(
+        "{done} wrong logins/s: p99 x {times:.2} (goal 2), {:.1} MiB more (goal {BOUND}: 4 hashes of 19 MiB, and connections)",
+        flooded.most_mib - alone.most_mib
+    );
+    Ok(())
+}
