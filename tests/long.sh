@@ -3,7 +3,7 @@
 # agents, the end-to-end scenes several times over, and a release: built for every platform, run there (qemu, Wine), its
 # images on the real node, and the same bytes when it is built elsewhere.
 #
-#   tests/long.sh            CASES (20000) per property, FUZZ (300) seconds per decoder, ROUNDS (3) of the scenes
+#   tests/long.sh            CASES (20000) per property, SEEDS (10000) of the simulation, FUZZ (300) seconds per decoder, ROUNDS (3) of the scenes
 #   tests/long.sh release    only the release
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,7 +25,7 @@ release() {
   rm -rf "$other"
 }
 [ "${1:-}" != release ] || { release; exit 0; }
-PROPTEST_CASES=${CASES:-20000} cargo test --locked --release -p moorline-proto -p moorline-link -p moorline-authz -p moorline-proxy -p moorline-apiserver
+MOORLINE_SEEDS=${SEEDS:-10000} PROPTEST_CASES=${CASES:-20000} cargo test --locked --release -p moorline-proto -p moorline-link -p moorline-authz -p moorline-proxy -p moorline-apiserver
 tests/fuzz/run.sh "${FUZZ:-300}"
 # Built for speed, and one after the other: what they print is a figure.
 cargo build --locked --release -p moorline-cli

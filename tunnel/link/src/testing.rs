@@ -47,9 +47,20 @@ pub fn session_pair() -> (Session, Session) {
 /// # Panics
 /// Outside of a tokio runtime.
 #[must_use]
-#[expect(clippy::expect_used, reason = "for tests")]
 pub fn session_pair_with(limits: &Limits) -> (Session, Session) {
-    let (at_hub, at_agent) = tokio::io::duplex(256 * 1024);
+    session_pair_over(tokio::io::duplex(256 * 1024), limits)
+}
+
+/// [`session_pair`] over what carries bytes between the hub and the agent.
+///
+/// # Panics
+/// Outside of a tokio runtime.
+#[must_use]
+#[expect(clippy::expect_used, reason = "for tests")]
+pub fn session_pair_over<IO>((at_hub, at_agent): (IO, IO), limits: &Limits) -> (Session, Session)
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let hub = mux::spawn(at_hub, MuxRole::Server, limits);
     let agent = mux::spawn(at_agent, MuxRole::Client, limits);
     let mut control = agent.open(Class::Interactive).expect("a new mux opens a stream");

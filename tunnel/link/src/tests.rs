@@ -23,6 +23,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What a live session gets from a peer that breaks the rules, or is gone.
 mod faults;
+/// Networks that nobody would want, on simulated time.
+mod simulated;
 /// Readers that stand still.
 mod stalled;
 /// Addresses that nobody has proved.
