@@ -39,6 +39,8 @@ pub struct Config {
     pub hub_name: HubName,
     /// Life of an agent's certificate. Agents renew at two thirds.
     pub agent_certificate_life: Duration,
+    /// Life of the hub's own certificate, which is renewed at two thirds.
+    pub hub_certificate_life: Duration,
     /// Life of a token made at a login that names none.
     pub login_life: Duration,
     /// Longest life that a login may ask for.
@@ -85,6 +87,7 @@ impl Config {
             trust_domain: known("moorline.local"),
             hub_name: known("hub"),
             agent_certificate_life: Duration::from_secs(24 * 3600),
+            hub_certificate_life: crate::pki::HUB_LIFE,
             login_life: Duration::from_secs(12 * 3600),
             login_life_max: Duration::from_secs(30 * 24 * 3600),
             plugins: Vec::new(),

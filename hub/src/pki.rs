@@ -183,7 +183,12 @@ impl Authority {
     ///
     /// # Errors
     /// A name that cannot stand in a certificate.
-    pub fn issue_hub(&self, id: &SpiffeId, names: &[String]) -> Result<(Identity, SystemTime), CaError> {
+    pub fn issue_hub(
+        &self,
+        id: &SpiffeId,
+        names: &[String],
+        life: Duration,
+    ) -> Result<(Identity, SystemTime), CaError> {
         let key = KeyPair::generate()?;
         let mut sans = vec![SanType::URI(id.to_string().try_into()?)];
         for name in names {
@@ -192,7 +197,7 @@ impl Authority {
                 Err(_) => SanType::DnsName(name.as_str().try_into()?),
             });
         }
-        let (mut params, expires) = self.leaf(HUB_LIFE, sans);
+        let (mut params, expires) = self.leaf(life, sans);
         params.distinguished_name.push(DnType::CommonName, "moorline hub");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let cert = params.signed_by(&key, &self.issuer)?;

@@ -1,11 +1,6 @@
 //! The certificate that the hub shows: made at its start, and anew in time.
 
-use crate::{
-    config::Config,
-    given::Given,
-    listener::TlsPair,
-    pki::{Authority, HUB_LIFE},
-};
+use crate::{config::Config, given::Given, listener::TlsPair, pki::Authority};
 use arc_swap::ArcSwap;
 use moorline_link::{QuicListener, tls};
 use moorline_proto::id::{Role, SpiffeId};
@@ -14,6 +9,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio_util::sync::CancellationToken;
+
+/// How soon a certificate is tried again that could not be made.
+const RETRY: Duration = Duration::from_secs(60);
 
 /// One for the names of `config`, and what it is made of for each listener.
 pub(super) fn issue(authority: &Authority, config: &Config, given: Option<Arc<Given>>) -> Result<TlsPair, String> {
@@ -25,7 +23,8 @@ pub(super) fn issue(authority: &Authority, config: &Config, given: Option<Arc<Gi
         names.push(host);
     }
     names.extend(config.services_domain.iter().map(|domain| format!("*.{domain}")));
-    let (identity, expires) = authority.issue_hub(&id, &names).map_err(|e| e.to_string())?;
+    let (identity, expires) =
+        authority.issue_hub(&id, &names, config.hub_certificate_life).map_err(|e| e.to_string())?;
     debug_assert!(identity.chain.first().is_some_and(|leaf| tls::peer_id(leaf).is_ok()));
     TlsPair::new(&identity, authority, expires, given)
 }
@@ -38,9 +37,11 @@ pub(super) async fn renew(
     quic: Arc<QuicListener>,
     stop: CancellationToken,
 ) {
+    let life = config.hub_certificate_life;
     loop {
         let left = pair.load().expires.duration_since(SystemTime::now()).unwrap_or_default();
-        let wait = left.saturating_sub(HUB_LIFE / 3).max(Duration::from_secs(60));
+        // Not in a tight loop where none can be made.
+        let wait = left.saturating_sub(life / 3).max(RETRY.min(life / 10));
         if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
             return;
         }

@@ -24,6 +24,7 @@ mod plugins;
 mod proxying;
 mod recordings;
 mod rights;
+mod rotation;
 mod sessions;
 mod shares;
 mod strangers;
