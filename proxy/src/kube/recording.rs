@@ -90,10 +90,7 @@ impl<D: Dial> KubeProxy<D> {
         };
         let about = About { input: permit.record() == Recording::WithInput, ..call.about() };
         match store.begin(&about).await {
-            Ok(tape) => {
-                call.note("moorline.dev/recording", tape.name().to_owned());
-                Ok(Some(Ready(Some(tape))))
-            }
+            Ok(tape) => Ok(Some(Ready(Some(tape)))),
             Err(error) => {
                 self.metrics.recordings.with_label_values(&["failed"]).inc();
                 if store.policy() == OnFailure::Continue {
@@ -122,6 +119,8 @@ impl<D: Dial> KubeProxy<D> {
             return Err(Box::new(call));
         };
         let Some(tape) = ready.take() else { return Err(Box::new(call)) };
+        // Now there is one that stays: of a session that was refused there is none.
+        call.note("moorline.dev/recording", tape.name().to_owned());
         let metrics = self.metrics.clone();
         let joined = async move {
             let status = StatusCode::SWITCHING_PROTOCOLS;

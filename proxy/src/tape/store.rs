@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use std::{
     collections::VecDeque,
     fs,
-    io::{self, BufRead, Read, Write},
+    io::{self, BufRead, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -39,7 +39,7 @@ pub struct Settings {
     pub dir: PathBuf,
     /// Longest recording, in bytes.
     pub max_file: u64,
-    /// All together, in bytes: the oldest go.
+    /// All together, in bytes: the oldest go. While those that are open have more alone, none is begun.
     pub max_total: u64,
     /// The oldest age.
     pub keep: Duration,
@@ -59,6 +59,9 @@ pub enum NoTape {
     /// [`OPEN`] are being recorded.
     #[error("too many sessions are recorded at this moment")]
     TooMany,
+    /// Those that are open have all the room that there is.
+    #[error("the store of recordings is full of sessions that go on")]
+    Full,
     /// It is as long as one may be.
     #[error("the recording is as long as one may be")]
     Long,
@@ -74,6 +77,7 @@ impl NoTape {
             Self::Failed => "recording_failed",
             Self::Slow => "recording_slow",
             Self::TooMany => "recording_too_many",
+            Self::Full => "recording_full",
             Self::Long => "recording_too_long",
             Self::Unreadable(_) => "unrecordable",
         }
@@ -91,7 +95,7 @@ pub struct Seal {
     pub lost: u64,
 }
 
-/// One that was cut short by a crash, and is sealed now; or that was removed.
+/// One that was sealed when nobody waited for it any more: after a crash, or by a disk that stood still; or that was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lost {
     /// Its name.
@@ -126,7 +130,7 @@ pub struct Store {
 }
 
 enum Job {
-    Begin(Arc<Tape>, Vec<u8>, oneshot::Sender<bool>),
+    Begin(Arc<Tape>, Vec<u8>, oneshot::Sender<Result<(), NoTape>>),
     Write(Arc<Tape>),
     /// `true`: it is kept.
     End(Arc<Tape>, bool, oneshot::Sender<Seal>),
@@ -134,7 +138,7 @@ enum Job {
 
 impl Store {
     /// Opens a folder (making it with mode 0700), seals what a crash left open, and removes what is too much. `tell` hears
-    /// of both, then and later.
+    /// of both, then and later, and of what is sealed after [`Tape::finish`] has given up.
     ///
     /// # Errors
     /// The folder cannot be made or read.
@@ -183,13 +187,13 @@ impl Store {
         first.push(b'\n');
         let (done, begun) = oneshot::channel();
         self.jobs.send(Job::Begin(Arc::clone(&tape), first, done)).map_err(|_| NoTape::Failed)?;
+        // Who asked may go at any time, also when the file is there and nobody knows yet.
+        let mut unbegun = Unbegun(Some(tape));
         match tokio::time::timeout(PATIENCE, begun).await {
-            Ok(Ok(true)) => Ok(tape),
-            Ok(_) => Err(NoTape::Failed),
-            Err(_) => {
-                tape.discard();
-                Err(NoTape::Slow)
-            }
+            Ok(Ok(Ok(()))) => unbegun.0.take().ok_or(NoTape::Failed),
+            Ok(Ok(Err(why))) => Err(why),
+            Ok(Err(_)) => Err(NoTape::Failed),
+            Err(_) => Err(NoTape::Slow),
         }
     }
 
@@ -202,31 +206,53 @@ impl Store {
         all.sort_by(|a, b| b.cmp(a));
         let read = all.into_iter().filter_map(|(name, open, bytes)| {
             let file = fs::File::open(path(&self.settings.dir, &name, open)).ok()?;
-            let mut first = Vec::new();
-            io::BufReader::new(file.take(FIRST_LINE)).read_until(b'\n', &mut first).ok()?;
-            let about = serde_json::from_slice::<Head>(&first).ok()?.moorline;
-            Some(Kept { name, bytes, open, about })
+            Some(Kept { name, bytes, open, about: about(file)? })
         });
         Ok(read.filter(fits).take(most).collect())
     }
 
-    /// One, as it is by now; `None`: there is none of that name. Reads a file: call it off the runtime.
+    /// One, as it is by now, and its file at the beginning; `None`: there is none of that name. Reads a file: call it off
+    /// the runtime.
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+    pub fn find(&self, name: &str) -> io::Result<Option<(Kept, fs::File)>> {
         if !is_name(name) {
             return Ok(None);
         }
-        for open in [false, true] {
-            match fs::read(path(&self.settings.dir, name, open)) {
-                Ok(bytes) => return Ok(Some(bytes)),
+        for open in [false, true, false] {
+            // Between two looks one that was open may be over.
+            match fs::File::open(path(&self.settings.dir, name, open)) {
+                Ok(mut file) => {
+                    let bytes = file.metadata()?.len();
+                    let about = about(file.try_clone()?).unwrap_or_default();
+                    file.rewind()?;
+                    return Ok(Some((Kept { name: name.to_owned(), bytes, open, about }, file)));
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
         }
         Ok(None)
     }
+
+    /// All of one, as it is by now; `None`: there is none of that name. Reads a file: call it off the runtime.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let Some((_, mut file)) = self.find(name)? else { return Ok(None) };
+        let mut all = Vec::new();
+        file.read_to_end(&mut all)?;
+        Ok(Some(all))
+    }
+}
+
+/// What a file's first line says.
+fn about(file: fs::File) -> Option<About> {
+    let mut first = Vec::new();
+    io::BufReader::new(file.take(FIRST_LINE)).read_until(b'\n', &mut first).ok()?;
+    Some(serde_json::from_slice::<Head>(&first).ok()?.moorline)
 }
 
 /// A name that [`Store::begin`] may have made: a time, and the call's id.
@@ -254,6 +280,16 @@ fn files(dir: &Path) -> io::Result<Vec<(String, bool, u64)>> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Dropped, there is nothing of it.
+struct Unbegun(Option<Arc<Tape>>);
+impl Drop for Unbegun {
+    fn drop(&mut self) {
+        if let Some(tape) = &self.0 {
+            tape.discard();
+        }
+    }
 }
 
 /// One of [`OPEN`].
@@ -380,16 +416,22 @@ impl Tape {
     }
 
     /// Its session is over: what waits is written, and the file sealed. `None`: that was not done in time, and is done
-    /// later, or at the next start.
+    /// later, or at the next start; whoever opened the store is told.
     pub async fn finish(self: &Arc<Self>, ended: &str) -> Option<Seal> {
         {
             let mut state = lock(&self.state);
             let at = self.begun.elapsed().as_secs_f64();
             event(&mut state.waiting, at, 'm', &format!("ended: {ended}"));
         }
-        let (done, sealed) = oneshot::channel();
+        let (done, mut sealed) = oneshot::channel();
         self.jobs.send(Job::End(Arc::clone(self), true, done)).ok()?;
-        tokio::time::timeout(PATIENCE, sealed).await.ok()?.ok()
+        match tokio::time::timeout(PATIENCE, &mut sealed).await {
+            Ok(seal) => seal.ok(),
+            Err(_) => {
+                sealed.close(); // from here on somebody else is told
+                sealed.try_recv().ok()
+            }
+        }
     }
 
     /// There was no session: nothing of it stays.
@@ -399,19 +441,49 @@ impl Tape {
     }
 }
 
+/// What a recording is written to.
+trait Disk: Write + Send {
+    /// Makes it so long; what is written next comes after that.
+    fn cut(&mut self, length: u64) -> io::Result<()>;
+    /// What was written would be there after a power cut.
+    fn settle(&mut self) -> io::Result<()>;
+}
+
+impl Disk for fs::File {
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.set_len(length)?;
+        self.seek(SeekFrom::Start(length)).map(drop)
+    }
+    fn settle(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
 /// A file that is written.
 struct Out {
-    file: fs::File,
+    file: Box<dyn Disk>,
     sha: Sha256,
     bytes: u64,
+    /// There may be more in it than was counted.
+    torn: bool,
 }
 
 impl Out {
+    /// All of it, or nothing: a full disk takes a part.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
+        if let Err(error) = self.file.write_all(bytes) {
+            self.torn |= self.file.cut(self.bytes).is_err();
+            return Err(error);
+        }
         self.sha.update(bytes);
         self.bytes += bytes.len() as u64;
         Ok(())
+    }
+
+    /// Hash and length of what is at `path`: as counted, or else as found.
+    fn settled(mut self, path: &Path) -> io::Result<(String, u64)> {
+        self.file.settle()?;
+        if self.torn { sha_of(path) } else { Ok((hex(&self.sha.finalize()), self.bytes)) }
     }
 }
 
@@ -433,7 +505,7 @@ impl Keeper {
         let mut this = Self { settings, tell, over: VecDeque::new(), total: 0, looked: Instant::now() };
         for (name, open, bytes) in found {
             if open {
-                let sha256 = sha_of(&this.path(&name, true))?;
+                let (sha256, _) = sha_of(&this.path(&name, true))?;
                 fs::rename(this.path(&name, true), this.path(&name, false))?;
                 tracing::warn!(recording = name, "a recording was cut short when the hub stopped; it is sealed now");
                 (this.tell)(Lost { name: name.clone(), sha256 });
@@ -453,20 +525,26 @@ impl Keeper {
         match job {
             Job::Begin(tape, first, done) => {
                 self.trim();
-                let begun = self.begin(&tape, &first);
-                if let Err(error) = &begun {
-                    tracing::error!(recording = tape.name, "a recording cannot be begun: {error}");
-                    tape.fail(NoTape::Failed);
-                }
-                if done.send(begun.is_ok()).is_err() {
+                let begun = if self.settings.max_total < self.total {
+                    Err(tape.fail(NoTape::Full))
+                } else {
+                    self.begin(&tape, &first).map_err(|error| {
+                        tracing::error!(recording = tape.name, "a recording cannot be begun: {error}");
+                        tape.fail(NoTape::Failed)
+                    })
+                };
+                if done.send(begun).is_err() {
                     self.end(&tape, false); // nobody waits for it any more
                 }
             }
             Job::Write(tape) => self.write(&tape),
             Job::End(tape, keep, done) => {
                 self.write(&tape);
-                if let Some(seal) = self.end(&tape, keep) {
-                    let _ = done.send(seal);
+                if let Some(seal) = self.end(&tape, keep)
+                    && let Err(seal) = done.send(seal)
+                {
+                    // Its session's record says that nobody knows: this one says it.
+                    (self.tell)(Lost { name: tape.name.clone(), sha256: seal.sha256 });
                 }
             }
         }
@@ -480,7 +558,8 @@ impl Keeper {
         options.write(true).create_new(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut out = Out { file: options.open(self.path(&tape.name, true))?, sha: Sha256::new(), bytes: 0 };
+        let file = Box::new(options.open(self.path(&tape.name, true))?);
+        let mut out = Out { file, sha: Sha256::new(), bytes: 0, torn: false };
         let written = out.write(first);
         self.total += out.bytes;
         *lock(&tape.out) = Some(out);
@@ -516,24 +595,29 @@ impl Keeper {
 
     fn end(&mut self, tape: &Tape, keep: bool) -> Option<Seal> {
         let out = lock(&tape.out).take()?;
-        let open = self.path(&tape.name, true);
+        let (open, counted) = (self.path(&tape.name, true), out.bytes);
         if !keep {
-            self.total -= out.bytes.min(self.total);
+            self.total -= counted.min(self.total);
             if let Err(error) = fs::remove_file(open) {
                 tracing::error!(recording = tape.name, "what was recorded of nothing cannot be removed: {error}");
             }
             return None;
         }
         // It counts as sealed once it would be there after a power cut.
-        let sealed = out.file.sync_data().and_then(|()| fs::rename(open, self.path(&tape.name, false)));
-        if let Err(error) = sealed {
-            tracing::error!(recording = tape.name, "a recording cannot be sealed: {error}");
-            tape.fail(NoTape::Failed);
-            return None;
-        }
-        self.over.push_back((tape.name.clone(), out.bytes));
+        let settled = out.settled(&open);
+        let sealed = settled.and_then(|found| fs::rename(&open, self.path(&tape.name, false)).map(|()| found));
+        let (sha256, bytes) = match sealed {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(recording = tape.name, "a recording cannot be sealed: {error}");
+                tape.fail(NoTape::Failed);
+                return None;
+            }
+        };
+        self.total = self.total - counted.min(self.total) + bytes;
+        self.over.push_back((tape.name.clone(), bytes));
         let lost = lock(&tape.state).lost;
-        Some(Seal { sha256: hex(&out.sha.finalize()), bytes: out.bytes, lost })
+        Some(Seal { sha256, bytes, lost })
     }
 
     /// Removes what is too old, and the oldest of what is too much.
@@ -560,13 +644,17 @@ impl Keeper {
     }
 }
 
-fn sha_of(path: &Path) -> io::Result<String> {
-    let (mut sha, mut file) = (Sha256::new(), fs::File::open(path)?);
+/// Hash and length of a file.
+fn sha_of(path: &Path) -> io::Result<(String, u64)> {
+    let (mut sha, mut file, mut bytes) = (Sha256::new(), fs::File::open(path)?, 0);
     let mut buffer = vec![0; 64 << 10];
     loop {
         match file.read(&mut buffer)? {
-            0 => return Ok(hex(&sha.finalize())),
-            n => sha.update(buffer.get(..n).unwrap_or_default()),
+            0 => return Ok((hex(&sha.finalize()), bytes)),
+            n => {
+                sha.update(buffer.get(..n).unwrap_or_default());
+                bytes += n as u64;
+            }
         }
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 
 fn settings(dir: &Path) -> Settings {
     Settings {
@@ -138,6 +138,113 @@ async fn what_does_not_keep_up_is_waited_for_and_bounded() {
     drop(held);
     let seal = tape.finish("complete").await.unwrap();
     assert!(seal.lost > 0, "{seal:?}");
+}
+
+/// A file that takes so many bytes more, cannot be made shorter, or stands still until it is told, as the test says.
+struct Narrow {
+    file: fs::File,
+    room: usize,
+    stays: bool,
+    gate: Option<mpsc::Receiver<()>>,
+}
+
+impl Narrow {
+    fn under(tape: &Tape, of: &Settings, room: usize) -> Self {
+        let file = fs::OpenOptions::new().append(true).open(path(&of.dir, tape.name(), true)).unwrap();
+        Self { file, room, stays: false, gate: None }
+    }
+}
+
+impl Write for Narrow {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = bytes.len().min(self.room);
+        if n == 0 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.room -= n;
+        self.file.write(&bytes[..n])
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Disk for Narrow {
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        if self.stays { Err(io::ErrorKind::Unsupported.into()) } else { self.file.cut(length) }
+    }
+    fn settle(&mut self) -> io::Result<()> {
+        if let Some(gate) = self.gate.take() {
+            let _ = gate.recv();
+        }
+        self.file.settle()
+    }
+}
+
+#[tokio::test]
+async fn f32_what_a_full_disk_took_in_part_is_sealed_as_it_is() {
+    for stays in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let of = settings(dir.path());
+        let (store, _) = open(of.clone());
+        let tape = store.begin(&about("1")).await.unwrap();
+        lock(&tape.out).as_mut().unwrap().file = Box::new(Narrow { stays, ..Narrow::under(&tape, &of, 10) });
+        tape.shown(b"more than there is room for");
+        let seal = tape.finish("recording_failed").await.unwrap();
+        assert_eq!(tape.failed(), Some(NoTape::Failed));
+        let file = store.read(tape.name()).unwrap().unwrap();
+        let expected = Seal { sha256: hex(&Sha256::digest(&file)), bytes: file.len() as u64, lost: 0 };
+        assert_eq!((seal, file.ends_with(b"\n")), (expected, !stays), "a line is there, or it is not");
+    }
+}
+
+#[tokio::test]
+async fn f32_what_is_sealed_too_late_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (of, (tell, told)) = (settings(dir.path()), mpsc::channel());
+    let store = Store::open(of.clone(), move |one| tell.send(one).unwrap()).unwrap();
+    let tape = store.begin(&about("1")).await.unwrap();
+    let (go, gate) = mpsc::channel();
+    let standing = Narrow { gate: Some(gate), ..Narrow::under(&tape, &of, usize::MAX) };
+    lock(&tape.out).as_mut().unwrap().file = Box::new(standing);
+    tokio::time::pause(); // patience is over at once
+    assert_eq!(tape.finish("complete").await, None);
+    go.send(()).unwrap();
+    let lost = told.recv_timeout(Duration::from_secs(30)).unwrap();
+    let sha256 = hex(&Sha256::digest(store.read(tape.name()).unwrap().unwrap()));
+    assert_eq!(lost, Lost { name: tape.name().to_owned(), sha256 });
+}
+
+#[tokio::test]
+async fn who_goes_while_it_is_begun_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(settings(dir.path()));
+    let other = store.begin(&about("1")).await.unwrap();
+    let what = about("2");
+    let mut gone = Box::pin(store.begin(&what));
+    {
+        let _held = lock(&other.out); // the disk stands still, so that it is not there at once
+        other.shown(b"x");
+        assert!(gone.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+    // Jobs are done in turn: by now its file is there, and it was told so.
+    store.begin(&about("3")).await.unwrap();
+    assert_eq!(store.list(9, |_| true).unwrap().len(), 3);
+    drop(gone);
+    store.begin(&about("4")).await.unwrap();
+    let names: Vec<String> = store.list(9, |_| true).unwrap().into_iter().map(|kept| kept.about.audit_id).collect();
+    assert!(names.len() == 3 && !names.contains(&"2".to_owned()), "{names:?}");
+}
+
+#[tokio::test]
+async fn none_is_begun_while_there_is_no_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(Settings { max_total: 4000, ..settings(dir.path()) });
+    let tape = store.begin(&about("1")).await.unwrap();
+    tape.shown(&[b'x'; 5000]);
+    assert_eq!(store.begin(&about("2")).await.err(), Some(NoTape::Full), "those that are open are not removed");
+    tape.finish("complete").await.unwrap();
+    store.begin(&about("3")).await.unwrap();
 }
 
 #[tokio::test]
