@@ -66,10 +66,12 @@ mod link;
 mod lockouts;
 mod names;
 mod recordings;
+mod searches;
 mod shell;
 
 pub(crate) use link::BENCHES;
 pub(crate) use names::Names;
+pub(crate) use searches::Searches;
 
 /// What every request is answered with.
 pub(crate) struct Front {
@@ -87,7 +89,7 @@ pub(crate) struct Front {
     /// What was recorded of sessions in terminals.
     pub recordings: Arc<moorline_proxy::tape::Store>,
     /// Searches at a time.
-    pub searches: Semaphore,
+    pub searches: Searches,
     /// `https://host:port`, where browsers find this hub.
     pub public_url: String,
     pub issuer: Arc<Issuer>,

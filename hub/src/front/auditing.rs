@@ -3,6 +3,7 @@
 use super::{
     Front,
     answers::{json, later},
+    searches::NoSearch,
 };
 use crate::directory::Authenticated;
 use http::{Request, Response, StatusCode};
@@ -35,19 +36,25 @@ impl Front {
             Ok(query) => query,
             Err(message) => return status_response(StatusCode::BAD_REQUEST, &message),
         };
-        let Ok(_slot) = self.searches.try_acquire() else {
-            return later(StatusCode::TOO_MANY_REQUESTS, "too many searches at this moment", Duration::from_secs(1));
-        };
         let path = self.audit_path.clone();
-        match tokio::task::spawn_blocking(move || search(&path, &query, PATIENCE)).await {
+        match self.searches.run(move || search(&path, &query, PATIENCE)).await {
             Ok(Ok(found)) => json(StatusCode::OK, &value!({ "items": found.records, "partial": found.partial })),
             Ok(Err(error)) => {
                 tracing::error!("the audit log cannot be read: {error}");
                 later(StatusCode::SERVICE_UNAVAILABLE, "the audit log cannot be read", Duration::from_secs(1))
             }
-            Err(_) => later(StatusCode::SERVICE_UNAVAILABLE, "the search failed", Duration::from_secs(1)),
+            Err(why) => no_search(why),
         }
     }
+}
+
+/// Clients come again.
+pub(super) fn no_search(why: NoSearch) -> Response<Body> {
+    let (code, message) = match why {
+        NoSearch::TooMany => (StatusCode::TOO_MANY_REQUESTS, "too many searches at this moment"),
+        NoSearch::Failed => (StatusCode::SERVICE_UNAVAILABLE, "the search failed"),
+    };
+    later(code, message, Duration::from_secs(1))
 }
 
 fn query(asked: &HashMap<String, String>) -> Result<Query, String> {
@@ -71,6 +78,7 @@ fn query(asked: &HashMap<String, String>) -> Result<Query, String> {
         verb: text("verb"),
         resource: text("resource"),
         recording: text("recording"),
+        but_verb: None,
         since: time("since")?,
         until: time("until")?,
         limit,

@@ -48,6 +48,16 @@ async fn recordings_are_for_auditors_and_who_replays_is_on_record() {
     let file = world.dir.path().join(format!("hub/recordings/{NAME}.cast"));
     std::fs::write(&file, CAST.replace("$ ", "# ")).unwrap();
     assert_eq!(world.get(&ann, &one).await.header("moorline-seal"), Some("altered"));
+    // One that the log does not know: nobody says that it is still going on, however often it was replayed.
+    let dir = world.dir.path().join("hub/recordings");
+    std::fs::write(dir.join("20261121101501-01.cast"), CAST).unwrap();
+    std::fs::write(dir.join("20261121101502-02.part"), CAST).unwrap();
+    for (name, seal) in [("20261121101501-01", "unknown"), ("20261121101502-02", "open")] {
+        for _ in 0..2 {
+            let said = world.get(&world.admin, &format!("/auth/recordings/{name}")).await;
+            assert_eq!((said.header("moorline-seal"), said.body.as_str()), (Some(seal), CAST));
+        }
+    }
     let log = world.audit_at_end().await;
     let replays = log.lines().filter(|line| line.contains("\"verb\":\"replay\"") && line.contains("\"ann\""));
     let codes: Vec<bool> = replays.map(|line| line.contains("\"code\":200")).collect();

@@ -20,6 +20,8 @@ pub struct Query {
     pub cluster: Option<String>,
     /// Kubernetes verb.
     pub verb: Option<String>,
+    /// Any verb but this.
+    pub but_verb: Option<String>,
     /// A resource such as `pods`, or `pods/exec`.
     pub resource: Option<String>,
     /// Name of a recording.
@@ -61,6 +63,7 @@ impl Query {
             && is(&self.cluster, &[text("/annotations/moorline.dev~1cluster")])
             && is(&self.recording, &[text("/annotations/moorline.dev~1recording")])
             && is(&self.verb, &[text("/verb")])
+            && self.but_verb.as_deref().is_none_or(|verb| verb != text("/verb"))
             && is(&self.resource, &[&resource, text("/objectRef/resource")])
             && self.since.is_none_or(|since| at.is_some_and(|at| since <= at))
             && self.until.is_none_or(|until| at.is_some_and(|at| at < until))
@@ -146,6 +149,8 @@ mod tests {
         assert_eq!(ask(Query { limit: 2, ..base.clone() }), [4, 5]);
         assert_eq!(ask(Query { user: some("ann"), verb: some("get"), ..base.clone() }), [1, 4, 5]);
         assert_eq!(ask(Query { cluster: some("b"), ..base.clone() }), [3, 5]);
+        assert_eq!(ask(Query { cluster: some("b"), but_verb: some("list"), limit: 1, ..base.clone() }), [5]);
+        assert_eq!(ask(Query { but_verb: some("get"), limit: 1, ..base.clone() }), [3]);
         assert_eq!(ask(Query { resource: some("pods/exec"), user: some("bob"), ..base.clone() }), [2]);
         assert!(ask(Query { resource: some("secrets"), ..base.clone() }).is_empty());
         let at = |s: &str| Some(s.parse().unwrap());
