@@ -187,7 +187,7 @@ impl Logins {
         // Other providers lock accounts by their own rules.
         let attempt = local.then(|| self.lockouts.attempt(&name, remote)).transpose().map_err(LoginError::Often)?;
         let proof = provider.password(&name, &password).await;
-        if let Some(attempt) = &attempt {
+        if let Some(attempt) = attempt {
             self.settle(attempt, &proof);
         }
         let proof = proof.map_err(|e| self.understood(provider.name(), e))?;
@@ -199,9 +199,9 @@ impl Logins {
     }
 
     /// What a password that was tried says of who tried it.
-    fn settle(&self, attempt: &lockout::Attempt, proof: &Result<Proof, moorline_logins::LoginError>) {
+    fn settle(&self, attempt: lockout::Attempt, proof: &Result<Proof, moorline_logins::LoginError>) {
         match proof {
-            Ok(_) => self.lockouts.right(attempt),
+            Ok(_) => attempt.right(),
             Err(moorline_logins::LoginError::Wrong { .. }) => {
                 for (of, locks) in [("user", attempt.locks.0), ("address", attempt.locks.1)] {
                     if locks {
@@ -210,7 +210,7 @@ impl Logins {
                     }
                 }
             }
-            Err(_) => self.lockouts.undecided(attempt),
+            Err(_) => attempt.undecided(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     hash::Hash,
     net::IpAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -13,11 +13,12 @@ use std::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Lockout {
-    /// Wrong passwords in a row for one local user, from wherever.
+    /// Wrong passwords in a row for one local user, from wherever: a right one begins the count anew.
     pub user_failures: u32,
-    /// Wrong passwords in a row from one address, for whomever.
+    /// Wrong passwords from one address, for whomever, with less than `seconds` between one and the next. Right ones
+    /// change nothing: whoever has a password of their own could guess at others' for ever.
     pub address_failures: u32,
-    /// For how long, in seconds. So long after the last wrong one it is forgotten, too.
+    /// For how long, in seconds. So long after the last wrong one they are forgotten, too.
     pub seconds: u64,
 }
 
@@ -39,7 +40,19 @@ impl Lockout {
 #[derive(Debug, Clone, Copy)]
 struct Count {
     failures: u32,
+    /// The last one that failed.
     last: Instant,
+    /// Under way: they count as failures until they are known not to be.
+    pending: u32,
+    /// The last one that was begun.
+    tried: Instant,
+}
+
+impl Count {
+    /// Failures that are not forgotten yet.
+    fn failures(&self, now: Instant, life: Duration) -> u32 {
+        if now < self.last + life { self.failures } else { 0 }
+    }
 }
 
 /// Keys and their failures, bounded in number: the one that failed longest ago is forgotten first, and who is locked out last.
@@ -69,32 +82,49 @@ impl<K: Hash + Eq + Clone> Counts<K> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts an attempt as one that failed, before it is made: many at once are no way around.
+    /// Counts an attempt as one that failed, before it is made: many at once are no way around. What is counted so is given
+    /// back or said to have failed, each once.
     fn attempt(&self, key: &K, now: Instant) -> Verdict {
-        let mut all = self.lock();
-        let before = all.get(key).filter(|count| now < count.last + self.life).map_or(0, |count| count.failures);
-        if let Some(count) = all.get(key).filter(|_| self.most <= before) {
-            return Verdict::Locked(count.last + self.life - now);
+        let (mut all, life) = (self.lock(), self.life);
+        let known = all.get(key).copied().map(|count| Count { failures: count.failures(now, life), ..count });
+        let known = known.unwrap_or(Count { failures: 0, last: now, pending: 0, tried: now });
+        if self.most <= known.failures + known.pending {
+            let since = if self.most <= known.failures { known.last } else { known.tried };
+            return Verdict::Locked((since + life).saturating_duration_since(now));
         }
         if !all.contains_key(key) && self.capacity <= all.len() {
-            all.retain(|_, count| now < count.last + self.life);
+            all.retain(|_, count| count.pending != 0 || count.failures(now, life) != 0);
             if self.capacity <= all.len() {
-                let oldest = all.iter().min_by_key(|(_, count)| (self.most <= count.failures, count.last));
+                let rank = |count: &Count| (self.most <= count.failures + count.pending, count.last.max(count.tried));
+                let oldest = all.iter().min_by_key(|(_, count)| rank(count));
                 if let Some(key) = oldest.map(|(key, _)| key.clone()) {
                     all.remove(&key);
                 }
             }
         }
-        all.insert(key.clone(), Count { failures: before + 1, last: now });
-        if before + 1 == self.most { Verdict::Last } else { Verdict::Open }
+        let count = Count { pending: known.pending + 1, tried: now, ..known };
+        all.insert(key.clone(), count);
+        if count.failures + count.pending == self.most { Verdict::Last } else { Verdict::Open }
     }
 
-    /// That attempt did not fail for its password.
+    /// An attempt did not fail for its password: as if it had never been made.
     fn give_back(&self, key: &K) {
         let mut all = self.lock();
-        if let Some(count) = all.get_mut(key) {
-            count.failures = count.failures.saturating_sub(1);
+        let Some(count) = all.get_mut(key) else { return };
+        count.pending = count.pending.saturating_sub(1);
+        if count.pending == 0 && count.failures == 0 {
+            all.remove(key);
         }
+    }
+
+    /// An attempt that was begun `at` that time failed.
+    fn failed(&self, key: &K, at: Instant) {
+        let mut all = self.lock();
+        // One that was forgotten meanwhile begins anew with the next.
+        let Some(count) = all.get_mut(key) else { return };
+        count.pending = count.pending.saturating_sub(1);
+        count.failures = count.failures(at, self.life) + 1;
+        count.last = if count.failures == 1 { at } else { count.last.max(at) };
     }
 
     fn forget(&self, key: &K) -> bool {
@@ -124,56 +154,92 @@ pub(crate) struct Locked {
 /// All counts.
 #[derive(Debug)]
 pub(crate) struct Lockouts {
-    users: Counts<String>,
-    addresses: Counts<IpAddr>,
+    users: Arc<Counts<String>>,
+    addresses: Arc<Counts<IpAddr>>,
 }
 
-/// An attempt under way. Dropped, it stays counted as one that failed.
+/// One count's part of an attempt. Dropped, it has failed.
+#[derive(Debug)]
+struct Held<K: Hash + Eq + Clone> {
+    counts: Arc<Counts<K>>,
+    key: K,
+    at: Instant,
+    settled: bool,
+}
+
+impl<K: Hash + Eq + Clone> Held<K> {
+    /// With whether it locks if it fails. `Err`: locked out for so long.
+    fn begin(counts: &Arc<Counts<K>>, key: K, at: Instant) -> Result<(Self, bool), Duration> {
+        match counts.attempt(&key, at) {
+            Verdict::Locked(wait) => Err(wait),
+            verdict => Ok((Self { counts: Arc::clone(counts), key, at, settled: false }, verdict == Verdict::Last)),
+        }
+    }
+
+    fn give_back(mut self) {
+        self.settled = true;
+        self.counts.give_back(&self.key);
+    }
+
+    fn forget(mut self) {
+        self.settled = true;
+        self.counts.forget(&self.key);
+    }
+}
+
+impl<K: Hash + Eq + Clone> Drop for Held<K> {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.counts.failed(&self.key, self.at);
+        }
+    }
+}
+
+/// An attempt under way. Dropped, it is counted as one that failed.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Attempt {
-    user: String,
-    address: IpAddr,
+    user: Held<String>,
+    address: Held<IpAddr>,
     /// This one, if it fails, locks: the user, the address.
     pub locks: (bool, bool),
+}
+
+impl Attempt {
+    /// The password was right: the user starts anew.
+    pub fn right(self) {
+        self.user.forget();
+        self.address.give_back();
+    }
+
+    /// Nothing was found out.
+    pub fn undecided(self) {
+        self.user.give_back();
+        self.address.give_back();
+    }
 }
 
 impl Lockouts {
     pub fn new(rules: &Lockout, remembered: usize) -> Self {
         let life = Duration::from_secs(rules.seconds);
         Self {
-            users: Counts::new(rules.user_failures, life, remembered),
-            addresses: Counts::new(rules.address_failures, life, remembered),
+            users: Arc::new(Counts::new(rules.user_failures, life, remembered)),
+            addresses: Arc::new(Counts::new(rules.address_failures, life, remembered)),
         }
     }
 
     /// `Err`: locked out for so long. Names are counted whether or not there is such a user.
     pub fn attempt(&self, user: &str, address: IpAddr) -> Result<Attempt, Duration> {
-        let (user, now) = (user.to_lowercase(), Instant::now());
-        let by_address = match self.addresses.attempt(&address, now) {
-            Verdict::Locked(wait) => return Err(wait),
-            verdict => verdict == Verdict::Last,
-        };
-        match self.users.attempt(&user, now) {
-            Verdict::Locked(wait) => {
+        let now = Instant::now();
+        let (address, locks_address) = Held::begin(&self.addresses, address, now)?;
+        match Held::begin(&self.users, user.to_lowercase(), now) {
+            Ok((user, locks_user)) => Ok(Attempt { user, address, locks: (locks_user, locks_address) }),
+            Err(wait) => {
                 // It was not tried: no guess of this address.
-                self.addresses.give_back(&address);
+                address.give_back();
                 Err(wait)
             }
-            verdict => Ok(Attempt { user, address, locks: (verdict == Verdict::Last, by_address) }),
         }
-    }
-
-    /// The password was right: the user starts anew.
-    pub fn right(&self, attempt: &Attempt) {
-        self.users.forget(&attempt.user);
-        self.addresses.give_back(&attempt.address);
-    }
-
-    /// Nothing was found out.
-    pub fn undecided(&self, attempt: &Attempt) {
-        self.users.give_back(&attempt.user);
-        self.addresses.give_back(&attempt.address);
     }
 
     /// Lets a user in again; whether they were counted.
@@ -216,29 +282,55 @@ mod tests {
         Counts::new(most, Duration::from_secs(10), capacity)
     }
 
+    /// One wrong password.
+    fn wrong(counts: &Counts<&'static str>, key: &'static str, now: Instant) -> Verdict {
+        let verdict = counts.attempt(&key, now);
+        if !matches!(verdict, Verdict::Locked(_)) {
+            counts.failed(&key, now);
+        }
+        verdict
+    }
+
     #[test]
     fn so_many_in_a_row_lock_and_time_unlocks() {
         let (counts, now) = (counts(3, 9), Instant::now());
-        let verdicts: Vec<_> = (0..4).map(|_| counts.attempt(&"a", now)).collect();
         let locked = Verdict::Locked(Duration::from_secs(10));
+        // Whether they are under way or known to have failed.
+        let verdicts: Vec<_> = (0..4).map(|_| counts.attempt(&"a", now)).collect();
         assert_eq!(verdicts, [Verdict::Open, Verdict::Open, Verdict::Last, locked]);
+        (0..3).for_each(|_| counts.failed(&"a", now));
         let second = now + Duration::from_secs(6);
-        assert_eq!(counts.attempt(&"a", second), Verdict::Locked(Duration::from_secs(4)), "tries do not lengthen it");
-        assert_eq!(counts.attempt(&"b", second), Verdict::Open);
+        assert_eq!(wrong(&counts, "a", second), Verdict::Locked(Duration::from_secs(4)), "tries do not lengthen it");
+        assert_eq!(wrong(&counts, "b", second), Verdict::Open);
         assert_eq!(counts.attempt(&"a", now + Duration::from_secs(10)), Verdict::Open, "and the count begins anew");
         counts.give_back(&"a");
-        assert!(counts.forget(&"a") && !counts.forget(&"a"));
+        assert!(!counts.forget(&"a") && counts.forget(&"b"), "what was given back is as if it had never been");
+    }
+
+    #[test]
+    fn right_ones_keep_no_wrong_ones_in_memory() {
+        let (counts, now) = (counts(5, 9), Instant::now());
+        let after = |seconds| now + Duration::from_secs(seconds);
+        (0..2).for_each(|_| assert_eq!(wrong(&counts, "nat", now), Verdict::Open));
+        // Somebody else behind the same address logs in all the time, each before the one before is over.
+        counts.attempt(&"nat", now);
+        for second in 1..12 {
+            assert_eq!(counts.attempt(&"nat", after(second)), Verdict::Open);
+            counts.give_back(&"nat");
+        }
+        assert_eq!(wrong(&counts, "nat", after(12)), Verdict::Open);
+        assert_eq!(counts.lock()["nat"].failures, 1, "the two were forgotten ten seconds after the last of them");
     }
 
     #[test]
     fn it_is_bounded_and_who_is_locked_is_forgotten_last() {
         let (counts, now) = (counts(2, 3), Instant::now());
-        let _ = (counts.attempt(&"locked", now), counts.attempt(&"locked", now));
+        let _ = (wrong(&counts, "locked", now), wrong(&counts, "locked", now));
         for (n, key) in ["a", "b", "c", "d", "e"].into_iter().enumerate() {
-            counts.attempt(&key, now + Duration::from_millis(n as u64 + 1));
+            wrong(&counts, key, now + Duration::from_millis(n as u64 + 1));
         }
         assert_eq!(counts.lock().len(), 3);
-        assert!(matches!(counts.attempt(&"locked", now + Duration::from_secs(1)), Verdict::Locked(_)));
+        assert!(matches!(wrong(&counts, "locked", now + Duration::from_secs(1)), Verdict::Locked(_)));
     }
 
     #[test]
@@ -255,8 +347,9 @@ mod tests {
         assert!(all.unlock_user("Ann") && all.unlock_address(at(1)) && all.locked().is_empty());
         // Who gets it right starts anew; what told nothing counts nothing.
         for _ in 0..5 {
-            all.right(&all.attempt("ann", at(4)).unwrap());
-            all.undecided(&all.attempt("bob", at(5)).unwrap());
+            all.attempt("ann", at(4)).unwrap().right();
+            all.attempt("bob", at(5)).unwrap().undecided();
         }
+        assert!(!all.unlock_user("ann") && !all.unlock_address(at(4)) && !all.unlock_address(at(5)), "nothing stays");
     }
 }

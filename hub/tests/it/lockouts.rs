@@ -77,3 +77,26 @@ async fn a_lock_ends_with_time() {
     eventually("locked", async || world.metric("moorline_hub_lockouts_total{of=\"user\"}") == 1.0).await;
     eventually("the lock ends", async || login(&world, "ann", "correct horse").await.code == 200).await;
 }
+
+/// A pipe without a reader refuses every write, as a full disk does.
+#[tokio::test(flavor = "multi_thread")]
+async fn s70_nobody_is_let_in_again_of_whom_there_is_no_record() {
+    let mut reader = None;
+    let world = World::with(|config| {
+        config.lockout = moorline_hub::Lockout { user_failures: 1, address_failures: 1000, seconds: 3600 };
+        std::fs::create_dir_all(&config.data_dir).unwrap();
+        let path = config.data_dir.join("audit.log");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        reader = Some(tokio::net::unix::pipe::OpenOptions::new().open_receiver(&path).unwrap());
+    })
+    .await;
+    assert_eq!(login(&world, "ann", "wrong password").await.code, 401);
+    drop(reader.take());
+    // A few may pass before the log is known to fail; their records wait.
+    let unlock =
+        async |who: &str| world.call(&world.admin, "DELETE", &format!("/auth/lockouts/{who}"), &json!(null)).await.code;
+    eventually("refused", async || unlock("user/nobody").await == 503).await;
+    assert_eq!((unlock("user/ann").await, unlock("address/127.0.0.1").await), (503, 503));
+    let shown = world.get(&world.admin, "/auth/lockouts").await.json();
+    assert_eq!(shown["items"][0]["name"], "ann", "{shown}");
+}
