@@ -1,5 +1,16 @@
-use super::*;
-use std::future::{Future, poll_fn};
+use super::{
+    folder::path,
+    keeper::{Disk, hex},
+    tape::QUEUE,
+    *,
+};
+use sha2::{Digest, Sha256};
+use std::{
+    future::{Future, poll_fn},
+    io::Write,
+    path::Path,
+    task::{Context, Waker},
+};
 
 fn settings(dir: &Path) -> Settings {
     Settings {

@@ -1,0 +1,236 @@
+//! The one thread that writes recordings, seals them, and removes what is too old or too much.
+
+use super::{Job, Lost, NoTape, Seal, Settings, Tape, Tell, folder, lock};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::VecDeque,
+    fs,
+    io::{self, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+/// How often what is too old is looked for.
+const LOOK: Duration = Duration::from_secs(600);
+
+/// What a recording is written to.
+pub(super) trait Disk: Write + Send {
+    /// Makes it so long; what is written next comes after that.
+    fn cut(&mut self, length: u64) -> io::Result<()>;
+    /// What was written would be there after a power cut.
+    fn settle(&mut self) -> io::Result<()>;
+}
+
+impl Disk for fs::File {
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.set_len(length)?;
+        self.seek(SeekFrom::Start(length)).map(drop)
+    }
+    fn settle(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+/// A file that is written.
+pub(super) struct Out {
+    pub(super) file: Box<dyn Disk>,
+    sha: Sha256,
+    bytes: u64,
+    /// There may be more in it than was counted.
+    torn: bool,
+}
+
+impl Out {
+    /// All of it, or nothing: a full disk takes a part.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Err(error) = self.file.write_all(bytes) {
+            self.torn |= self.file.cut(self.bytes).is_err();
+            return Err(error);
+        }
+        self.sha.update(bytes);
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Hash and length of what is at `path`: as counted, or else as found.
+    fn settled(mut self, path: &Path) -> io::Result<(String, u64)> {
+        self.file.settle()?;
+        if self.torn { sha_of(path) } else { Ok((hex(&self.sha.finalize()), self.bytes)) }
+    }
+}
+
+/// What the thread knows.
+pub(super) struct Keeper {
+    settings: Settings,
+    tell: Tell,
+    /// Name and length of those that are over, the oldest first.
+    over: VecDeque<(String, u64)>,
+    /// Of all, in bytes.
+    total: u64,
+    looked: Instant,
+}
+
+impl Keeper {
+    pub(super) fn new(settings: Settings, tell: Tell) -> io::Result<Self> {
+        let mut found = folder::files(&settings.dir)?;
+        found.sort();
+        let mut this = Self { settings, tell, over: VecDeque::new(), total: 0, looked: Instant::now() };
+        for (name, open, bytes) in found {
+            if open {
+                let (sha256, _) = sha_of(&this.path(&name, true))?;
+                fs::rename(this.path(&name, true), this.path(&name, false))?;
+                tracing::warn!(recording = name, "a recording was cut short when the hub stopped; it is sealed now");
+                (this.tell)(Lost { name: name.clone(), sha256 });
+            }
+            this.total += bytes;
+            this.over.push_back((name, bytes));
+        }
+        this.trim();
+        Ok(this)
+    }
+
+    fn path(&self, name: &str, open: bool) -> PathBuf {
+        folder::path(&self.settings.dir, name, open)
+    }
+
+    pub(super) fn take(&mut self, job: Job) {
+        match job {
+            Job::Begin(tape, first, done) => {
+                self.trim();
+                let begun = if self.settings.max_total < self.total {
+                    Err(tape.fail(NoTape::Full))
+                } else {
+                    self.begin(&tape, &first).map_err(|error| {
+                        tracing::error!(recording = tape.name, "a recording cannot be begun: {error}");
+                        tape.fail(NoTape::Failed)
+                    })
+                };
+                if done.send(begun).is_err() {
+                    self.end(&tape, false); // nobody waits for it any more
+                }
+            }
+            Job::Write(tape) => self.write(&tape),
+            Job::End(tape, keep, done) => {
+                self.write(&tape);
+                if let Some(seal) = self.end(&tape, keep)
+                    && let Err(seal) = done.send(seal)
+                {
+                    // Its session's record says that nobody knows: this one says it.
+                    (self.tell)(Lost { name: tape.name.clone(), sha256: seal.sha256 });
+                }
+            }
+        }
+        if LOOK <= self.looked.elapsed() {
+            self.trim();
+        }
+    }
+
+    fn begin(&mut self, tape: &Tape, first: &[u8]) -> io::Result<()> {
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = Box::new(options.open(self.path(&tape.name, true))?);
+        let mut out = Out { file, sha: Sha256::new(), bytes: 0, torn: false };
+        let written = out.write(first);
+        self.total += out.bytes;
+        *lock(&tape.out) = Some(out);
+        if written.is_err() {
+            self.end(tape, false);
+        }
+        written
+    }
+
+    fn write(&mut self, tape: &Tape) {
+        let (waiting, waker) = {
+            let mut state = lock(&tape.state);
+            state.told = false;
+            (std::mem::take(&mut state.waiting), state.waker.take())
+        };
+        if let Some(out) = &mut *lock(&tape.out) {
+            let before = out.bytes;
+            if let Err(error) = out.write(&waiting) {
+                tracing::error!(recording = tape.name, "a recording cannot be written: {error}");
+                tape.fail(NoTape::Failed);
+            } else if self.settings.max_file < out.bytes {
+                tape.fail(NoTape::Long);
+            }
+            self.total += out.bytes - before;
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if self.settings.max_total < self.total {
+            self.trim();
+        }
+    }
+
+    fn end(&mut self, tape: &Tape, keep: bool) -> Option<Seal> {
+        let out = lock(&tape.out).take()?;
+        let (open, counted) = (self.path(&tape.name, true), out.bytes);
+        if !keep {
+            self.total -= counted.min(self.total);
+            if let Err(error) = fs::remove_file(open) {
+                tracing::error!(recording = tape.name, "what was recorded of nothing cannot be removed: {error}");
+            }
+            return None;
+        }
+        // It counts as sealed once it would be there after a power cut.
+        let settled = out.settled(&open);
+        let sealed = settled.and_then(|found| fs::rename(&open, self.path(&tape.name, false)).map(|()| found));
+        let (sha256, bytes) = match sealed {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(recording = tape.name, "a recording cannot be sealed: {error}");
+                tape.fail(NoTape::Failed);
+                return None;
+            }
+        };
+        self.total = self.total - counted.min(self.total) + bytes;
+        self.over.push_back((tape.name.clone(), bytes));
+        let lost = lock(&tape.state).lost;
+        Some(Seal { sha256, bytes, lost })
+    }
+
+    /// Removes what is too old, and the oldest of what is too much.
+    fn trim(&mut self) {
+        self.looked = Instant::now();
+        while let Some((name, bytes)) = self.over.front().cloned() {
+            let file = self.path(&name, false);
+            let written = fs::metadata(&file).and_then(|data| data.modified());
+            let age = written.ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
+            if self.total <= self.settings.max_total && age <= self.settings.keep {
+                return;
+            }
+            match fs::remove_file(&file) {
+                Ok(()) => (self.tell)(Lost { name, sha256: String::new() }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    tracing::error!(recording = name, "an old recording cannot be removed: {error}");
+                    return;
+                }
+            }
+            self.total -= bytes.min(self.total);
+            self.over.pop_front();
+        }
+    }
+}
+
+/// Hash and length of a file.
+fn sha_of(path: &Path) -> io::Result<(String, u64)> {
+    let (mut sha, mut file, mut bytes) = (Sha256::new(), fs::File::open(path)?, 0);
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok((hex(&sha.finalize()), bytes)),
+            n => {
+                sha.update(buffer.get(..n).unwrap_or_default());
+                bytes += n as u64;
+            }
+        }
+    }
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
