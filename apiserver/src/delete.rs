@@ -166,7 +166,7 @@ impl Ops {
     /// Every object that has this owner, of the kinds that this kind owns.
     fn dependents<'a>(&'a self, kind: &'a KindSpec, uid: &'a str) -> impl Iterator<Item = (&'a KindSpec, Entry)> + 'a {
         kind.owns.iter().filter_map(|plural| self.kind(plural)).flat_map(move |dependent| {
-            let all = self.store.list_with(&dependent.prefix(), uid).into_iter();
+            let all = self.store.list_with(&dependent.prefix(), &[uid]).into_iter();
             all.filter(|entry| depends_on(&entry.value, uid).is_some()).map(move |entry| (dependent, entry))
         })
     }
@@ -229,9 +229,7 @@ impl Ops {
         let mut collected = 0;
         for kind in &self.kinds {
             // What is not going has to have an owner to be of interest.
-            let mut all = self.store.list_with(&kind.prefix(), "\"ownerReferences\"");
-            all.extend(self.store.list_with(&kind.prefix(), "\"deletionTimestamp\""));
-            for entry in all {
+            for entry in self.store.list_with(&kind.prefix(), &["\"ownerReferences\"", "\"deletionTimestamp\""]) {
                 if is_going(&entry.value) && finalizers(&entry.value).iter().any(|f| f == FOREGROUND) {
                     self.dependents_first(kind, &entry.value).await?;
                     continue;

@@ -11,6 +11,7 @@ use redb::{
     BackendError, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend, TableDefinition,
 };
 use std::{
+    collections::BTreeMap,
     fs::OpenOptions,
     io,
     ops::Bound,
@@ -18,7 +19,9 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
+    thread,
 };
 
 const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
@@ -322,17 +325,27 @@ fn verify(database: &mut Database) -> Result<(), LoadError> {
     }
 }
 
+/// Objects that are handed on together, and how many such portions wait.
+const PORTION: usize = 128;
+const PORTIONS: usize = 8;
+
+/// Keys and texts, in order.
+type Portion = Vec<(Arc<str>, Vec<u8>)>;
+
+fn take(portions: mpsc::Receiver<Portion>) -> Result<BTreeMap<Arc<str>, Kept>, LoadError> {
+    let mut all = Vec::new();
+    for (key, text) in portions.into_iter().flatten() {
+        let (stored, revision) =
+            Stored::read(text).map_err(|e| redb::Error::Corrupted(format!("object {key}: {e}")))?;
+        all.push((key, Kept { revision, stored }));
+    }
+    // They come in order: a tree of them is made at once.
+    Ok(all.into_iter().collect())
+}
+
 /// Reads the whole file.
 fn load(database: &Database, with: &With) -> Result<(State, Option<Arc<Seal>>), LoadError> {
-    let write = database.begin_write()?;
-    let seal = match begin(&write, with) {
-        Ok(seal) => seal,
-        Err(error) => {
-            write.abort()?;
-            return Err(error);
-        }
-    };
-    write.commit()?;
+    let seal = begin(database, with)?;
     let sealed = |error: SealError| match error {
         SealError::Damaged(_) => LoadError::Disk(redb::Error::Corrupted(error.to_string())),
         other => LoadError::Seal(other),
@@ -341,13 +354,24 @@ fn load(database: &Database, with: &With) -> Result<(State, Option<Arc<Seal>>), 
     // Not 0, which means "any" in requests: an empty store has been at 1.
     let revision = read.open_table(META)?.get("revision")?.map_or(1, |v| v.value());
     let mut state = State { revision, compacted: revision, ..State::default() };
-    for row in read.open_table(OBJECTS)?.iter()? {
-        let (key, value) = row?;
-        let text = seal::read(seal.as_deref(), Part::Objects, key.value(), value.value()).map_err(sealed)?;
-        let (stored, revision) =
-            Stored::read(&text).map_err(|e| redb::Error::Corrupted(format!("object {}: {e}", key.value())))?;
-        state.objects.insert(key.value().into(), Kept { revision, stored });
-    }
+    state.objects = thread::scope(|scope| {
+        // Reading the texts takes as long as reading the file, and is done beside it.
+        let (give, portions) = mpsc::sync_channel::<Portion>(PORTIONS);
+        let objects = scope.spawn(move || take(portions));
+        let mut portion = Portion::with_capacity(PORTION);
+        for row in read.open_table(OBJECTS)?.iter()? {
+            let (key, value) = row?;
+            let text = seal::read(seal.as_deref(), Part::Objects, key.value(), value.value()).map_err(sealed)?;
+            portion.push((key.value().into(), text.into_owned()));
+            // Nobody takes it once one could not be read: that is told below.
+            if portion.len() == PORTION && give.send(std::mem::take(&mut portion)).is_err() {
+                break;
+            }
+        }
+        let _ = give.send(portion);
+        drop(give);
+        objects.join().map_err(|_| redb::Error::Corrupted("its objects could not be read".to_owned()))?
+    })?;
     for row in read.open_table(PRIVATE)?.iter()? {
         let (key, value) = row?;
         let record = seal::read(seal.as_deref(), Part::Private, key.value(), value.value()).map_err(sealed)?;
@@ -356,20 +380,53 @@ fn load(database: &Database, with: &With) -> Result<(State, Option<Arc<Seal>>), 
     Ok((state, seal))
 }
 
-/// Makes the tables of a new file, and finds out what a file is sealed with.
-fn begin(write: &redb::WriteTransaction, with: &With) -> Result<Option<Arc<Seal>>, LoadError> {
-    let mut meta = write.open_table(META)?;
-    let found = meta.get("format")?.map(|v| v.value());
-    if let Some(found) = found.filter(|found| FORMAT < *found) {
+/// What there is of a file's beginning.
+#[derive(Default)]
+struct Begun {
+    format: Option<u64>,
+    wrapped: Option<Vec<u8>>,
+    /// All tables are there.
+    whole: bool,
+    /// Nothing was ever written into them.
+    empty: bool,
+}
+
+fn there<T>(table: Result<T, redb::TableError>) -> Result<Option<T>, redb::TableError> {
+    match table {
+        Ok(table) => Ok(Some(table)),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Begun {
+    fn look(database: &Database) -> Result<Self, LoadError> {
+        let read = database.begin_read()?;
+        let meta = there(read.open_table(META))?;
+        let (objects, private) = (there(read.open_table(OBJECTS))?, there(read.open_table(PRIVATE))?);
+        let number = |name| match &meta {
+            Some(meta) => Ok::<_, redb::Error>(meta.get(name)?.map(|v| v.value())),
+            None => Ok(None),
+        };
+        let (format, revision) = (number("format")?, number("revision")?);
+        let wrapped = match format {
+            Some(FORMAT) => read.open_table(SEAL)?.get(WRAPPED)?.map(|v| v.value().to_vec()),
+            _ => None,
+        };
+        let mut empty = revision.is_none();
+        for table in [&objects, &private].into_iter().flatten() {
+            empty &= table.is_empty()?;
+        }
+        Ok(Self { format, wrapped, whole: meta.is_some() && objects.is_some() && private.is_some(), empty })
+    }
+}
+
+/// Finds out what a file is sealed with, and makes what a new one begins with. One that has begun is not written to.
+fn begin(database: &Database, with: &With) -> Result<Option<Arc<Seal>>, LoadError> {
+    let Begun { format, wrapped, whole, empty } = Begun::look(database)?;
+    if let Some(found) = format.filter(|found| FORMAT < *found) {
         return Err(LoadError::Newer(found));
     }
-    let objects = write.open_table(OBJECTS)?;
-    let private = write.open_table(PRIVATE)?;
-    let empty = objects.is_empty()? && private.is_empty()? && meta.get("revision")?.is_none();
-    let wrapped = match found {
-        Some(FORMAT) => write.open_table(SEAL)?.get(WRAPPED)?.map(|v| v.value().to_vec()),
-        _ => None,
-    };
     let seal = match with {
         With::Nothing => Seal::of(wrapped.as_deref(), None, empty),
         With::Key(key) => Seal::of(wrapped.as_deref(), Some(key), empty),
@@ -377,13 +434,24 @@ fn begin(write: &redb::WriteTransaction, with: &With) -> Result<Option<Arc<Seal>
         With::Seal(_) => Err(SealError::NotSealed),
     };
     let seal = seal.map_err(LoadError::Seal)?;
-    match &seal {
-        Some(new) if wrapped.is_none() => {
-            write.open_table(SEAL)?.insert(WRAPPED, new.wrapped())?;
-            meta.insert("format", FORMAT)?;
-        }
-        None if found.is_none() => drop(meta.insert("format", PLAIN)?),
-        _ => {}
+    let wrap = seal.as_ref().filter(|_| wrapped.is_none());
+    if whole && format.is_some() && wrap.is_none() {
+        return Ok(seal);
     }
+    let write = database.begin_write()?;
+    {
+        let mut meta = write.open_table(META)?;
+        write.open_table(OBJECTS)?;
+        write.open_table(PRIVATE)?;
+        match wrap {
+            Some(new) => {
+                write.open_table(SEAL)?.insert(WRAPPED, new.wrapped())?;
+                meta.insert("format", FORMAT)?;
+            }
+            None if format.is_none() => drop(meta.insert("format", PLAIN)?),
+            None => {}
+        }
+    }
+    write.commit()?;
     Ok(seal)
 }

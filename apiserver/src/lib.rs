@@ -78,5 +78,5 @@ pub use seal::{SealError, StoreKey};
 pub use select::{LabelSelector, SelectorError};
 pub use server::ApiServer;
 pub use status::{ApiError, Cause};
-pub use store::{Batch, CommitError, Compacted, Entry, Expect, OpenError, Store, StoreEvent, Watcher};
+pub use store::{Batch, CommitError, Compacted, Entry, Expect, OpenError, Store, StoreEvent, Unread, Watcher};
 pub use versions::Convert;

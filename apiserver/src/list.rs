@@ -111,6 +111,11 @@ pub(crate) fn from_the_future(at: u64, newest: u64) -> ApiError {
     error
 }
 
+/// The name in a key.
+fn name<'a>(key: &'a str, prefix: &str) -> &'a str {
+    key.strip_prefix(prefix).unwrap_or_default()
+}
+
 impl ApiServer {
     pub(crate) fn list(&self, call: &Call<'_>, authorizer: &dyn Authorizer) -> Result<Reply, ApiError> {
         self.permit(authorizer, call, "list")?;
@@ -119,21 +124,21 @@ impl ApiServer {
         let limit = limit.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
         let Found { at, after, objects } = self.found(call)?;
         let prefix = call.kind.prefix();
-        let name = |key: &str| key.strip_prefix(&prefix).unwrap_or_default().to_owned();
         // Where nothing depends on what is in them, none is looked at.
         let all = call.selects_all() && authorizer.sees_all(call.kind.plural);
         let shown = |stored: &Stored| {
             let object = stored.value();
             authorizer.visible(call.kind.plural, &object) && selects(&call.see(object))
         };
-        let mut chosen = objects.into_iter().filter(|(key, stored)| *name(key) > *after && (all || shown(stored)));
+        let later = |key: &str| name(key, &prefix) > after.as_str();
+        let mut chosen = objects.into_iter().filter(|(key, stored)| later(key) && (all || shown(stored)));
         let page: Vec<(Arc<str>, Stored)> = chosen.by_ref().take(limit).collect();
         let mut metadata = json!({ "resourceVersion": at.to_string() });
         let left = chosen.count();
         if left > 0
             && let Some((last, _)) = page.last()
         {
-            metadata["continue"] = Continue { at: Some(at), after: name(last) }.write().into();
+            metadata["continue"] = Continue { at: Some(at), after: name(last, &prefix).to_owned() }.write().into();
             // With a selector Kubernetes does not say how many are left, for it does not know.
             if call.query.get("labelSelector").is_none() && call.query.get("fieldSelector").is_none() {
                 metadata["remainingItemCount"] = left.into();

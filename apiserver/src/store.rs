@@ -5,16 +5,23 @@
 //! waits, checks each change against the newest state, has them kept as one transaction, and only then shows and
 //! acknowledges them.
 
+mod errors;
+mod watcher;
+
+pub use errors::{CommitError, Compacted, OpenError};
+pub use watcher::Watcher;
+
 use crate::{
     Limits, Metrics,
     backend::Backend,
-    disk::{Disk, FORMAT, File, OnDisk, With},
-    etcd::{Etcd, EtcdError, EtcdPlace},
-    seal::{Seal, SealError, StoreKey},
+    disk::{Disk, File, OnDisk, With},
+    etcd::{Etcd, EtcdPlace},
+    seal::{Seal, StoreKey},
     stored::Stored,
     writer::Writer,
 };
 use bytes::Bytes;
+use memchr::memmem::Finder;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{
@@ -28,76 +35,6 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{mpsc, oneshot, watch};
-
-/// Why a store could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The file is held by another process, is no store, or cannot be read or written.
-    #[error("cannot open the store {path}: {why}; does another hub run on this folder?")]
-    Database {
-        /// The file.
-        path: String,
-        /// The cause.
-        why: String,
-    },
-    /// A newer version wrote it.
-    #[error("the store {path} has format {found} and this version knows {FORMAT}: use the version that wrote it")]
-    Newer {
-        /// The file.
-        path: String,
-        /// Its format.
-        found: u64,
-    },
-    /// Its key, or the lack of one.
-    #[error("{place}: {source}")]
-    Sealed {
-        /// The file, or the address.
-        place: String,
-        /// What is wrong.
-        #[source]
-        source: SealError,
-    },
-    /// An etcd.
-    #[error("the store {place}: {source}")]
-    Etcd {
-        /// Its address.
-        place: String,
-        /// The cause.
-        #[source]
-        source: EtcdError,
-    },
-}
-
-/// Why a change was not made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CommitError {
-    /// The object is not at the revision that the change expects; this is where it is.
-    #[error("the object is at revision {0:?}")]
-    Conflict(Option<u64>),
-    /// The disk failed: whether it was written is unknown, and nothing will be until a restart.
-    #[error("the store takes no writes until it is started again: {0}")]
-    Failed(String),
-    /// The disk is full: whether it was written is unknown. Writes are taken again soon after there is space.
-    #[error("the store takes no writes until there is space on its disk: {0}")]
-    Full(String),
-    /// etcd does not answer, or has no leader: whether it was written is unknown. It is asked again by itself.
-    #[error("the store takes no writes until its etcd answers: {0}")]
-    Unavailable(String),
-    /// The change is larger than the backend takes. Nothing was written.
-    #[error("the store does not take so much at once: {0}")]
-    TooLarge(String),
-    /// Its content is being moved, or was: nothing was written, and nothing will be here.
-    #[error("the store takes no writes: it moves to another place, where the hub goes on once it is started there")]
-    Moving,
-    /// No place or no answer in time. Whether it was written is unknown if it waited for the answer.
-    #[error("the store is overloaded")]
-    Overloaded,
-}
-
-/// The revision asked for is no longer kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too old resource version")]
-pub struct Compacted;
 
 /// A stored object.
 #[derive(Debug, Clone)]
@@ -118,6 +55,28 @@ pub(crate) struct Kept {
 impl Kept {
     fn entry(&self) -> Entry {
         Entry { revision: self.revision, value: self.stored.value() }
+    }
+}
+
+/// A stored object that nobody has looked at yet.
+#[derive(Debug, Clone)]
+pub struct Unread {
+    key: Arc<str>,
+    stored: Stored,
+}
+
+impl Unread {
+    /// Its key.
+    pub fn key(&self) -> &Arc<str> {
+        &self.key
+    }
+
+    /// The object as a type, without a tree on the way.
+    ///
+    /// # Errors
+    /// It is not of that type.
+    pub fn read<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
+        serde_json::from_str(self.stored.text())
     }
 }
 
@@ -401,10 +360,12 @@ impl Store {
         (state.revision, under(&state.objects, prefix).map(|(k, e)| (Arc::clone(k), e.clone())).collect())
     }
 
-    /// Those of them whose text has these words in it: only they become trees.
-    pub(crate) fn list_with(&self, prefix: &str, words: &str) -> Vec<Entry> {
+    /// Those of them whose text has one of these words in it: only they become trees.
+    pub(crate) fn list_with(&self, prefix: &str, words: &[&str]) -> Vec<Entry> {
         let (_, all) = self.kept(prefix);
-        all.into_iter().filter(|(_, kept)| kept.stored.text().contains(words)).map(|(_, kept)| kept.entry()).collect()
+        let words: Vec<Finder<'_>> = words.iter().map(Finder::new).collect();
+        let has = |kept: &Kept| words.iter().any(|word| word.find(kept.stored.text().as_bytes()).is_some());
+        all.into_iter().filter(|(_, kept)| has(kept)).map(|(_, kept)| kept.entry()).collect()
     }
 
     /// Whether there is one of this key.
@@ -426,8 +387,19 @@ impl Store {
         &self,
         prefix: &str,
     ) -> (u64, impl Iterator<Item = serde_json::Result<T>> + use<T>) {
+        let (revision, all) = self.unread(prefix);
+        (revision, all.into_iter().map(|one| one.read()))
+    }
+
+    /// The same, to be read one by one later: what it takes meanwhile is a reference to each.
+    pub fn unread(&self, prefix: &str) -> (u64, Vec<Unread>) {
         let (revision, all) = self.kept(prefix);
-        (revision, all.into_iter().map(|(_, kept)| serde_json::from_str(kept.stored.text())))
+        (revision, all.into_iter().map(|(key, kept)| Unread { key, stored: kept.stored }).collect())
+    }
+
+    /// Whether there is any under a prefix.
+    pub fn any(&self, prefix: &str) -> bool {
+        under(&self.state().objects, prefix).next().is_some()
     }
 
     /// All that is stored, private records too.
@@ -505,62 +477,4 @@ impl Store {
 fn under<'a>(objects: &'a BTreeMap<Arc<str>, Kept>, prefix: &'a str) -> impl Iterator<Item = (&'a Arc<str>, &'a Kept)> {
     let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
     objects.range::<str, _>(from).take_while(move |(key, _)| key.starts_with(prefix))
-}
-
-/// Follows the changes under a prefix. Holds no events but a bounded portion: one that is too slow is told so.
-#[derive(Debug)]
-pub struct Watcher {
-    store: Store,
-    prefix: String,
-    seen: u64,
-    revision: watch::Receiver<u64>,
-    ready: VecDeque<StoreEvent>,
-}
-
-/// Events that a watcher takes out of the history at once.
-const PORTION: usize = 64;
-
-impl Watcher {
-    /// The newest revision that was looked at: while [`Watcher::next`] waits, everything up to it was given out.
-    pub fn seen(&self) -> u64 {
-        self.seen
-    }
-
-    /// The next change. `Ok(None)`: the store is closed.
-    ///
-    /// # Errors
-    /// This watcher fell behind what is kept.
-    ///
-    /// # Cancel safety
-    /// Safe: nothing is lost when the future is dropped.
-    pub async fn next(&mut self) -> Result<Option<StoreEvent>, Compacted> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Ok(Some(event));
-            }
-            self.revision.borrow_and_update();
-            {
-                let state = self.store.shared.state.read().unwrap_or_else(PoisonError::into_inner);
-                // A state that was taken over whole may also be an older one: an etcd that was put back from a backup.
-                if self.seen < state.compacted || state.revision < self.seen {
-                    return Err(Compacted);
-                }
-                let skip = state.history.partition_point(|e| e.revision <= self.seen);
-                let mut last = state.revision.max(self.seen);
-                for event in state.history.iter().skip(skip) {
-                    if self.ready.len() == PORTION {
-                        last = event.revision - 1;
-                        break;
-                    }
-                    if event.key.starts_with(&self.prefix) {
-                        self.ready.push_back(event.clone());
-                    }
-                }
-                self.seen = last;
-            }
-            if self.ready.is_empty() && self.revision.changed().await.is_err() {
-                return Ok(None);
-            }
-        }
-    }
 }

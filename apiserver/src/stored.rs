@@ -39,10 +39,10 @@ impl Stored {
     ///
     /// # Errors
     /// It is not JSON.
-    pub(crate) fn read(text: &[u8]) -> Result<(Self, u64), serde_json::Error> {
+    pub(crate) fn read(text: Vec<u8>) -> Result<(Self, u64), serde_json::Error> {
         // Checked as a whole by this: the rest of the members is skipped, but read.
-        let head: Head = serde_json::from_slice(text)?;
-        let text = std::str::from_utf8(text).map_err(serde::de::Error::custom)?.into();
+        let head: Head = serde_json::from_slice(&text)?;
+        let text = String::from_utf8(text).map_err(serde::de::Error::custom)?.into_boxed_str();
         let revision = head.metadata.resource_version.and_then(|v| v.parse().ok()).unwrap_or(0);
         Ok((Self(Arc::new(Inner { text, tree: Mutex::default() })), revision))
     }
@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn a_tree_is_made_once_for_all_who_look_and_forgotten_after_them() {
         let object = json!({ "metadata": { "name": "a", "resourceVersion": "7" }, "spec": [1, { "b": "ü" }] });
-        let (stored, revision) = Stored::read(object.to_string().as_bytes()).unwrap();
+        let (stored, revision) = Stored::read(object.to_string().into_bytes()).unwrap();
         assert_eq!((revision, stored.text()), (7, object.to_string().as_str()));
         let (one, other) = (stored.value(), stored.clone().value());
         assert!(Arc::ptr_eq(&one, &other) && *one == object);
@@ -86,8 +86,8 @@ mod tests {
     #[test]
     fn what_is_not_json_is_not_taken_in() {
         for bad in [&b"{\"a\": tru}"[..], b"{\"spec\": {\"a\": [1, 2}}", b"", b"{\"a\":\"\xff\"}", b"{} {}"] {
-            assert!(Stored::read(bad).is_err(), "{bad:?}");
+            assert!(Stored::read(bad.to_vec()).is_err(), "{bad:?}");
         }
-        assert!(Stored::read(b"{\"spec\": 1}").is_ok_and(|(_, revision)| revision == 0));
+        assert!(Stored::read(b"{\"spec\": 1}".to_vec()).is_ok_and(|(_, revision)| revision == 0));
     }
 }

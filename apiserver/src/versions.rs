@@ -113,7 +113,7 @@ impl Ops {
         for kind in &self.kinds {
             for view in &kind.views {
                 let old = view.kind.api_version();
-                for entry in self.store.list_with(&kind.prefix(), &old) {
+                for entry in self.store.list_with(&kind.prefix(), &[&old]) {
                     if entry.value["apiVersion"] != *old {
                         continue;
                     }

@@ -1,11 +1,15 @@
 //! Calls to an etcd: one member at a time, the next one after a failure.
 
 use super::{
-    EtcdError, EtcdPlace, pb,
+    EtcdError, EtcdPlace, PAUSE, pb,
     place::{self},
 };
 use bytes::Bytes;
-use futures_util::{StreamExt, future::BoxFuture, stream};
+use futures_util::{
+    StreamExt,
+    future::BoxFuture,
+    stream::{self, FuturesUnordered},
+};
 use http::{Uri, uri::PathAndQuery};
 use hyper_util::rt::TokioIo;
 use prost::Message;
@@ -19,9 +23,10 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    time::{Instant, sleep_until},
 };
 use tonic::{
-    Request, Status, Streaming,
+    Code, Request, Status, Streaming,
     client::Grpc,
     metadata::MetadataValue,
     transport::{Channel, Endpoint},
@@ -35,6 +40,10 @@ const ANSWER: Duration = Duration::from_secs(3);
 /// The same for a transaction, which is tried at the next member then: its mark tells if it was made after all. So a leader
 /// that froze, and a member that has no other yet, cost less than the five seconds in which a write is to be there again.
 const MADE: Duration = Duration::from_millis(1500);
+/// When a transaction that was not answered is sent to the next member as well. An election takes one or two seconds; what a
+/// member is given before it knows of it goes to the leader that is no more, and is lost. So it takes this much longer than
+/// the election, and not [`MADE`]; and an etcd whose disk is slow is asked twice, and not ten times.
+const AGAIN: Duration = Duration::from_millis(500);
 /// How often a silent connection is asked whether it lives, and how long that answer may take.
 const ALIVE: Duration = Duration::from_secs(3);
 /// Largest answer, in bytes: a page of [`PAGE`] objects of etcd's largest size.
@@ -73,9 +82,8 @@ impl Etcds {
         self.at = (self.at + 1) % self.members.len().max(1);
     }
 
-    fn client(&self) -> Result<Grpc<Channel>, Status> {
-        let channel = self.members.get(self.at).ok_or_else(|| Status::unavailable("no members"))?;
-        Ok(Grpc::new(channel.clone()).max_decoding_message_size(LARGEST))
+    fn member(&self, at: usize) -> Result<Channel, Status> {
+        self.members.get(at).cloned().ok_or_else(|| Status::unavailable("no members"))
     }
 
     async fn unary<Q, A>(&self, path: &'static str, question: Q, within: Duration) -> Result<A, Status>
@@ -83,14 +91,7 @@ impl Etcds {
         Q: Message + Default + Send + Sync + 'static,
         A: Message + Default + Send + Sync + 'static,
     {
-        let ask = async {
-            let mut client = self.client()?;
-            client.ready().await.map_err(|e| Status::unavailable(cause(&e)))?;
-            let codec = ProstCodec::<Q, A>::default();
-            client.unary(Request::new(question), PathAndQuery::from_static(path), codec).await
-        };
-        let late = |_| Status::unavailable("no answer in time");
-        Ok(tokio::time::timeout(within, ask).await.map_err(late)??.into_inner())
+        unary(self.member(self.at)?, path, question, within).await
     }
 
     pub(super) async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Status> {
@@ -99,6 +100,54 @@ impl Etcds {
 
     pub(super) async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
         self.unary("/etcdserverpb.KV/Txn", request, MADE).await
+    }
+
+    /// The same for one that is made once, however often it is sent: it goes to the next member as well whenever [`AGAIN`]
+    /// goes by without an answer, or one fails, until `until`. `true`: it was sent more than once, so an answer that it
+    /// was not made may be of a sending after the one that was.
+    pub(super) async fn txn_once(
+        &mut self,
+        request: &pb::TxnRequest,
+        until: Instant,
+    ) -> (Result<pb::TxnResponse, Status>, bool) {
+        let (mut tries, first, mut sent, mut failed) = (FuturesUnordered::new(), self.at, 0, 0);
+        let mut next = Instant::now();
+        loop {
+            tokio::select! {
+                // An answer that is there counts before another sending.
+                biased;
+                Some((member, answer)) = tries.next() => {
+                    let status: Status = match answer {
+                        Ok(answer) => {
+                            self.at = member;
+                            return (Ok(answer), 1 < sent);
+                        }
+                        Err(status) => status,
+                    };
+                    failed += 1;
+                    let now = Instant::now();
+                    // Every member gets its chance at once; when all have failed, a moment later.
+                    next = next.min(if failed % self.members() == 0 { now + PAUSE } else { now });
+                    let final_word = matches!(status.code(), Code::InvalidArgument | Code::ResourceExhausted);
+                    if final_word || (until <= next && tries.is_empty()) {
+                        return (Err(status), 1 < sent || !final_word);
+                    }
+                }
+                () = sleep_until(next), if next < until || sent == 0 => {
+                    let at = (first + sent) % self.members().max(1);
+                    sent += 1;
+                    next = Instant::now() + AGAIN;
+                    let (member, request) = (self.member(at), request.clone());
+                    tries.push(async move {
+                        let answer: Result<pb::TxnResponse, Status> = match member {
+                            Ok(member) => unary(member, "/etcdserverpb.KV/Txn", request, MADE).await,
+                            Err(status) => Err(status),
+                        };
+                        (at, answer)
+                    });
+                }
+            }
+        }
     }
 
     pub(super) async fn compact(&self, revision: i64) -> Result<(), Status> {
@@ -120,7 +169,7 @@ impl Etcds {
         // A member that has lost its leader ends the watch instead of going silent.
         request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
         let ask = async {
-            let mut client = self.client()?;
+            let mut client = client(self.member(self.at)?);
             client.ready().await.map_err(|e| Status::unavailable(cause(&e)))?;
             let codec = ProstCodec::<pb::WatchRequest, pb::WatchResponse>::default();
             client.streaming(request, PathAndQuery::from_static("/etcdserverpb.Watch/Watch"), codec).await
@@ -128,6 +177,25 @@ impl Etcds {
         let late = |_| Status::unavailable("no watch in time");
         Ok(tokio::time::timeout(ANSWER, ask).await.map_err(late)??.into_inner())
     }
+}
+
+fn client(member: Channel) -> Grpc<Channel> {
+    Grpc::new(member).max_decoding_message_size(LARGEST)
+}
+
+async fn unary<Q, A>(member: Channel, path: &'static str, question: Q, within: Duration) -> Result<A, Status>
+where
+    Q: Message + Default + Send + Sync + 'static,
+    A: Message + Default + Send + Sync + 'static,
+{
+    let ask = async {
+        let mut client = client(member);
+        client.ready().await.map_err(|e| Status::unavailable(cause(&e)))?;
+        let codec = ProstCodec::<Q, A>::default();
+        client.unary(Request::new(question), PathAndQuery::from_static(path), codec).await
+    };
+    let late = |_| Status::unavailable("no answer in time");
+    Ok(tokio::time::timeout(within, ask).await.map_err(late)??.into_inner())
 }
 
 /// An error with what lies under it, on one line.

@@ -362,48 +362,38 @@ impl Backend for Etcd {
         let success = self.operations(group, head).map_err(|e| stopped(e.into()))?;
         let look = pb::Request::Range(pb::RangeRequest { key: self.head_key().into(), ..Default::default() });
         let request = pb::TxnRequest { compare: vec![self.expect(self.head)], success, failure: vec![look.into()] };
-        let until = Instant::now() + WRITE;
-        let mut doubtful = false;
-        loop {
-            match self.etcds.txn(request.clone()).await {
-                Ok(answer) if answer.succeeded => {
-                    let at = answer.header.map_or(0, |h| h.revision);
-                    (self.head, self.seen, self.revision) = (at, at, revision);
-                    return Ok(());
-                }
-                Ok(answer) => {
-                    let found = answer.responses.into_iter().find_map(|r| match r.response {
-                        Some(pb::Response::Range(range)) => range.kvs.into_iter().next(),
-                        None => None,
-                    });
-                    self.overtaken = found.as_ref().map_or(0, |kv| kv.mod_revision);
-                    let mine = found.filter(|kv| read_head(&kv.value).is_ok_and(|head| head.by == by));
-                    return match mine {
-                        // An earlier try, whose answer did not come.
-                        Some(kv) => {
-                            (self.head, self.seen, self.revision) = (kv.mod_revision, kv.mod_revision, revision);
-                            Ok(())
-                        }
-                        None if doubtful => Err(WriteError::Doubtful(CommitError::Unavailable(
-                            "others wrote while an answer did not come".to_owned(),
-                        ))),
-                        None => Err(WriteError::Behind),
-                    };
-                }
-                Err(status) => match status.code() {
-                    Code::InvalidArgument => return Err(WriteError::Refused(CommitError::TooLarge(told(&status)))),
-                    // Its quota is used up. Nothing was written.
-                    Code::ResourceExhausted if !doubtful => {
-                        return Err(WriteError::Doubtful(CommitError::Full(told(&status))));
-                    }
-                    _ if until < Instant::now() => return Err(WriteError::Doubtful(unavailable(&status))),
-                    _ => {
-                        doubtful = true;
-                        self.etcds.turn();
-                        sleep(PAUSE).await;
-                    }
-                },
+        let (answer, doubtful) = self.etcds.txn_once(&request, Instant::now() + WRITE).await;
+        match answer {
+            Ok(answer) if answer.succeeded => {
+                let at = answer.header.map_or(0, |h| h.revision);
+                (self.head, self.seen, self.revision) = (at, at, revision);
+                Ok(())
             }
+            Ok(answer) => {
+                let found = answer.responses.into_iter().find_map(|r| match r.response {
+                    Some(pb::Response::Range(range)) => range.kvs.into_iter().next(),
+                    None => None,
+                });
+                self.overtaken = found.as_ref().map_or(0, |kv| kv.mod_revision);
+                let mine = found.filter(|kv| read_head(&kv.value).is_ok_and(|head| head.by == by));
+                match mine {
+                    // An earlier sending, whose answer did not come.
+                    Some(kv) => {
+                        (self.head, self.seen, self.revision) = (kv.mod_revision, kv.mod_revision, revision);
+                        Ok(())
+                    }
+                    None if doubtful => Err(WriteError::Doubtful(CommitError::Unavailable(
+                        "others wrote while an answer did not come".to_owned(),
+                    ))),
+                    None => Err(WriteError::Behind),
+                }
+            }
+            Err(status) => Err(match status.code() {
+                Code::InvalidArgument => WriteError::Refused(CommitError::TooLarge(told(&status))),
+                // Its quota is used up. Nothing was written.
+                Code::ResourceExhausted if !doubtful => WriteError::Doubtful(CommitError::Full(told(&status))),
+                _ => WriteError::Doubtful(unavailable(&status)),
+            }),
         }
     }
 

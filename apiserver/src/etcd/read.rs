@@ -187,7 +187,7 @@ impl Etcd {
 
     fn read_object(&self, key: &str, value: &[u8]) -> Result<(Stored, u64), ReadError> {
         let text = seal::read(self.seal.as_deref(), Part::Objects, key, value).map_err(damaged)?;
-        Stored::read(&text).map_err(|e| ReadError::Corrupt(format!("object {key}: {e}")))
+        Stored::read(text.into_owned()).map_err(|e| ReadError::Corrupt(format!("object {key}: {e}")))
     }
 
     fn read_private(&self, key: &str, value: Bytes) -> Result<Bytes, ReadError> {

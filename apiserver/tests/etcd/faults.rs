@@ -144,6 +144,33 @@ async fn f34_p13_a_leader_that_freezes_and_one_that_is_killed_lose_nothing() {
     eprintln!("longest without a write, per store: {longest:?}");
 }
 
+/// A write waits for a silent member no longer than until the next one is asked too, and is made once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs etcd"]
+async fn f34_a_member_that_is_silent_costs_a_moment_and_no_write_is_made_twice() {
+    let etcds = Etcds::start(3);
+    let leader = etcds.leader();
+    // Asked first is one that does not lead.
+    let members = [leader + 1, leader, leader + 2].map(|m| format!("127.0.0.1:{}", etcds.port(m % 3)));
+    let place = EtcdPlace::parse(&format!("etcd://{}/silent", members.join(",")), None).unwrap();
+    let store = Store::connect(place, None, &limits()).unwrap();
+    assert_eq!(store.commit(put("g/n", Expect::Absent, 1)).await, Ok(2));
+    let silent = (leader + 1) % 3;
+    etcds.freeze(silent);
+    let began = Instant::now();
+    let told = store.commit(put("g/n", Expect::Revision(2), 2)).await;
+    let took = began.elapsed();
+    // Now it does what it was given, and finds that it is done.
+    etcds.thaw(silent);
+    assert_eq!(told, Ok(3));
+    eprintln!("written after {took:?}");
+    assert!(took < std::time::Duration::from_millis(1400), "{took:?}: it waited for the silent one");
+    for value in 3..10 {
+        assert_eq!(store.commit(put("g/n", Expect::Revision(value), value)).await, Ok(value + 1));
+    }
+    assert_eq!(etcds.open("silent").revision(), 10);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs etcd"]
 async fn f35_without_a_majority_nothing_is_written_and_all_can_be_read() {
