@@ -54,10 +54,9 @@ pub(crate) async fn bootstrap(
 ) -> Result<(), BootstrapError> {
     let password_file = config.data_dir.join("admin.password");
     let kubeconfig_file = config.data_dir.join("admin.kubeconfig");
-    let users = records.list::<UserSpec>()?;
-    let admin = users.iter().find(|user| user.metadata.name == ADMIN);
+    let admin = records.get::<UserSpec>(ADMIN)?;
     let begun = password_file.exists() && !kubeconfig_file.exists();
-    if !(users.is_empty() || (admin.is_some() && begun)) {
+    if records.any::<UserSpec>() && !(admin.is_some() && begun) {
         return Ok(());
     }
     // The file before the user: a password that nobody knows would lock everybody out.
@@ -70,7 +69,7 @@ pub(crate) async fn bootstrap(
         }
     };
     let user = match admin {
-        Some(user) => user.clone(),
+        Some(user) => user,
         None => {
             let spec = UserSpec { groups: vec![ADMINS.to_owned()], ..UserSpec::default() };
             records.create(&Object::new(ADMIN, spec)).await?

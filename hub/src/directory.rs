@@ -8,7 +8,7 @@ use crate::{
     login::LOCAL,
     members::{Members, own},
     metrics::Metrics,
-    records::{Change, RecordError, Records},
+    records::{Change, Records},
 };
 use moorline_apiserver::{Object, Spec};
 use moorline_authz::{
@@ -19,7 +19,10 @@ use moorline_authz::{
 };
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::SystemTime,
 };
 use tokio::sync::watch;
@@ -76,9 +79,9 @@ enum Proof {
 struct UserEntry {
     uid: String,
     /// Their own, and those that providers tell.
-    own: Vec<String>,
-    /// These, and all that they lie in.
-    groups: Vec<String>,
+    own: Arc<[String]>,
+    /// These, and all that they lie in: for most users the same list.
+    groups: Arc<[String]>,
     /// Providers that stand for them.
     live: Vec<String>,
     /// Who they are at providers.
@@ -109,6 +112,8 @@ pub(crate) struct Directory {
     maps: RwLock<Maps>,
     /// All grants as they are now. Open streams follow it.
     index: watch::Sender<Arc<Grants>>,
+    /// Whether many changes come, and the index is made after them.
+    waits: AtomicBool,
     records: Records,
     metrics: Metrics,
     verifier: Arc<Verifier>,
@@ -125,6 +130,7 @@ impl Directory {
         Self {
             maps: RwLock::default(),
             index: watch::Sender::default(),
+            waits: AtomicBool::new(false),
             records,
             metrics,
             verifier,
@@ -192,6 +198,9 @@ impl Directory {
 
     /// Grants and granted requests as one index. Open streams follow it.
     fn rebuild(&self, maps: &Maps) {
+        if self.waits.load(Ordering::Acquire) {
+            return;
+        }
         let access = maps.access.values().map(|(grant, _)| grant);
         let grants = Grants::new(maps.grants.values().chain(access).cloned());
         let grants = grants.with_recording(self.usual, maps.recorded.clone());
@@ -206,7 +215,7 @@ impl Directory {
     /// All groups of a user as they are now.
     pub fn groups_of(&self, user: &str) -> Option<Vec<String>> {
         let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
-        maps.users.get(user).filter(|user| !user.gone.is_cancelled()).map(|user| user.groups.clone())
+        maps.users.get(user).filter(|user| !user.gone.is_cancelled()).map(|user| user.groups.to_vec())
     }
 
     /// A change of a group.
@@ -219,14 +228,14 @@ impl Directory {
         }
         for (name, user) in users {
             let groups = members.of(name, &user.own);
-            if user.groups == groups {
+            if *user.groups == *groups {
                 continue;
             }
             if user.groups.iter().any(|group| !groups.contains(group)) && !user.gone.is_cancelled() {
                 self.cut(&user.gone);
                 user.gone = CancellationToken::new();
             }
-            user.groups = groups;
+            user.groups = groups.into();
         }
     }
 
@@ -326,31 +335,13 @@ impl Directory {
         Found::Yes(Box::new(Authenticated { identity, token: shown.id().to_owned(), clusters, verbs, lease }))
     }
 
-    /// Fills the index. Run before anybody is served.
-    pub fn load(&self) -> Result<(), RecordError> {
-        for group in self.records.list::<GroupSpec>()? {
-            self.group_changed(&Change::Put(Box::new(group)));
-        }
-        for user in self.records.list::<UserSpec>()? {
-            self.put_user(&user);
-        }
-        for token in self.records.list::<TokenSpec>()? {
-            self.put_token(&token);
-        }
-        for grant in self.records.list::<ClusterGrantSpec>()? {
-            self.put_grant(&grant, false); // the index is made once
-        }
-        for cluster in self.records.list::<ClusterSpec>()? {
-            self.cluster_changed(&Change::Put(Box::new(cluster)));
-        }
-        for grant in self.records.list::<ServiceGrantSpec>()? {
-            self.put_service_grant(&grant);
-        }
-        for request in self.records.list::<AccessRequestSpec>()? {
-            self.access_changed(&Change::Put(Box::new(request)));
-        }
+    /// Takes in many changes; the index is made once, after them.
+    pub fn at_once<T>(&self, changes: impl FnOnce() -> T) -> T {
+        self.waits.store(true, Ordering::Release);
+        let done = changes();
+        self.waits.store(false, Ordering::Release);
         self.rebuild(&self.maps.read().unwrap_or_else(PoisonError::into_inner));
-        Ok(())
+        done
     }
 
     /// A change of a user.
@@ -387,7 +378,7 @@ impl Directory {
     /// A change of a grant.
     pub fn grant_changed(&self, change: &Change<ClusterGrantSpec>) {
         match change {
-            Change::Put(grant) => self.put_grant(grant, true),
+            Change::Put(grant) => self.put_grant(grant),
             Change::Gone(name) => {
                 let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
                 maps.grants.remove(name);
@@ -463,6 +454,9 @@ impl Directory {
         for identity in &identities {
             maps.owners.insert(identity.clone(), name.clone());
         }
+        let same = groups == own;
+        let own: Arc<[String]> = own.into();
+        let groups = if same { Arc::clone(&own) } else { groups.into() };
         maps.users.insert(name, UserEntry { uid, own, groups, live, identities, revision, gone });
     }
 
@@ -494,7 +488,7 @@ impl Directory {
         maps.tokens.insert(id.clone(), TokenEntry { user, user_uid, proof, provider, expires, clusters, verbs, gone });
     }
 
-    fn put_grant(&self, grant: &Object<ClusterGrantSpec>, index: bool) {
+    fn put_grant(&self, grant: &Object<ClusterGrantSpec>) {
         let spec = grant.spec.clone();
         let name = grant.metadata.name.clone();
         let made = Grant {
@@ -507,9 +501,7 @@ impl Directory {
         };
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         maps.grants.insert(grant.metadata.name.clone(), made);
-        if index {
-            self.rebuild(&maps);
-        }
+        self.rebuild(&maps);
     }
 }
 

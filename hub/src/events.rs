@@ -5,7 +5,7 @@
 
 mod core;
 
-pub(crate) use self::core::{core_events, is_core_events};
+pub(crate) use self::core::{core_events, is_core_events, is_watch};
 
 use crate::{
     kinds::{ClusterSpec, GROUP, VERSION},

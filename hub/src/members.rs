@@ -40,22 +40,21 @@ impl Members {
     }
 
     /// Every group of a user, each once: `own` first and in order, then those that they lie in, however deep.
-    pub fn of(&self, user: &str, own: &[String]) -> Vec<String> {
-        let mut all: Vec<String> = Vec::with_capacity(own.len());
-        let mut seen = BTreeSet::new();
-        let add = |all: &mut Vec<String>, seen: &mut BTreeSet<String>, group: &String| {
-            if seen.insert(group.clone()) {
-                all.push(group.clone());
+    pub fn of<'a>(&'a self, user: &str, own: &'a [String]) -> Vec<String> {
+        let (mut all, mut seen) = (Vec::<&'a String>::with_capacity(own.len()), BTreeSet::new());
+        let mut add = |all: &mut Vec<&'a String>, group: &'a String| {
+            if seen.insert(group) {
+                all.push(group);
             }
         };
-        own.iter().for_each(|group| add(&mut all, &mut seen, group));
-        self.by_user.get(user).into_iter().flatten().for_each(|group| add(&mut all, &mut seen, group));
+        own.iter().for_each(|group| add(&mut all, group));
+        self.by_user.get(user).into_iter().flatten().for_each(|group| add(&mut all, group));
         let mut at = 0;
-        while let Some(group) = all.get(at).cloned() {
+        while let Some(group) = all.get(at).copied() {
             at += 1;
-            self.by_group.get(&group).into_iter().flatten().for_each(|outer| add(&mut all, &mut seen, outer));
+            self.by_group.get(group).into_iter().flatten().for_each(|outer| add(&mut all, outer));
         }
-        all
+        all.into_iter().cloned().collect()
     }
 }
 

@@ -140,30 +140,44 @@ impl Backend for Backing {
     }
 }
 
+/// Tells of the clusters that are there. Run before plugins are: none may take one for gone that it was not told of yet.
+pub(crate) fn tell(changes: &mut Changes<ClusterSpec>, clusters: &watch::Sender<Arc<Clusters>>) {
+    while let Some((name, change)) = changes.there() {
+        match change {
+            Ok(change) => take(clusters, change),
+            Err(error) => tracing::error!(cluster = name, "plugins do not see this cluster: {error}"),
+        }
+    }
+}
+
 /// Keeps plugins' view of the clusters up to date.
 pub(crate) async fn follow(mut changes: Changes<ClusterSpec>, clusters: watch::Sender<Arc<Clusters>>) {
     while let Some(change) = changes.next().await {
-        clusters.send_if_modified(|all| match change {
-            Change::Put(cluster) => {
-                let connected = cluster.status.iter().flat_map(|status| &status.conditions);
-                let session = cluster.status.as_ref().and_then(|status| status.connected_since.clone());
-                let facts = ClusterFacts {
-                    session: session.unwrap_or_default(),
-                    leaving: cluster.metadata.deletion_timestamp.is_some(),
-                    name: cluster.metadata.name.clone(),
-                    uid: cluster.metadata.uid.clone(),
-                    labels: cluster.metadata.labels.clone(),
-                    connected: connected.into_iter().any(|c| c.r#type == crate::kinds::CONNECTED && c.status == "True"),
-                };
-                let new = all.get(&facts.name).is_none_or(|old| **old != facts);
-                if new {
-                    Arc::make_mut(all).insert(facts.name.clone(), Arc::new(facts));
-                }
-                new
-            }
-            Change::Gone(name) => Arc::make_mut(all).remove(&name).is_some(),
-        });
+        take(&clusters, change);
     }
+}
+
+fn take(clusters: &watch::Sender<Arc<Clusters>>, change: Change<ClusterSpec>) {
+    clusters.send_if_modified(|all| match change {
+        Change::Put(cluster) => {
+            let connected = cluster.status.iter().flat_map(|status| &status.conditions);
+            let session = cluster.status.as_ref().and_then(|status| status.connected_since.clone());
+            let facts = ClusterFacts {
+                session: session.unwrap_or_default(),
+                leaving: cluster.metadata.deletion_timestamp.is_some(),
+                name: cluster.metadata.name.clone(),
+                uid: cluster.metadata.uid.clone(),
+                labels: cluster.metadata.labels.clone(),
+                connected: connected.into_iter().any(|c| c.r#type == crate::kinds::CONNECTED && c.status == "True"),
+            };
+            let new = all.get(&facts.name).is_none_or(|old| **old != facts);
+            if new {
+                Arc::make_mut(all).insert(facts.name.clone(), Arc::new(facts));
+            }
+            new
+        }
+        Change::Gone(name) => Arc::make_mut(all).remove(&name).is_some(),
+    });
 }
 
 /// Takes the finalizers off clusters whose plugins do not run: nobody would ever do it, and they could not be deleted.
@@ -174,8 +188,11 @@ pub(crate) async fn release(records: &Records, host: &Host) -> Result<(), Record
             let owner = finalizer.split_once(FINALIZER).map(|(plugin, _)| plugin);
             owner.is_none_or(|owner| host.names().any(|name| name == owner))
         });
-        if cluster.metadata.finalizers.len() < before {
-            records.update(&cluster).await?;
+        // One that this version does not take as it was stored keeps its finalizer: a hub starts all the same.
+        if cluster.metadata.finalizers.len() < before
+            && let Err(error) = records.update(&cluster).await
+        {
+            tracing::warn!(cluster = cluster.metadata.name, "keeps a finalizer of a plugin that does not run: {error}");
         }
     }
     Ok(())

@@ -6,9 +6,9 @@ use crate::{
     specs::{HASH, PASSWORD, REFRESH},
 };
 use bytes::Bytes;
-use moorline_apiserver::{Api, ApiError, ApiServer, Batch, Object, Spec, Store, StoreEvent, Watcher};
+use moorline_apiserver::{Api, ApiError, ApiServer, Batch, Object, Spec, Store, StoreEvent, Unread, Watcher};
 use moorline_authz::{refresh::RefreshRecord, token::TokenHash};
-use std::{collections::BTreeSet, marker::PhantomData, sync::Arc};
+use std::{collections::BTreeSet, marker::PhantomData, num::NonZeroUsize, sync::Arc, thread, vec};
 
 /// Why an object was not read or written.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -84,6 +84,11 @@ impl Records {
 
     pub fn list<S: Spec>(&self) -> Result<Vec<Object<S>>, RecordError> {
         self.store.read_all(&prefix::<S>()).1.map(typed).collect()
+    }
+
+    /// Whether there is any of a kind.
+    pub fn any<S: Spec>(&self) -> bool {
+        self.store.any(&prefix::<S>())
     }
 
     pub async fn create<S: Spec>(&self, object: &Object<S>) -> Result<Object<S>, RecordError> {
@@ -172,7 +177,8 @@ impl Records {
         let mut changes = Changes {
             records: self.clone(),
             known: BTreeSet::new(),
-            first: Vec::new(),
+            gone: Vec::new(),
+            there: Vec::new().into_iter(),
             watcher: None,
             kind: PhantomData,
         };
@@ -184,31 +190,76 @@ impl Records {
 /// See [`Records::watch`].
 pub(crate) struct Changes<S: Spec> {
     records: Records,
-    /// Names that were told of, to see which are gone after a gap.
-    known: BTreeSet<String>,
-    /// Told before the watcher is asked.
-    first: Vec<Change<S>>,
+    /// Keys that were told of, to see which are gone after a gap.
+    known: BTreeSet<Arc<str>>,
+    /// Names that are to be told of as gone.
+    gone: Vec<String>,
+    /// Told before the watcher is asked, each read only then.
+    there: vec::IntoIter<Unread>,
     watcher: Option<Watcher>,
     kind: PhantomData<fn() -> S>,
+}
+
+/// Objects that are read before they are told of: a start does not hold all of them a second time.
+const WINDOW: usize = 2048;
+/// As few are read by one core.
+const FEW: usize = 256;
+/// Cores that read.
+const READERS: usize = 4;
+
+fn read_by_all_cores<S: Spec>(window: &[Unread]) -> Vec<Result<Object<S>, RecordError>> {
+    let read = |part: &[Unread]| part.iter().map(|one| typed::<S>(one.read())).collect::<Vec<_>>();
+    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(READERS);
+    if window.len() <= FEW || cores == 1 {
+        return read(window);
+    }
+    let failed = |_| vec![Err(RecordError::Failed(format!("reading {} failed", S::PLURAL)))];
+    thread::scope(|scope| {
+        let parts = window.chunks(window.len().div_ceil(cores)).map(|part| scope.spawn(move || read(part)));
+        let parts: Vec<_> = parts.collect();
+        parts.into_iter().flat_map(|part| part.join().unwrap_or_else(failed)).collect()
+    })
+}
+
+fn name_of<S: Spec>(key: &str) -> String {
+    key.strip_prefix(&prefix::<S>()).unwrap_or(key).to_owned()
 }
 
 impl<S: Spec> Changes<S> {
     /// Lists, and watches from there. What is missing of what was known is gone.
     fn begin(&mut self) {
-        let (revision, all) = self.records.store.read_all(&prefix::<S>());
-        let mut gone = std::mem::take(&mut self.known);
-        for read in all {
-            match typed::<S>(read) {
-                Ok(object) => {
-                    gone.remove(&object.metadata.name);
-                    self.known.insert(object.metadata.name.clone());
-                    self.first.push(Change::Put(Box::new(object)));
-                }
-                Err(error) => tracing::error!("{error}"),
+        let (revision, all) = self.records.store.unread(&prefix::<S>());
+        let now = all.iter().map(|one| Arc::clone(one.key())).collect();
+        let before = std::mem::replace(&mut self.known, now);
+        self.gone = before.difference(&self.known).map(|key| name_of::<S>(key)).collect();
+        self.there = all.into_iter();
+        self.watcher = self.records.store.watch(&prefix::<S>(), revision).ok();
+    }
+
+    /// The next of those that are there already, by name, without waiting; `None`: all of them were told.
+    pub fn there(&mut self) -> Option<(String, Result<Change<S>, RecordError>)> {
+        if let Some(name) = self.gone.pop() {
+            return Some((name.clone(), Ok(Change::Gone(name))));
+        }
+        let one = self.there.next()?;
+        let read = typed::<S>(one.read()).map(|object| Change::Put(Box::new(object)));
+        Some((name_of::<S>(one.key()), read))
+    }
+
+    /// Tells of everything that is there already, without waiting: read by all cores, a window at a time.
+    ///
+    /// # Errors
+    /// One of them cannot be read.
+    pub fn tell_there(&mut self, mut tell: impl FnMut(&Change<S>)) -> Result<(), RecordError> {
+        loop {
+            let window: Vec<Unread> = self.there.by_ref().take(WINDOW).collect();
+            if window.is_empty() {
+                return Ok(());
+            }
+            for object in read_by_all_cores::<S>(&window) {
+                tell(&Change::Put(Box::new(object?)));
             }
         }
-        self.first.extend(gone.into_iter().map(Change::Gone));
-        self.watcher = self.records.store.watch(&prefix::<S>(), revision).ok();
     }
 
     /// The next change; `None` once the store is closed.
@@ -217,8 +268,12 @@ impl<S: Spec> Changes<S> {
     /// Safe.
     pub async fn next(&mut self) -> Option<Change<S>> {
         loop {
-            if let Some(change) = self.first.pop() {
-                return Some(change);
+            if let Some((name, told)) = self.there() {
+                // What cannot be read gives nobody anything.
+                return Some(told.unwrap_or_else(|error| {
+                    tracing::error!("{error}");
+                    Change::Gone(name)
+                }));
             }
             let event = match &mut self.watcher {
                 Some(watcher) => watcher.next().await,
@@ -241,13 +296,12 @@ impl<S: Spec> Changes<S> {
 
     fn change(&mut self, event: &StoreEvent) -> Option<Change<S>> {
         if event.text().is_empty() {
-            let name = event.key.strip_prefix(&prefix::<S>())?.to_owned();
-            self.known.remove(&name);
-            return Some(Change::Gone(name));
+            self.known.remove(&event.key);
+            return Some(Change::Gone(name_of::<S>(&event.key)));
         }
         match typed::<S>(serde_json::from_str(event.text())) {
             Ok(object) => {
-                self.known.insert(object.metadata.name.clone());
+                self.known.insert(Arc::clone(&event.key));
                 Some(Change::Put(Box::new(object)))
             }
             Err(error) => {

@@ -13,7 +13,8 @@ use crate::{
     config::Config,
     direct::{Bundles, Delivery},
     directory::Directory,
-    files, follow,
+    files,
+    follow::Followed,
     front::{BENCHES, Front, Searches},
     given::Given,
     hubapi::HubApi,
@@ -227,6 +228,8 @@ impl Hub {
         ));
         let front_tasks = TaskTracker::new();
         let (clusters, seen_clusters) = tokio::sync::watch::channel(Arc::default());
+        let mut told = records.watch();
+        plugins::tell(&mut told, &clusters);
         let backing = Backing {
             server: Arc::clone(&server),
             access: host.access(),
@@ -319,8 +322,9 @@ impl Hub {
         });
 
         let mut background = JoinSet::new();
-        directory.load()?;
-        follow::start(&mut background, &directory, &sessions, &shares, &records, &kill, &alive);
+        let mut followed = Followed::list(&records);
+        followed.load(&directory)?;
+        followed.start(&mut background, &directory, &sessions, &shares, &kill, &alive);
         background.spawn(shares.run(kill.clone()));
         if let Some(given) = &given {
             background.spawn(Arc::clone(given).follow(metrics.clone(), kill.clone()));
@@ -338,7 +342,7 @@ impl Hub {
             }
             Err(error) => tracing::warn!(%error, "no control socket: backups can be made while this hub does not run"),
         }
-        background.spawn(plugins::follow(records.watch(), clusters));
+        background.spawn(plugins::follow(told, clusters));
         background.spawn(signing.run(kill.clone()));
         let delivery = Delivery {
             bundles,

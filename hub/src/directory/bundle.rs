@@ -80,7 +80,7 @@ impl Directory {
                 let identity = Identity::new((*name).clone(), user.groups.iter().cloned());
                 Facts { identity: &identity, token_clusters: None, grants: &index }.reaches(cluster)
             })
-            .map(|(name, user)| BundleUser { name: name.clone(), uid: user.uid.clone(), groups: user.groups.clone() })
+            .map(|(name, user)| BundleUser { name: name.clone(), uid: user.uid.clone(), groups: user.groups.to_vec() })
             .collect();
         users.sort_by(|a, b| a.name.cmp(&b.name));
         let names = |clusters: &Option<std::sync::Arc<[String]>>| {

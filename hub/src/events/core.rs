@@ -16,25 +16,37 @@ pub(crate) fn is_core_events(path: &str) -> bool {
     }
 }
 
+fn asked(query: &str, name: &str) -> Option<String> {
+    let pairs = form_urlencoded::parse(query.as_bytes());
+    pairs.into_iter().find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+}
+
+/// Whether a query asks for what comes, rather than for what is there: a parameter that is there and not said to be false,
+/// as Kubernetes reads it.
+pub(crate) fn is_watch(query: Option<&str>) -> bool {
+    query
+        .and_then(|query| asked(query, "watch"))
+        .is_some_and(|v| !matches!(v.to_ascii_lowercase().as_str(), "false" | "0"))
+}
+
 /// A list of the hub's events as an `EventList` of core/v1: those that a query's `fieldSelector` asks for by
 /// `involvedObject.*`.
 pub(crate) fn core_events(list: &Value, query: Option<&str>) -> Value {
-    let selector = query.and_then(|query| {
-        let pairs = form_urlencoded::parse(query.as_bytes());
-        pairs.into_iter().find(|(key, _)| key == "fieldSelector").map(|(_, value)| value.into_owned())
-    });
-    let selector = selector.unwrap_or_default();
-    let wanted: Vec<(&str, &str)> = selector
-        .split(',')
-        .filter_map(|term| term.split_once('='))
-        .map(|(key, value)| (key, value.trim_start_matches('=')))
+    let selector = query.and_then(|query| asked(query, "fieldSelector")).unwrap_or_default();
+    // `a=b`, `a==b`, `a!=b`.
+    let terms = selector.split(',').filter_map(|term| term.split_once('='));
+    let wanted: Vec<(&str, bool, &str)> = terms
+        .map(|(key, value)| match key.strip_suffix('!') {
+            Some(key) => (key, false, value),
+            None => (key, true, value.trim_start_matches('=')),
+        })
         .collect();
     let items = list["items"].as_array().into_iter().flatten().map(core_event);
     let fits = |event: &Value| {
-        wanted.iter().all(|(key, value)| {
+        wanted.iter().all(|(key, equal, value)| {
             let pointer = format!("/{}", key.replace('.', "/"));
             // A field that is not there is empty.
-            event.pointer(&pointer).and_then(Value::as_str).unwrap_or_default() == *value
+            (event.pointer(&pointer).and_then(Value::as_str).unwrap_or_default() == *value) == *equal
         })
     };
     let items: Vec<Value> = items.filter(fits).collect();
@@ -84,5 +96,13 @@ mod tests {
         let one = core_events(&list, Some(query));
         let [one] = &one["items"].as_array().unwrap()[..] else { panic!("{one}") };
         assert_eq!((one["involvedObject"]["name"].as_str(), one["count"].as_u64()), (Some("a"), Some(2)));
+        let others = core_events(&list, Some("fieldSelector=involvedObject.name%21%3Da,reason%21%3DY"));
+        let [other] = &others["items"].as_array().unwrap()[..] else { panic!("{others}") };
+        assert_eq!(other["involvedObject"]["name"], "b");
+        for (query, watches) in
+            [("watch", true), ("watch=True", true), ("a=b&watch=1", true), ("watch=false", false), ("w", false)]
+        {
+            assert_eq!(is_watch(Some(query)), watches, "{query}");
+        }
     }
 }

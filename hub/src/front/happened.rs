@@ -15,8 +15,7 @@ impl Front {
     /// The caller lists the hub's events, by the caller's own right, and gets them as Kubernetes writes them.
     pub(super) async fn core_events(&self, request: &Request<Incoming>, who: &Authenticated) -> Response<Body> {
         let query = request.uri().query();
-        let watches = query.is_some_and(|query| query.split('&').any(|pair| matches!(pair, "watch=true" | "watch=1")));
-        if request.method() != Method::GET || watches {
+        if request.method() != Method::GET || events::is_watch(query) {
             return closing(StatusCode::METHOD_NOT_ALLOWED, "only lists; watch events.moorline.dev instead");
         }
         let own = Request::get(OWN).header(header::ACCEPT, "application/json").body(Bytes::new());
