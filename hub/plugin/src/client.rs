@@ -6,10 +6,11 @@ use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Limited, combinators::UnsyncBoxBody};
 use std::{
-    sync::Weak,
+    sync::{Arc, Weak},
     task::{Context, Poll},
     time::Duration,
 };
+use tokio::sync::Semaphore;
 
 /// Any error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -36,7 +37,8 @@ pub trait Backend: Send + Sync + 'static {
 /// What a client's requests go to.
 #[derive(Clone)]
 pub(crate) enum Target {
-    Hub,
+    /// The hub's API, and the places that the plugin has there.
+    Hub(Arc<Semaphore>),
     Cluster(String),
 }
 
@@ -70,12 +72,20 @@ impl tower_service::Service<Request<kube::client::Body>> for Wire {
             let (parts, body) = request.into_parts();
             let bytes = Limited::new(body, limits::REQUEST).collect().await?.to_bytes();
             let request = Request::from_parts(parts, bytes);
-            let Some(backend) = backend.upgrade() else { return Err("the hub is ending".into()) };
-            let answer = match &target {
-                Target::Hub => backend.hub(plugin, request),
-                Target::Cluster(name) => backend.cluster(plugin, name, request),
+            let answer = async {
+                // Until the head of the answer: a watch that is open takes no place.
+                let _place = match &target {
+                    Target::Hub(places) => Some(places.acquire().await?),
+                    Target::Cluster(_) => None,
+                };
+                let Some(backend) = backend.upgrade() else { return Err("the hub is ending".into()) };
+                let answer = match &target {
+                    Target::Hub(_) => backend.hub(plugin, request),
+                    Target::Cluster(name) => backend.cluster(plugin, name, request),
+                };
+                drop(backend);
+                answer.await
             };
-            drop(backend);
             within(limits::ANSWER, answer).await
         })
     }

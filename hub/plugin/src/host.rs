@@ -21,7 +21,7 @@ use std::{
 };
 use tokio::{
     runtime::{Builder, Runtime},
-    sync::watch,
+    sync::{Semaphore, watch},
     time::timeout,
 };
 use tokio_util::{
@@ -310,7 +310,8 @@ impl Begin {
     /// On the plugin's own runtime.
     async fn run(self, per_cluster: bool) {
         let plugin = self.plugin.name();
-        let wire = Wire { backend: self.backend.clone(), plugin, target: Target::Hub };
+        let places = Arc::new(Semaphore::new(limits::REQUESTS));
+        let wire = Wire { backend: self.backend.clone(), plugin, target: Target::Hub(places) };
         let hub = HubView {
             client: wire.client(),
             clusters: self.clusters.clone(),

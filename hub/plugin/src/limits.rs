@@ -24,6 +24,9 @@ pub const LOGIN: Duration = Duration::from_secs(20);
 pub const LOGINS: usize = 64;
 /// Longest wait for the head of an answer to a plugin's request, watches too.
 pub const ANSWER: Duration = Duration::from_secs(30);
+/// Requests of one plugin to the hub's API at a time; further ones wait. Far fewer than one caller may have there: with a
+/// thousand clusters that come at once a plugin takes its time, and nobody's place.
+pub const REQUESTS: usize = 16;
 /// Longest request that a plugin may send, in bytes.
 pub const REQUEST: usize = 4 << 20;
 /// How long a plugin may take to end with the hub.

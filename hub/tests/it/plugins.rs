@@ -2,10 +2,13 @@
 
 use crate::world::{API, LONG, World, eventually};
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, future::BoxFuture};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, join_all},
+};
 use kube::{
     Api,
-    api::{DynamicObject, ListParams, Patch, PatchParams},
+    api::{DynamicObject, ListParams, Patch, PatchParams, PostParams},
     core::{ApiResource, GroupVersionKind},
     runtime::{WatchStreamExt, watcher},
 };
@@ -278,4 +281,55 @@ async fn f42_what_goes_wrong_in_a_plugin_stays_there() {
     let begun = Instant::now();
     world.hub.shutdown().await;
     assert!(begun.elapsed() < Duration::from_secs(15), "an end in spite of threads that never return");
+}
+
+/// One that has much to write at once, and looks who is there when it begins.
+#[derive(Default)]
+struct Busy {
+    there: Mutex<Option<Vec<String>>>,
+    written: Mutex<Option<Vec<Option<String>>>>,
+}
+
+/// More than one caller may ask at a time.
+const AT_ONCE: usize = 300;
+
+impl Plugin for Busy {
+    fn name(&self) -> &'static str {
+        "busy"
+    }
+    fn register(&self, into: &mut Registration) {
+        into.kind(PluginKind::of::<BuoySpec>());
+    }
+    fn run(self: Arc<Self>, hub: HubView) -> BoxFuture<'static, Result<(), PluginError>> {
+        async move {
+            *self.there.lock().unwrap() = Some(hub.clusters.borrow().keys().cloned().collect());
+            let buoys: Api<HubObject<BuoySpec>> = Api::all(hub.client.clone());
+            let write = async |i: usize| {
+                let object = HubObject::new(format!("b{i}"), BuoySpec::default());
+                buoys.create(&PostParams::default(), &object).await.err().map(|error| error.to_string())
+            };
+            *self.written.lock().unwrap() = Some(join_all((0..AT_ONCE).map(write)).await);
+            std::future::pending().await
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_with_a_thousand_clusters_waits_its_turn_and_knows_them_all_from_the_start() {
+    let world = World::new().await;
+    for i in 0..50 {
+        world.cluster(&format!("c{i:02}")).await;
+    }
+    let World { hub, dir, .. } = world;
+    hub.shutdown().await;
+    let busy = Arc::new(Busy::default());
+    let mut config = crate::world::config(&dir);
+    config.plugins = vec![busy.clone()];
+    let hub = moorline_hub::Hub::start(config, &prometheus::Registry::new()).await.unwrap();
+    eventually("everything is written", async || busy.written.lock().unwrap().is_some()).await;
+    assert_eq!(busy.there.lock().unwrap().as_ref().map(Vec::len), Some(50), "none was taken for gone");
+    let refused: Vec<_> = busy.written.lock().unwrap().take().unwrap().into_iter().flatten().collect();
+    assert_eq!(refused, Vec::<String>::new());
+    hub.shutdown().await;
 }

@@ -10,9 +10,9 @@ use moorline_agent::{
 use moorline_plugin::{Home, PluginError};
 use std::{
     future::pending,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::{
     runtime::{Builder, Handle, Runtime},
@@ -105,14 +105,16 @@ impl Running {
     }
 }
 
-impl Plan {
-    /// Whether the folder has the identity of an agent that joined.
-    pub fn has_joined(&self) -> Result<bool, PluginError> {
-        let state = StateDir::open(&self.dir).map_err(other)?;
-        let key = state.key().map_err(other)?;
-        Ok(matches!(state.membership(&key), Ok(Some(_))))
-    }
+/// Whether a folder has the identity of an agent that joined, and whose time is not over: with one that ended while the hub
+/// did not run, nobody would be let in ever again.
+pub(crate) fn has_joined(dir: &Path) -> Result<bool, PluginError> {
+    let state = StateDir::open(dir).map_err(other)?;
+    let key = state.key().map_err(other)?;
+    let Ok(Some(kept)) = state.membership(&key) else { return Ok(false) };
+    Ok(kept.validity().is_ok_and(|(_, until)| SystemTime::now() < until))
+}
 
+impl Plan {
     fn config(&self) -> Result<Config, PluginError> {
         let policy = self.dir.join("policy.yaml");
         std::fs::write(&policy, &self.policy).map_err(other)?;
@@ -208,4 +210,36 @@ async fn version(server: &ApiServer) -> Result<String, String> {
     let answer: serde_json::Value = serde_json::from_slice(&body).map_err(|_| "it is no API server".to_owned())?;
     let version = answer["gitVersion"].as_str().ok_or_else(|| "it is no API server".to_owned())?;
     Ok(version.chars().filter(|c| !c.is_control()).take(VERSION).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use moorline_agent::state::Membership;
+
+    #[test]
+    fn an_identity_whose_time_is_over_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!has_joined(dir.path()).unwrap(), "nobody has");
+        for (until, lives) in [(4000, true), (2001, false)] {
+            let state = StateDir::open(dir.path()).unwrap();
+            let key = state.key().unwrap();
+            let mut leaf = rcgen::CertificateParams::default();
+            leaf.not_before = rcgen::date_time_ymd(2000, 1, 1);
+            leaf.not_after = rcgen::date_time_ymd(until, 1, 1);
+            let id = "spiffe://example/cluster/c1/agent/import";
+            leaf.subject_alt_names = vec![rcgen::SanType::URI(id.try_into().unwrap())];
+            let chain = vec![leaf.self_signed(&key).unwrap().der().clone()];
+            let membership = Membership {
+                cluster: "c1".parse().unwrap(),
+                name: NAME.parse().unwrap(),
+                role: AgentRole::Cluster,
+                trust_domain: "example".parse().unwrap(),
+                bundle: chain.clone(),
+                chain,
+            };
+            state.keep("hub:1", &membership).unwrap();
+            assert_eq!(has_joined(dir.path()).unwrap(), lives, "until {until}");
+        }
+    }
 }

@@ -2,18 +2,18 @@
 
 use crate::{
     agents, clusters,
-    host::{NAME, Plan, Running, State, Threads},
+    host::{NAME, Plan, Running, State, Threads, has_joined},
     kind,
     kinds::{ClusterImportSpec, ClusterImportStatus},
 };
 use kube::{
-    Api,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    Api, ResourceExt,
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
 use moorline_plugin::{All, Condition, Home, HubObject, HubView, PluginError, follow};
 use serde_json::{Value, json};
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -46,6 +46,8 @@ struct Entry {
 pub(crate) struct Imports {
     threads: Threads,
     entries: Mutex<HashMap<String, Entry>>,
+    /// Clusters that are no longer imported, and whose agent's object is still to be removed.
+    left: Mutex<BTreeSet<String>>,
     most: usize,
 }
 
@@ -65,7 +67,7 @@ fn policy(spec: &ClusterImportSpec) -> String {
 
 impl Imports {
     pub fn new(most: usize) -> Self {
-        Self { threads: Threads::default(), entries: Mutex::default(), most }
+        Self { threads: Threads::default(), entries: Mutex::default(), left: Mutex::default(), most }
     }
 
     /// Keeps agents as imports are declared.
@@ -83,11 +85,12 @@ impl Imports {
             self.sweep(&home, first.as_deref()).await;
             loop {
                 let now = declared.borrow_and_update().clone().unwrap_or_default();
-                self.keep(hub, &home, &now).await?;
-                self.tell(hub, &now).await?;
+                self.keep(hub, &home, &now).await;
+                self.tell(hub, &now).await;
+                let left = !self.left.lock().await.is_empty();
                 tokio::select! {
                     changed = declared.changed() => if changed.is_err() { return Ok(()) },
-                    () = sleep(TELL), if !now.is_empty() => {}
+                    () = sleep(TELL), if left || !now.is_empty() => {}
                 }
             }
         };
@@ -109,7 +112,7 @@ impl Imports {
         }
     }
 
-    async fn keep(&self, hub: &HubView, home: &Arc<Home>, now: &All<ClusterImportSpec>) -> Result<(), PluginError> {
+    async fn keep(&self, hub: &HubView, home: &Arc<Home>, now: &All<ClusterImportSpec>) {
         let mut entries = self.entries.lock().await;
         let stale =
             |name: &str, entry: &Entry| now.get(name).is_none_or(|one| one.metadata.uid.as_deref() != Some(&entry.uid));
@@ -121,9 +124,21 @@ impl Imports {
                 running.end().await;
             }
             remove(&folder(home, &entry.uid)).await;
-            forget(hub, &name).await?;
             tracing::info!(cluster = name, "no longer imported");
+            self.left.lock().await.insert(name);
         }
+        let mut left = self.left.lock().await;
+        for name in left.clone() {
+            // Imported anew under that name: its own start does that.
+            if !now.contains_key(&name)
+                && let Err(error) = forget(hub, &name).await
+            {
+                tracing::debug!(cluster = name, "the agent of what was imported is there yet: {error}");
+                continue;
+            }
+            left.remove(&name);
+        }
+        drop(left);
         for (name, one) in now {
             let uid = one.metadata.uid.clone().unwrap_or_default();
             let generation = one.metadata.generation.unwrap_or_default();
@@ -153,7 +168,6 @@ impl Imports {
             };
             entries.insert(name.clone(), entry);
         }
-        Ok(())
     }
 
     /// Makes what an agent needs, and starts it.
@@ -173,16 +187,17 @@ impl Imports {
             policy: policy(&import.spec),
             token: None,
         };
-        if !plan.has_joined()? {
-            // An identity that is lost with its folder: this plugin alone gives that name.
+        if !has_joined(&plan.dir)? {
+            // An identity that was lost, or has ended: this plugin alone gives that name.
             forget(hub, &cluster).await?;
+            remove(&plan.dir).await;
             plan.token = Some(join_token(hub, &cluster).await?);
         }
         plan.start(&self.threads)
     }
 
     /// Writes statuses that have changed.
-    async fn tell(&self, hub: &HubView, now: &All<ClusterImportSpec>) -> Result<(), PluginError> {
+    async fn tell(&self, hub: &HubView, now: &All<ClusterImportSpec>) {
         let api: Api<HubObject<ClusterImportSpec>> = Api::all(hub.client.clone());
         let entries = self.entries.lock().await;
         for (name, one) in now {
@@ -193,13 +208,13 @@ impl Imports {
             if after != before {
                 let patch = Patch::Merge(json!({ "status": after }));
                 match api.patch_status(name, &PatchParams::default(), &patch).await {
-                    Err(kube::Error::Api(status)) if status.code == 404 => {}
-                    Err(error) => return Err(error.into()),
                     Ok(_) => {}
+                    Err(kube::Error::Api(status)) if status.code == 404 => {}
+                    // It is looked at again in a moment; the others' need not wait for it.
+                    Err(error) => tracing::debug!(cluster = name, "the status of an import was not written: {error}"),
                 }
             }
         }
-        Ok(())
     }
 }
 
@@ -241,7 +256,17 @@ async fn own(hub: &HubView, import: &HubObject<ClusterImportSpec>) -> Result<Str
             return Err(PluginError::Other("its cluster was removed; delete this import and make it anew".to_owned()));
         }
         (Some(_), Some(_)) => return Ok(name),
-        (Some(there), None) => there,
+        (Some(there), None) => {
+            // Two API servers must not answer under one name, each now and then.
+            let of_it = ListParams::default().fields(&format!("spec.cluster={name}"));
+            let theirs = agents(hub).list_metadata(&of_it).await?;
+            if let Some(agent) = theirs.iter().find(|agent| agent.name_any() != format!("{name}.{NAME}")) {
+                let agent = agent.name_any();
+                let why = format!("the cluster has an agent of its own, {agent}: import it under another name");
+                return Err(PluginError::Other(why));
+            }
+            there
+        }
         (None, Some(_)) => return Err(PluginError::Other("its cluster is being removed".to_owned())),
         (None, None) => {
             let made = json!({

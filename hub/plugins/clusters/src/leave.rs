@@ -25,6 +25,8 @@ pub const CONDITION: &str = "CleanedUp";
 const LEFT_BEHIND: &str = "LeftBehind";
 /// How long that stands there before the object goes.
 const SHOWN: Duration = Duration::from_secs(1);
+/// When a cluster's object that could not be written is looked at again.
+const AGAIN: Duration = Duration::from_secs(5);
 /// How the conditions end by which plugins tell of what they keep in a cluster.
 const KEPT: &str = "Synced";
 
@@ -98,13 +100,35 @@ struct Leaving {
     told: bool,
 }
 
+/// Clusters whose objects could not be written, and when each is looked at again: the others' need not wait for them.
+#[derive(Default)]
+struct Owed(HashMap<String, Instant>);
+
+impl Owed {
+    fn note(&mut self, name: String, done: Result<(), PluginError>) {
+        if let Err(error) = done {
+            tracing::debug!(cluster = name, "looked at again, after: {error}");
+            self.0.insert(name, Instant::now() + AGAIN);
+        }
+    }
+
+    /// Those whose time it is; they are owed no more.
+    fn due(&mut self, now: Instant) -> Vec<String> {
+        let due: Vec<_> = self.0.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
+        for name in &due {
+            self.0.remove(name);
+        }
+        due
+    }
+}
+
 /// Holds every cluster, and lets those go that are clean, or that took longer than `patience`.
 pub(crate) async fn run(hub: &HubView, patience: Duration) -> Result<(), PluginError> {
     let api = clusters(hub);
     let mut changes = watcher(api.clone(), watcher::Config::default()).default_backoff().boxed();
-    let mut leaving: HashMap<String, Leaving> = HashMap::new();
+    let (mut leaving, mut owed) = (HashMap::<String, Leaving>::new(), Owed::default());
     loop {
-        let next = leaving.values().map(|one| one.until).min();
+        let next = leaving.values().map(|one| one.until).chain(owed.0.values().copied()).min();
         let over = async {
             match next {
                 Some(until) => sleep_until(until).await,
@@ -115,9 +139,14 @@ pub(crate) async fn run(hub: &HubView, patience: Duration) -> Result<(), PluginE
             event = changes.next() => match event {
                 None => return Err(PluginError::Other("the watch of clusters ended".to_owned())),
                 Some(Ok(watcher::Event::Apply(one) | watcher::Event::InitApply(one))) => {
-                    look(hub, &api, one, &mut leaving, patience).await?;
+                    let name = one.name_any();
+                    owed.0.remove(&name);
+                    owed.note(name, look(hub, &api, one, &mut leaving, patience).await);
                 }
-                Some(Ok(watcher::Event::Delete(one))) => drop(leaving.remove(&one.name_any())),
+                Some(Ok(watcher::Event::Delete(one))) => {
+                    leaving.remove(&one.name_any());
+                    owed.0.remove(&one.name_any());
+                }
                 Some(Ok(watcher::Event::Init | watcher::Event::InitDone)) => {}
                 Some(Err(error)) => tracing::debug!("clusters are asked for again after: {error}"),
             },
@@ -126,12 +155,24 @@ pub(crate) async fn run(hub: &HubView, patience: Duration) -> Result<(), PluginE
                 let due: Vec<_> = leaving.iter().filter(|(_, one)| one.until <= now).map(|(n, _)| n.clone()).collect();
                 for name in due {
                     let Some(one) = leaving.remove(&name) else { continue };
-                    match way(&one.object) {
+                    let done = match way(&one.object) {
                         Way::Wait(left) | Way::Leave(left) if !one.told => {
-                            tell(hub, &api, one.object, &left, &mut leaving).await?;
+                            tell(hub, &api, one.object, &left, &mut leaving).await
                         }
-                        _ => let_go(&api, &one.object).await?,
-                    }
+                        _ => let_go(&api, &one.object).await,
+                    };
+                    owed.note(name, done);
+                }
+                for name in owed.due(now) {
+                    let done = match api.get_opt(&name).await {
+                        Ok(Some(one)) => look(hub, &api, one, &mut leaving, patience).await,
+                        Ok(None) => {
+                            leaving.remove(&name);
+                            Ok(())
+                        }
+                        Err(error) => Err(error.into()),
+                    };
+                    owed.note(name, done);
                 }
             }
         }

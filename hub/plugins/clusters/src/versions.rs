@@ -7,10 +7,14 @@ use moorline_plugin::{Condition, HubView, PluginError, set_condition};
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
 };
+use tokio::time::{Instant, sleep_until};
 
 /// The condition of a Cluster.
 pub const CONDITION: &str = "AgentUpToDate";
+/// When a cluster that could not be told is told again.
+const AGAIN: Duration = Duration::from_secs(5);
 /// Agents that a message names; the others are counted.
 const NAMED: usize = 3;
 /// The hub's version, which its agents have too when they are up to date.
@@ -70,10 +74,11 @@ pub(crate) async fn run(hub: &HubView) -> Result<(), PluginError> {
     let mut all = hub.clusters.clone();
     let (mut known, mut listing) = (HashMap::<String, Seen>::new(), HashMap::new());
     let mut told = BTreeMap::<String, (String, Condition)>::new();
-    let mut listed = false;
+    let (mut listed, mut owed, mut again) = (false, BTreeSet::new(), Instant::now());
     loop {
         let mut touched = BTreeSet::new();
         tokio::select! {
+            () = sleep_until(again), if !owed.is_empty() => touched.append(&mut owed),
             changed = all.changed() => {
                 if changed.is_err() {
                     return Ok(());
@@ -115,8 +120,17 @@ pub(crate) async fn run(hub: &HubView) -> Result<(), PluginError> {
                 *uid == facts.uid && (&old.status, &old.message) == (&condition.status, &condition.message)
             };
             if !told.get(name).is_some_and(same) {
-                set_condition(&clusters(hub), name, condition.clone()).await?;
-                told.insert(name.clone(), (facts.uid.clone(), condition));
+                // What one cluster's object does not take, the others' need not wait for.
+                match set_condition(&clusters(hub), name, condition.clone()).await {
+                    Ok(()) => drop(told.insert(name.clone(), (facts.uid.clone(), condition))),
+                    Err(error) => {
+                        tracing::debug!(cluster = name, "not told of its agents' versions yet: {error}");
+                        if owed.is_empty() {
+                            again = Instant::now() + AGAIN;
+                        }
+                        owed.insert(name.clone());
+                    }
+                }
             }
         }
     }

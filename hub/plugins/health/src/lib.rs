@@ -13,7 +13,10 @@ use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use kinds::{ClusterHealthSpec, ClusterHealthStatus};
 use kube::{
     Api, ResourceExt,
-    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams},
+    api::{
+        ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+        Preconditions,
+    },
     runtime::{WatchStreamExt, watcher},
 };
 use look::{Node, sum, warnings};
@@ -22,7 +25,7 @@ use moorline_plugin::{
     RouteRequest, set_condition,
 };
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
@@ -147,9 +150,18 @@ impl Health {
             for object in api.list_metadata(&ListParams::default()).await?.items {
                 let name = object.name_any();
                 // `now` may be older than what another half has just made.
-                if !now.contains_key(&name) && !changes.borrow().contains_key(&name) {
-                    api.delete(&name, &DeleteParams::default()).await?;
-                    self.history.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+                if now.contains_key(&name) || changes.borrow().contains_key(&name) {
+                    continue;
+                }
+                // First what was: a cluster of this name that comes meanwhile has a history of its own.
+                self.history.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+                let (uid, resource_version) = (object.uid(), object.resource_version());
+                let preconditions = Some(Preconditions { uid, resource_version });
+                match api.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() }).await {
+                    Ok(_) => {}
+                    // It is another one by now, or gone.
+                    Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                    Err(error) => return Err(error.into()),
                 }
             }
             if changes.changed().await.is_err() {
@@ -220,14 +232,19 @@ impl Health {
             None => api.create(&PostParams::default(), &HubObject::new(&cluster.name, ClusterHealthSpec {})).await?,
         };
         if stored.status.as_ref() != Some(&status) {
-            let patch = Patch::Merge(json!({ "status": status }));
+            let mut new = serde_json::to_value(&status).unwrap_or_default();
+            let before = stored.status.unwrap_or_default().allocatable;
+            new["allocatable"] = in_place_of(before.keys(), &status.allocatable);
+            let patch = Patch::Merge(json!({ "status": new }));
             api.patch_status(&cluster.name, &PatchParams::default(), &patch).await?;
         }
         let capacity = sum(nodes.values().map(|node| &node.capacity));
-        let facts = json!({ "nodes": status.nodes, "nodesReady": status.nodes_ready, "capacity": capacity });
         let object = clusters(hub).get_opt(&cluster.name).await?.map(|object| object.data).unwrap_or_default();
-        let told = |(name, fact): (&String, &serde_json::Value)| object["status"][name] == *fact;
-        if !facts.as_object().into_iter().flatten().all(told) {
+        let there = &object["status"];
+        let before: BTreeMap<String, String> = serde_json::from_value(there["capacity"].clone()).unwrap_or_default();
+        if there["nodes"] != status.nodes || there["nodesReady"] != status.nodes_ready || before != capacity {
+            let capacity = in_place_of(before.keys(), &capacity);
+            let facts = json!({ "nodes": status.nodes, "nodesReady": status.nodes_ready, "capacity": capacity });
             let patch = Patch::Merge(json!({ "status": facts }));
             clusters(hub).patch_status(&cluster.name, &PatchParams::default(), &patch).await?;
         }
@@ -251,6 +268,13 @@ impl Health {
         }
         points.push_back(point);
     }
+}
+
+/// What a merge patch says so that these amounts are there, and none of those of before besides.
+fn in_place_of<'a>(before: impl Iterator<Item = &'a String>, amounts: &BTreeMap<String, String>) -> Value {
+    let gone = before.filter(|name| !amounts.contains_key(*name)).map(|name| (name.clone(), Value::Null));
+    let now = amounts.iter().map(|(name, amount)| (name.clone(), amount.as_str().into()));
+    Value::Object(gone.chain(now).collect())
 }
 
 /// Answers `GET /plugins/health/clusters/<name>` to who may see that cluster.
@@ -279,6 +303,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_amount_that_is_no_more_is_taken_away() {
+        let amounts = |all: &[(&str, &str)]| -> BTreeMap<String, String> {
+            all.iter().map(|(name, amount)| ((*name).to_owned(), (*amount).to_owned())).collect()
+        };
+        let before = amounts(&[("cpu", "4"), ("pods", "110")]);
+        assert_eq!(in_place_of(before.keys(), &amounts(&[("cpu", "2")])), json!({ "cpu": "2", "pods": null }));
+        assert_eq!(in_place_of(before.keys(), &amounts(&[])), json!({ "cpu": null, "pods": null }));
+    }
+
+    #[test]
     fn history_is_bounded_and_for_those_who_see_the_cluster() {
         let health = Health::new(Config::default()).unwrap();
         for pods in 0..1000 {
@@ -295,7 +329,7 @@ mod tests {
                 admin: false,
             };
             let answer = plot(&health.history, &request);
-            let body: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+            let body: Value = serde_json::from_slice(answer.body()).unwrap();
             (answer.status().as_u16(), body["points"].as_array().map_or(0, Vec::len), body["points"][359][3].clone())
         };
         assert_eq!(ask("/clusters/edge1", true), (200, POINTS, json!(999)));
