@@ -4,7 +4,7 @@
 #
 #   bench/api.sh
 #
-# ROUNDS (3), SECONDS_EACH (3). BIN: a folder with moorline and moorline-bench, if they are built already.
+# ROUNDS (3), SECONDS_EACH (3), REST (15): seconds before memory is looked at. BIN: a folder with moorline and moorline-bench, if they are built already.
 . "$(dirname "$0")/lib.sh" mlapi
 binaries
 
@@ -40,9 +40,10 @@ hub() { # NAME PORT FLAGS
 }
 token() { sed -n 's/^ *"token": *"\([^"]*\)".*/\1/p' "$work/$1/admin.kubeconfig"; }
 hub redb 17551; redb_pid=${pids[-1]}
-echo "idle, no objects: hub $(rss "$redb_pid")"
-hub etcdhub 17561 --store "etcd://127.0.0.1:$etcd"
-echo "the store in etcd, no objects: hub $(rss "${pids[-1]}")"
+hub etcdhub 17561 --store "etcd://127.0.0.1:$etcd"; etcdhub_pid=${pids[-1]}
+# At rest: what the password of the login took (19 MiB) is given back within seconds.
+sleep "${REST:-15}"
+echo "idle, no objects: hub $(rss "$redb_pid"), with its store in etcd $(rss "$etcdhub_pid")"
 target() { # NAME ADDRESS CA CLIENT HEADERS
   printf '{"name":"%s","address":"%s","host":"127.0.0.1","prefix":"/apis/moorline.dev/v1alpha1/users","ca":"%s","client":%s,"headers":%s}' "$@"
 }
@@ -53,6 +54,7 @@ cat >"$work/plan.json" <<JSON
   $(target hub-etcd 127.0.0.1:17561 "$work/etcdhub/ca.crt" null "[[\"authorization\",\"Bearer $(token etcdhub)\"]]")]}
 JSON
 moorline-bench api "$work/plan.json"
+sleep "${REST:-15}"
 echo "after it, 5,000 objects: hub $(rss "$redb_pid"), kube-apiserver $(rss "$api_pid")"
 # A start with 10,000 objects: from the process to readiness.
 moorline-bench api "$work/plan.json" --target hub-redb --fill 10000
@@ -60,4 +62,6 @@ kill "$redb_pid"; wait "$redb_pid" || true
 began=$(date +%s%N)
 up again moorline hub --data-dir "$work/redb" --listen 127.0.0.1:17551 --ops-listen 127.0.0.1:17552 --name 127.0.0.1 --public-url https://127.0.0.1:17551
 until curl -sf http://127.0.0.1:17552/readyz >/dev/null; do sleep 0.005; done
-echo "start with 10,000 objects: $((($(date +%s%N) - began) / 1000000)) ms, then $(rss "${pids[-1]}")"
+took=$((($(date +%s%N) - began) / 1000000)) first=$(rss "${pids[-1]}")
+sleep "${REST:-15}"
+echo "start with 10,000 objects: $took ms, then $first, at rest $(rss "${pids[-1]}")"

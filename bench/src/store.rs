@@ -111,7 +111,7 @@ async fn load(args: &Args) -> Result<()> {
         let stamps = Arc::clone(&stamps);
         watches.spawn(async move {
             let mut worst = Duration::ZERO;
-            while let Ok(Some(event)) = watcher.next().await {
+            while let Some(event) = watcher.next().await? {
                 let made =
                     stamps.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&event.revision).copied();
                 worst = worst.max(made.map_or(Duration::ZERO, |made| made.elapsed()));
@@ -119,7 +119,7 @@ async fn load(args: &Args) -> Result<()> {
                     break;
                 }
             }
-            worst
+            anyhow::Ok(worst)
         });
     }
     let (mut tick, mut tasks, mut took) =
@@ -136,7 +136,9 @@ async fn load(args: &Args) -> Result<()> {
             let mut stamps = stamps.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             stamps.insert(revision, done);
             // What every watch has seen long ago need not be remembered.
-            stamps.retain(|at, _| revision < at + 20 * RATE);
+            while stamps.first_key_value().is_some_and(|(at, _)| at + 20 * RATE <= revision) {
+                stamps.pop_first();
+            }
             anyhow::Ok(done - begun)
         });
         while let Some(done) = tasks.try_join_next() {
@@ -150,7 +152,7 @@ async fn load(args: &Args) -> Result<()> {
     put(&store, LAST.to_owned(), Expect::Absent).await?;
     let mut worst = Duration::ZERO;
     while let Some(seen) = watches.join_next().await {
-        worst = worst.max(seen?);
+        worst = worst.max(seen??);
     }
     took.sort_unstable();
     let at = |q: f64| took.get((took.len() as f64 * q) as usize).copied().unwrap_or_default();
@@ -169,6 +171,7 @@ pub async fn run(args: Args) -> Result<()> {
         return fill(&store, (0..).map(|i| format!("b/more/{i:08}"))).await;
     }
     std::fs::create_dir_all(&args.dir)?;
-    let args = tokio::task::spawn_blocking(move || size(&args).map(|()| args)).await??;
-    load(&args).await
+    // What it takes in memory is told first: it is small beside what the large one leaves behind.
+    load(&args).await?;
+    tokio::task::spawn_blocking(move || size(&args)).await?
 }
