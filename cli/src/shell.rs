@@ -1,16 +1,23 @@
 //! `moorline shell`: a terminal on a node of a cluster, with kubectl as oneself.
 
+mod progress;
+
 use crate::{
-    client::{Client, Socket},
+    client::{ApiError, Client, Socket},
     failure::advise,
     target::HubArgs,
 };
 use anyhow::Context;
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{
+    SinkExt, StreamExt,
+    stream::{SplitSink, SplitStream},
+};
 use moorline_proto::id::{AgentName, ClusterId};
-use moorline_shell::frames::{self, Input, Output, PROTOCOL, Size};
+use moorline_shell::frames::{self, Input, Output, PROTOCOL, Place, Size};
+use progress::Progress;
 use std::{
+    convert::Infallible,
     env,
     io::{IsTerminal, Write, stdin, stdout},
     process::ExitCode,
@@ -22,7 +29,7 @@ use tokio::{
 };
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{Message, protocol::Role},
+    tungstenite::{self, Message, protocol::Role},
 };
 
 /// Longest wait for the shell to begin.
@@ -31,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(20);
 /// How long a lost shell is asked for again: as long as it waits.
 const AGAIN: Duration = Duration::from_secs(60);
+/// How long "there is none" is not believed: it may be the word of another node, while the shell's own is not back yet.
+const ABSENT: Duration = Duration::from_secs(20);
 /// Pause before it is asked for again.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Bytes typed or pasted at once that are sent at a time.
@@ -62,22 +71,22 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let client = Client::new(&args.hub.known()?, PATIENCE)?;
     // By this the shell is known again, should the connection be lost: nobody guesses it.
     let id = format!("{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>());
-    let mut attach = false;
+    let progress = Progress::default();
     let (tell, mut typed) = mpsc::channel(4);
     let mut tell = Some(tell); // reading begins with the first connection
     let mut resized = local::Resized::new()?;
-    let (mut raw, mut over) = (None, false);
-    let mut until = Instant::now();
+    let mut raw = None;
+    let mut lost_at: Option<Instant> = None;
     let ended = loop {
-        let opened = client.websocket(&path(&args, &id, attach), PROTOCOL).await;
-        let (socket, early) = match opened {
-            Ok(opened) => opened,
+        let opened = client.websocket(&path(&args, &id, lost_at.map(|_| progress.shown())), PROTOCOL).await;
+        let (socket, early) = match (opened, lost_at) {
+            (Ok(opened), _) => opened,
             // The way may still be broken; and where the shell is gone there is nothing to wait for.
-            Err(error) if attach && !error.is_not_found() && !error.is_forbidden() && Instant::now() < until => {
+            (Err(error), Some(lost_at)) if lost_at.elapsed() < patience(&error) => {
                 sleep(PAUSE).await;
                 continue;
             }
-            Err(error) => break Err(error.into()),
+            (Err(error), _) => break Err(error.into()),
         };
         if let Some(tell) = tell.take() {
             std::thread::spawn(move || read(&tell)); // a blocking read cannot be called off: it ends with the process
@@ -86,16 +95,18 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             raw = Some(local::Raw::begin()?);
         }
         let socket = WebSocketStream::from_partially_read(socket, early.to_vec(), Role::Client, None).await;
-        match session(socket, &mut typed, &mut over, &mut resized).await {
+        match session(socket, &mut typed, &mut resized, &progress, lost_at.is_some()).await {
             Ok(End::Ended(code, why)) => break Ok((code, why)),
             Ok(End::Lost(why)) => {
                 crate::text::say(&format!("\r\nthe connection is lost ({why}); coming back to the shell\r"));
-                (attach, until) = (true, Instant::now() + AGAIN);
+                progress.is_cut();
+                lost_at = Some(Instant::now());
                 sleep(PAUSE).await;
             }
             Err(error) => break Err(error),
         }
     };
+    let attach = lost_at.is_some();
     drop(raw);
     let (code, why) = ended.map_err(|error: anyhow::Error| if attach { lost(&format!("{error:#}")) } else { error })?;
     if code != 0 && why != format!("the shell ended with exit code {code}") {
@@ -104,13 +115,23 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
-fn path(args: &Args, id: &str, attach: bool) -> String {
+/// How long a lost shell is asked for again after this answer.
+fn patience(error: &ApiError) -> Duration {
+    match error {
+        error if error.is_forbidden() => Duration::ZERO,
+        error if error.is_not_found() => ABSENT,
+        _ => AGAIN,
+    }
+}
+
+/// Where the shell is. `seen`: it is come back to, after so many bytes that it has shown.
+fn path(args: &Args, id: &str, seen: Option<u64>) -> String {
     let (size, term) = (local::size(), env::var("TERM").unwrap_or_default());
     let term: String = term.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.+".contains(*c)).collect();
     let (cluster, Size { width, height }) = (&args.cluster, size);
     let mut path = format!("/k8s/clusters/{cluster}/shell?columns={width}&rows={height}&term={term}&session={id}");
-    if attach {
-        path.push_str("&attach=1");
+    if let Some(seen) = seen {
+        path.push_str(&format!("&attach=1&seen={seen}"));
     }
     if let Some(node) = &args.node {
         path.push_str(&format!("&node={node}"));
@@ -126,46 +147,89 @@ enum End {
     Lost(String),
 }
 
+type ToShell = SplitSink<WebSocketStream<Socket>, Message>;
+
+/// One connection. `again`: it leads back to a shell.
 async fn session(
     socket: WebSocketStream<Socket>,
     typed: &mut mpsc::Receiver<Input>,
-    over: &mut bool,
     resized: &mut local::Resized,
+    progress: &Progress,
+    again: bool,
 ) -> anyhow::Result<End> {
-    let (mut send, mut receive) = socket.split();
-    if send.send(Message::Binary(frames::write(&Input::Resize(local::size())))).await.is_err() {
-        return Ok(End::Lost("it broke".to_owned()));
+    let (mut send, receive) = socket.split();
+    // Neither waits for the other: what is pasted is echoed meanwhile.
+    let typing = async {
+        let why = match type_in(&mut send, typed, resized, progress, again).await {
+            Ok(never) => match never {},
+            Err(error) => error.to_string(),
+        };
+        sleep(PAUSE).await; // the shell's last word may be on its way
+        Ok(End::Lost(why))
+    };
+    tokio::select! {
+        ended = hear(receive, progress) => ended,
+        ended = typing => ended,
     }
-    // A shell that was come back to has not heard that nothing more is typed.
-    if *over && send.send(Message::Binary(frames::write(&Input::End))).await.is_err() {
-        return Ok(End::Lost("it broke".to_owned()));
+}
+
+/// Shows what the shell shows, until it or the connection ends.
+async fn hear(mut receive: SplitStream<WebSocketStream<Socket>>, progress: &Progress) -> anyhow::Result<End> {
+    loop {
+        match receive.next().await {
+            Some(Ok(Message::Binary(message))) => match frames::hear(&message)? {
+                Output::Shown(bytes) => {
+                    let mut out = stdout().lock();
+                    out.write_all(&bytes).and_then(|()| out.flush()).context("cannot write to the terminal")?;
+                    progress.was_shown(bytes.len());
+                }
+                Output::Ended { code, why } => return Ok(End::Ended(code, why)),
+            },
+            Some(Ok(Message::Pong(place))) => {
+                let missed = Place::read(&place).map_or(0, |place| progress.reaches(place));
+                if missed > 0 {
+                    crate::text::say(&format!("\r\n{missed} bytes that the shell has shown are not kept any more\r"));
+                }
+            }
+            Some(Ok(Message::Close(_))) | None => return Ok(End::Lost("it ended".to_owned())),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Ok(End::Lost(error.to_string())),
+        }
+    }
+}
+
+/// Sends what is typed, and again what a lost connection may have kept. Ends when the connection does.
+async fn type_in(
+    send: &mut ToShell,
+    typed: &mut mpsc::Receiver<Input>,
+    resized: &mut local::Resized,
+    progress: &Progress,
+    again: bool,
+) -> Result<Infallible, tungstenite::Error> {
+    let message = |input: &Input| Message::Binary(frames::write(input));
+    send.send(message(&Input::Resize(local::size()))).await?;
+    if again {
+        for bytes in progress.to_send_again().await {
+            send.send(message(&Input::Typed(bytes))).await?;
+        }
+        // A shell that was come back to has not heard that nothing more is typed.
+        if progress.is_over() {
+            send.send(message(&Input::End)).await?;
+        }
     }
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     heartbeat.tick().await;
     loop {
-        let message = tokio::select! {
-            heard = receive.next() => match heard {
-                Some(Ok(Message::Binary(message))) => match frames::hear(&message)? {
-                    Output::Shown(bytes) => {
-                        let mut out = stdout().lock();
-                        out.write_all(&bytes).and_then(|()| out.flush()).context("cannot write to the terminal")?;
-                        continue;
-                    }
-                    Output::Ended { code, why } => return Ok(End::Ended(code, why)),
-                },
-                Some(Ok(Message::Close(_))) | None => return Ok(End::Lost("it ended".to_owned())),
-                Some(Ok(_)) => continue,
-                Some(Err(error)) => return Ok(End::Lost(error.to_string())),
-            },
-            Some(input) = typed.recv() => {
-                *over |= input == Input::End;
-                Message::Binary(frames::write(&input))
+        tokio::select! {
+            Some(input) = progress.when_there_is_room(typed.recv()) => {
+                progress.was_typed(&input);
+                send.send(message(&input)).await?;
+                if progress.has_to_ask() {
+                    send.send(Message::Ping(progress.place())).await?;
+                }
             }
-            size = resized.next() => Message::Binary(frames::write(&Input::Resize(size))),
-            _ = heartbeat.tick() => Message::Ping(Bytes::new()),
-        };
-        if let Err(error) = send.send(message).await {
-            return Ok(End::Lost(error.to_string()));
+            size = resized.next() => send.send(message(&Input::Resize(size))).await?,
+            _ = heartbeat.tick() => send.send(Message::Ping(progress.place())).await?,
         }
     }
 }

@@ -41,6 +41,31 @@ pub enum Input {
     End,
 }
 
+/// How far a client and its shell are, both counted in bytes since the shell began. A client sends its own in a WebSocket
+/// ping after what it has typed: the pong comes back once the shell has taken all of that. One that comes back hears the
+/// shell's in a pong before anything else.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Bytes typed.
+    pub typed: u64,
+    /// Bytes shown.
+    pub shown: u64,
+}
+
+impl Place {
+    /// As a ping carries it.
+    pub fn write(self) -> Bytes {
+        [self.typed.to_be_bytes(), self.shown.to_be_bytes()].concat().into()
+    }
+
+    /// Reads what a pong carries; `None`: something else.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        let (typed, shown) = bytes.split_first_chunk::<8>()?;
+        let shown = <[u8; 8]>::try_from(shown).ok()?;
+        Some(Self { typed: u64::from_be_bytes(*typed), shown: u64::from_be_bytes(shown) })
+    }
+}
+
 /// A message that is none of the protocol's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a message of {PROTOCOL}: {0}")]
@@ -169,6 +194,15 @@ mod tests {
             b"\xff",
         ] {
             assert!(read(&Bytes::from_static(bad)).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_place_is_read_as_it_was_written() {
+        let place = Place { typed: 1 << 40, shown: 7 };
+        assert_eq!(Place::read(&place.write()), Some(place));
+        for other in [&b""[..], b"12345678", &[0; 15], &[0; 17]] {
+            assert_eq!(Place::read(other), None, "{other:?}");
         }
     }
 

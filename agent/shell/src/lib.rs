@@ -14,7 +14,11 @@ pub mod frames;
 pub mod limits;
 
 #[cfg(target_os = "linux")]
+mod history;
+#[cfg(target_os = "linux")]
 mod kube;
+#[cfg(target_os = "linux")]
+mod running;
 #[cfg(target_os = "linux")]
 mod sandbox;
 #[cfg(target_os = "linux")]

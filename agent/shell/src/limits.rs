@@ -23,8 +23,13 @@ pub const IDLE: Duration = Duration::from_secs(30 * 60);
 pub const TOTAL: Duration = Duration::from_secs(8 * 3600);
 /// How long a shell whose client is gone waits for it to come back.
 pub const DETACHED: Duration = Duration::from_secs(60);
-/// Bytes that are kept of what it shows meanwhile: the end.
-pub const BACKLOG: usize = 64 << 10;
+/// Bytes that are kept of what it shows, the end: half for what was on its way when a connection broke, half for what is
+/// shown until its client is back. A shell that shows more than that without a client waits.
+pub const HISTORY: usize = 1 << 20;
+/// Bytes that a client keeps of what it has typed until the shell has taken them. It takes no more before.
+pub const TYPED: usize = 1 << 20;
+/// How often, in bytes typed, a client asks how far the shell is.
+pub const ASK: usize = 64 << 10;
 /// Letters of a shell's own id, which its client chose: enough that nobody guesses it.
 pub const SESSION: std::ops::RangeInclusive<usize> = 32..=64;
 /// Longest wait for the sandbox to stand.

@@ -1,15 +1,13 @@
 //! Terminals for clients: a WebSocket each.
 
 use crate::{
-    frames::{self, Input, PROTOCOL, Size},
-    kube::{self, Kube},
+    frames::{PROTOCOL, Size},
+    history::History,
+    kube::Kube,
     limits,
-    sandbox::{NOT_MADE, PORT, Plan},
+    running::{Client, Shell},
+    sandbox::{PORT, Plan},
     terminal::Terminal,
-};
-use futures_util::{
-    SinkExt, StreamExt,
-    stream::{SplitSink, SplitStream},
 };
 use http::{HeaderValue, Request, Response, StatusCode, header, request::Parts};
 use moorline_proxy::{Body, body, status::status_response, upgrade::UpgradedIo, wire::WantsUpgrade};
@@ -19,20 +17,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{
-    io::DuplexStream,
-    net::TcpListener,
-    sync::mpsc,
-    time::{Instant, MissedTickBehavior, sleep_until, timeout},
-};
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::{
-        Message,
-        handshake::derive_accept_key,
-        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
-    },
-};
+use tokio::{io::DuplexStream, sync::mpsc};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 /// Who wants a shell.
@@ -72,11 +58,11 @@ pub struct Shells {
 }
 
 /// Shells that a client may come back to, by user and the id that their client chose.
-type Named = Arc<Mutex<HashMap<(String, String), mpsc::Sender<DuplexStream>>>>;
+type Named = Arc<Mutex<HashMap<(String, String), mpsc::Sender<Client>>>>;
 
 /// A shell's entry among these.
-struct Entry(Named, (String, String));
-impl Drop for Entry {
+pub(crate) struct Registered(Named, (String, String));
+impl Drop for Registered {
     fn drop(&mut self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
     }
@@ -112,7 +98,7 @@ impl Shells {
 
     /// Answers a request for a shell: `GET` that asks for a WebSocket, with `columns`, `rows` and `term` in its query.
     /// The shell lives as long as the connection behind the answer, or with `session=ID` until its client has been away
-    /// for [`Patience::detached`]; `attach=1` comes back to it.
+    /// for [`Patience::detached`]; `attach=1` comes back to it, and `seen=COUNT` says how many bytes it had shown by then.
     pub async fn serve(&self, request: Request<Body>, visitor: Visitor) -> Response<Body> {
         let (head, _) = request.into_parts();
         let key = match accept_key(&head) {
@@ -126,7 +112,7 @@ impl Shells {
             Err(why) => return status_response(StatusCode::BAD_REQUEST, why),
         };
         if let Some((name, true)) = &session {
-            return self.attach(name, key);
+            return self.attach(name, seen(query), key);
         }
         let Some(place) = self.place() else {
             return status_response(StatusCode::TOO_MANY_REQUESTS, "this node has as many shells as it may");
@@ -152,7 +138,8 @@ impl Shells {
         };
         let (ours, theirs) = tokio::io::duplex(limits::PIPE);
         let (patience, token) = (self.patience, self.tasks.token());
-        let shell = Shell { terminal, listener, kube: visitor.kube, coming, entry, patience, user: visitor.user };
+        let (history, typed, user) = (History::default(), 0, visitor.user);
+        let shell = Shell { terminal, listener, kube: visitor.kube, coming, entry, patience, user, history, typed };
         tokio::spawn(async move {
             let _held: (Place, TaskTrackerToken) = (place, token);
             shell.run(ours).await;
@@ -161,24 +148,24 @@ impl Shells {
     }
 
     /// Notes a shell that its client may come back to.
-    fn enter(&self, name: (String, String)) -> Result<(Entry, mpsc::Receiver<DuplexStream>), Box<Response<Body>>> {
+    fn enter(&self, name: (String, String)) -> Result<(Registered, mpsc::Receiver<Client>), Box<Response<Body>>> {
         let (tell, coming) = mpsc::channel(1);
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         if named.contains_key(&name) {
             return Err(Box::new(status_response(StatusCode::CONFLICT, "there is a shell of this id: attach to it")));
         }
         named.insert(name.clone(), tell);
-        Ok((Entry(self.named.clone(), name), coming))
+        Ok((Registered(self.named.clone(), name), coming))
     }
 
     /// A client comes back. It takes the place of one that is still there: that one's connection has died unnoticed.
-    fn attach(&self, name: &(String, String), key: HeaderValue) -> Response<Body> {
+    fn attach(&self, name: &(String, String), seen: Option<u64>, key: HeaderValue) -> Response<Body> {
         let found = self.named.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
         let Some(shell) = found else {
             return status_response(StatusCode::NOT_FOUND, "this shell has ended, or is on another node");
         };
         let (ours, theirs) = tokio::io::duplex(limits::PIPE);
-        match shell.try_send(ours) {
+        match shell.try_send(Client { io: ours, seen }) {
             Ok(()) => switching(key, theirs),
             Err(_) => status_response(StatusCode::NOT_FOUND, "this shell has just ended"),
         }
@@ -207,6 +194,11 @@ fn session(query: &str) -> Result<Option<(String, bool)>, &'static str> {
     } else {
         Err("session must be 32 to 64 letters and digits, which nobody can guess")
     }
+}
+
+/// How many bytes a client that comes back was shown, if it says so.
+fn seen(query: &str) -> Option<u64> {
+    query.split('&').find_map(|pair| pair.strip_prefix("seen="))?.parse().ok()
 }
 
 /// What a WebSocket's handshake is answered with (RFC 6455 §4.2).
@@ -261,199 +253,6 @@ fn kubeconfig(cluster: &str) -> String {
         "current-context": cluster,
     })
     .to_string()
-}
-
-/// A shell that runs, with or without a client.
-struct Shell {
-    terminal: Terminal,
-    listener: TcpListener,
-    kube: Arc<dyn Kube>,
-    /// Clients that come back; `None`: the shell ends with its client.
-    coming: Option<mpsc::Receiver<DuplexStream>>,
-    entry: Option<Entry>,
-    patience: Patience,
-    user: String,
-}
-
-type ToClient = SplitSink<WebSocketStream<DuplexStream>, Message>;
-
-impl Shell {
-    async fn run(mut self, mut client: DuplexStream) {
-        let begin = Instant::now();
-        let mut missed = Vec::new();
-        let (ended, to_client) = loop {
-            let (to_client, ended, next) = self.with(client, std::mem::take(&mut missed), begin).await;
-            client = match (ended, next) {
-                (_, Some(next)) => next,
-                // While nobody is there nothing is done in the user's name: calls to the API server have ended.
-                ("client gone", None) => match self.alone(&mut missed, begin).await {
-                    Ok(next) => next,
-                    Err(ended) => break (ended, None),
-                },
-                (ended, None) => break (ended, Some(to_client)),
-            };
-            tracing::info!(user = self.user, "a client is back at its shell");
-        };
-        self.end(ended, to_client).await;
-    }
-
-    /// Until the client goes, another takes its place, or the shell ends.
-    async fn with(
-        &mut self,
-        client: DuplexStream,
-        missed: Vec<u8>,
-        begin: Instant,
-    ) -> (ToClient, &'static str, Option<DuplexStream>) {
-        let config = WebSocketConfig::default()
-            .max_message_size(Some(limits::MESSAGE))
-            .max_frame_size(Some(limits::MESSAGE))
-            .write_buffer_size(0)
-            .max_write_buffer_size(2 * limits::MESSAGE);
-        let socket = WebSocketStream::from_raw_socket(client, Role::Server, Some(config)).await;
-        let (mut to_client, from_client) = socket.split();
-        let (ended, next) = tokio::select! {
-            ended = pump(&self.terminal, (&mut to_client, from_client), missed, (self.patience, begin)) => (ended, None),
-            () = kube::serve(&self.listener, &self.kube) => ("unreachable", None),
-            Some(next) = another(&mut self.coming) => ("replaced", Some(next)),
-        };
-        (to_client, ended, next)
-    }
-
-    /// Until a client comes back. What is shown meanwhile is kept: its end.
-    async fn alone(&mut self, missed: &mut Vec<u8>, begin: Instant) -> Result<DuplexStream, &'static str> {
-        let Some(coming) = &mut self.coming else { return Err("client gone") };
-        tracing::info!(user = self.user, "a shell waits for its client to come back");
-        let until = (Instant::now() + self.patience.detached).min(begin + self.patience.total);
-        let mut buffer = vec![0; limits::CHUNK];
-        loop {
-            tokio::select! {
-                Some(next) = coming.recv() => return Ok(next),
-                shown = self.terminal.read(&mut buffer) => match shown {
-                    Ok(n @ 1..) => {
-                        missed.extend_from_slice(buffer.get(..n).unwrap_or_default());
-                        let surplus = missed.len().saturating_sub(limits::BACKLOG);
-                        missed.drain(..surplus);
-                    }
-                    Ok(0) | Err(_) => return Err("exit"),
-                },
-                () = sleep_until(until) => return Err("client gone"),
-            }
-        }
-    }
-
-    /// Ends the shell, and tells its client, if there is one.
-    async fn end(mut self, ended: &'static str, to_client: Option<ToClient>) {
-        let last = match ended {
-            "exit" => {
-                let code = timeout(limits::LAST_OUTPUT, self.terminal.ended()).await;
-                let code = code.map_or(None, Result::ok).unwrap_or_else(|| i32::from(NOT_MADE));
-                Some(frames::ended(code, &format!("the shell ended with exit code {code}")))
-            }
-            "idle" => Some(frames::ended(1, "nothing was typed for too long")),
-            "time is up" => Some(frames::ended(1, "a shell lasts no longer")),
-            _ => None,
-        };
-        drop((self.entry.take(), self.coming.take())); // nobody comes back to it from here on
-        drop(self.terminal); // before the last word, so that who has heard it can rely on it
-        if let Some(mut to_client) = to_client {
-            let say = async {
-                if let Some(last) = last {
-                    to_client.send(Message::Binary(last)).await?;
-                }
-                let code = if ended == "protocol" { CloseCode::Protocol } else { CloseCode::Normal };
-                to_client.send(Message::Close(Some(CloseFrame { code, reason: Default::default() }))).await
-            };
-            let _ = timeout(limits::LAST_OUTPUT, say).await; // a client that is gone hears nothing
-        }
-        tracing::info!(user = self.user, ended, "shell ends");
-    }
-}
-
-/// The next client; never, where none may come.
-async fn another(coming: &mut Option<mpsc::Receiver<DuplexStream>>) -> Option<DuplexStream> {
-    match coming {
-        Some(coming) => coming.recv().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Moves bytes until one side ends. Returns why, in a word.
-async fn pump(
-    terminal: &Terminal,
-    (to_client, mut from_client): (&mut ToClient, SplitStream<WebSocketStream<DuplexStream>>),
-    missed: Vec<u8>,
-    (patience, begin): (Patience, Instant),
-) -> &'static str {
-    let (typed, mut touched) = tokio::sync::watch::channel(Instant::now());
-    let shown = async {
-        for piece in missed.chunks(limits::CHUNK) {
-            if to_client.send(Message::Binary(frames::output(piece))).await.is_err() {
-                return "client gone";
-            }
-        }
-        let mut buffer = vec![0; limits::CHUNK];
-        loop {
-            match terminal.read(&mut buffer).await {
-                Ok(n @ 1..) => {
-                    let message = frames::output(buffer.get(..n).unwrap_or_default());
-                    if to_client.send(Message::Binary(message)).await.is_err() {
-                        return "client gone";
-                    }
-                }
-                Ok(0) | Err(_) => return "exit",
-            }
-        }
-    };
-    let typing = async {
-        let mut over = tokio::time::interval(limits::END_AGAIN);
-        over.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut no_more = false;
-        loop {
-            let message = tokio::select! {
-                message = from_client.next() => message,
-                // ^D ends the line that is being read, and the shell at an empty one: every read finds the end, as of a
-                // file that has ended.
-                _ = over.tick(), if no_more => {
-                    drop(terminal.write_all(&[4]).await);
-                    continue;
-                }
-            };
-            match message {
-                Some(Ok(Message::Binary(message))) => match frames::read(&message) {
-                    Ok(Input::Typed(_)) if no_more => return "protocol",
-                    Ok(Input::Typed(bytes)) => {
-                        typed.send_replace(Instant::now());
-                        if terminal.write_all(&bytes).await.is_err() {
-                            std::future::pending::<()>().await; // the shell is gone: the other half knows why
-                        }
-                    }
-                    Ok(Input::Resize(size)) => drop(terminal.resize(size)), // of a shell that just ended
-                    Ok(Input::End) => no_more = true,
-                    Err(_) => return "protocol",
-                },
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                // Who says goodbye does not come back.
-                Some(Ok(Message::Close(_))) => return "closed",
-                Some(Err(_)) | None => return "client gone",
-                Some(Ok(Message::Text(_) | Message::Frame(_))) => return "protocol",
-            }
-        }
-    };
-    let bored = async {
-        loop {
-            let until = *touched.borrow_and_update() + patience.idle;
-            tokio::select! {
-                () = sleep_until(until) => return "idle",
-                _ = touched.changed() => {}
-            }
-        }
-    };
-    tokio::select! {
-        ended = shown => ended,
-        ended = typing => ended,
-        ended = bored => ended,
-        () = sleep_until(begin + patience.total) => "time is up",
-    }
 }
 
 #[cfg(test)]

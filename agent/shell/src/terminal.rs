@@ -93,19 +93,18 @@ impl Terminal {
         }
     }
 
-    /// Types. Waits while the shell does not read.
+    /// Types as many of these bytes as the terminal takes at once, and says how many. Waits while the shell does not read.
     ///
     /// # Cancel safety
-    /// What was typed before stays typed.
-    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
+    /// Safe: nothing was typed then.
+    pub async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
             self.typed.writable().await?;
             match self.typed.try_write(bytes) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                result => bytes = bytes.get(result?..).unwrap_or_default(),
+                result => return result,
             }
         }
-        Ok(())
     }
 
     /// The client's window changed.

@@ -1,6 +1,7 @@
 //! What a shell must not be good for.
 
 use crate::client::{House, processes};
+use moorline_shell::limits;
 use std::{io::Read, net::TcpListener, time::Duration};
 use tokio::time::sleep;
 
@@ -93,6 +94,107 @@ pub async fn no_namespace_is_made_or_entered() {
     }
 }
 
+/// Whatever their arguments, the filter says no before the kernel looks at them: with these it would complain of the
+/// arguments, or do it.
+#[cfg(target_arch = "x86_64")]
+pub async fn calls_that_a_shell_has_no_use_for_are_filtered() {
+    let filtered = [
+        ("add_key", libc::SYS_add_key),
+        ("bpf", libc::SYS_bpf),
+        ("fsopen", libc::SYS_fsopen),
+        ("io_uring_setup", libc::SYS_io_uring_setup),
+        ("keyctl", libc::SYS_keyctl),
+        ("name_to_handle_at", libc::SYS_name_to_handle_at),
+        ("perf_event_open", libc::SYS_perf_event_open),
+        ("personality", libc::SYS_personality),
+        ("process_vm_readv", libc::SYS_process_vm_readv),
+        ("process_vm_writev", libc::SYS_process_vm_writev),
+        ("ptrace", libc::SYS_ptrace),
+        ("quotactl", libc::SYS_quotactl),
+        ("request_key", libc::SYS_request_key),
+        ("setns", libc::SYS_setns),
+        ("unshare", libc::SYS_unshare),
+        ("userfaultfd", libc::SYS_userfaultfd),
+    ];
+    let house = House::new();
+    let mut client = house.enter().await;
+    for (name, number) in filtered {
+        let call = format!("perl -e '$r = syscall({number}, -1, -1, -1, -1, -1); print $r < 0 ? $! + 0 : \"done\"'");
+        assert_eq!(client.run(&call).await.0, libc::EPERM.to_string(), "{name}");
+    }
+    // A process in a new namespace of users, as anybody may make one: CLONE_NEWUSER with SIGCHLD.
+    let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
+    let clone = format!(
+        "perl -e '$r = syscall({}, {flags}, 0, 0, 0, 0); exit 0 if $r == 0; print $r < 0 ? $! + 0 : \"made\"'",
+        libc::SYS_clone
+    );
+    assert_eq!(client.run(&clone).await.0, libc::EPERM.to_string());
+}
+
+pub async fn its_namespaces_are_its_own() {
+    let house = House::new();
+    let (mut one, mut two) = (house.enter().await, house.enter().await);
+    for kind in ["ipc", "mnt", "net", "pid", "uts"] {
+        let ours = std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap().display().to_string();
+        let read = format!("readlink /proc/self/ns/{kind}");
+        let (first, second) = (one.run(&read).await.0, two.run(&read).await.0);
+        assert!(first.starts_with(kind) && first != ours && second != ours && first != second, "{kind}: {first}");
+    }
+}
+
+pub async fn its_resources_are_bounded() {
+    let house = House::new();
+    let mut client = house.enter().await;
+    // Blocks of 1024 bytes where bash counts bytes.
+    let wanted = [
+        ("u", limits::PROCESSES),
+        ("n", limits::FILES),
+        ("f", limits::FILE_SIZE / 1024),
+        ("d", limits::DATA / 1024),
+        ("c", 0),
+        ("l", 0),
+    ];
+    for (resource, most) in wanted {
+        for (kind, what) in [("S", "soft"), ("H", "hard")] {
+            assert_eq!(client.run(&format!("ulimit -{kind}{resource}")).await.0, most.to_string(), "{resource} {what}");
+        }
+        assert_ne!(client.run(&format!("ulimit -H{resource} 99999999")).await.1, 0, "{resource} can be raised");
+    }
+    for folder in ["/tmp", "~"] {
+        let (size, _) = client.run(&format!("df --output=size -k {folder} | tail -n 1")).await;
+        assert_eq!(size.trim(), (u64::from(limits::TMPFS_MIB) * 1024).to_string(), "{folder}");
+    }
+    let (said, code) = client.run("head -c 100M /dev/zero > /tmp/full").await;
+    assert!(code != 0 && said.contains("No space left"), "{said}");
+}
+
+/// While its client is away a shell's programs ask the API server in vain.
+pub async fn nothing_is_asked_while_the_client_is_away() {
+    let house = House::new();
+    let id = "c123456789abcdef0123456789abcdef";
+    let mut client = house.enter_with(&format!("columns=80&rows=24&term=dumb&session={id}")).await;
+    let ask = "exec 3<>/dev/tcp/127.0.0.1/6443; printf 'GET /x HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3 >/dev/null";
+    client.type_in(&format!("while :; do ( {ask} ); sleep 0.02; done &\r")).await;
+    let asked = || house.kube.0.lock().unwrap().len();
+    eventually("calls", || asked() > 3).await;
+    drop(client);
+    // Until it has noticed, some may be answered.
+    let (mut before, mut looks) = (asked(), 0);
+    eventually("silence", || {
+        let now = asked();
+        looks = if now == before { looks + 1 } else { 0 };
+        before = now;
+        looks > LOOKS / 2
+    })
+    .await;
+    for _ in 0..LOOKS {
+        assert_eq!(asked(), before);
+        sleep(Duration::from_millis(20)).await;
+    }
+    let _back = house.enter_with(&format!("session={id}&attach=1")).await;
+    eventually("calls again", || asked() > before + 3).await;
+}
+
 pub async fn no_network_but_its_own() {
     let host = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = host.local_addr().unwrap().port();
@@ -133,7 +235,7 @@ pub async fn a_fork_bomb_is_bounded_and_ends_with_its_shell() {
     eventually("it forks", || processes() > 50).await;
     for _ in 0..LOOKS {
         // The one that the kernel counts when it is changed to this user comes on top.
-        assert!(processes() as u64 <= moorline_shell::limits::PROCESSES + 1, "{}", processes());
+        assert!(processes() as u64 <= limits::PROCESSES + 1, "{}", processes());
         sleep(Duration::from_millis(20)).await;
     }
     // The node is not the shell's: another one begins and works beside it.

@@ -10,7 +10,7 @@ use moorline_proxy::{
 };
 use moorline_shell::{
     Kube, Patience, Shells, Visitor,
-    frames::{self, Input, Output, PROTOCOL},
+    frames::{self, Input, Output, PROTOCOL, Place},
 };
 use std::{
     sync::{Arc, Mutex},
@@ -77,13 +77,15 @@ impl House {
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS, "{:?}", response);
         let io = response.extensions_mut().remove::<UpgradedIo>().and_then(|io| io.take()).unwrap();
         let socket = WebSocketStream::from_raw_socket(io, Role::Client, None).await;
-        Client { socket, seen: String::new(), ended: None }
+        Client { socket, seen: String::new(), shown: 0, ended: None }
     }
 }
 
 pub struct Client {
     pub socket: WebSocketStream<Box<dyn Io>>,
     pub seen: String,
+    /// Bytes shown to it.
+    pub shown: u64,
     pub ended: Option<(i32, String)>,
 }
 
@@ -99,9 +101,45 @@ impl Client {
     pub async fn hear(&mut self) -> Option<Output> {
         loop {
             match self.socket.next().await? {
-                Ok(Message::Binary(message)) => return Some(frames::hear(&message).unwrap()),
+                Ok(Message::Binary(message)) => {
+                    let output = frames::hear(&message).unwrap();
+                    if let Output::Shown(bytes) = &output {
+                        self.shown += bytes.len() as u64;
+                    }
+                    return Some(output);
+                }
                 Ok(Message::Close(_)) | Err(_) => return None,
                 Ok(_) => {}
+            }
+        }
+    }
+
+    /// Where it takes up: the first thing that one hears who comes back.
+    pub async fn place(&mut self) -> Place {
+        match self.socket.next().await {
+            Some(Ok(Message::Pong(place))) => {
+                let place = Place::read(&place).unwrap();
+                self.shown = place.shown;
+                place
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the shell has taken what was typed.
+    pub async fn is_taken(&mut self) {
+        let place = Place { typed: 1, shown: self.shown }.write();
+        self.socket.send(Message::Ping(place.clone())).await.unwrap();
+        loop {
+            match self.socket.next().await {
+                Some(Ok(Message::Pong(back))) if back == place => return,
+                Some(Ok(Message::Binary(message))) => {
+                    if let Output::Shown(bytes) = frames::hear(&message).unwrap() {
+                        self.shown += bytes.len() as u64;
+                        self.seen.push_str(&String::from_utf8_lossy(&bytes));
+                    }
+                }
+                other => panic!("{other:?}"),
             }
         }
     }

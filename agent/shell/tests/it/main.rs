@@ -29,14 +29,14 @@ fn main() -> ExitCode {
     let root = std::fs::read_to_string("/proc/self/status").unwrap().contains("\nUid:\t0\t");
     let mut trials = Vec::new();
     macro_rules! trials {
-        ($($module:ident :: $name:ident),+ $(,)?) => {$(
+        ($($(#[$only:meta])? $module:ident :: $name:ident),+ $(,)?) => {$($(#[$only])? {
             let run = || -> Result<(), Failed> {
                 let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
                 let test = async { tokio::time::timeout(client::LONG, $module::$name()).await };
                 runtime.block_on(test).map_err(|_| Failed::from("not in time"))
             };
             trials.push(Trial::test(stringify!($name), run).with_ignored_flag(!root));
-        )+};
+        })+};
     }
     trials!(
         uses::commands_run_and_the_exit_code_is_told,
@@ -46,12 +46,19 @@ fn main() -> ExitCode {
         uses::calls_to_the_api_server_are_the_users,
         uses::a_shell_in_which_nothing_is_typed_ends,
         uses::a_client_comes_back_to_its_shell,
+        uses::nothing_is_lost_or_shown_twice_when_a_client_comes_back,
+        uses::a_shell_that_shows_much_waits_for_its_client,
         uses::a_shell_whose_client_stays_away_ends,
         uses::a_request_that_is_no_websocket_is_told_so,
         attacks::nobody_with_no_right,
         attacks::no_file_of_the_node_is_there,
         attacks::no_process_but_its_own_is_seen,
         attacks::no_namespace_is_made_or_entered,
+        #[cfg(target_arch = "x86_64")]
+        attacks::calls_that_a_shell_has_no_use_for_are_filtered,
+        attacks::its_namespaces_are_its_own,
+        attacks::its_resources_are_bounded,
+        attacks::nothing_is_asked_while_the_client_is_away,
         attacks::no_network_but_its_own,
         attacks::nothing_is_typed_into_a_terminal_by_ioctl,
         attacks::one_shell_does_not_see_another,

@@ -142,3 +142,60 @@ pub async fn a_shell_whose_client_stays_away_ends() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+pub async fn nothing_is_lost_or_shown_twice_when_a_client_comes_back() {
+    let house = House::patient(Patience { detached: Duration::from_secs(20), ..Patience::default() });
+    let id = "a123456789abcdef0123456789abcdef";
+    let mut client = house.enter_with(&format!("columns=80&rows=24&term=dumb&session={id}")).await;
+    client.type_in("stty -echo; PS1=; PS2=; set +m; echo be''gin\r").await;
+    client.until("begin\r\n").await;
+    client.type_in("for i in $(seq 20000); do echo line $i; done; echo do''ne\r").await;
+    // It stops reading in the middle: what is on its way then is lost with the connection.
+    let mut shown = std::mem::take(&mut client.seen);
+    while shown.len() < 4000 {
+        let Some(Output::Shown(bytes)) = client.hear().await else { panic!("ended") };
+        shown.push_str(std::str::from_utf8(&bytes).unwrap());
+    }
+    let seen = client.shown;
+    drop(client);
+    let mut client = house.enter_with(&format!("session={id}&attach=1&seen={seen}")).await;
+    let place = client.place().await;
+    assert_eq!(place.shown, seen, "from where the client was");
+    assert!(place.typed > 100, "{place:?}: what was typed was taken");
+    shown += &client.until("done\r\n").await;
+    let lines: Vec<&str> = shown.lines().filter(|line| !line.is_empty()).collect();
+    let wanted: Vec<String> = (1..=20000).map(|n| format!("line {n}")).collect();
+    assert_eq!(lines.len(), wanted.len());
+    assert!(lines.iter().zip(&wanted).all(|(line, wanted)| line == wanted));
+
+    // One that ends while nobody is there tells it to whoever comes back.
+    client.type_in("sleep 0.3; echo la''st; exit 5\r").await;
+    client.is_taken().await;
+    let seen = client.shown;
+    drop(client);
+    while crate::client::processes() > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut client = house.enter_with(&format!("session={id}&attach=1&seen={seen}")).await;
+    assert!(client.place().await.typed > place.typed);
+    assert_eq!(client.until("last\r\n").await, "");
+    assert_eq!(client.end().await.map(|(code, _)| code), Some(5));
+}
+
+pub async fn a_shell_that_shows_much_waits_for_its_client() {
+    const SIZE: usize = 4 << 20;
+    let house = House::patient(Patience { detached: Duration::from_secs(20), ..Patience::default() });
+    let id = "b123456789abcdef0123456789abcdef";
+    let mut client = house.enter_with(&format!("columns=80&rows=24&term=dumb&session={id}")).await;
+    let much = format!("head -c {SIZE} /dev/zero | tr '\\0' x > /tmp/x");
+    client.type_in(&format!("stty -echo -opost; PS1=; PS2=; set +m; {much}; echo be''gin\r")).await;
+    client.until("begin\n").await;
+    client.type_in("sleep 0.2; cat /tmp/x; echo do''ne\r").await;
+    client.is_taken().await;
+    let seen = client.shown;
+    drop(client);
+    tokio::time::sleep(Duration::from_millis(600)).await; // more is better: nothing may be lost however long it takes
+    let mut client = house.enter_with(&format!("session={id}&attach=1&seen={seen}")).await;
+    assert_eq!(client.place().await.shown, seen);
+    assert_eq!(client.until("done\n").await.len(), SIZE);
+}
