@@ -89,6 +89,9 @@ pub struct Args {
     /// How long a cluster's own endpoint lets users in that hears nothing of this hub [default: 24h]
     #[arg(long, value_name = "TIME", env = "MOORLINE_BUNDLE_LIFE", value_parser = text::duration)]
     bundle_life: Option<Duration>,
+    /// Node agents of each cluster that hold a session, to stand in for its cluster agents; 0: none does [default: 3]
+    #[arg(long, value_name = "N", env = "MOORLINE_STANDBY_NODES")]
+    standby_nodes: Option<usize>,
     /// Form of the log [default: text]
     #[arg(long, value_enum, env = "MOORLINE_LOG_FORMAT")]
     log_format: Option<LogFormat>,
@@ -120,6 +123,7 @@ struct FileConfig {
     login_life: Option<String>,
     access_life: Option<String>,
     bundle_life: Option<String>,
+    standby_nodes: Option<usize>,
     log_format: Option<LogFormat>,
     threads: Option<NonZeroUsize>,
     /// A table for each plugin; `enabled: false` switches it off.
@@ -219,6 +223,9 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
     if let Some(life) = span(args.bundle_life, file.bundle_life, "bundleLife")? {
         config.bundle_life = life;
     }
+    if let Some(nodes) = args.standby_nodes.or(file.standby_nodes) {
+        config.limits.standby_nodes = nodes;
+    }
     config.plugins =
         Factory::build(plugins::ALL, file.plugins).map_err(|e| usage(e.to_string(), "see docs/src/plugins.md"))?;
     config.logins = file.logins;
@@ -274,11 +281,14 @@ mod tests {
     fn flags_go_before_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hub.yaml");
-        std::fs::write(&path, "dataDir: from-file\nlisten: 127.0.0.1:1\nnames: [file.example]\n").unwrap();
+        std::fs::write(&path, "dataDir: from-file\nlisten: 127.0.0.1:1\nnames: [file.example]\nstandbyNodes: 5\n")
+            .unwrap();
         let file = path.to_str().unwrap();
         let made = config(&["--config", file, "--listen", "127.0.0.1:2"]).unwrap();
         assert_eq!((made.listen.port(), made.data_dir.to_str()), (2, Some("from-file")));
         assert_eq!(made.names, ["file.example"]);
+        assert_eq!(made.limits.standby_nodes, 5);
+        assert_eq!(config(&["--config", file, "--standby-nodes", "0"]).unwrap().limits.standby_nodes, 0);
     }
 
     #[test]

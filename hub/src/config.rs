@@ -157,6 +157,9 @@ impl Config {
                 "from a minute to a year: it bounds how long a cluster that is cut off is wrong",
             );
         }
+        if self.limits.standby_nodes > self.limits.sessions_per_cluster / 2 {
+            return wrong("standbyNodes", "at most 128: a cluster's other agents need sessions too");
+        }
         if self.signing_key_life < self.access_life {
             return wrong("signingKeyLife", "at least as long as accessLife");
         }
@@ -369,6 +372,7 @@ mod tests {
         assert_eq!(wrong(|c| c.public_url = "https://a/b".into()), "publicUrl");
         assert_eq!(wrong(|c| c.login_life = Duration::ZERO), "loginLife");
         assert_eq!(wrong(|c| c.access_life = Duration::from_secs(3601)), "accessLife");
+        assert_eq!(wrong(|c| c.limits.standby_nodes = 129), "standbyNodes");
         assert_eq!(wrong(|c| c.signing_key_life = Duration::from_secs(60)), "signingKeyLife");
     }
 }
