@@ -6,7 +6,10 @@ use crate::{
     emulator::{Link, Way},
 };
 use anyhow::{Context, Result, ensure};
-use moorline_e2e::{binary, process::Process};
+use moorline_e2e::{
+    binary,
+    process::{Process, run},
+};
 use serde_json::{Value, json};
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
@@ -108,6 +111,56 @@ impl Across {
         command.args(["--hub", &format!("https://{host}:{}", self.admin.hub.port()), "--http-listen", "127.0.0.1:0"]);
         command.arg("--state-dir").arg(self.dir.path().join(name)).arg("--kubeconfig").arg(&self.kubeconfig);
         Process::spawn(command, &self.dir.path().join(format!("{name}.log")))
+    }
+
+    /// Runs a node agent of the cluster on the far side and waits until it stands by. Called again with the same name it goes
+    /// on where an earlier one was. `policy`: the `spec` of its edge policy; `more`: more of its flags.
+    ///
+    /// # Errors
+    /// It does not come.
+    pub async fn node(&self, name: &str, carrier: &str, policy: &str, more: &[&str]) -> Result<Process> {
+        let process = self.begin_node(name, carrier, policy, more).await?;
+        self.has_agent(name, LONG).await.with_context(|| process.log())?;
+        Ok(process)
+    }
+
+    /// The same, without waiting.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn begin_node(&self, name: &str, carrier: &str, policy: &str, more: &[&str]) -> Result<Process> {
+        let (state, file) = (self.dir.path().join(name), self.dir.path().join(format!("{name}.yaml")));
+        std::fs::write(&file, format!("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {policy}\n"))?;
+        let mut command = self.link.inside.command(binary());
+        command.args(["agent", "--role", "node", "--node-name", name, "--name", name, "--carrier", carrier]);
+        if !state.exists() {
+            command.args(["--token", &self.admin.join_token().await?]);
+        }
+        let hub = format!("https://{}:{}", self.link.subnet.host(1), self.admin.hub.port());
+        command.args(["--hub", &hub, "--http-listen", "127.0.0.1:0"]).arg("--policy-file").arg(&file);
+        command.arg("--state-dir").arg(&state).arg("--kubeconfig").arg(&self.kubeconfig).args(more);
+        Process::spawn(command, &self.dir.path().join(format!("{name}.log")))
+    }
+
+    /// The command line of the hub's administrator, on the hub's side.
+    ///
+    /// # Errors
+    /// The hub does not let it log in.
+    pub fn cli(&self) -> Result<Command> {
+        let (data, config) = (self.dir.path().join("hub"), self.dir.path().join("config"));
+        let command = || {
+            let mut command = Command::new(binary());
+            command.env("XDG_CONFIG_HOME", &config).env("NO_COLOR", "1");
+            command
+        };
+        if !config.exists() {
+            let mut login = command();
+            login.args(["login", &format!("https://127.0.0.1:{}", self.admin.hub.port()), "--user", "admin"]);
+            login.arg("--password-stdin").arg("--ca-file").arg(data.join("ca.crt"));
+            let said = run(&mut login, &std::fs::read(data.join("admin.password"))?)?;
+            ensure!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+        }
+        Ok(command())
     }
 
     /// Waits until the hub has a session with the agent of this name; how long that took.
@@ -254,7 +307,7 @@ fn hub_command(dir: &TempDir, link: &Link, port: u16, ops: u16) -> Command {
     let mut command = Command::new(binary());
     command.arg("hub").arg("--data-dir").arg(dir.path().join("hub"));
     command.args(["--listen", &format!("0.0.0.0:{port}"), "--ops-listen", &format!("127.0.0.1:{ops}")]);
-    command.args(["--name", "localhost", "--name", &link.subnet.host(1).to_string()]);
+    command.args(["--name", "localhost", "--name", "127.0.0.1", "--name", &link.subnet.host(1).to_string()]);
     command.env("MOORLINE_LOG", std::env::var("MOORLINE_LOG").unwrap_or_else(|_| "warn".into()));
     command
 }

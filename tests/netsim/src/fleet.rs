@@ -191,7 +191,8 @@ impl Drop for Fleet {
     }
 }
 
-fn start(dir: &TempDir, port: u16, ops: u16) -> Result<Process> {
+/// A hub on loopback.
+pub(crate) fn start(dir: &TempDir, port: u16, ops: u16) -> Result<Process> {
     let mut command = Command::new(binary());
     command.arg("hub").arg("--data-dir").arg(dir.path().join("hub"));
     command.args(["--listen", &format!("127.0.0.1:{port}"), "--ops-listen", &format!("127.0.0.1:{ops}")]);

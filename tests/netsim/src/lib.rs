@@ -3,6 +3,7 @@
 pub mod across;
 pub mod api;
 pub mod client;
+pub mod crowd;
 pub mod emulator;
 pub mod fleet;
 pub mod gate;

@@ -106,7 +106,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    fn serve(session: Session) -> Self {
+    pub(crate) fn serve(session: Session) -> Self {
         let accepting = session.clone();
         let task = tokio::spawn(async move {
             let mut streams = JoinSet::new();

@@ -6,5 +6,6 @@ mod faults;
 mod herd;
 mod isolation;
 mod ladder;
+mod nodes;
 mod proxies;
 mod speed;
