@@ -18,13 +18,13 @@ use std::{
 };
 
 /// What the images are called on the node.
-const REGISTRY: &str = "docker.io/moorline-test";
+pub const REGISTRY: &str = "docker.io/moorline-test";
 const CLUSTER: &str = "edge1-deploy";
 pub const AGENT: &str = "system:serviceaccount:moorline-system:moorline-agent";
-const NODE_AGENT: &str = "system:serviceaccount:moorline-nodes:moorline-node";
+pub const NODE_AGENT: &str = "system:serviceaccount:moorline-nodes:moorline-node";
 
 /// `kind namespace/name` → object.
-fn objects(yaml: &str) -> Result<BTreeMap<String, Value>> {
+pub fn objects(yaml: &str) -> Result<BTreeMap<String, Value>> {
     let documents = yaml.split("\n---").map(|part| part.trim_start_matches("---").trim());
     let documents = documents.filter(|part| part.lines().any(|line| !line.starts_with('#') && !line.trim().is_empty()));
     let named = documents.map(|part| {
@@ -39,7 +39,8 @@ pub fn kustomized(folder: &str) -> Result<BTreeMap<String, Value>> {
     objects(&text(Command::new(kubectl()).arg("kustomize").arg(root().join("deploy").join(folder)))?)
 }
 
-fn helm(settings: &[&str]) -> Command {
+/// What the chart makes of these settings.
+pub fn helm(settings: &[&str]) -> Command {
     let mut command = Command::new(cache().join("helm/helm"));
     command.args(["template", "moorline"]).arg(root().join("deploy/helm/moorline"));
     settings.iter().for_each(|setting| {
@@ -359,7 +360,8 @@ fn lines(audit: &str, account: &str) -> impl Iterator<Item = Value> {
     lines.into_iter().filter(move |line| line["user"]["username"] == account.as_str())
 }
 
-fn acted(audit: &str, account: &str) -> bool {
+/// Whether the account has done something as alice.
+pub fn acted(audit: &str, account: &str) -> bool {
     lines(audit, account).any(|line| line["impersonatedUser"]["username"] == ALICE)
 }
 

@@ -63,6 +63,18 @@ fn route_localnet(world: &World, value: u8) -> Result<()> {
     text(network(world)?.command("sh").args(["-c", &write])).map(drop)
 }
 
+/// Pods find their API server, and their way out; nothing listens at the node's port.
+pub fn services(world: &World) -> Result<()> {
+    route_localnet(world, 1)?;
+    lead_to(world, &[])
+}
+
+/// Takes that back.
+pub fn no_services(world: &World) -> Result<()> {
+    text(network(world)?.command("nft").args(["delete", "table", "ip", TABLE]))?;
+    route_localnet(world, 0)
+}
+
 /// What Kubernetes says of the endpoint's Service, which has both pods.
 fn addresses(world: &World) -> Result<Vec<String>> {
     let path = "jsonpath={.subsets[*].addresses[*].ip}";
@@ -219,8 +231,7 @@ pub fn all(world: &mut World) -> Result<()> {
         format!("{}\n{}", admin(&["-n", NAMESPACE, "get", "pods", "-o", "wide"]), logs.join("\n"))
     });
     world.edge1.admin(&["delete", "namespace", NAMESPACE, "--wait=false"])?;
-    text(network(world)?.command("nft").args(["delete", "table", "ip", TABLE]))?;
-    route_localnet(world, 0)?;
+    no_services(world)?;
     world.heal()?;
     world.hub.wait_connected("edge1", SOON)?;
     world.hub.wait_connected("edge2", SOON)?;
@@ -229,8 +240,7 @@ pub fn all(world: &mut World) -> Result<()> {
 
 fn scene(world: &mut World) -> Result<()> {
     let before = world.edge1.audit().len();
-    route_localnet(world, 1)?;
-    lead_to(world, &[])?;
+    services(world)?;
     install(world)?;
     let pods = addresses(world)?;
     lead_to(world, &pods)?;

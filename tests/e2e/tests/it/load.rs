@@ -26,18 +26,37 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Programs that speak Kubernetes, each with connections of its own: one request in four changes something.
-const CLIENTS: usize = 40;
-/// kubectl, again and again.
-const KUBECTLS: usize = 10;
-/// How long a client rests between two requests.
+/// Who works, all at once.
+#[derive(Clone, Copy)]
+pub struct Crew {
+    /// Programs that speak Kubernetes, each with connections of its own.
+    programs: usize,
+    /// kubectl, again and again.
+    kubectls: usize,
+    /// How long these rest between two requests.
+    rest: Duration,
+}
+
+/// Both kinds: many requests, few processes.
+const MIXED: Crew = Crew { programs: 40, kubectls: 10, rest: Duration::from_secs(1) };
+/// kubectl alone. A process for each request is most of what a small machine can do: they rest longer.
+pub const KUBECTLS: Crew = Crew { programs: 0, kubectls: 50, rest: Duration::from_secs(5) };
+
+impl Crew {
+    fn size(self) -> usize {
+        self.programs + self.kubectls
+    }
+}
+
+/// One request of so many changes something.
+const WRITES: usize = 4;
+/// How long a program rests between two requests.
 const REST: Duration = Duration::from_millis(500);
-/// How many requests have to be done before, and how long they go on after what is taken is served again.
-const WARM: usize = 2 * (CLIENTS + KUBECTLS);
+/// How long they go on after what is taken is served again, or given back.
 const AFTER: Duration = Duration::from_secs(3);
-/// The issue's bounds, from the loss to the end of what begins after it.
-const KILLED: Duration = Duration::from_secs(3);
-const SILENT: Duration = Duration::from_secs(10);
+/// The bounds of the way to a node agent, from the loss to the end of what begins after it.
+pub const KILLED: Duration = Duration::from_secs(3);
+pub const SILENT: Duration = Duration::from_secs(10);
 /// No answer in this time counts as a failure.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -67,57 +86,107 @@ impl Log {
     }
 }
 
-/// Fifty clients of one kubeconfig. Whoever drops it waits for their end.
-struct Load {
+/// Clients of one kubeconfig that work while agents come and go. Whoever drops it waits for their end.
+pub struct Load {
+    crew: Crew,
     log: Arc<Log>,
     threads: Vec<JoinHandle<Result<()>>>,
+    phases: Vec<Phase>,
+}
+
+/// From one change to the next.
+struct Phase {
+    what: &'static str,
+    at: Instant,
+    /// Something was taken: what begins from then on is done within this. `None`: it was given back.
+    bound: Option<Duration>,
 }
 
 impl Load {
-    fn start(config: &Path) -> Result<Self> {
+    /// Starts them, and waits until they have done as many requests as there are of them.
+    pub fn start(config: &Path, crew: Crew) -> Result<Self> {
         let log = Arc::<Log>::default();
         let mut threads = Vec::new();
         let (shared, path) = (Arc::clone(&log), config.to_owned());
-        threads.push(std::thread::spawn(move || programs(&shared, path)));
-        for n in 0..KUBECTLS {
+        threads.push(std::thread::spawn(move || programs(&shared, path, crew.programs)));
+        for n in 0..crew.kubectls {
             let (log, config) = (Arc::clone(&log), config.to_owned());
-            threads.push(std::thread::spawn(move || {
-                // Not all in step.
-                std::thread::sleep(REST * u32::try_from(n)? / 5);
-                while !log.stopped() {
-                    let mut command = Command::new(kubectl());
-                    command.arg("--kubeconfig").arg(&config);
-                    command.args(["get", "--raw", "/api/v1/namespaces/team", "--request-timeout=30s"]);
-                    let began = Instant::now();
-                    let output = run(&mut command, b"")?;
-                    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-                    log.note(began, "kubectl", (!output.status.success()).then_some(said));
-                    std::thread::sleep(2 * REST);
-                }
-                Ok(())
-            }));
+            threads.push(std::thread::spawn(move || kubectls(&log, &config, n, crew)));
         }
-        let load = Self { log, threads };
+        let load = Self { crew, log, threads, phases: Vec::new() };
         eventually("clients that work", PATIENCE, || {
-            let (done, failed) = load.count();
-            ensure!(failed.is_none() && done > WARM, "{done} requests; {failed:?}");
+            let all = load.log.lock();
+            let failed = all.iter().find_map(|one| one.failed.as_ref());
+            ensure!(failed.is_none() && all.len() > crew.size(), "{} requests; {failed:?}", all.len());
             Ok(())
         })?;
         Ok(load)
     }
 
-    /// How many requests are over, and why one of them failed.
-    fn count(&self) -> (usize, Option<String>) {
-        let all = self.log.lock();
-        (all.len(), all.iter().find_map(|one| one.failed.clone()))
+    /// Takes agents away, and looks on for the bound and a while.
+    pub fn lose(&mut self, what: &'static str, bound: Duration, take: impl FnOnce() -> Result<()>) -> Result<()> {
+        take()?;
+        self.phases.push(Phase { what, at: Instant::now(), bound: Some(bound) });
+        std::thread::sleep(bound + AFTER);
+        Ok(())
     }
 
-    fn end(mut self) -> Result<Vec<Seen>> {
+    /// Gives back what was taken, and looks on for a while.
+    pub fn regain(&mut self, what: &'static str, give: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.phases.push(Phase { what, at: Instant::now(), bound: None });
+        give()?;
+        std::thread::sleep(AFTER);
+        Ok(())
+    }
+
+    /// Ends them all: nothing has failed but what was under way when agents were lost.
+    pub fn end(mut self) -> Result<()> {
         self.log.stop.store(true, Ordering::Relaxed);
         for thread in std::mem::take(&mut self.threads) {
             thread.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
         }
-        Ok(std::mem::take(&mut *self.log.lock()))
+        let seen = std::mem::take(&mut *self.log.lock());
+        let caught = |one: &Seen, phase: &Phase| one.began < phase.at && phase.at <= one.over;
+        // On a machine that does other things too kubectl alone takes its time: that much comes on top of each bound.
+        let started = self.phases.first().map(|phase| phase.at);
+        let mut usual: Vec<Duration> =
+            seen.iter().filter(|one| started.is_none_or(|at| one.over < at)).map(|one| one.over - one.began).collect();
+        usual.sort_unstable();
+        let (median, longest) = (usual.get(usual.len() / 2), usual.last());
+        let (median, longest) = (median.copied().unwrap_or_default(), longest.copied().unwrap_or_default());
+        println!("before: {} requests, half of them within {median:?}, all within {longest:?}", usual.len());
+        let lost = |one: &Seen| self.phases.iter().any(|phase| phase.bound.is_some() && caught(one, phase));
+        for (n, phase) in self.phases.iter().enumerate() {
+            let until = self.phases.get(n + 1).map(|next| next.at);
+            let in_it = |one: &&Seen| phase.at <= one.began && until.is_none_or(|until| one.began < until);
+            let mine: Vec<&Seen> = seen.iter().filter(in_it).filter(|one| !lost(one)).collect();
+            let under_way: Vec<&Seen> = seen.iter().filter(|one| caught(one, phase)).collect();
+            let failed = |all: &[&Seen]| all.iter().filter(|one| one.failed.is_some()).count();
+            let slowest = mine.iter().map(|one| one.over - one.began).max().unwrap_or_default();
+            let first =
+                mine.iter().filter(|one| one.failed.is_none()).map(|one| one.over).min().context("a success")?;
+            let (what, first) = (phase.what, first - phase.at);
+            println!(
+                "{what}: {} of {} clients under way ({} failed), {} after ({} failed); the first that began after was done \
+                 in {first:?}, the slowest took {slowest:?}",
+                under_way.len(),
+                self.crew.size(),
+                failed(&under_way),
+                mine.len(),
+                failed(&mine),
+            );
+            for one in mine.iter().chain(&under_way).filter(|one| one.failed.is_some()) {
+                let after = one.began.saturating_duration_since(phase.at);
+                println!("  a {} failed that began {after:?} after: {:?}", one.what, one.failed);
+            }
+            ensure!(mine.len() > self.crew.size() / 2, "{what}: they go on");
+            ensure!(failed(&mine) == 0, "{what}: what had not begun fails");
+            if let Some(bound) = phase.bound {
+                ensure!(first < bound + longest, "{what}: new requests succeed {first:?} after the loss");
+                ensure!(slowest < bound + 2 * longest, "{what}: one took {slowest:?}");
+            }
+        }
+        Ok(())
     }
 }
 
@@ -130,32 +199,73 @@ impl Drop for Load {
     }
 }
 
-fn programs(log: &Arc<Log>, config: PathBuf) -> Result<()> {
+/// The object that a client writes.
+fn object(n: usize, turn: usize) -> serde_json::Value {
+    serde_json::json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": format!("load-{n}"), "namespace": "team" },
+        "data": { "turn": turn.to_string() },
+    })
+}
+
+/// The objects that kubectls write: a write by path wants them to be there.
+pub fn objects() -> Vec<serde_json::Value> {
+    (0..KUBECTLS.kubectls).map(|n| object(n, 0)).collect()
+}
+
+/// One that runs kubectl again and again. By path: what kubectl asks to find its way would be requests too.
+fn kubectls(log: &Log, config: &Path, n: usize, crew: Crew) -> Result<()> {
+    // Not all in step.
+    std::thread::sleep(crew.rest.mul_f64(n as f64 / crew.kubectls as f64));
+    for turn in 0_usize.. {
+        if log.stopped() {
+            break;
+        }
+        let mut command = Command::new(kubectl());
+        command.arg("--kubeconfig").arg(config).arg("--request-timeout=30s");
+        let writes = crew.programs == 0 && (turn + n).is_multiple_of(WRITES);
+        let body = if writes { object(n, turn).to_string() } else { String::new() };
+        if writes {
+            command.args(["replace", "--raw", &format!("/api/v1/namespaces/team/configmaps/load-{n}"), "-f", "-"]);
+        } else {
+            command.args(["get", "--raw", "/api/v1/namespaces/team"]);
+        }
+        let began = Instant::now();
+        let output = run(&mut command, body.as_bytes())?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let what = if writes { "kubectl replace" } else { "kubectl get" };
+        log.note(began, what, (!output.status.success()).then_some(said));
+        let rested = Instant::now() + crew.rest;
+        while !log.stopped() && Instant::now() < rested {
+            std::thread::sleep(REST.min(crew.rest) / 5);
+        }
+    }
+    Ok(())
+}
+
+fn programs(log: &Arc<Log>, config: PathBuf, count: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
         let mut tasks = tokio::task::JoinSet::new();
-        for n in 0..CLIENTS {
+        for n in 0..count {
             let read = Kubeconfig::read_from(&config)?;
             let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await?;
             let api: Api<ConfigMap> = Api::namespaced(Client::try_from(config)?, "team");
             let log = Arc::clone(log);
             tasks.spawn(async move {
-                tokio::time::sleep(REST.mul_f64(rand_of(n))).await;
+                // Each begins at another moment.
+                tokio::time::sleep(REST.mul_f64((n * 37 % count) as f64 / count as f64)).await;
                 for turn in 0_usize.. {
                     if log.stopped() {
                         return;
                     }
-                    let (what, began) = (if (turn + n) % 4 == 0 { "write" } else { "read" }, Instant::now());
+                    let (what, began) =
+                        (if (turn + n).is_multiple_of(WRITES) { "write" } else { "read" }, Instant::now());
                     let call = async {
                         if what == "read" {
                             return api.get("kube-root-ca.crt").await.map(drop);
                         }
-                        let (name, data) = (format!("load-{n}"), turn.to_string());
-                        let patch = serde_json::json!({
-                            "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name }, "data": { "turn": data },
-                        });
                         let params = PatchParams::apply("load").force();
-                        api.patch(&name, &params, &Patch::Apply(&patch)).await.map(drop)
+                        api.patch(&format!("load-{n}"), &params, &Patch::Apply(&object(n, turn))).await.map(drop)
                     };
                     let failed = match tokio::time::timeout(PATIENCE, call).await {
                         Ok(Ok(())) => None,
@@ -172,63 +282,19 @@ fn programs(log: &Arc<Log>, config: PathBuf) -> Result<()> {
     })
 }
 
-/// Between 0 and 1, another one for each client.
-fn rand_of(n: usize) -> f64 {
-    f64::from(u32::try_from(n * 37 % CLIENTS).unwrap_or_default()) / f64::from(u32::try_from(CLIENTS).unwrap_or(1))
-}
-
-/// Takes the agents away while fifty clients of `config` work: nothing that begins after that fails, and all of what begins
-/// within the bound is done by its end.
-pub fn while_many_work(config: &Path, what: &str, bound: Duration, take: impl FnOnce() -> Result<()>) -> Result<()> {
-    let load = Load::start(config)?;
-    take()?;
-    let lost = Instant::now();
-    std::thread::sleep(bound + AFTER);
-    let seen = load.end()?;
-    let (after, before): (Vec<&Seen>, Vec<&Seen>) = seen.iter().partition(|one| lost <= one.began);
-    let caught: Vec<&&Seen> = before.iter().filter(|one| lost < one.over).collect();
-    let failed = |all: &[&Seen]| all.iter().filter(|one| one.failed.is_some()).count();
-    let slowest = after.iter().map(|one| one.over - one.began).max().unwrap_or_default();
-    // What a request takes at most while all is well is the load's, and the machine's.
-    let usual = before.iter().filter(|one| one.over <= lost).map(|one| one.over - one.began).max().unwrap_or_default();
-    let first = after.iter().filter(|one| one.failed.is_none()).map(|one| one.over).min().context("a success")? - lost;
-    println!(
-        "{what}: {} requests of {} clients before, {} of them under way ({} failed), {} after ({} failed); the first that \
-         began after was done in {first:?}, the slowest took {slowest:?}; before, {usual:?}",
-        before.len(),
-        CLIENTS + KUBECTLS,
-        caught.len(),
-        failed(&before),
-        after.len(),
-        failed(&after),
-    );
-    for one in seen.iter().filter(|one| one.failed.is_some()) {
-        println!(
-            "  a {} failed that began {:?} after: {:?}",
-            one.what,
-            one.began.saturating_duration_since(lost),
-            one.failed
-        );
-    }
-    ensure!(after.len() > CLIENTS + KUBECTLS, "they go on");
-    ensure!(failed(&after) == 0, "what had not begun fails");
-    ensure!(first < bound + usual, "new requests succeed {first:?} after the loss");
-    ensure!(slowest < bound + 2 * usual, "one took {slowest:?}");
-    Ok(())
-}
-
-/// The agent's way to the hub, silent: neither side hears of it.
-struct Cut<'a>(&'a World);
+/// Packets that vanish in edge1's network until this is dropped: neither side hears of it.
+pub struct Cut<'a>(&'a World);
 
 impl<'a> Cut<'a> {
-    fn new(world: &'a World, address: &str) -> Result<Self> {
-        let rules = format!(
-            "table inet cut {{\n chain out {{ type filter hook output priority 0; ip daddr {address} drop; }}\n \
-             chain in {{ type filter hook input priority -5; ip saddr {address} drop; }}\n}}\n"
-        );
+    /// `chains`: of nft, and what each of them drops.
+    pub fn new(world: &'a World, chains: &[(&str, &str)]) -> Result<Self> {
+        let chains = chains
+            .iter()
+            .map(|(hook, what)| format!("chain {hook} {{ type filter hook {hook} priority -310; {what} drop; }}\n"));
+        let rules = format!("table inet cut {{\n{}}}\n", chains.collect::<String>());
         let network = world.edge1.network().context("a network")?;
         let output = run(network.command("nft").args(["-f", "-"]), rules.as_bytes())?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "{rules}\n{}", String::from_utf8_lossy(&output.stderr));
         Ok(Self(world))
     }
 }
@@ -241,29 +307,32 @@ impl Drop for Cut<'_> {
     }
 }
 
-fn back(world: &World) -> Result<()> {
+/// Waits until a cluster agent serves again.
+pub fn back(world: &World, cluster: &str) -> Result<()> {
     eventually("the cluster agent's return", Duration::from_secs(60), || {
-        ensure!(nodes::reason(world)? == "AgentConnected", "{}", nodes::reason(world)?);
+        let reason = nodes::reason(world, cluster)?;
+        ensure!(reason == "AgentConnected", "{reason}");
         Ok(())
     })
 }
 
 pub fn all(world: &mut World) -> Result<()> {
     let node = nodes::join(world, &[])?;
-    let config = world.hub.kubeconfig(ALICE, "edge1")?;
+    let mut load = Load::start(&world.hub.kubeconfig(ALICE, "edge1")?, MIXED)?;
 
     let agent = world.agent1.take().context("agent")?;
-    while_many_work(&config, "killed", KILLED, || {
+    load.lose("killed", KILLED, || {
         agent.process.signal(9);
         Ok(())
     })?;
     drop(agent);
-    world.restart_agent1()?;
-    back(world)?;
+    load.regain("started again", || {
+        world.restart_agent1()?;
+        back(world, "edge1")
+    })?;
 
-    // As its pod ends when its set is scaled to zero.
     let agent = world.agent1.take().context("agent")?;
-    while_many_work(&config, "ended", KILLED, || {
+    load.lose("ended", KILLED, || {
         agent.process.signal(15);
         Ok(())
     })?;
@@ -272,16 +341,23 @@ pub fn all(world: &mut World) -> Result<()> {
     // Another address of the hub's is the one way that is cut: the node's agent has its own.
     let address = world.edge2.network().context("a network")?.outside.clone();
     let words = ["moorline", "agent", "--hub", &format!("https://{address}:{}", world.hub.port)].map(str::to_owned);
-    world.agent1 = Some(Agent::start(&world.edge1, &words, &world.dir.join("agent-edge1"), &[])?);
-    back(world)?;
+    load.regain("started again elsewhere", || {
+        world.agent1 = Some(Agent::start(&world.edge1, &words, &world.dir.join("agent-edge1"), &[])?);
+        back(world, "edge1")
+    })?;
     let mut cut = None;
-    while_many_work(&config, "cut off", SILENT, || {
-        cut = Some(Cut::new(world, &address)?);
+    load.lose("cut off", SILENT, || {
+        let (to, from) = (format!("ip daddr {address}"), format!("ip saddr {address}"));
+        cut = Some(Cut::new(world, &[("output", &to), ("prerouting", &from)])?);
         Ok(())
     })?;
-    ensure!(nodes::reason(world)? == "NodeAgentOnly", "{}", nodes::reason(world)?);
-    drop(cut);
-    back(world)?;
+    let reason = nodes::reason(world, "edge1")?;
+    ensure!(reason == "NodeAgentOnly", "{reason}");
+    load.regain("joined again", || {
+        drop(cut);
+        back(world, "edge1")
+    })?;
+    load.end()?;
     drop(node);
     world.restart_agent1()
 }

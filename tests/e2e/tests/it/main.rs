@@ -5,6 +5,7 @@
 mod clusters;
 mod commands;
 mod deploy;
+mod deploy_reasons;
 mod drains;
 mod endpoint;
 mod endpoint_auto;
@@ -14,6 +15,7 @@ mod failures;
 mod hub_api;
 mod identity;
 mod load;
+mod load_pods;
 mod logins;
 mod nodes;
 mod plans;
@@ -54,11 +56,13 @@ const SCENES: &[(&str, Scene)] = &[
     ("a_shell_on_a_node_is_its_users", nodes::shells),
     ("sessions_in_terminals_are_recorded_and_replayed", recordings::all),
     ("deploy_manifests_and_chart_say_the_same", deploy::same),
+    ("deploy_every_right_has_its_reason", deploy_reasons::all),
     ("deploy_units_are_hardened", deploy::units),
     ("deploy_units_run_under_a_real_systemd", units::all),
     ("deploy_an_unused_right_is_named", deploy::judge),
     ("deploy_endpoint_beside_the_agents", deploy::endpoint),
     ("deploy_agents_run_from_images_and_use_every_right", deploy::installed),
+    ("deploy_pods_stand_in_while_fifty_kubectls_work", load_pods::all),
     ("plugin_projects_group_namespaces", plugins::projects),
     ("services_a_prometheus_federates_through_the_hub", services::prometheus),
     ("services_psql_speaks_to_a_postgresql", services::postgresql),

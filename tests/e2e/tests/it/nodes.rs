@@ -32,19 +32,20 @@ pub fn join(world: &World, more: &[&str]) -> Result<Agent> {
     let agent = Agent::start(&world.edge1, &words, &world.dir.join(format!("agent{name}")), &all)?;
     agent.connected(0).with_context(|| agent.process.log())?;
     eventually("a node agent that stands by", Duration::from_secs(60), || {
-        ensure!(status(world)?["nodeAgents"] == 1, "{}", agent.process.log());
+        ensure!(status(world, "edge1")?["nodeAgents"] == 1, "{}", agent.process.log());
         Ok(())
     })?;
     Ok(agent)
 }
 
-fn status(world: &World) -> Result<serde_json::Value> {
-    let json = world.hub.moorline("admin", &["clusters", "edge1", "-o", "json"])?;
+pub fn status(world: &World, cluster: &str) -> Result<serde_json::Value> {
+    let json = world.hub.moorline("admin", &["clusters", cluster, "-o", "json"])?;
     Ok(serde_json::from_str::<serde_json::Value>(&json)?["status"].take())
 }
 
-pub fn reason(world: &World) -> Result<String> {
-    let status = status(world)?;
+/// Why the cluster is called connected, or not.
+pub fn reason(world: &World, cluster: &str) -> Result<String> {
+    let status = status(world, cluster)?;
     let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
     let connected = conditions.iter().find(|c| c["type"] == "Connected").context("a condition")?;
     Ok(connected["reason"].as_str().unwrap_or_default().to_owned())
@@ -71,7 +72,7 @@ fn watch(world: &World) -> Result<Child> {
 
 pub fn stands_in(world: &mut World) -> Result<()> {
     let node = join(world, &[])?;
-    ensure!(reason(world)? == "AgentConnected");
+    ensure!(reason(world, "edge1")? == "AgentConnected");
 
     // What a kubectl takes while all is well is the machine's.
     let usual = until_success(world, SILENT)?;
@@ -82,13 +83,13 @@ pub fn stands_in(world: &mut World) -> Result<()> {
     let took = until_success(world, patience)?;
     println!("a request succeeds {took:?} after the cluster agent was killed; usually {usual:?}");
     ensure!(took < KILLED + 2 * usual, "{took:?}");
-    ensure!(reason(world)? == "NodeAgentOnly", "{}", status(world)?);
+    ensure!(reason(world, "edge1")? == "NodeAgentOnly", "{}", status(world, "edge1")?);
     told(world)?;
     let mut on_node = watch(world)?;
 
     world.restart_agent1()?;
     eventually("the cluster agent's return", Duration::from_secs(40), || {
-        ensure!(reason(world)? == "AgentConnected", "{}", status(world)?);
+        ensure!(reason(world, "edge1")? == "AgentConnected", "{}", status(world, "edge1")?);
         Ok(())
     })?;
     world.kubectl(ALICE, &["get", "namespaces"])?;
@@ -103,7 +104,7 @@ pub fn stands_in(world: &mut World) -> Result<()> {
     ensure!(took < SILENT + 2 * usual, "{took:?}");
     drop(frozen);
     eventually("the cluster agent's return", Duration::from_secs(40), || {
-        ensure!(reason(world)? == "AgentConnected", "{}", status(world)?);
+        ensure!(reason(world, "edge1")? == "AgentConnected", "{}", status(world, "edge1")?);
         Ok(())
     })?;
     drop(node);
