@@ -171,15 +171,7 @@ impl Looker {
     pub async fn watch(&self, facts: &watch::Sender<Facts>, mut told: Option<String>) {
         loop {
             let now = self.look(&mut told).await;
-            // Of a cluster nothing is told while nothing is known; of a node it is told that.
-            let known = now.iter().any(|(key, _)| key == "kubernetesVersion");
-            facts.send_if_modified(|old| {
-                let changed = *old != now && (known || old.is_empty() || self.local.is_some());
-                if changed {
-                    old.clone_from(&now);
-                }
-                changed
-            });
+            let known = publish(facts, now, self.local.is_some());
             tokio::time::sleep(self.pause(known)).await;
         }
     }
@@ -190,5 +182,47 @@ impl Looker {
             (None, true) => limits::FACTS,
             (None, false) => limits::UPSTREAM_IDLE,
         }
+    }
+}
+
+/// Tells what was seen, if that is news; returns whether the API server was heard. `of_node`: it is told of a node too while
+/// the API server says nothing; of a cluster nothing is told then.
+fn publish(facts: &watch::Sender<Facts>, now: Facts, of_node: bool) -> bool {
+    let known = now.iter().any(|(key, _)| key == "kubernetesVersion");
+    facts.send_if_modified(|old| {
+        let changed = *old != now && (known || old.is_empty() || of_node);
+        if changed {
+            *old = now;
+        }
+        changed
+    });
+    known
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(all: &[(&str, &str)]) -> Facts {
+        all.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn what_has_not_changed_is_not_told_again() {
+        let (tell, mut told) = watch::channel(Facts::new());
+        let mut is_news = |now: &[(&str, &str)], of_node| {
+            publish(&tell, facts(now), of_node);
+            let news = told.has_changed().unwrap();
+            told.mark_unchanged();
+            news
+        };
+        let well = [("kubernetesVersion", "v1.34.1"), ("node.ready", "ok")];
+        assert!(is_news(&well, true));
+        assert!(!is_news(&well, true), "the same again");
+        let ill = [("kubernetesVersion", "v1.34.1"), ("node.ready", "False: KubeletNotReady")];
+        assert!(is_news(&ill, true));
+        assert!(is_news(&[("node.api", "no answer")], true), "a node whose API server is away is told of");
+        assert!(is_news(&well, false));
+        assert!(!is_news(&[("os", "linux")], false), "a cluster whose API server is away has not changed");
     }
 }

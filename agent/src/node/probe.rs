@@ -70,3 +70,81 @@ async fn health(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, host: 
         Err(format!("it says of itself {code} {}", body.trim()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls::{ServerConfig, server::WebPkiClientVerifier};
+    use std::fs;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+    use tokio_rustls::TlsAcceptor;
+
+    /// The folder that kubeadm makes, and what an etcd there asks of its clients.
+    fn kubeadm(dir: &Path, san: &str) -> TlsAcceptor {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&key).unwrap();
+        let issuer = Issuer::new(params, key);
+        let leaf = |names: &[&str]| {
+            let key = KeyPair::generate().unwrap();
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            (CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap(), key)
+        };
+        let ((server, server_key), (client, client_key)) = (leaf(&[san]), leaf(&["healthcheck"]));
+        fs::create_dir_all(dir.join("etcd")).unwrap();
+        let put = |name: &str, text: String| fs::write(dir.join("etcd").join(name), text).unwrap();
+        put("ca.crt", ca.pem());
+        put("healthcheck-client.crt", client.pem());
+        put("healthcheck-client.key", client_key.serialize_pem());
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
+        let server_key = PrivateKeyDer::try_from(server_key.serialize_der()).unwrap();
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(clients.unwrap())
+            .with_single_cert(vec![server.der().clone()], server_key);
+        TlsAcceptor::from(Arc::new(config.unwrap()))
+    }
+
+    /// An etcd in name only, that says this of itself to whoever shows a certificate.
+    async fn listen(acceptor: TlsAcceptor, says: &'static str) -> (String, AbortOnDropHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("https://{}", listener.local_addr().unwrap());
+        let task = tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let Ok(mut tls) = acceptor.accept(tcp).await else { continue };
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") && tls.read_buf(&mut head).await.is_ok_and(|n| n > 0) {}
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{says}", says.len());
+                let _ = tls.write_all(answer.as_bytes()).await; // whoever asked may be gone
+            }
+        });
+        (address, AbortOnDropHandle::new(task))
+    }
+
+    #[tokio::test]
+    async fn an_etcd_as_kubeadm_makes_it_is_asked_with_kubeadms_certificate() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = dir.path().to_owned();
+        let (well, _task) = listen(kubeadm(&pki, "127.0.0.1"), r#"{"health":"true"}"#).await;
+        assert_eq!(etcd(&well, Some(&pki)).await, Ok(()));
+        assert_eq!(etcd(&well, None).await, Ok(()), "without a certificate an open port has to do");
+        let (ill, _task) = listen(kubeadm(&pki, "127.0.0.1"), r#"{"health":"false","reason":"NOSPACE"}"#).await;
+        let said = etcd(&ill, Some(&pki)).await.unwrap_err();
+        assert!(said.contains("NOSPACE"), "{said}");
+        let (other, _task) = listen(kubeadm(&pki, "127.0.0.2"), r#"{"health":"true"}"#).await;
+        assert!(etcd(&other, Some(&pki)).await.is_err(), "a certificate for another address");
+        let strangers = tempfile::tempdir().unwrap();
+        let (strange, _task) = listen(kubeadm(strangers.path(), "127.0.0.1"), r#"{"health":"true"}"#).await;
+        assert!(etcd(&strange, Some(&pki)).await.is_err(), "another authority's");
+        assert!(etcd("https://127.0.0.1:1", Some(&pki)).await.is_err(), "nobody is there");
+    }
+}

@@ -232,7 +232,8 @@ async fn a_step_is_tried_as_often_as_it_may_be_and_a_program_that_hangs_is_kille
     let agent = site.agent().await;
     let log = site.work("log").display().to_string();
     let flaky = Step { tries: 2, ..sh("flaky", &format!("echo x >> {log}; test $(wc -l < {log}) -ge 2")) };
-    let mut hangs = sh("hangs", "echo before; sleep 1000 & sleep 1000");
+    let child = site.work("child").display().to_string();
+    let mut hangs = sh("hangs", &format!("echo before; sleep 1000 & echo $! > {child}; sleep 1000"));
     hangs.run.as_mut().unwrap().timeout_seconds = 5;
     put(&agent, &site.sealed(&[flaky, hangs, says(&site, "never")])).await;
     let done = over(&agent).await;
@@ -240,6 +241,10 @@ async fn a_step_is_tried_as_often_as_it_may_be_and_a_program_that_hangs_is_kille
     assert_eq!((done.steps[1].output.as_str(), done.steps.len()), ("before", 2), "{done:?}");
     assert!(done.message.contains("killed after 5 s"), "{}", done.message);
     assert_eq!(site.log(), "x\nx\n");
+    // And what it had started. Who has ended and was not waited for yet is a zombie.
+    let child = fs::read_to_string(site.work("child")).unwrap();
+    let status = format!("/proc/{}/stat", child.trim());
+    until("its child's end", || fs::read_to_string(&status).map_or(true, |stat| stat.contains(") Z "))).await;
 }
 
 #[tokio::test]
