@@ -93,6 +93,24 @@ if [ ! -d "$python/kubernetes-$python_version.dist-info" ]; then
   mv "$python.part" "$python"
 fi
 
+# Ansible, one that declares: its core, and of all its collections the one for Kubernetes.
+ansible=$cache/ansible
+ansible_core_version=2.18.19
+ansible_version=11.13.0
+if [ ! -d "$ansible/ansible_collections/kubernetes/core" ]; then
+  say "fetching Ansible $ansible_version"
+  tmp=$(mktemp -d); rm -rf "$ansible" "$ansible.part"
+  pip3 install -q --disable-pip-version-check --target "$ansible.part" "ansible-core==$ansible_core_version" || die "could not fetch Ansible"
+  pip3 download -q --no-deps --disable-pip-version-check -d "$tmp" "ansible==$ansible_version" || die "could not fetch Ansible's collections"
+  python3 - "$tmp" "$ansible.part" <<'PY'
+import glob, sys, zipfile
+wheel = zipfile.ZipFile(glob.glob(sys.argv[1] + "/*.whl")[0])
+wheel.extractall(sys.argv[2], [n for n in wheel.namelist() if n.startswith("ansible_collections/kubernetes/core/")])
+PY
+  rm -rf "$tmp"
+  mv "$ansible.part" "$ansible"
+fi
+
 # The certified OpenID provider, that logins are shown to.
 oidc=$cache/oidc
 oidc_version=9.13.3

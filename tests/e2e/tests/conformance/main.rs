@@ -6,6 +6,7 @@
 
 #![allow(missing_docs, reason = "a test")]
 
+mod ansible;
 mod boats;
 mod kube_rs;
 mod kubectl;
@@ -165,6 +166,8 @@ fn main() {
     trials.push(Trial::test("kube_rs_sees_the_same", move || with(&slot, kube_rs::check)));
     let slot = Arc::clone(&world);
     trials.push(Trial::test("python_sees_the_same", move || with(&slot, python::check)));
+    let slot = Arc::clone(&world);
+    trials.push(Trial::test("ansible_sees_the_same", move || with(&slot, ansible::check)));
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(world.lock().unwrap_or_else(PoisonError::into_inner).take());
     conclusion.exit();
