@@ -138,6 +138,10 @@ pub const IMPORTS_OPEN: Duration = Duration::from_secs(60);
 pub const IMPORTS_ANSWER: usize = 1 << 20;
 /// Connections to all imported services together; more wait to be accepted.
 pub const IMPORTS_CONNECTIONS: usize = 4096;
+/// When the connection for datagrams to an imported service is closed, and a pod's flow forgotten, where nothing passes.
+pub const IMPORTS_IDLE: Duration = Duration::from_secs(60);
+/// Pauses between attempts to open such a connection, the first and the longest. What comes meanwhile is dropped.
+pub const IMPORTS_FLOWS_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// Pause of a listener that cannot accept.
 pub const IMPORTS_ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// How long an agent of this cluster may be away before its addresses are deleted by another.
@@ -177,6 +181,8 @@ pub const WEB_KEPT: Duration = Duration::from_secs(20);
 pub const FLOWS: usize = 1024;
 /// A flow without an answer for this long is forgotten.
 pub const FLOW_IDLE: Duration = Duration::from_secs(60);
+/// Bytes of datagrams that wait while their flows are looked up, on one stream.
+pub const FLOW_WAITING: usize = 256 << 10;
 /// Datagrams that wait for the stream.
 pub const FLOW_QUEUE: usize = 256;
 /// Bytes of datagrams written at once.

@@ -17,7 +17,7 @@ pub use grants::{Grant, Grants};
 pub use hub::{HubRequest, Scope, hub_api};
 pub use recording::Recording;
 pub use services::{ServiceGrant, authorize_again, authorize_inside, refuse_act_as};
-pub use shares::{AGENT_PREFIX, Export, Import, Shares, authorize_import, importer};
+pub use shares::{AGENT_PREFIX, Export, Import, Shares, Transport, authorize_import, importer};
 
 /// What a decision is taken from.
 #[derive(Debug, Clone, Copy)]

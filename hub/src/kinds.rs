@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 mod shares;
 
 pub use shares::{
-    ImportSource, READY, ServiceExportSpec, ServiceExportStatus, ServiceImportSpec, ServiceImportStatus, SharedPort,
+    CONFLICT, ImportSource, Protocol, READY, ServiceExportSpec, ServiceExportStatus, ServiceImportSpec,
+    ServiceImportStatus, SharedPort, VALID,
 };
 
 /// The API group.

@@ -7,10 +7,11 @@
 mod balance;
 mod dial;
 mod door;
+mod merge;
 mod status;
 
 use crate::{
-    kinds::{ServiceExportSpec, ServiceImportSpec, SharedPort},
+    kinds::{Protocol, ServiceExportSpec, ServiceImportSpec, SharedPort},
     metrics::Metrics,
     records::{Change, Records},
     sessions::{Registry, Sessions},
@@ -88,6 +89,8 @@ struct Importer {
     /// When the last one was answered.
     last: Instant,
     told: Vec<Told>,
+    /// It carries datagrams too.
+    datagrams: bool,
 }
 
 impl Importer {
@@ -169,16 +172,27 @@ impl Shares {
         self.known.send_modify(|_| {});
     }
 
-    /// What this cluster's agents have to make.
-    fn wanted(known: &Known, cluster: &str) -> Vec<Wanted> {
+    /// What this cluster's agents have to make. Ports that take datagrams as soon as all of them can, for each keeps the
+    /// services as it was told.
+    fn wanted(known: &Known, cluster: &str, datagrams: bool) -> Vec<Wanted> {
         let mine = known.imports.iter().filter(|(_, import)| import.cluster == cluster);
         let made = mine.map(|(name, import)| Wanted {
             name: name.clone(),
             namespace: import.namespace.clone(),
             service: import.service.clone(),
-            ports: ports_of(known, import),
+            ports: merge::ports(known, import)
+                .into_iter()
+                .filter(|port| datagrams || port.protocol == Protocol::Tcp)
+                .collect(),
         });
         made.filter(|wanted| !wanted.ports.is_empty()).take(limits::IMPORTS).collect()
+    }
+
+    /// Whether all agents of a cluster that import carry datagrams.
+    fn carries_datagrams(&self, cluster: &str) -> bool {
+        let (importers, now) = (self.importers(), Instant::now());
+        let agents = importers.get(cluster).into_iter().flat_map(BTreeMap::values);
+        agents.filter(|agent| agent.lives(now)).all(|agent| agent.datagrams)
     }
 
     /// The agents of a cluster that import.
@@ -208,24 +222,14 @@ impl Shares {
     }
 }
 
-/// The ports of all exports that an import may use. Of two names of one port, and of two ports of one name, the first
-/// export's counts.
-fn ports_of(known: &Known, import: &Import) -> Vec<SharedPort> {
-    let mut ports: BTreeMap<u16, String> = BTreeMap::new();
-    for (port, name) in known.admitted(import).flat_map(|(_, export)| &export.ports) {
-        let taken = ports.values().any(|other| other == name);
-        ports.entry(*port).or_insert_with(|| if taken { format!("port-{port}") } else { name.clone() });
-    }
-    ports.into_iter().map(|(port, name)| SharedPort { port, name }).collect()
-}
-
 fn export_of(object: &Object<ServiceExportSpec>) -> Export {
     let spec = object.spec.clone();
     Export {
         cluster: spec.cluster,
         namespace: spec.namespace,
         service: spec.service,
-        ports: spec.ports.iter().map(|port| (port.port, port.name())).collect(),
+        ports: spec.ports.iter().map(|port| ((port.port, port.protocol.into()), port.name())).collect(),
+        made: object.metadata.creation_timestamp.clone().unwrap_or_default(),
         importers: spec.importers,
     }
 }

@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod body;
 pub mod edge;
+pub mod flows;
 pub mod guard;
 pub mod headers;
 pub mod judge;

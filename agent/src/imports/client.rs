@@ -1,6 +1,6 @@
 //! The hub as an importing agent asks it: HTTP/1.1 over TLS, both sides by their certificates.
 
-use super::{News, Told};
+use super::{News, Protocol, Told};
 use crate::{identity::Holder, join, limits, state::Membership, upstream::chain};
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
@@ -60,7 +60,8 @@ impl Hub {
         let question = serde_json::json!({ "seen": seen, "told": told }).to_string();
         let call = async {
             let (mut sender, _driver) = self.http().await?;
-            let request = self.request("POST", "/imports").header(header::CONTENT_TYPE, "application/json");
+            // The agent carries datagrams too: without this the hub names no such ports.
+            let request = self.request("POST", "/imports?payload=datagrams").header(header::CONTENT_TYPE, "application/json");
             let request = request.body(Full::new(Bytes::from(question))).map_err(|e| broken(&e))?;
             let response = sender.send_request(request).await.map_err(|e| broken(&e))?;
             let body = whole(response).await?;
@@ -69,11 +70,15 @@ impl Hub {
         timeout(limits::IMPORTS_POLL, call).await.unwrap_or_else(|_| Err(late()))
     }
 
-    /// One connection to a port of an import.
-    pub async fn open(&self, import: &str, port: u16) -> Result<Tunnel, HubError> {
+    /// One connection to a port of an import: bytes, or datagrams of many flows.
+    pub async fn open(&self, import: &str, (port, protocol): (u16, Protocol)) -> Result<Tunnel, HubError> {
+        let query = match protocol {
+            Protocol::Tcp => "",
+            Protocol::Udp => "?payload=datagrams",
+        };
         let call = async {
             let (mut sender, _driver) = self.http().await?;
-            let request = self.request("GET", &format!("/imports/{import}/{port}"));
+            let request = self.request("GET", &format!("/imports/{import}/{port}{query}"));
             let request = request.header(header::CONNECTION, "Upgrade").header(header::UPGRADE, PROTOCOL);
             let request = request.body(Full::new(Bytes::new())).map_err(|e| broken(&e))?;
             let mut response = sender.send_request(request).await.map_err(|e| broken(&e))?;

@@ -60,7 +60,7 @@ impl Kubernetes {
     async fn service(&self, wanted: &Wanted) -> Result<Value, Failure> {
         let Wanted { name: import, namespace, service, ports } = wanted;
         let ports: Vec<Value> =
-            ports.iter().map(|port| json!({"name": port.name, "port": port.port, "protocol": "TCP"})).collect();
+            ports.iter().map(|port| json!({"name": port.name, "port": port.port, "protocol": port.protocol})).collect();
         let all = format!("/api/v1/namespaces/{namespace}/services");
         let one = format!("{all}/{service}");
         let Some(mut found) = self.get(&one, "get services").await? else {
@@ -96,7 +96,7 @@ impl Kubernetes {
         let ports: Vec<Value> = ports
             .iter()
             .zip(locals)
-            .map(|(port, local)| json!({"name": port.name, "port": local, "protocol": "TCP"}))
+            .map(|(port, local)| json!({"name": port.name, "port": local, "protocol": port.protocol}))
             .collect();
         let endpoints = json!([{"addresses": [self.address], "conditions": {"ready": true}}]);
         let version = self.version(namespace).await?;

@@ -1,6 +1,6 @@
 //! Ports of the agent's pod that stand for ports of services elsewhere.
 
-use super::{Failure, Metrics, Wanted, client::Hub};
+use super::{Failure, Metrics, Protocol, Wanted, client::Hub};
 use crate::limits;
 use moorline_proxy::splice::{Passed, splice};
 use std::{
@@ -10,14 +10,14 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     sync::Semaphore,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// An import and one of its ports.
-type Key = (String, u16);
+type Key = (String, u16, Protocol);
 
 /// What is listened to.
 pub(super) struct Listening {
@@ -50,7 +50,7 @@ impl Listening {
     pub async fn ports(&mut self, wanted: &Wanted) -> Result<Vec<u16>, Failure> {
         let mut locals = Vec::with_capacity(wanted.ports.len());
         for port in &wanted.ports {
-            let key = (wanted.name.clone(), port.port);
+            let key = (wanted.name.clone(), port.port, port.protocol);
             if let Some((local, _)) = self.ports.get(&key) {
                 locals.push(*local);
                 continue;
@@ -58,14 +58,25 @@ impl Listening {
             let failed = |e: std::io::Error| {
                 Failure::Failed(format!("the agent cannot listen on its address {}: {e}", self.address))
             };
-            let listener = TcpListener::bind(SocketAddr::new(self.address, 0)).await.map_err(failed)?;
-            let local = listener.local_addr().map_err(failed)?.port();
+            let any = SocketAddr::new(self.address, 0);
+            let (socket, local) = match port.protocol {
+                Protocol::Tcp => {
+                    let listener = TcpListener::bind(any).await.map_err(failed)?;
+                    let local = listener.local_addr().map_err(failed)?.port();
+                    (Socket::Tcp(listener), local)
+                }
+                Protocol::Udp => {
+                    let socket = UdpSocket::bind(any).await.map_err(failed)?;
+                    let local = socket.local_addr().map_err(failed)?.port();
+                    (Socket::Udp(socket), local)
+                }
+            };
             let over = CancellationToken::new();
             let serving = Serving {
                 hub: Arc::clone(&self.hub),
                 metrics: self.metrics.clone(),
                 import: wanted.name.clone(),
-                port: port.port,
+                port: (port.port, port.protocol),
                 slots: Arc::clone(&self.slots),
                 over: over.clone(),
                 tasks: self.tasks.clone(),
@@ -73,8 +84,14 @@ impl Listening {
             let stop = self.stop.clone();
             self.tasks.spawn(async move {
                 let ended = serving.over.clone();
+                let served = async {
+                    match socket {
+                        Socket::Tcp(listener) => Arc::new(serving).accept(listener).await,
+                        Socket::Udp(socket) => serving.relay(&socket).await,
+                    }
+                };
                 tokio::select! {
-                    () = Arc::new(serving).accept(listener) => {}
+                    () = served => {}
                     () = stop.cancelled() => {}
                     () = ended.cancelled() => {}
                 }
@@ -83,7 +100,7 @@ impl Listening {
             locals.push(local);
         }
         let mine = |key: &Key| key.0 == wanted.name;
-        self.end(|key| !mine(key) || wanted.ports.iter().any(|port| port.port == key.1));
+        self.end(|key| !mine(key) || wanted.ports.iter().any(|port| (port.port, port.protocol) == (key.1, key.2)));
         Ok(locals)
     }
 
@@ -118,13 +135,20 @@ impl Drop for Listening {
     }
 }
 
+/// What is bound.
+enum Socket {
+    Tcp(TcpListener),
+    Udp(UdpSocket),
+}
+
 /// One port.
-struct Serving {
-    hub: Arc<Hub>,
-    metrics: Metrics,
-    import: String,
-    port: u16,
-    slots: Arc<Semaphore>,
+pub(super) struct Serving {
+    pub hub: Arc<Hub>,
+    pub metrics: Metrics,
+    pub import: String,
+    pub port: (u16, Protocol),
+    /// Connections of all imports.
+    pub slots: Arc<Semaphore>,
     over: CancellationToken,
     tasks: TaskTracker,
 }
@@ -156,7 +180,7 @@ impl Serving {
             Ok(tunnel) => tunnel,
             Err(e) => {
                 count("failed");
-                return tracing::warn!(import = self.import, port = self.port, cause = %e, "a connection to an imported service failed");
+                return tracing::warn!(import = self.import, port = self.port.0, cause = %e, "a connection to an imported service failed");
             }
         };
         count("opened");

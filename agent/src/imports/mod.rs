@@ -2,10 +2,11 @@
 //!
 //! The hub says what to import ([`client`]). For each port the agent listens in its own pod, and says so in the cluster
 //! by a Service and an EndpointSlice ([`cluster`]); each connection that comes in is one of its own to the hub, which
-//! joins it to the service elsewhere. The owner's policy names what may be made here; without it nothing is.
+//! joins it to the service elsewhere, and the datagrams of a port share one ([`datagrams`]). The owner's policy names what may be made here; without it nothing is.
 
 mod client;
 mod cluster;
+mod datagrams;
 mod listen;
 
 use crate::{identity::Holder, limits, policy::PolicyFile, upstream::ApiServer};
@@ -63,6 +64,20 @@ pub struct Port {
     pub port: u16,
     /// Its name.
     pub name: String,
+    /// What it takes.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// What a port takes, as Kubernetes calls it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// Connections.
+    #[default]
+    Tcp,
+    /// Datagrams.
+    Udp,
 }
 
 /// A service that the hub wants to be made here.

@@ -12,7 +12,7 @@ mod web;
 
 use crate::{limits, policy::PolicyFile, upstream::ApiServer};
 use ground::Ground;
-use moorline_authz::{access::importer, edge::EdgePolicy};
+use moorline_authz::{access::importer, edge::EdgePolicy, identity::Identity};
 use moorline_link::{HubAddress, IncomingStream};
 use moorline_proto::{
     code::{RefuseCode, ResetCode},
@@ -192,29 +192,15 @@ impl Inside {
             Err(failure) => return self.refuse(incoming, &failure).await,
         };
         match target.payload {
-            Payload::Bytes if importer(&who.user).is_some() => self.exported(incoming, &target, &policy).await,
-            Payload::Bytes => self.bytes(incoming, &target, &policy).await,
-            Payload::Datagrams => self.datagrams(incoming, &target, &policy).await,
+            Payload::Bytes => self.bytes(incoming, &who, &target, &policy).await,
+            Payload::Datagrams => self.datagrams(incoming, &who, &target).await,
             Payload::Http | Payload::Https => self.exchange(incoming, &target, &policy).await,
         }
         drop(load);
     }
 
-    /// A connection for pods of another cluster. What is imported here is not exported again: two clusters that import
-    /// from each other would send a connection round and round.
-    async fn exported(&self, incoming: IncomingStream, target: &Target, policy: &EdgePolicy) {
-        match self.resolver.find(&target.to, resolve::Transport::Tcp).await {
-            Ok(found) if found.labels.contains_key(crate::imports::LABEL) => {
-                let failure = Failure::Policy(format!("{} is imported here itself: export it where it is", target.to));
-                self.refuse(incoming, &failure).await;
-            }
-            Ok(_) => self.bytes(incoming, target, policy).await,
-            Err(failure) => self.refuse(incoming, &failure).await,
-        }
-    }
-
-    async fn bytes(&self, incoming: IncomingStream, target: &Target, policy: &EdgePolicy) {
-        let mut connection = match Box::pin(self.connect(target, policy)).await {
+    async fn bytes(&self, incoming: IncomingStream, who: &Identity, target: &Target, policy: &EdgePolicy) {
+        let mut connection = match Box::pin(self.connect(who, target, policy)).await {
             Ok(connection) => connection,
             Err(failure) => return self.refuse(incoming, &failure).await,
         };
@@ -235,11 +221,17 @@ impl Inside {
         }
     }
 
-    async fn datagrams(&self, incoming: IncomingStream, target: &Target, policy: &EdgePolicy) {
-        match Box::pin(self.candidates(target, policy, resolve::Transport::Udp)).await {
+    /// A stream of datagrams outlives pods: each new flow is looked up and judged again.
+    async fn datagrams(&self, incoming: IncomingStream, who: &Identity, target: &Target) {
+        let find = || async {
+            let policy = self.policy.current();
+            policy.reach(who, &target.to).map_err(|denial| Failure::Policy(denial.to_string()))?;
+            self.candidates(who, target, &policy, resolve::Transport::Udp).await
+        };
+        match Box::pin(find()).await {
             Ok(addresses) => {
                 self.count("opened");
-                udp::relay(incoming.accept(), &addresses, &self.metrics).await;
+                Box::pin(udp::relay(incoming.accept(), addresses, find, &self.metrics)).await;
             }
             Err(failure) => self.refuse(incoming, &failure).await,
         }
@@ -261,8 +253,13 @@ impl Inside {
     }
 
     /// One TCP connection to the place.
-    async fn connect(&self, target: &Target, policy: &EdgePolicy) -> Result<tokio::net::TcpStream, Failure> {
-        let addresses = self.candidates(target, policy, resolve::Transport::Tcp).await?;
+    async fn connect(
+        &self,
+        who: &Identity,
+        target: &Target,
+        policy: &EdgePolicy,
+    ) -> Result<tokio::net::TcpStream, Failure> {
+        let addresses = self.candidates(who, target, policy, resolve::Transport::Tcp).await?;
         let dialled = dial::any(&target.to, &addresses).await;
         if dialled.is_err() {
             // What is known may be old: the next one looks anew.
@@ -271,15 +268,21 @@ impl Inside {
         dialled
     }
 
-    /// The addresses that may be dialled: these, and no others, for a name may mean another thing the next time.
+    /// The addresses that may be dialled: these, and no others, for a name may mean another thing the next time. For pods of
+    /// another cluster nothing that is imported here itself: two clusters that import from each other would send a
+    /// connection round and round.
     async fn candidates(
         &self,
+        who: &Identity,
         target: &Target,
         policy: &EdgePolicy,
         transport: resolve::Transport,
     ) -> Result<Vec<SocketAddr>, Failure> {
         let found = self.resolver.find(&target.to, transport).await?;
         carries(&target.to, &found.labels, &target.labels)?;
+        if importer(&who.user).is_some() && found.labels.contains_key(crate::imports::LABEL) {
+            return Err(Failure::Policy(format!("{} is imported here itself: export it where it is", target.to)));
+        }
         self.judged(policy, &found.addresses).await
     }
 

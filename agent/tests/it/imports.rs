@@ -29,8 +29,8 @@ use std::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::watch,
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::{Notify, watch},
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
@@ -93,6 +93,10 @@ struct HubSide {
     told: watch::Sender<Value>,
     /// What the connections of imports are joined to.
     refuses: Arc<Mutex<bool>>,
+    /// The connections that were asked for.
+    opened: watch::Sender<Vec<String>>,
+    /// Ends one that carries datagrams.
+    cut: Arc<Notify>,
 }
 
 async fn hub(mut request: Request<Incoming>, side: HubSide) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -108,13 +112,24 @@ async fn hub(mut request: Request<Incoming>, side: HubSide) -> Result<Response<F
         return Ok(Response::new(Full::new(Bytes::from(answer.to_string()))));
     }
     if *side.refuses.lock().unwrap() {
+        side.opened.send_modify(|all| all.push("refused".to_owned()));
         let status = json!({ "message": "none of it is ready" }).to_string();
         return Ok(Response::builder().status(503).body(Full::new(Bytes::from(status))).unwrap());
     }
-    let path = request.uri().path().to_owned();
+    let path = request.uri().to_string();
+    side.opened.send_modify(|all| all.push(path.clone()));
     let upgrade = hyper::upgrade::on(&mut request);
+    let (cut, datagrams) = (side.cut.clone(), request.uri().query() == Some("payload=datagrams"));
     tokio::spawn(async move {
         let mut io = TokioIo::new(upgrade.await.unwrap());
+        if datagrams {
+            let (mut read, mut write) = tokio::io::split(io);
+            tokio::select! {
+                _ = tokio::io::copy(&mut read, &mut write) => {}
+                () = cut.notified() => {}
+            }
+            return;
+        }
         let _ = io.write_all(format!("{path}\n").as_bytes()).await;
         let _ = io.flush().await;
         let mut rest = Vec::new();
@@ -169,8 +184,13 @@ impl World {
         let (api_at, one) =
             serve(server_config(authority.issue(localhost()), &[b"h2"]), move |request| api(request, kept.clone()))
                 .await;
-        let side =
-            HubSide { wanted: watch::Sender::new(json!([])), told: watch::Sender::default(), refuses: Arc::default() };
+        let side = HubSide {
+            wanted: watch::Sender::new(json!([])),
+            told: watch::Sender::default(),
+            refuses: Arc::default(),
+            opened: watch::Sender::default(),
+            cut: Arc::default(),
+        };
         let names = [localhost(), vec![uri_name("spiffe://example/hub/h1")]].concat();
         let mut config = (*tls::server_config(&authority.issue(names), &authority.trust()).unwrap()).clone();
         config.alpn_protocols = vec![tls::IMPORTS_ALPN.to_vec()];
@@ -211,9 +231,13 @@ impl World {
 
     /// Where the slice leads.
     fn endpoint(&self) -> SocketAddr {
+        self.endpoint_of(0)
+    }
+
+    fn endpoint_of(&self, port: usize) -> SocketAddr {
         let slice = self.object(SLICE).unwrap();
         let address = slice["endpoints"][0]["addresses"][0].as_str().unwrap().parse().unwrap();
-        SocketAddr::new(address, slice["ports"][0]["port"].as_u64().unwrap().try_into().unwrap())
+        SocketAddr::new(address, slice["ports"][port]["port"].as_u64().unwrap().try_into().unwrap())
     }
 }
 
@@ -266,6 +290,72 @@ async fn an_import_gets_an_address_whose_connections_reach_the_hub() {
     })
     .await
     .unwrap();
+}
+
+/// Asks until there is an answer, for what is lost is lost.
+async fn answered(socket: &UdpSocket, question: &[u8]) {
+    let mut space = [0; 64];
+    timeout(LONG, async {
+        loop {
+            socket.send(question).await.unwrap();
+            if let Ok(n) = timeout(Duration::from_millis(500), socket.recv(&mut space)).await
+                && space[..n.unwrap()] == *question
+            {
+                return;
+            }
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn datagrams_of_many_pods_share_one_way_and_find_the_next_when_it_breaks() {
+    let world = World::new("['shop/*']").await;
+    let (tcp, udp) = (json!({ "port": 53, "name": "dns-tcp" }), json!({ "port": 53, "name": "dns", "protocol": "UDP" }));
+    world.want(web(json!([tcp, udp])));
+    world.told(|told| told[0]["address"] == "10.96.0.7").await;
+    let both = json!([{ "name": "dns-tcp", "port": 53, "protocol": "TCP" }, { "name": "dns", "port": 53, "protocol": "UDP" }]);
+    assert_eq!(world.object(SERVICE).unwrap()["spec"]["ports"], both);
+    let slice = world.object(SLICE).unwrap()["ports"].clone();
+    assert_eq!((&slice[1]["name"], &slice[1]["protocol"]), (&json!("dns"), &json!("UDP")));
+    let mut pods = Vec::new();
+    for n in 0..5_u8 {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        socket.connect(world.endpoint_of(1)).await.unwrap();
+        answered(&socket, &[n; 8]).await;
+        pods.push(socket);
+    }
+    let opened = || world.hub.opened.borrow().clone();
+    assert_eq!(opened(), ["/imports/in-web/53?payload=datagrams"]);
+    // It breaks, and the next one is refused for a while: what is asked meanwhile is lost, and no more than that.
+    *world.hub.refuses.lock().unwrap() = true;
+    world.hub.cut.notify_one();
+    timeout(LONG, async {
+        while !opened().contains(&"refused".to_owned()) {
+            pods[0].send(b"nobody").await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    *world.hub.refuses.lock().unwrap() = false;
+    for (n, socket) in pods.iter().enumerate() {
+        answered(socket, &[n as u8; 9]).await;
+    }
+    assert_eq!(opened().iter().filter(|at| *at != "refused").count(), 2, "{:?}", opened());
+    // Gone at the hub: nobody takes datagrams any more, and connections still are.
+    let closed = world.endpoint_of(1);
+    world.want(web(json!([tcp])));
+    timeout(LONG, async {
+        while UdpSocket::bind(closed).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(world.object(SERVICE).unwrap()["spec"]["ports"], json!([both[0]]));
+    TcpStream::connect(world.endpoint()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -230,6 +230,30 @@ async fn s22_the_owner_closes_what_the_hub_grants_and_the_session_lives() {
 }
 
 #[tokio::test]
+async fn a_services_rate_is_bounded_by_the_second_and_another_service_is_not_touched() {
+    let authority = Authority::new();
+    let policy = "  services: {allowAddresses: ['127.0.0.0/8'], limits: [{names: ['shop/web'], maxStreamsPerSecond: 2}]}";
+    let world = World::new(&authority, policy).await;
+    let (addr, _, _echo) = echo().await;
+    world.service("web", "TCP", &[(addr, true)]);
+    world.service("other", "TCP", &[(addr, true)]);
+    // Within a second at most two begin; on a slow machine the second may be over in between, so it is tried again.
+    let mut refused = None;
+    let begun = tokio::time::Instant::now();
+    while refused.is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "nothing is refused");
+        refused = world.verdict("svc/shop/web:80", Payload::Bytes).await;
+    }
+    let (code, message) = refused.unwrap();
+    assert!(code == RefuseCode::Busy && message.contains("takes 2 new streams a second"), "{message}");
+    for _ in 0..5 {
+        assert_eq!(world.verdict("svc/shop/other:80", Payload::Bytes).await, None);
+    }
+    let freed = async { while world.verdict("svc/shop/web:80", Payload::Bytes).await.is_some() { tokio::task::yield_now().await } };
+    timeout(Duration::from_secs(20), freed).await.expect("the next second");
+}
+
+#[tokio::test]
 async fn s23_s25_addresses_that_nobody_means_are_never_dialled() {
     let authority = Authority::new();
     let world = World::new(&authority, "  services: {}").await;
@@ -372,4 +396,102 @@ async fn datagrams_of_many_flows_keep_to_their_own() {
         assert_eq!((back, &payload[..]), (flow, format!("{flow}-{round}").as_bytes()));
     }
     assert_eq!(server.await.unwrap(), 5, "a socket for each flow");
+}
+
+/// One datagram of a flow, and its answer.
+async fn exchanged(stream: &mut Stream, input: &mut BytesMut, flow: u16, payload: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    datagram::put(&mut out, flow, payload);
+    stream.write_all(&out).await.ok()?;
+    stream.flush().await.ok()?;
+    let answer = async {
+        loop {
+            if let Some((back, payload)) = datagram::take(input) {
+                assert_eq!(back, flow);
+                return Some(payload.to_vec());
+            }
+            if !matches!(stream.read_buf(input).await, Ok(1..)) {
+                return None;
+            }
+        }
+    };
+    timeout(Duration::from_secs(20), answer).await.unwrap()
+}
+
+/// Answers each datagram with its own name.
+async fn named(name: &'static [u8]) -> (SocketAddr, AbortOnDropHandle<()>) {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let addr = socket.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        let mut space = [0; 64];
+        while let Ok((_, peer)) = socket.recv_from(&mut space).await {
+            let _ = socket.send_to(name, peer).await;
+        }
+    });
+    (addr, AbortOnDropHandle::new(task))
+}
+
+#[tokio::test]
+async fn new_flows_go_where_the_service_is_by_then_and_a_service_that_is_gone_ends_the_stream() {
+    let authority = Authority::new();
+    let world = World::new(&authority, LOOPBACK).await;
+    let ((old, _one), (new, _two)) = (named(b"old").await, named(b"new").await);
+    world.service("dns", "UDP", &[(old, true)]);
+    let mut stream = world.open("svc/shop/dns:80", Payload::Datagrams).await;
+    stream.accepted().await.unwrap();
+    let mut input = BytesMut::new();
+    assert_eq!(exchanged(&mut stream, &mut input, 1, b"?").await.unwrap(), b"old");
+    world.service("dns", "UDP", &[(new, true)]);
+    // What was looked up is good for a few seconds; a flow keeps to what it has.
+    let mut flow = 2;
+    let begun = tokio::time::Instant::now();
+    while exchanged(&mut stream, &mut input, flow, b"?").await.unwrap() != b"new" {
+        assert!(begun.elapsed() < Duration::from_secs(30), "new flows go to what is gone");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        flow += 1;
+    }
+    assert_eq!(exchanged(&mut stream, &mut input, 1, b"?").await.unwrap(), b"old");
+    world.service("dns", "UDP", &[(new, false)]);
+    let begun = tokio::time::Instant::now();
+    while exchanged(&mut stream, &mut input, flow + 1, b"?").await.is_some() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the stream goes on without a service");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        flow += 1;
+    }
+    let (code, _) = world.verdict("svc/shop/dns:80", Payload::Datagrams).await.unwrap();
+    assert_eq!(code, RefuseCode::NoEndpoints, "who opens the next one hears why");
+}
+
+#[tokio::test]
+async fn what_is_imported_is_exported_neither_for_connections_nor_for_datagrams() {
+    let authority = Authority::new();
+    let world = World::new(&authority, LOOPBACK).await;
+    let (addr, _server) = named(b"here").await;
+    world.service("dns", "UDP", &[(addr, true)]);
+    let path = "/api/v1/namespaces/shop/services/dns";
+    let spec = json!({"type": "ClusterIP", "ports": [{"name": "main", "port": 80, "protocol": "UDP"}, {"name": "tcp", "port": 81}]});
+    for (labels, imported) in [(json!({}), false), (json!({ (moorline_agent::imports::LABEL): "there" }), true)] {
+        world.put(path, json!({ "metadata": { "labels": labels }, "spec": spec }));
+        for (to, payload) in [("svc/shop/dns:80", Payload::Datagrams), ("svc/shop/dns:81", Payload::Bytes)] {
+            if !imported && payload == Payload::Bytes {
+                continue; // nothing listens there
+            }
+            let target = Target::Inside(Inside { to: to.parse().unwrap(), payload, labels: Vec::new() });
+            let principal = Some(Principal { user: "moorline:agent:edge2.a1".into(), ..Principal::default() });
+            let header = StreamHeader { target, class: Class::Interactive, deadline_ms: 0, traceparent: None, principal };
+            // What was known before is good for a few seconds.
+            let begun = tokio::time::Instant::now();
+            loop {
+                let mut stream = world.hub.open(&header).await.unwrap();
+                match timeout(Duration::from_secs(20), stream.accepted()).await.unwrap() {
+                    Ok(()) if !imported => break,
+                    Err(StreamError::Refused(refusal)) if imported && refusal.message.contains("imported here itself") => {
+                        break;
+                    }
+                    other => assert!(begun.elapsed() < Duration::from_secs(30), "{to}: {other:?}"),
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
 }

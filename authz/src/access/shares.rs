@@ -11,17 +11,30 @@ pub const AGENT_PREFIX: &str = "moorline:agent:";
 /// Every cluster, in an export.
 const EVERY: &str = "*";
 
+/// What a port takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Transport {
+    /// Connections.
+    #[default]
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
 /// What one `ServiceExport` says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Export {
+    /// When it was made, as Kubernetes writes times: in the order of the texts. Of two that contradict each other the
+    /// older one is right.
+    pub made: String,
     /// The cluster that has the service.
     pub cluster: String,
     /// Its namespace there.
     pub namespace: String,
     /// Its name there.
     pub service: String,
-    /// Its ports, by number, and what they are called.
-    pub ports: BTreeMap<u16, String>,
+    /// Its ports, by number and what they take, and what they are called.
+    pub ports: BTreeMap<(u16, Transport), String>,
     /// Clusters that may import it; `*` is every cluster. Nothing named is nobody.
     pub importers: Vec<String>,
 }
@@ -80,8 +93,8 @@ impl Shares {
     }
 }
 
-/// May this agent, which stands for the pods of its cluster, reach `port` of the service of `export` by `import`? The
-/// edge policy of the cluster that has the service has a word of its own.
+/// May this agent, which stands for the pods of its cluster, reach `port` of the service of `export` by `import`, in this
+/// way? The edge policy of the cluster that has the service has a word of its own.
 ///
 /// # Errors
 /// The reason. An unknown import and one of another cluster get the same answer.
@@ -90,12 +103,12 @@ pub fn authorize_import(
     (cluster, agent): (&str, &str),
     import: &str,
     export: &str,
-    port: u16,
+    (port, transport): (u16, Transport),
 ) -> Result<Permit, Denial> {
     let no_import = || Denial::NoImport { cluster: cluster.to_owned(), import: import.to_owned() };
     let known = shares.imports.get(import).filter(|known| known.cluster == cluster).ok_or_else(no_import)?;
     let denied = || Denial::NotExported { cluster: cluster.to_owned(), import: import.to_owned(), port };
-    let fits = |found: &&Export| known.means(found) && found.admits(cluster) && found.ports.contains_key(&port);
+    let fits = |found: &&Export| known.means(found) && found.admits(cluster) && found.ports.contains_key(&(port, transport));
     let found = shares.exports.get(export).filter(fits).ok_or_else(denied)?;
     let to = Destination::service(&found.namespace, &found.service, &port.to_string()).map_err(|_| denied())?;
     let principal = Identity::new(format!("{AGENT_PREFIX}{cluster}.{agent}"), ["moorline:agents"]);
@@ -117,7 +130,8 @@ mod tests {
             cluster: cluster.to_owned(),
             namespace: "shop".to_owned(),
             service: "pay".to_owned(),
-            ports: [(80, "http".to_owned())].into(),
+            ports: [((80, Transport::Tcp), "http".to_owned())].into(),
+            made: String::new(),
             importers: importers.iter().map(|s| (*s).to_owned()).collect(),
         }
     }
@@ -149,7 +163,9 @@ mod tests {
     #[test]
     fn s22_an_import_reaches_what_is_exported_to_its_cluster_and_nothing_else() {
         let shares = shares();
-        let ask = |cluster, import, export, port| authorize_import(&shares, (cluster, "x"), import, export, port);
+        let ask = |cluster, import, export, port| {
+            authorize_import(&shares, (cluster, "x"), import, export, (port, Transport::Tcp))
+        };
         let permit = ask("b", "in-b", "one", 80).unwrap();
         assert_eq!((permit.cluster(), permit.principal().user.as_str()), ("a", "moorline:agent:b.x"));
         assert_eq!(permit.inside().unwrap().0.to_string(), "svc/shop/pay:80");
@@ -165,6 +181,8 @@ mod tests {
             let denied = ask(cluster, import, export, port);
             assert!(matches!(denied, Err(Denial::NotExported { .. })), "{cluster} {export} {port}: {denied:?}");
         }
+        let datagrams = authorize_import(&shares, ("b", "x"), "in-b", "one", (80, Transport::Udp));
+        assert!(matches!(datagrams, Err(Denial::NotExported { .. })), "the number of a TCP port: {datagrams:?}");
         for (cluster, import) in [("b", "in-c"), ("e", "in-b"), ("b", "unknown")] {
             assert!(matches!(ask(cluster, import, "two", 80), Err(Denial::NoImport { .. })), "{cluster} {import}");
         }
@@ -176,7 +194,7 @@ mod tests {
         shares.imports.insert("in-b".to_owned(), import("b", &["c"]));
         let names: Vec<&str> = shares.admitted(&shares.imports["in-b"]).map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["two"]);
-        assert!(authorize_import(&shares, ("b", "x"), "in-b", "one", 80).is_err());
+        assert!(authorize_import(&shares, ("b", "x"), "in-b", "one", (80, Transport::Tcp)).is_err());
     }
 
     #[test]

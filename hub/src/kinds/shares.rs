@@ -3,11 +3,16 @@
 
 use super::{Condition, GROUP, VERSION};
 use moorline_apiserver::Spec;
+use moorline_authz::access::Transport;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The condition that says whether it works.
 pub const READY: &str = "Ready";
+/// The condition that says whether there is what is exported, as far as connections tell.
+pub const VALID: &str = "Valid";
+/// The condition that says whether exports of one service contradict each other. The oldest is right then.
+pub const CONFLICT: &str = "Conflict";
 
 impl Spec for ServiceExportSpec {
     type Status = ServiceExportStatus;
@@ -42,7 +47,7 @@ pub struct ServiceExportSpec {
     /// Its name.
     #[schemars(length(min = 1, max = 63))]
     pub service: String,
-    /// Its ports, TCP, as the service numbers them.
+    /// Its ports, as the service numbers them.
     #[schemars(length(min = 1, max = 32))]
     pub ports: Vec<SharedPort>,
     /// Names of clusters that may import it, or `*` for all. Without one nobody may.
@@ -58,16 +63,58 @@ pub struct SharedPort {
     /// Its number.
     #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
-    /// What it is called in clusters that import it. Default: `port-<number>`.
+    /// What it is called in clusters that import it. Default: `port-<number>`, and `udp-<number>` where it takes datagrams.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 15))]
     pub name: String,
+    /// What it takes. Default: TCP.
+    #[serde(default, skip_serializing_if = "Protocol::is_tcp")]
+    pub protocol: Protocol,
 }
 
 impl SharedPort {
     /// Its name, or the one that it has without.
     pub fn name(&self) -> String {
-        if self.name.is_empty() { format!("port-{}", self.port) } else { self.name.clone() }
+        match (self.name.as_str(), self.protocol) {
+            ("", Protocol::Tcp) => format!("port-{}", self.port),
+            ("", Protocol::Udp) => format!("udp-{}", self.port),
+            (name, _) => name.to_owned(),
+        }
+    }
+}
+
+/// What a port takes, as Kubernetes calls it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// Connections.
+    #[default]
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl Protocol {
+    fn is_tcp(&self) -> bool {
+        *self == Self::Tcp
+    }
+}
+
+impl From<Protocol> for Transport {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::Tcp,
+            Protocol::Udp => Self::Udp,
+        }
+    }
+}
+
+impl From<Transport> for Protocol {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Tcp => Self::Tcp,
+            Transport::Udp => Self::Udp,
+        }
     }
 }
 
@@ -75,7 +122,8 @@ impl SharedPort {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceExportStatus {
-    /// `Ready`: whether connections reach it, as far as the last ones tell.
+    /// `Ready`: whether connections reach it, as far as the last ones tell. `Valid`: whether it is there. `Conflict`: whether
+    /// exports of the same service in other clusters have other ports.
     pub conditions: Vec<Condition>,
     /// Clusters that import it.
     pub importers: Vec<String>,

@@ -42,6 +42,8 @@ pub(super) fn order(all: &[Way], dice: impl Fn(usize) -> u32) -> Vec<usize> {
 /// How a service is that a cluster exports, as far as connections tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Seen {
+    /// There was none yet.
+    Never,
     /// The last one got through.
     Well,
     /// It did not.
@@ -69,7 +71,7 @@ pub(super) struct Memory(HashMap<String, State>);
 
 impl Memory {
     fn of(&mut self, export: &str, now: Instant) -> &mut State {
-        let fresh = || State { seen: Seen::Well, failures: 0, until: now, open: 0 };
+        let fresh = || State { seen: Seen::Never, failures: 0, until: now, open: 0 };
         self.0.entry(export.to_owned()).or_insert_with(fresh)
     }
 
@@ -94,12 +96,12 @@ impl Memory {
 
     /// Whether it is not worse than others, and how many connections are open.
     pub fn look(&self, export: &str, now: Instant) -> (bool, usize) {
-        self.0.get(export).map_or((true, 0), |state| (state.seen == Seen::Well || state.until <= now, state.open))
+        self.0.get(export).map_or((true, 0), |state| (!matches!(state.seen, Seen::Ill { .. }) || state.until <= now, state.open))
     }
 
     /// How it is.
     pub fn seen(&self, export: &str) -> Seen {
-        self.0.get(export).map_or(Seen::Well, |state| state.seen.clone())
+        self.0.get(export).map_or(Seen::Never, |state| state.seen.clone())
     }
 
     /// One more is open.
@@ -150,7 +152,7 @@ mod tests {
     #[test]
     fn failures_are_remembered_ever_longer_and_forgotten_by_a_success() {
         let (mut memory, now) = (Memory::default(), Instant::now());
-        assert_eq!(memory.look("x", now), (true, 0));
+        assert_eq!((memory.look("x", now), memory.seen("x")), ((true, 0), Seen::Never));
         assert!(memory.ill("x", "NoEndpoints", "none", now));
         assert!(!memory.ill("x", "NoEndpoints", "none", now), "no news");
         assert_eq!(memory.look("x", now + limits::ILL.0), (false, 0), "twice as long");

@@ -3,7 +3,7 @@
 use super::Shares;
 use crate::route::{LeasedStream, Opener};
 use futures_util::{FutureExt, future::BoxFuture};
-use moorline_authz::access::{Permit, authorize_import};
+use moorline_authz::access::{Permit, Transport, authorize_import};
 use moorline_proto::header::StreamHeader;
 use moorline_proxy::kube::{Dial, DialError};
 use std::{future::Future, sync::Arc, time::Instant};
@@ -17,7 +17,7 @@ pub(super) struct Asked {
     /// SHA-256 of its key, in hex.
     pub key: String,
     pub import: String,
-    pub port: u16,
+    pub port: (u16, Transport),
 }
 
 /// Opens streams for one connection.

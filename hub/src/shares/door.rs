@@ -2,6 +2,7 @@
 //!
 //! `POST /imports`: what there is to import, at once or when it changes; it carries how the last went.
 //! `GET /imports/<name>/<port>` with `Upgrade: moorline-stream`: one connection.
+//! Both with `?payload=datagrams`: the agent carries these too; the connection carries datagrams of many flows.
 
 use super::{
     Shares, Told, Wanted,
@@ -16,7 +17,7 @@ use crate::{
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use moorline_authz::access::authorize_import;
+use moorline_authz::access::{Transport, authorize_import};
 use moorline_link::tls;
 use moorline_proto::{id::Role, inside::Payload};
 use moorline_proxy::{
@@ -105,12 +106,17 @@ impl Importing {
             return gone;
         }
         let path = request.uri().path().to_owned();
+        let transport = match request.uri().query() {
+            None => Transport::Tcp,
+            Some("payload=datagrams") => Transport::Udp,
+            Some(_) => return status_response(StatusCode::BAD_REQUEST, "the query may be payload=datagrams"),
+        };
         match (request.method(), path.strip_prefix("/imports")) {
-            (&Method::POST, Some("")) => self.news(request).await,
+            (&Method::POST, Some("")) => self.news(request, transport == Transport::Udp).await,
             (&Method::GET, Some(rest)) => {
                 let asked = rest.strip_prefix('/').and_then(|rest| rest.split_once('/'));
                 match asked.and_then(|(name, port)| Some((name, port.parse::<u16>().ok()?))) {
-                    Some((import, port)) => Box::pin(self.connect(request, import, port)).await,
+                    Some((import, port)) => Box::pin(self.connect(request, import, (port, transport))).await,
                     None => status_response(StatusCode::BAD_REQUEST, "the path is /imports/NAME/PORT"),
                 }
             }
@@ -118,7 +124,7 @@ impl Importing {
         }
     }
 
-    async fn news(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn news(&self, request: Request<Incoming>, datagrams: bool) -> Response<Body> {
         let body = timeout(Duration::from_secs(10), Limited::new(request.into_body(), limits::QUESTION).collect());
         let Ok(Ok(body)) = body.await else {
             return status_response(StatusCode::BAD_REQUEST, "the question was cut short, or is too large");
@@ -132,12 +138,12 @@ impl Importing {
         {
             let mut importers = shares.importers();
             let agents = importers.entry(self.cluster.clone()).or_default();
-            let fresh = || super::Importer { asking: 0, last: Instant::now(), told: Vec::new() };
+            let fresh = || super::Importer { asking: 0, last: Instant::now(), told: Vec::new(), datagrams };
             let news = !agents.contains_key(&self.agent);
             let importer = agents.entry(self.agent.clone()).or_insert_with(fresh);
             importer.asking += 1;
-            if news || importer.told != told {
-                importer.told = told;
+            if news || importer.told != told || importer.datagrams != datagrams {
+                (importer.told, importer.datagrams) = (told, datagrams);
                 shares.wake.notify_one();
             }
         }
@@ -146,7 +152,8 @@ impl Importing {
         let over = sleep(limits::POLL);
         tokio::pin!(over);
         loop {
-            let wanted = Shares::wanted(&known.borrow_and_update().clone(), &self.cluster);
+            let now = known.borrow_and_update().clone();
+            let wanted = Shares::wanted(&now, &self.cluster, shares.carries_datagrams(&self.cluster));
             let revision = revision(&wanted);
             let changed = revision != question.seen;
             let finish = async {
@@ -166,7 +173,7 @@ impl Importing {
         }
     }
 
-    async fn connect(&self, request: Request<Incoming>, import: &str, port: u16) -> Response<Body> {
+    async fn connect(&self, request: Request<Incoming>, import: &str, port: (u16, Transport)) -> Response<Body> {
         let shares = &self.shares;
         let count = |result| shares.metrics.imports.with_label_values(&[result]).inc();
         let known = shares.known.borrow().clone();
@@ -226,7 +233,11 @@ impl Importing {
                 shares.wake.notify_one();
             }
         };
-        let response = proxy.connect_first(request.map(body::from), Payload::Bytes, &caller, &permits, tell).await;
+        let payload = match port.1 {
+            Transport::Tcp => Payload::Bytes,
+            Transport::Udp => Payload::Datagrams,
+        };
+        let response = proxy.connect_first(request.map(body::from), payload, &caller, &permits, tell).await;
         count(if response.status() == StatusCode::SWITCHING_PROTOCOLS { "opened" } else { "failed" });
         response
     }

@@ -1,8 +1,8 @@
 //! What the status of exports and imports says, and that it is written when it changes.
 
-use super::{Shares, balance::Seen, limits, ports_of};
+use super::{Shares, balance::Seen, limits, merge};
 use crate::{
-    kinds::{Condition, READY, ServiceExportSpec, ServiceImportSpec},
+    kinds::{CONFLICT, Condition, Protocol, READY, ServiceExportSpec, ServiceImportSpec, VALID},
     records::{RecordError, Records},
     status::time,
 };
@@ -19,11 +19,33 @@ const GATHER: Duration = Duration::from_millis(50);
 /// Attempts against writers of the same object.
 const TRIES: u32 = 5;
 
-/// A verdict: ready or not, one word, and words.
-type Verdict = (bool, &'static str, String);
+/// A verdict: whether it is so, one word, and words.
+type Verdict = (Is, &'static str, String);
+
+/// The status of a condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Is {
+    True,
+    False,
+    Unknown,
+}
+
+impl Is {
+    fn name(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+fn yes(reason: &'static str) -> Verdict {
+    (Is::True, reason, String::new())
+}
 
 fn no(reason: &'static str, message: impl Into<String>) -> Verdict {
-    (false, reason, message.into())
+    (Is::False, reason, message.into())
 }
 
 /// Reasons that agents give, as far as they are known here: labels of a status are a bounded set.
@@ -77,9 +99,16 @@ impl Shares {
             let importers =
                 known.imports.values().filter(|import| import.means(export) && export.admits(&import.cluster));
             let clusters = sorted(importers.map(|import| import.cluster.clone()));
-            let verdict = self.judge_export(name, export);
+            let ready = self.judge_export(name, export);
+            let valid = self.judge_presence(name, export);
+            let conflict = match merge::conflict(known, export) {
+                Some(words) => (Is::True, "PortConflict", words),
+                None => no("NoConflicts", ""),
+            };
             let written = put::<ServiceExportSpec>(&self.records, name, |status| {
-                condition(&mut status.conditions, &verdict);
+                condition(&mut status.conditions, READY, &ready);
+                condition(&mut status.conditions, VALID, &valid);
+                condition(&mut status.conditions, CONFLICT, &conflict);
                 status.importers.clone_from(&clusters);
             });
             self.note(name, written.await);
@@ -87,9 +116,9 @@ impl Shares {
         for (name, import) in &known.imports {
             let (verdict, address) = self.judge_import(known, name, import);
             let clusters = sorted(known.admitted(import).map(|(_, export)| export.cluster.clone()));
-            let ports = ports_of(known, import);
+            let ports = merge::ports(known, import);
             let written = put::<ServiceImportSpec>(&self.records, name, |status| {
-                condition(&mut status.conditions, &verdict);
+                condition(&mut status.conditions, READY, &verdict);
                 status.address.clone_from(&address);
                 status.ports.clone_from(&ports);
                 status.clusters.clone_from(&clusters);
@@ -122,8 +151,23 @@ impl Shares {
             return no("NotConnected", format!("no agent of cluster {cluster:?} is connected"));
         }
         match self.memory().seen(name) {
-            Seen::Well => (true, "Exported", String::new()),
+            Seen::Never | Seen::Well => yes("Exported"),
             Seen::Ill { reason, message } => no(known_reason(&reason), message),
+        }
+    }
+
+    /// Whether there is what is exported. Only connections tell: nobody at the hub looks into clusters.
+    fn judge_presence(&self, name: &str, export: &Export) -> Verdict {
+        if !self.records.cluster_exists(&export.cluster) {
+            return no("NoCluster", format!("there is no cluster {:?}", export.cluster));
+        }
+        match self.memory().seen(name) {
+            Seen::Well => yes("Valid"),
+            Seen::Ill { reason, .. } if reason == "NoEndpoints" || reason == "ConnectionRefused" => yes("Valid"),
+            Seen::Ill { reason, message } if reason == "NotFound" => no("NoService", message),
+            Seen::Ill { .. } | Seen::Never => {
+                (Is::Unknown, "Pending", "no connection has come to the service yet, or none came so far".to_owned())
+            }
         }
     }
 
@@ -163,6 +207,11 @@ impl Shares {
             );
             return (no("NoImporter", message), None);
         }
+        let datagrams = merge::ports(known, import).iter().any(|port| port.protocol == Protocol::Udp);
+        if datagrams && !self.carries_datagrams(cluster) {
+            let message = "an agent of this cluster that imports carries no datagrams: upgrade it, or export no UDP";
+            return (no("AgentTooOld", message), None);
+        }
         let Some(address) = told.iter().find_map(|told| told.address).map(|address| address.to_string()) else {
             let verdict = match told.first() {
                 Some(told) => no(known_reason(&told.reason), plain(&told.message)),
@@ -180,11 +229,11 @@ impl Shares {
         if ill.len() == ways.len() {
             let words = ill.iter().filter_map(|(name, export, _)| match self.memory().seen(name) {
                 Seen::Ill { reason, .. } => Some(format!("{}: {}", export.cluster, known_reason(&reason))),
-                Seen::Well => None,
+                Seen::Never | Seen::Well => None,
             });
             return (no("NoneReachable", words.collect::<Vec<_>>().join(", ")), Some(address));
         }
-        ((true, "Imported", String::new()), Some(address))
+        (yes("Imported"), Some(address))
     }
 }
 
@@ -200,13 +249,13 @@ fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
 }
 
-/// Sets the one condition; its time is that of the last turn.
-fn condition(all: &mut Vec<Condition>, (ready, reason, message): &Verdict) {
-    let status = if *ready { "True" } else { "False" };
-    let found = match all.iter_mut().position(|c| c.r#type == READY) {
+/// Sets a condition; its time is that of the last turn.
+fn condition(all: &mut Vec<Condition>, kind: &str, (is, reason, message): &Verdict) {
+    let status = is.name();
+    let found = match all.iter_mut().position(|c| c.r#type == kind) {
         Some(at) => all.get_mut(at),
         None => {
-            all.push(Condition { r#type: READY.to_owned(), ..Condition::default() });
+            all.push(Condition { r#type: kind.to_owned(), ..Condition::default() });
             all.last_mut()
         }
     };
@@ -246,12 +295,13 @@ mod tests {
     #[test]
     fn a_condition_keeps_its_time_until_it_turns() {
         let mut all = Vec::new();
-        condition(&mut all, &no("NoExport", "a"));
+        condition(&mut all, READY, &no("NoExport", "a"));
         all[0].last_transition_time = "then".to_owned();
-        condition(&mut all, &no("NotAllowed", "b"));
+        condition(&mut all, READY, &no("NotAllowed", "b"));
         assert_eq!((all[0].last_transition_time.as_str(), all[0].reason.as_str()), ("then", "NotAllowed"));
-        condition(&mut all, &(true, "Imported", String::new()));
+        condition(&mut all, READY, &yes("Imported"));
         assert_ne!(all[0].last_transition_time, "then");
-        assert_eq!(all.len(), 1);
+        condition(&mut all, CONFLICT, &no("NoConflicts", ""));
+        assert_eq!((all.len(), all[0].status.as_str(), all[1].status.as_str()), (2, "True", "False"));
     }
 }

@@ -1,7 +1,7 @@
 //! Services that clusters share: columns and rules.
 
 use super::{invalid, joined, text};
-use crate::kinds::{READY, ServiceExportSpec, ServiceImportSpec};
+use crate::kinds::{CONFLICT, READY, ServiceExportSpec, ServiceImportSpec};
 use moorline_apiserver::{Cause, Column, KindSpec, dns_label};
 use moorline_proto::id::ClusterId;
 use serde_json::Value;
@@ -15,8 +15,11 @@ fn why(object: &Value) -> Value {
 
 fn ports(object: &Value, at: &str) -> Value {
     let list = object.pointer(at).and_then(Value::as_array).into_iter().flatten();
-    let numbers: Vec<String> = list.filter_map(|p| p.get("port")?.as_u64()).map(|p| p.to_string()).collect();
-    Value::from(numbers.join(","))
+    let shown = |port: &Value| {
+        let number = port.get("port")?.as_u64()?;
+        Some(if text(port, "/protocol") == "UDP" { format!("{number}/UDP") } else { number.to_string() })
+    };
+    Value::from(list.filter_map(shown).collect::<Vec<_>>().join(","))
 }
 
 /// Names of clusters, of a namespace and of a service at these pointers.
@@ -50,6 +53,7 @@ pub(super) fn export() -> KindSpec {
         .column(Column::with("Importers", joined("/spec/importers")).described("Clusters that may import it"))
         .column(Column::condition("Ready", READY))
         .column(Column::with("Why", why))
+        .column(Column::condition("Conflict", CONFLICT).wide())
         .selectable(&["spec.cluster"])
         .validate(|object, _| {
             let names = [("spec.namespace", "/spec/namespace"), ("spec.service", "/spec/service")];
@@ -58,8 +62,14 @@ pub(super) fn export() -> KindSpec {
             let (mut numbers, mut called) = (BTreeSet::new(), BTreeSet::new());
             for port in list {
                 let name = text(port, "/name");
-                let twice = !numbers.insert(port.get("port").and_then(Value::as_u64));
-                if twice || (!name.is_empty() && !called.insert(name)) {
+                let number = port.get("port").and_then(Value::as_u64).unwrap_or_default();
+                let udp = text(port, "/protocol") == "UDP";
+                let name_or_default = match (name, udp) {
+                    ("", false) => format!("port-{number}"),
+                    ("", true) => format!("udp-{number}"),
+                    (name, _) => name.to_owned(),
+                };
+                if !numbers.insert((number, udp)) || !called.insert(name_or_default) {
                     wrong.push(invalid("spec.ports", "a number or a name stands there twice"));
                 }
                 if !name.is_empty() && (name.len() > 15 || dns_label(name).is_err()) {

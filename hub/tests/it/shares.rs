@@ -35,11 +35,21 @@ async fn news(world: &World, member: &Member, seen: &str, told: Value) -> Value 
     ask(world, member, "POST /imports", &json!({ "seen": seen, "told": told }).to_string()).await.json()
 }
 
+/// The same of an agent that carries datagrams.
+async fn news_of_datagrams(world: &World, member: &Member, told: Value) -> Value {
+    let body = json!({ "seen": "", "told": told }).to_string();
+    ask(world, member, "POST /imports?payload=datagrams", &body).await.json()
+}
+
 /// One connection to `import`; the answer to its request, and the rest of the connection.
 async fn open(world: &World, member: &Member, import: &str) -> (Answer, TlsStream<TcpStream>) {
+    open_at(world, member, &format!("{import}/80")).await
+}
+
+async fn open_at(world: &World, member: &Member, at: &str) -> (Answer, TlsStream<TcpStream>) {
     let mut stream = connect(world, member).await.unwrap();
     let request = format!(
-        "GET /imports/{import}/80 HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: moorline-stream\r\n\r\n"
+        "GET /imports/{at} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: moorline-stream\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
     stream.flush().await.unwrap();
@@ -61,6 +71,20 @@ async fn status(world: &World, plural: &str, name: &str) -> Value {
 
 async fn reason(world: &World, plural: &str, name: &str) -> String {
     status(world, plural, name).await["conditions"][0]["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Status and reason of the condition of that type.
+async fn condition(world: &World, plural: &str, name: &str, kind: &str) -> (String, String) {
+    let all = status(world, plural, name).await["conditions"].clone();
+    let found = all.as_array().into_iter().flatten().find(|c| c["type"] == kind).cloned().unwrap_or_default();
+    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+    (text("status"), text("reason"))
+}
+
+async fn turns(world: &World, name: &str, kind: &str, (is, reason): (&str, &str)) {
+    let wanted = (is.to_owned(), reason.to_owned());
+    let what = format!("{name} {kind}={is} ({reason})");
+    eventually(&what, async || condition(world, "serviceexports", name, kind).await == wanted).await;
 }
 
 async fn becomes(world: &World, plural: &str, name: &str, wanted: &str) {
@@ -155,6 +179,86 @@ async fn connections_go_to_another_cluster_when_one_has_no_endpoints() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn datagrams_of_an_import_take_the_ports_that_are_exported_for_them() {
+    let (world, one, three, two) = three().await;
+    let ports = json!([{ "port": 53, "name": "dns", "protocol": "UDP" }, { "port": 53, "name": "dns-tcp" }, { "port": 80 }]);
+    for cluster in ["edge1", "edge3"] {
+        let spec = json!({ "cluster": cluster, "namespace": "shop", "service": "web", "importers": ["*"], "ports": ports });
+        world.create("serviceexports", "ServiceExport", &format!("dns-{cluster}"), spec).await;
+    }
+    eventually("both exports", async || status(&world, "serviceimports", "shop").await["clusters"] == json!(["edge1", "edge3"])).await;
+    // An agent that knows nothing of datagrams is not told of them, and its import says why.
+    let told = news(&world, &two, "", json!([{ "import": "shop", "address": "10.96.0.7" }])).await;
+    assert_eq!(told["imports"][0]["ports"], json!([{ "port": 53, "name": "dns-tcp" }, { "port": 80, "name": "port-80" }]));
+    becomes(&world, "serviceimports", "shop", "AgentTooOld").await;
+    let told = news_of_datagrams(&world, &two, json!([{ "import": "shop", "address": "10.96.0.7" }])).await;
+    assert_eq!(told["imports"][0]["ports"].as_array().unwrap().len(), 3, "{told}");
+    assert!(told["imports"][0]["ports"].as_array().unwrap().contains(&ports[0]), "{told}");
+    becomes(&world, "serviceimports", "shop", "Imported").await;
+
+    let (answer, mut stream) = open_at(&world, &two, "shop/53?payload=datagrams").await;
+    assert_eq!(answer.code, 101, "{answer:?}");
+    assert!(echoes(&mut stream).await);
+    // Neither kind of port is a way to the other, and nothing else is asked for.
+    for (at, code) in [("shop/80?payload=datagrams", 403), ("shop/53?payload=http", 400), ("shop/53?x", 400)] {
+        assert_eq!(open_at(&world, &two, at).await.0.code, code, "{at}");
+    }
+    // Another cluster takes over, and what is open ends with the right to it.
+    one.empty.store(true, Ordering::SeqCst);
+    for _ in 0..4 {
+        let (answer, mut stream) = open_at(&world, &two, "shop/53?payload=datagrams").await;
+        assert!(answer.code == 101 && echoes(&mut stream).await, "{answer:?}");
+    }
+    three.empty.store(true, Ordering::SeqCst);
+    let (answer, _) = open_at(&world, &two, "shop/53?payload=datagrams").await;
+    assert_eq!((answer.code, answer.json()["reason"].clone()), (503, json!("NoEndpoints")), "{answer:?}");
+    for cluster in ["edge1", "edge3"] {
+        let name = format!("{API}/serviceexports/dns-{cluster}");
+        world.patch(&name, &json!({ "spec": { "ports": [{ "port": 53, "name": "dns-tcp" }] } })).await;
+    }
+    let ended = async { while !matches!(stream.read(&mut [0; 64]).await, Ok(0) | Err(_)) {} };
+    timeout(LONG, ended).await.unwrap();
+    let audit = world.audit_at_end().await;
+    assert!(audit.contains("/connect/svc/shop/web:53"), "{audit}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exports_that_contradict_each_other_say_so_and_the_oldest_is_right() {
+    let (world, one, _three, two) = three().await;
+    export(&world, "edge1", &["*"]).await;
+    turns(&world, "web-edge1", "Conflict", ("False", "NoConflicts")).await;
+    turns(&world, "web-edge1", "Valid", ("Unknown", "Pending")).await;
+    let spec = json!({ "cluster": "edge3", "namespace": "shop", "service": "web", "importers": ["*"],
+        "ports": [{ "port": 80, "name": "web" }, { "port": 8080, "name": "http" }, { "port": 443, "name": "https" }] });
+    world.create("serviceexports", "ServiceExport", "web-edge3", spec).await;
+    for name in ["web-edge1", "web-edge3"] {
+        turns(&world, name, "Conflict", ("True", "PortConflict")).await;
+    }
+    let conditions = status(&world, "serviceexports", "web-edge3").await["conditions"].clone();
+    let message = conditions.as_array().unwrap().iter().find(|c| c["type"] == "Conflict").unwrap()["message"].clone();
+    assert!(message.as_str().unwrap().contains("1/2 clusters disagree with edge1"), "{message}");
+    let told = news(&world, &two, "", json!([])).await;
+    let ports = json!([{ "port": 80, "name": "http" }, { "port": 443, "name": "https" }]);
+    assert_eq!(told["imports"][0]["ports"], ports, "the oldest one's name counts, and the others' ports are there");
+
+    // Connections tell whether there is what is exported. One that fails at edge1 goes to edge3.
+    one.empty.store(true, Ordering::SeqCst);
+    eventually("edge1 was tried", async || {
+        assert_eq!(open(&world, &two, "shop").await.0.code, 101);
+        condition(&world, "serviceexports", "web-edge1", "Ready").await.1 == "NoEndpoints"
+    })
+    .await;
+    turns(&world, "web-edge1", "Valid", ("True", "Valid")).await;
+    turns(&world, "web-edge3", "Valid", ("True", "Valid")).await;
+
+    let agreed = json!({ "spec": { "ports": [{ "port": 80, "name": "http" }] } });
+    world.patch(&format!("{API}/serviceexports/web-edge3"), &agreed).await;
+    for name in ["web-edge1", "web-edge3"] {
+        turns(&world, name, "Conflict", ("False", "NoConflicts")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn s20_the_door_for_imports_is_for_agents_and_leads_nowhere_else() {
     let (world, _one, _three, two) = three().await;
     export(&world, "edge1", &["*"]).await;
@@ -217,6 +321,8 @@ async fn exports_and_imports_that_say_nothing_sound_are_refused() {
         (with("service", json!("a.b")), "spec.service"),
         (with("ports", json!([])), "spec.ports"),
         (with("ports", json!([{ "port": 80 }, { "port": 80 }])), "spec.ports"),
+        (with("ports", json!([{ "port": 53, "protocol": "UDP" }, { "port": 54, "name": "udp-53" }])), "spec.ports"),
+        (with("ports", json!([{ "port": 80, "protocol": "SCTP" }])), "spec.ports"),
         (with("ports", json!([{ "port": 80, "name": "No Name" }])), "spec.ports"),
         (with("ports", json!([{ "port": 0 }])), "spec.ports"),
         (with("importers", json!(["a b"])), "spec.importers"),

@@ -423,7 +423,7 @@ impl Agent {
             while let Some(stream) = accepting.accept().await {
                 let header = stream.header.clone();
                 if let Target::Inside(inside) = &header.target
-                    && inside.payload == Payload::Bytes
+                    && matches!(inside.payload, Payload::Bytes | Payload::Datagrams)
                 {
                     crate::inside::place(stream, inside.clone(), nothing.load(Ordering::SeqCst));
                     continue;
