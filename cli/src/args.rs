@@ -2,7 +2,7 @@
 
 use crate::{
     access, agent, apikey, audit, bench, can_i, clusters, delete, doctor, endpoint, forward, get, grant, group, hub,
-    import, kube, kubeconfig, login, plan, principals, reference, service, shell, status, text, token, user, version,
+    import, kube, kubeconfig, login, plan, principals, reference, service, share, shell, status, text, token, user, version,
 };
 use clap::{CommandFactory, FromArgMatches};
 use std::{path::Path, process::ExitCode};
@@ -76,6 +76,9 @@ pub enum Command {
     /// Who may use which cluster
     #[command(subcommand, arg_required_else_help = true)]
     Grant(grant::Command),
+    /// Services of one cluster at addresses of another
+    #[command(subcommand, arg_required_else_help = true)]
+    Share(share::Command),
     /// More rights on a cluster for a while
     #[command(subcommand, arg_required_else_help = true)]
     Access(access::Command),
@@ -184,6 +187,7 @@ async fn ask(command: Command) -> anyhow::Result<ExitCode> {
         Command::Apikey(command) => apikey::run(command).await,
         Command::User(command) => user::run(command).await,
         Command::Grant(command) => grant::run(command).await,
+        Command::Share(command) => share::run(command).await,
         Command::Access(command) => access::run(command).await,
         Command::Plan(command) => plan::run(command).await,
         Command::Group(command) => group::run(command).await,

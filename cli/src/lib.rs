@@ -42,6 +42,7 @@ mod resource;
 mod service;
 mod session;
 mod settings;
+mod share;
 mod shell;
 mod status;
 mod target;

@@ -41,6 +41,12 @@ pub enum Resource {
     /// Who may reach which services, pods and hosts inside clusters
     #[value(name = "servicegrants", alias = "servicegrant")]
     ServiceGrant,
+    /// A service of a cluster that others may import
+    #[value(name = "serviceexports", aliases = ["serviceexport", "exports", "export"])]
+    ServiceExport,
+    /// A service that a cluster gets an address for, although others have it
+    #[value(name = "serviceimports", aliases = ["serviceimport", "imports", "import"])]
+    ServiceImport,
     /// A cluster that the hub reaches with a kubeconfig
     #[value(name = "clusterimports", alias = "clusterimport")]
     ClusterImport,
@@ -61,6 +67,8 @@ impl Resource {
             Self::JoinToken => "jointokens",
             Self::ClusterGrant => "clustergrants",
             Self::ServiceGrant => "servicegrants",
+            Self::ServiceExport => "serviceexports",
+            Self::ServiceImport => "serviceimports",
             Self::ClusterImport => "clusterimports",
         }
     }
@@ -79,6 +87,8 @@ impl Resource {
             Self::JoinToken => "jointoken",
             Self::ClusterGrant => "clustergrant",
             Self::ServiceGrant => "servicegrant",
+            Self::ServiceExport => "serviceexport",
+            Self::ServiceImport => "serviceimport",
             Self::ClusterImport => "clusterimport",
         }
     }
@@ -97,6 +107,8 @@ impl Resource {
             Self::JoinToken => "JoinToken",
             Self::ClusterGrant => "ClusterGrant",
             Self::ServiceGrant => "ServiceGrant",
+            Self::ServiceExport => "ServiceExport",
+            Self::ServiceImport => "ServiceImport",
             Self::ClusterImport => "ClusterImport",
         }
     }

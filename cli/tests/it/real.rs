@@ -119,6 +119,23 @@ fn a_hub_and_its_first_users() {
     assert_eq!(ok(home, &["user", "groups", "anna"]), "ops\n");
     ok(home, &["grant", "create", "--group", "ops", "--cluster", "edge1"]);
     assert!(ok(home, &["grant", "list"]).contains("ops-edge1"));
+
+    // What one cluster has for another, and why it is not there yet.
+    ok(home, &["share", "export", "edge1", "shop/web", "80:http", "53/udp:dns", "--to", "edge2"]);
+    let early = run(home, &["share", "import", "edge2", "shop/web", "--timeout", "1s"]);
+    assert!(!early.status.success() && stderr(&early).contains("moorline share list"), "{}", stderr(&early));
+    let words = ["shop-web-edge1", "80,53/UDP", "NotConnected", "CONFLICT", "shop-web-edge2", "NoCluster"];
+    let begun = Instant::now();
+    loop {
+        let shared = ok(home, &["share", "list", "-o", "wide"]);
+        if words.iter().all(|word| shared.contains(word)) {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{words:?}: {shared}");
+    }
+    ok(home, &["share", "delete", "import/shop-web-edge2", "export/shop-web-edge1"]);
+    let nothing = run(home, &["share", "delete", "import/shop-web-edge2"]);
+    assert!(stderr(&nothing).contains("moorline share list"), "{}", stderr(&nothing));
     let key = ok(home, &["apikey", "create", "--user", "anna", "--cluster", "edge1"]);
     assert!(key.starts_with("mlt_"), "{key}");
 

@@ -20,6 +20,7 @@ fn help_goes_to_standard_output_and_names_every_command() {
         "apikey",
         "user",
         "grant",
+        "share",
         "clusters",
         "status",
         "doctor",
@@ -50,6 +51,10 @@ fn wrong_usage_ends_with_2() {
         &["login"],
         &["login", "https://hub", "--ca-pin", "sha256:zz"],
         &["grant", "create", "--cluster", "edge1"],
+        &["share", "export", "edge1", "shop/web", "--to", "edge2"],
+        &["share", "export", "edge1", "shop/web", "80"],
+        &["share", "export", "edge1", "web", "80", "--to", "edge2"],
+        &["share", "delete", "shop-web-edge1"],
         &["hub", "--no-such-flag"],
     ] {
         let output = run(home.path(), args);
