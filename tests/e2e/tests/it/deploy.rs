@@ -81,6 +81,7 @@ pub fn same(_: &mut World) -> Result<()> {
     ] {
         ensure!(text(&mut helm(&[&on[..], &[bad]].concat())).is_err(), "the chart takes {bad}");
     }
+    rights_by_value()?;
     // A volume instead of a folder that goes with its pod, and break-glass users.
     let more = ["endpoint.storage=1Gi", "endpoint.breakGlass={root,ops}", "endpoint.serviceType=LoadBalancer"];
     let chart = objects(&text(&mut helm(&[&on[..], &more].concat()))?)?;
@@ -90,6 +91,44 @@ pub fn same(_: &mut World) -> Result<()> {
     ensure!(volumes.iter().all(|volume| volume["name"] != "endpoint"), "two volumes of a name: {set}");
     ensure!(chart["ConfigMap moorline-system/moorline-endpoint"]["data"]["MOORLINE_BREAK_GLASS"] == "root,ops");
     ensure!(chart["Service moorline-system/moorline-endpoint"]["spec"]["type"] == "LoadBalancer");
+    Ok(())
+}
+
+/// Rights for services and for imports are there where they are asked for, and are what the manifests give.
+fn rights_by_value() -> Result<()> {
+    let read = |file: &str| std::fs::read_to_string(root().join("deploy").join(file));
+    let mut plain = kustomized("agent")?;
+    for file in ["services/rbac.yaml", "services/network.yaml", "imports/network.yaml"] {
+        plain.extend(objects(&read(file)?)?);
+    }
+    for namespace in ["shop", "web"] {
+        plain.extend(objects(&read("imports/rbac.yaml")?.replace("NAMESPACE", namespace))?);
+    }
+    let on = ["services.enabled=true", "imports.enabled=true", "imports.namespaces={shop,web}"];
+    let allows = "policy.imports.allow={shop/web}";
+    let chart = objects(&text(&mut helm(&[&on[..], &[allows]].concat()))?)?;
+    ensure!(plain.keys().eq(chart.keys()), "{:?}\n{:?}", plain.keys(), chart.keys());
+    let own = ["StatefulSet moorline-system/moorline-agent", "ConfigMap moorline-system/moorline-edge-policy"];
+    for (name, object) in plain.iter().filter(|(name, _)| !own.contains(&name.as_str())) {
+        ensure!(chart.get(name) == Some(object), "{name} differs:\n{object}\n{:?}", chart.get(name));
+    }
+    let env = chart[own[0]]["spec"]["template"]["spec"]["containers"][0]["env"].clone();
+    let address = json!({ "name": "MOORLINE_IMPORTS_ADDRESS", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } });
+    ensure!(env.as_array().is_some_and(|env| env.contains(&address)), "{env}");
+    let policy = chart[own[1]]["data"]["policy.yaml"].as_str().context("a policy")?;
+    ensure!(policy.contains("imports:") && policy.contains("- shop/web"), "{policy}");
+    for bad in [
+        &on[..],
+        &["imports.enabled=true", allows],
+        &["imports.enabled=true", "imports.namespaces={Shop}", allows],
+        &["imports.enabled=true", "imports.namespaces={shop}", "policy.imports.allow={web}"],
+        &["imports.enabled=true", "imports.namespaces={shop}", allows, "agent.enabled=false"],
+        &["services.enabled=often"],
+        &["services.enabled=true", "agent.enabled=false"],
+        &["policy.services.allowed={shop/web}"],
+    ] {
+        ensure!(text(&mut helm(bad)).is_err(), "the chart takes {bad:?}");
+    }
     Ok(())
 }
 
