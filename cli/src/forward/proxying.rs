@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     time::timeout,
 };
@@ -101,7 +101,7 @@ fn told(e: &ApiError) -> (u8, u16, String) {
 type Asked = Result<(String, u16), (u8, u16, String)>;
 
 /// The rest of a SOCKS5 request, after its version.
-async fn socks(socket: &mut TcpStream) -> io::Result<Asked> {
+async fn socks(socket: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<Asked> {
     let mut methods = vec![0; socket.read_u8().await?.into()];
     socket.read_exact(&mut methods).await?;
     if !methods.contains(&0) {
@@ -141,7 +141,7 @@ async fn socks(socket: &mut TcpStream) -> io::Result<Asked> {
 }
 
 /// A request for CONNECT, whose first byte was read.
-async fn connect(socket: &mut TcpStream, first: u8) -> io::Result<Asked> {
+async fn connect(socket: &mut (impl AsyncRead + Unpin), first: u8) -> io::Result<Asked> {
     let mut head = vec![first];
     // Byte by byte: what follows the head belongs to the connection.
     while !head.ends_with(b"\r\n\r\n") {
@@ -159,4 +159,63 @@ async fn connect(socket: &mut TcpStream, first: u8) -> io::Result<Asked> {
         (Some("CONNECT"), None) => Err((0, 400, format!("{target:?} is not HOST:PORT"))),
         _ => Err((0, 405, "only CONNECT is possible here; plain http:// works over SOCKS5".to_owned())),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is understood of these bytes, and what is left unread.
+    async fn heard(sent: &[u8]) -> (io::Result<Asked>, Vec<u8>, Vec<u8>) {
+        let (mut near, mut far) = tokio::io::duplex(1 << 20);
+        far.write_all(sent).await.unwrap();
+        far.shutdown().await.unwrap();
+        let asked = match near.read_u8().await.unwrap() {
+            5 => socks(&mut near).await,
+            first => connect(&mut near, first).await,
+        };
+        let (mut rest, mut said) = (Vec::new(), Vec::new());
+        let (mut read, write) = tokio::io::split(near);
+        read.read_to_end(&mut rest).await.unwrap();
+        drop((read, write));
+        far.read_to_end(&mut said).await.unwrap();
+        (asked, rest, said)
+    }
+
+    #[tokio::test]
+    async fn what_socks_clients_and_http_clients_ask_for_is_read_and_no_byte_more() {
+        let ok = |host: &str, port| Ok((host.to_owned(), port));
+        let with = |head: &[u8], name: &[u8]| [&[5, 1, 0, 5, 1, 0][..], head, name, &[0x1f, 0x90], b"rest"].concat();
+        for (sent, wanted) in [
+            (with(&[3, 12], b"web.shop.svc"), ok("web.shop.svc", 8080)),
+            (with(&[1], &[10, 0, 0, 5]), ok("10.0.0.5", 8080)),
+            (with(&[4], &std::net::Ipv6Addr::LOCALHOST.octets()), ok("::1", 8080)),
+        ] {
+            let (asked, rest, said) = heard(&sent).await;
+            assert_eq!((asked.unwrap(), &rest[..], &said[..]), (wanted, &b"rest"[..], &[5, 0][..]));
+        }
+        for (line, wanted) in [
+            ("CONNECT web.shop.svc:443 HTTP/1.1", ok("web.shop.svc", 443)),
+            ("CONNECT [fd00::5]:443 HTTP/1.1", ok("[fd00::5]", 443)),
+        ] {
+            let sent = format!("{line}\r\nHost: x\r\nProxy-Connection: keep-alive\r\n\r\nrest");
+            let (asked, rest, _) = heard(sent.as_bytes()).await;
+            assert_eq!((asked.unwrap(), &rest[..]), (wanted, &b"rest"[..]), "{line}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_forwarded_is_told_in_the_callers_own_words() {
+        let code = async |sent: &[u8]| heard(sent).await.0.unwrap().unwrap_err();
+        let (reply, _, _) = code(&[5, 1, 0, 5, 2, 0, 1, 10, 0, 0, 5, 0, 80]).await;
+        assert_eq!(reply, 7, "to bind a port is not offered (RFC 1928 §6)");
+        assert_eq!(code(&[5, 1, 0, 5, 1, 0, 9, 0, 0]).await.0, 8);
+        let (asked, _, said) = heard(&[5, 1, 2, 0, 0]).await;
+        assert!(asked.is_err() && said == [5, 0xff], "a password is asked for by nobody: {said:?}");
+        assert_eq!(code(b"GET http://web.shop.svc/ HTTP/1.1\r\n\r\n").await.1, 405);
+        assert_eq!(code(b"CONNECT web.shop.svc HTTP/1.1\r\n\r\n").await.1, 400);
+        let long = [b"CONNECT ".to_vec(), vec![b'a'; HEAD]].concat();
+        assert_eq!(code(&long).await.1, 431);
+        assert!(heard(b"CONNECT web").await.0.is_err(), "cut short");
+    }
 }
