@@ -2,7 +2,8 @@
 
 use crate::{
     access, agent, apikey, audit, bench, can_i, clusters, delete, doctor, endpoint, forward, get, grant, group, hub,
-    import, kube, kubeconfig, login, plan, principals, reference, service, share, shell, status, text, token, user, version,
+    import, kube, kubeconfig, login, plan, principals, reference, service, share, shell, status, text, token, user,
+    version,
 };
 use clap::{CommandFactory, FromArgMatches};
 use std::{path::Path, process::ExitCode};

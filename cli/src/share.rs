@@ -106,6 +106,9 @@ pub struct ExportArgs {
     /// A cluster that may import it, or '*' for every one; can be repeated
     #[arg(long = "to", value_name = "CLUSTER", required = true)]
     to: Vec<String>,
+    /// Connections of one client keep to one cluster
+    #[arg(long)]
+    session_affinity: bool,
     /// Name of the export [default: made from service and cluster]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -188,10 +191,13 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
 async fn export(args: ExportArgs) -> anyhow::Result<()> {
     let name = args.name.clone().unwrap_or_else(|| default_name(&args.service, &args.cluster));
     let ports: Vec<Value> = args.ports.into_iter().map(|port| port.0).collect();
-    let spec = json!({
+    let mut spec = json!({
         "cluster": args.cluster, "namespace": args.service.namespace, "service": args.service.name,
         "ports": ports, "importers": args.to,
     });
+    if args.session_affinity {
+        spec["sessionAffinity"] = "ClientIP".into();
+    }
     let kind = Resource::ServiceExport;
     args.hub.client()?.create(kind, &kind.object(Some(&name), spec)).await?;
     text::say(&format!("serviceexport {name} created."));
@@ -239,10 +245,16 @@ async fn wait(client: &Client, name: &str, most: Duration) -> anyhow::Result<()>
         if until < Instant::now() {
             let word = |key: &str| ready[key].as_str().unwrap_or_default().to_owned();
             let (reason, message) = (word("reason"), word("message"));
-            let why = if reason.is_empty() { "the hub has said nothing yet".to_owned() } else { format!("{reason}: {message}") };
+            let why = if reason.is_empty() {
+                "the hub has said nothing yet".to_owned()
+            } else {
+                format!("{reason}: {message}")
+            };
             return Err(advise(
                 format!("serviceimport {name} has no address that leads somewhere: {why}"),
-                format!("the hub goes on trying; to see: moorline share list; to end it: moorline share delete import/{name}"),
+                format!(
+                    "the hub goes on trying; to see: moorline share list; to end it: moorline share delete import/{name}"
+                ),
             ));
         }
         sleep(LOOK).await;
@@ -262,7 +274,10 @@ fn ports(import: &Value) -> String {
 async fn list(args: ListCommand) -> anyhow::Result<()> {
     let client = args.hub.client()?;
     if args.form.form == Some(Form::Json) {
-        return Err(usage("two lists are not one JSON document", "moorline get serviceexports -o json, and serviceimports"));
+        return Err(usage(
+            "two lists are not one JSON document",
+            "moorline get serviceexports -o json, and serviceimports",
+        ));
     }
     for (at, kind) in [Resource::ServiceExport, Resource::ServiceImport].into_iter().enumerate() {
         if at > 0 {

@@ -10,7 +10,7 @@ mod shares;
 
 pub use shares::{
     CONFLICT, ImportSource, Protocol, READY, ServiceExportSpec, ServiceExportStatus, ServiceImportSpec,
-    ServiceImportStatus, SharedPort, VALID,
+    ServiceImportStatus, SessionAffinity, SharedPort, VALID,
 };
 
 /// The API group.

@@ -11,7 +11,7 @@ mod merge;
 mod status;
 
 use crate::{
-    kinds::{Protocol, ServiceExportSpec, ServiceImportSpec, SharedPort},
+    kinds::{Protocol, ServiceExportSpec, ServiceImportSpec, SessionAffinity, SharedPort},
     metrics::Metrics,
     records::{Change, Records},
     sessions::{Registry, Sessions},
@@ -62,6 +62,9 @@ pub(crate) struct Wanted {
     pub service: String,
     /// Its ports.
     pub ports: Vec<SharedPort>,
+    /// What connections of one client have in common.
+    #[serde(rename = "sessionAffinity", skip_serializing_if = "SessionAffinity::is_none")]
+    pub affinity: SessionAffinity,
 }
 
 /// What an agent says of an import.
@@ -184,6 +187,7 @@ impl Shares {
                 .into_iter()
                 .filter(|port| datagrams || port.protocol == Protocol::Tcp)
                 .collect(),
+            affinity: if merge::is_sticky(known, import) { SessionAffinity::ClientIp } else { SessionAffinity::None },
         });
         made.filter(|wanted| !wanted.ports.is_empty()).take(limits::IMPORTS).collect()
     }
@@ -229,6 +233,7 @@ fn export_of(object: &Object<ServiceExportSpec>) -> Export {
         namespace: spec.namespace,
         service: spec.service,
         ports: spec.ports.iter().map(|port| ((port.port, port.protocol.into()), port.name())).collect(),
+        sticky: !spec.session_affinity.is_none(),
         made: object.metadata.creation_timestamp.clone().unwrap_or_default(),
         importers: spec.importers,
     }

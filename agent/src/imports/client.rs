@@ -15,7 +15,10 @@ use moorline_proxy::{
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde::Deserialize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::task::AbortOnDropHandle;
@@ -61,7 +64,8 @@ impl Hub {
         let call = async {
             let (mut sender, _driver) = self.http().await?;
             // The agent carries datagrams too: without this the hub names no such ports.
-            let request = self.request("POST", "/imports?payload=datagrams").header(header::CONTENT_TYPE, "application/json");
+            let request =
+                self.request("POST", "/imports?payload=datagrams").header(header::CONTENT_TYPE, "application/json");
             let request = request.body(Full::new(Bytes::from(question))).map_err(|e| broken(&e))?;
             let response = sender.send_request(request).await.map_err(|e| broken(&e))?;
             let body = whole(response).await?;
@@ -70,11 +74,17 @@ impl Hub {
         timeout(limits::IMPORTS_POLL, call).await.unwrap_or_else(|_| Err(late()))
     }
 
-    /// One connection to a port of an import: bytes, or datagrams of many flows.
-    pub async fn open(&self, import: &str, (port, protocol): (u16, Protocol)) -> Result<Tunnel, HubError> {
-        let query = match protocol {
-            Protocol::Tcp => "",
-            Protocol::Udp => "?payload=datagrams",
+    /// One connection to a port of an import: bytes of this client, or datagrams of many.
+    pub async fn open(
+        &self,
+        import: &str,
+        (port, protocol): (u16, Protocol),
+        client: Option<IpAddr>,
+    ) -> Result<Tunnel, HubError> {
+        let query = match (protocol, client) {
+            (Protocol::Tcp, None) => String::new(),
+            (Protocol::Tcp, Some(client)) => format!("?client={}", client.to_canonical()),
+            (Protocol::Udp, _) => "?payload=datagrams".to_owned(),
         };
         let call = async {
             let (mut sender, _driver) = self.http().await?;

@@ -58,7 +58,7 @@ impl Kubernetes {
     }
 
     async fn service(&self, wanted: &Wanted) -> Result<Value, Failure> {
-        let Wanted { name: import, namespace, service, ports } = wanted;
+        let Wanted { name: import, namespace, service, ports, session_affinity: affinity } = wanted;
         let ports: Vec<Value> =
             ports.iter().map(|port| json!({"name": port.name, "port": port.port, "protocol": port.protocol})).collect();
         let all = format!("/api/v1/namespaces/{namespace}/services");
@@ -67,7 +67,7 @@ impl Kubernetes {
             let object = json!({
                 "apiVersion": "v1", "kind": "Service",
                 "metadata": {"name": service, "namespace": namespace, "labels": {LABEL: import, "app.kubernetes.io/managed-by": "moorline"}},
-                "spec": {"type": "ClusterIP", "ports": ports},
+                "spec": {"type": "ClusterIP", "ports": ports, "sessionAffinity": affinity},
             });
             return self.put(Method::POST, &all, &object, ("create services", namespace)).await;
         };
@@ -79,10 +79,18 @@ impl Kubernetes {
             let all = all.as_array().into_iter().flatten();
             all.map(|p| json!({"name": p["name"], "port": p["port"], "protocol": p["protocol"]})).collect()
         };
-        if plain(&found["spec"]["ports"]) == ports && found["spec"].get("selector").is_none() {
+        let is = text(&found, "/spec/sessionAffinity");
+        let keeps = is == affinity || (is.is_empty() && affinity == "None");
+        if plain(&found["spec"]["ports"]) == ports && found["spec"].get("selector").is_none() && keeps {
             return Ok(found);
         }
         found["spec"]["ports"] = ports.into();
+        if !keeps {
+            found["spec"]["sessionAffinity"] = affinity.as_str().into();
+            if let Some(spec) = found["spec"].as_object_mut() {
+                spec.remove("sessionAffinityConfig"); // with None there may be none; else the API server has a default
+            }
+        }
         if let Some(spec) = found["spec"].as_object_mut() {
             spec.remove("selector");
         }
@@ -90,7 +98,7 @@ impl Kubernetes {
     }
 
     async fn slice(&self, wanted: &Wanted, locals: &[u16], owner: &str) -> Result<(), Failure> {
-        let Wanted { name: import, namespace, service, ports } = wanted;
+        let Wanted { name: import, namespace, service, ports, .. } = wanted;
         let name = format!("{service}-{}", self.agent);
         let family = if self.address.is_ipv4() { "IPv4" } else { "IPv6" };
         let ports: Vec<Value> = ports

@@ -21,7 +21,7 @@ impl Serving {
                 continue;
             }
             let Ok(_slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
-            match self.hub.open(&self.import, self.port).await {
+            match self.hub.open(&self.import, self.port, None).await {
                 Ok(tunnel) => {
                     count("opened");
                     let passed = Passed::default();

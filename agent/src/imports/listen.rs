@@ -176,7 +176,8 @@ impl Serving {
         let _ = reference.set_linger(Some(Duration::ZERO));
         let _ = reference.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(limits::INSIDE_KEEPALIVE));
         let count = |result| self.metrics.connections.with_label_values(&[result]).inc();
-        let mut tunnel = match self.hub.open(&self.import, self.port).await {
+        let client = socket.peer_addr().ok().map(|peer| peer.ip());
+        let mut tunnel = match self.hub.open(&self.import, self.port, client).await {
             Ok(tunnel) => tunnel,
             Err(e) => {
                 count("failed");

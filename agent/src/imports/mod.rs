@@ -82,6 +82,7 @@ pub enum Protocol {
 
 /// A service that the hub wants to be made here.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Wanted {
     /// The `ServiceImport`.
     pub name: String,
@@ -91,6 +92,13 @@ pub struct Wanted {
     pub service: String,
     /// Its ports.
     pub ports: Vec<Port>,
+    /// What connections of one client have in common, as Kubernetes calls it.
+    #[serde(default = "no_affinity")]
+    pub session_affinity: String,
+}
+
+fn no_affinity() -> String {
+    "None".to_owned()
 }
 
 /// What the hub answers.

@@ -39,12 +39,8 @@ enum Closed {
 /// Relays until the stream ends. Each flow has a socket of its own, to one of the addresses that `find` gives, until it has
 /// been idle for [`limits::FLOW_IDLE`] or nothing listens there any more. What finds no room is dropped, as datagrams are.
 /// Where the place is gone the stream is cut: who opened it hears why when it opens the next one, and may go elsewhere.
-pub(super) async fn relay<F>(
-    stream: Stream,
-    addresses: Vec<SocketAddr>,
-    find: impl Fn() -> F,
-    metrics: &Metrics,
-) where
+pub(super) async fn relay<F>(stream: Stream, addresses: Vec<SocketAddr>, find: impl Fn() -> F, metrics: &Metrics)
+where
     F: Future<Output = Result<Vec<SocketAddr>, Failure>>,
 {
     let (mut read, mut write) = tokio::io::split(stream);
@@ -81,6 +77,7 @@ pub(super) async fn relay<F>(
                     metrics.bytes.inc_by(payload.len() as u64);
                     let size = payload.len() + datagram::HEAD; // what is empty counts too
                     let room = waiting + size <= limits::FLOW_WAITING;
+                    let many = flows.len();
                     match flows.get_mut(&flow) {
                         // A socket whose peer is gone loses datagrams: as without a tunnel.
                         Some(Flow::Open(socket)) => match socket.send(&payload).await {
@@ -91,7 +88,7 @@ pub(super) async fn relay<F>(
                             waiting += size;
                             held.push(Bytes::copy_from_slice(&payload)); // the rest of what was read is let go
                         }
-                        None if room && flows.len() < limits::FLOWS => {
+                        None if room && many < limits::FLOWS => {
                             waiting += size;
                             flows.insert(flow, Flow::Opening(vec![Bytes::copy_from_slice(&payload)]));
                             let known = &known;

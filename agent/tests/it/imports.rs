@@ -262,7 +262,7 @@ async fn an_import_gets_an_address_whose_connections_reach_the_hub() {
     socket.shutdown().await.unwrap();
     let mut all = String::new();
     timeout(LONG, socket.read_to_string(&mut all)).await.unwrap().unwrap();
-    assert_eq!(all, "/imports/in-web/80\nand back");
+    assert_eq!(all, "/imports/in-web/80?client=127.0.0.1\nand back");
     // A connection that the hub refuses is cut, not ended: it may be cut before the caller has looked at it.
     *world.hub.refuses.lock().unwrap() = true;
     let connects_and_reads = async { TcpStream::connect(world.endpoint()).await?.read(&mut [0; 1]).await };
@@ -312,10 +312,12 @@ async fn answered(socket: &UdpSocket, question: &[u8]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn datagrams_of_many_pods_share_one_way_and_find_the_next_when_it_breaks() {
     let world = World::new("['shop/*']").await;
-    let (tcp, udp) = (json!({ "port": 53, "name": "dns-tcp" }), json!({ "port": 53, "name": "dns", "protocol": "UDP" }));
+    let (tcp, udp) =
+        (json!({ "port": 53, "name": "dns-tcp" }), json!({ "port": 53, "name": "dns", "protocol": "UDP" }));
     world.want(web(json!([tcp, udp])));
     world.told(|told| told[0]["address"] == "10.96.0.7").await;
-    let both = json!([{ "name": "dns-tcp", "port": 53, "protocol": "TCP" }, { "name": "dns", "port": 53, "protocol": "UDP" }]);
+    let both =
+        json!([{ "name": "dns-tcp", "port": 53, "protocol": "TCP" }, { "name": "dns", "port": 53, "protocol": "UDP" }]);
     assert_eq!(world.object(SERVICE).unwrap()["spec"]["ports"], both);
     let slice = world.object(SLICE).unwrap()["ports"].clone();
     assert_eq!((&slice[1]["name"], &slice[1]["protocol"]), (&json!("dns"), &json!("UDP")));
@@ -391,7 +393,7 @@ async fn an_agent_that_ends_takes_its_address_back_and_lets_what_is_open_end() {
     world.want(web(json!([{ "port": 80, "name": "http" }])));
     world.told(|told| !told[0]["address"].is_null()).await;
     let mut socket = TcpStream::connect(world.endpoint()).await.unwrap();
-    let mut first = [0; 19];
+    let mut first = [0; 36];
     timeout(LONG, socket.read_exact(&mut first)).await.unwrap().unwrap();
     world.stop.cancel();
     timeout(LONG, async {

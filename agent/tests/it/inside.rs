@@ -232,7 +232,8 @@ async fn s22_the_owner_closes_what_the_hub_grants_and_the_session_lives() {
 #[tokio::test]
 async fn a_services_rate_is_bounded_by_the_second_and_another_service_is_not_touched() {
     let authority = Authority::new();
-    let policy = "  services: {allowAddresses: ['127.0.0.0/8'], limits: [{names: ['shop/web'], maxStreamsPerSecond: 2}]}";
+    let policy =
+        "  services: {allowAddresses: ['127.0.0.0/8'], limits: [{names: ['shop/web'], maxStreamsPerSecond: 2}]}";
     let world = World::new(&authority, policy).await;
     let (addr, _, _echo) = echo().await;
     world.service("web", "TCP", &[(addr, true)]);
@@ -249,7 +250,11 @@ async fn a_services_rate_is_bounded_by_the_second_and_another_service_is_not_tou
     for _ in 0..5 {
         assert_eq!(world.verdict("svc/shop/other:80", Payload::Bytes).await, None);
     }
-    let freed = async { while world.verdict("svc/shop/web:80", Payload::Bytes).await.is_some() { tokio::task::yield_now().await } };
+    let freed = async {
+        while world.verdict("svc/shop/web:80", Payload::Bytes).await.is_some() {
+            tokio::task::yield_now().await
+        }
+    };
     timeout(Duration::from_secs(20), freed).await.expect("the next second");
 }
 
@@ -467,7 +472,13 @@ async fn what_is_imported_is_exported_neither_for_connections_nor_for_datagrams(
     let authority = Authority::new();
     let world = World::new(&authority, LOOPBACK).await;
     let (addr, _server) = named(b"here").await;
-    world.service("dns", "UDP", &[(addr, true)]);
+    let port = addr.port();
+    let slice = json!({
+        "addressType": "IPv4",
+        "ports": [{"name": "main", "port": port, "protocol": "UDP"}, {"name": "tcp", "port": port, "protocol": "TCP"}],
+        "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": true}}],
+    });
+    world.put("/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices", json!({ "items": [slice] }));
     let path = "/api/v1/namespaces/shop/services/dns";
     let spec = json!({"type": "ClusterIP", "ports": [{"name": "main", "port": 80, "protocol": "UDP"}, {"name": "tcp", "port": 81}]});
     for (labels, imported) in [(json!({}), false), (json!({ (moorline_agent::imports::LABEL): "there" }), true)] {
@@ -478,14 +489,17 @@ async fn what_is_imported_is_exported_neither_for_connections_nor_for_datagrams(
             }
             let target = Target::Inside(Inside { to: to.parse().unwrap(), payload, labels: Vec::new() });
             let principal = Some(Principal { user: "moorline:agent:edge2.a1".into(), ..Principal::default() });
-            let header = StreamHeader { target, class: Class::Interactive, deadline_ms: 0, traceparent: None, principal };
+            let header =
+                StreamHeader { target, class: Class::Interactive, deadline_ms: 0, traceparent: None, principal };
             // What was known before is good for a few seconds.
             let begun = tokio::time::Instant::now();
             loop {
                 let mut stream = world.hub.open(&header).await.unwrap();
                 match timeout(Duration::from_secs(20), stream.accepted()).await.unwrap() {
                     Ok(()) if !imported => break,
-                    Err(StreamError::Refused(refusal)) if imported && refusal.message.contains("imported here itself") => {
+                    Err(StreamError::Refused(refusal))
+                        if imported && refusal.message.contains("imported here itself") =>
+                    {
                         break;
                     }
                     other => assert!(begun.elapsed() < Duration::from_secs(30), "{to}: {other:?}"),

@@ -35,6 +35,8 @@ pub struct Export {
     pub service: String,
     /// Its ports, by number and what they take, and what they are called.
     pub ports: BTreeMap<(u16, Transport), String>,
+    /// Connections of one client keep to one cluster.
+    pub sticky: bool,
     /// Clusters that may import it; `*` is every cluster. Nothing named is nobody.
     pub importers: Vec<String>,
 }
@@ -108,7 +110,8 @@ pub fn authorize_import(
     let no_import = || Denial::NoImport { cluster: cluster.to_owned(), import: import.to_owned() };
     let known = shares.imports.get(import).filter(|known| known.cluster == cluster).ok_or_else(no_import)?;
     let denied = || Denial::NotExported { cluster: cluster.to_owned(), import: import.to_owned(), port };
-    let fits = |found: &&Export| known.means(found) && found.admits(cluster) && found.ports.contains_key(&(port, transport));
+    let fits =
+        |found: &&Export| known.means(found) && found.admits(cluster) && found.ports.contains_key(&(port, transport));
     let found = shares.exports.get(export).filter(fits).ok_or_else(denied)?;
     let to = Destination::service(&found.namespace, &found.service, &port.to_string()).map_err(|_| denied())?;
     let principal = Identity::new(format!("{AGENT_PREFIX}{cluster}.{agent}"), ["moorline:agents"]);
@@ -132,6 +135,7 @@ mod tests {
             service: "pay".to_owned(),
             ports: [((80, Transport::Tcp), "http".to_owned())].into(),
             made: String::new(),
+            sticky: false,
             importers: importers.iter().map(|s| (*s).to_owned()).collect(),
         }
     }

@@ -50,10 +50,32 @@ pub struct ServiceExportSpec {
     /// Its ports, as the service numbers them.
     #[schemars(length(min = 1, max = 32))]
     pub ports: Vec<SharedPort>,
+    /// `ClientIP`: connections of one client, by its address where it is imported, keep to one of the clusters that are near.
+    /// Default: `None`.
+    #[serde(default, skip_serializing_if = "SessionAffinity::is_none")]
+    pub session_affinity: SessionAffinity,
     /// Names of clusters that may import it, or `*` for all. Without one nobody may.
     #[serde(default)]
     #[schemars(length(max = 1000))]
     pub importers: Vec<String>,
+}
+
+/// What connections of one client have in common, as Kubernetes calls it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SessionAffinity {
+    /// Nothing.
+    #[default]
+    None,
+    /// Where they lead.
+    #[serde(rename = "ClientIP")]
+    ClientIp,
+}
+
+impl SessionAffinity {
+    /// Whether it is none.
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 /// A port of a service.

@@ -1,6 +1,7 @@
 //! Which cluster takes a connection to an imported service: a pure choice, and the memory of what failed.
 
 use super::limits;
+use sha2::{Digest, Sha256};
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
@@ -17,6 +18,13 @@ pub(super) struct Way {
     pub rtt: Duration,
     /// Connections that are open to the service by this hub.
     pub open: usize,
+}
+
+/// A die for one client and this export, always the same. The highest one's cluster is the client's, so that a cluster that
+/// comes or goes moves none but its own (rendezvous hashing).
+pub(super) fn of_client(client: &str, export: &str) -> u32 {
+    let hash = Sha256::new().chain_update(client).chain_update([0]).chain_update(export).finalize();
+    hash.first_chunk().map_or(0, |first| u32::from_be_bytes(*first))
 }
 
 /// In which order to try. The healthy ones that are near share the load by open connections, `dice` between equals; then
@@ -96,7 +104,9 @@ impl Memory {
 
     /// Whether it is not worse than others, and how many connections are open.
     pub fn look(&self, export: &str, now: Instant) -> (bool, usize) {
-        self.0.get(export).map_or((true, 0), |state| (!matches!(state.seen, Seen::Ill { .. }) || state.until <= now, state.open))
+        self.0
+            .get(export)
+            .map_or((true, 0), |state| (!matches!(state.seen, Seen::Ill { .. }) || state.until <= now, state.open))
     }
 
     /// How it is.
@@ -138,6 +148,22 @@ mod tests {
         assert_eq!(ordered(&[way(10, 5), way(15, 1), way(200, 0)]), [1, 0, 2]);
         assert_eq!(ordered(&[way(300, 0), way(200, 9), way(10, 50)]), [2, 1, 0]);
         assert_eq!(order(&[way(1, 0), way(1, 0)], |at| [2, 1][at]), [1, 0], "the dice between equals");
+    }
+
+    #[test]
+    fn a_client_keeps_its_cluster_when_another_one_goes_and_clients_are_spread() {
+        let first = |client: &str, exports: &[&str]| {
+            let all: Vec<Way> = exports.iter().map(|_| way(1, 0)).collect();
+            exports[order(&all, |at| of_client(client, exports[at]))[0]].to_owned()
+        };
+        let mut of_each = HashMap::<String, usize>::new();
+        for n in 0..300 {
+            let client = format!("10.0.{}.{}", n / 100, n % 100);
+            let one = first(&client, &["a", "b", "c"]);
+            assert!(one == "c" || first(&client, &["a", "b"]) == one, "{client} was moved from {one}");
+            *of_each.entry(one).or_default() += 1;
+        }
+        assert!(of_each.len() == 3 && of_each.values().all(|n| *n > 50), "{of_each:?}");
     }
 
     #[test]

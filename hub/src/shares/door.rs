@@ -2,13 +2,14 @@
 //!
 //! `POST /imports`: what there is to import, at once or when it changes; it carries how the last went.
 //! `GET /imports/<name>/<port>` with `Upgrade: moorline-stream`: one connection.
-//! Both with `?payload=datagrams`: the agent carries these too; the connection carries datagrams of many flows.
+//! Both with `?payload=datagrams`: the agent carries these too; the connection carries datagrams of many flows. A connection
+//! with `?client=<IP>`: whose it is, for services whose clients keep to one cluster.
 
 use super::{
     Shares, Told, Wanted,
-    balance::order,
+    balance::{of_client, order},
     dial::{Asked, ImportDial},
-    limits,
+    limits, merge,
 };
 use crate::{
     front::Front,
@@ -30,7 +31,7 @@ use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -106,17 +107,25 @@ impl Importing {
             return gone;
         }
         let path = request.uri().path().to_owned();
-        let transport = match request.uri().query() {
-            None => Transport::Tcp,
-            Some("payload=datagrams") => Transport::Udp,
-            Some(_) => return status_response(StatusCode::BAD_REQUEST, "the query may be payload=datagrams"),
-        };
+        let (mut transport, mut client) = (Transport::Tcp, None);
+        for word in request.uri().query().into_iter().flat_map(|query| query.split('&')) {
+            match word.split_once('=') {
+                Some(("payload", "datagrams")) => transport = Transport::Udp,
+                Some(("client", address)) if address.parse::<IpAddr>().is_ok() => client = Some(address.to_owned()),
+                _ => {
+                    return status_response(
+                        StatusCode::BAD_REQUEST,
+                        "the query may be payload=datagrams and client=IP",
+                    );
+                }
+            }
+        }
         match (request.method(), path.strip_prefix("/imports")) {
             (&Method::POST, Some("")) => self.news(request, transport == Transport::Udp).await,
             (&Method::GET, Some(rest)) => {
                 let asked = rest.strip_prefix('/').and_then(|rest| rest.split_once('/'));
                 match asked.and_then(|(name, port)| Some((name, port.parse::<u16>().ok()?))) {
-                    Some((import, port)) => Box::pin(self.connect(request, import, (port, transport))).await,
+                    Some((import, port)) => Box::pin(self.connect(request, import, (port, transport), client)).await,
                     None => status_response(StatusCode::BAD_REQUEST, "the path is /imports/NAME/PORT"),
                 }
             }
@@ -173,7 +182,13 @@ impl Importing {
         }
     }
 
-    async fn connect(&self, request: Request<Incoming>, import: &str, port: (u16, Transport)) -> Response<Body> {
+    async fn connect(
+        &self,
+        request: Request<Incoming>,
+        import: &str,
+        port: (u16, Transport),
+        client: Option<String>,
+    ) -> Response<Body> {
         let shares = &self.shares;
         let count = |result| shares.metrics.imports.with_label_values(&[result]).inc();
         let known = shares.known.borrow().clone();
@@ -195,8 +210,16 @@ impl Importing {
             };
             return status_response(StatusCode::FORBIDDEN, &refused.unwrap_or_else(none));
         }
-        let ways: Vec<_> = found.iter().map(|(_, _, way)| *way).collect();
-        let order = order(&ways, |_| rand::random());
+        let mut ways: Vec<_> = found.iter().map(|(_, _, way)| *way).collect();
+        let sticky = known.imports.get(import).is_some_and(|import| merge::is_sticky(&known, import));
+        let client = client.filter(|_| sticky);
+        if client.is_some() {
+            ways.iter_mut().for_each(|way| way.open = 0); // where the client's others are counts, not who has few
+        }
+        let order = order(&ways, |at| match (&client, found.get(at)) {
+            (Some(client), Some((_, export, _))) => of_client(client, export),
+            _ => rand::random(),
+        });
         let tried = order.into_iter().filter_map(|at| found.get(at)).take(limits::TRIED);
         let ways: Vec<_> = tried.map(|(permit, name, _)| (permit.clone(), name.clone())).collect();
         let permits: Vec<_> = ways.iter().map(|(permit, _)| permit.clone()).collect();

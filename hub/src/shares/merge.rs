@@ -36,39 +36,52 @@ pub(super) fn ports(known: &Known, import: &Import) -> Vec<SharedPort> {
     ports.into_iter().map(shared).collect()
 }
 
-/// Ports by number and what they take, and their names.
-type Ports = BTreeMap<(u16, Transport), String>;
+/// Whether connections of one client keep to one cluster: the oldest export's word.
+pub(super) fn is_sticky(known: &Known, import: &Import) -> bool {
+    oldest_first(known.admitted(import).collect()).first().is_some_and(|(_, export)| export.sticky)
+}
 
-/// What the exports of this one's service contradict each other in, if they do: for people. Clusters are compared, with all
+/// What a cluster offers: ports by number and what they take, with their names, and whether it is sticky.
+type Offer = (BTreeMap<(u16, Transport), String>, bool);
+
+/// What the exports of this one's service contradict each other in, if they do: one word and, for people, more. Clusters are compared, with all
 /// that each exports of the service: it need not be one object.
-pub(super) fn conflict(known: &Known, export: &Export) -> Option<String> {
+pub(super) fn conflict(known: &Known, export: &Export) -> Option<(&'static str, String)> {
     let same = |(_, other): &Named<'_>| other.namespace == export.namespace && other.service == export.service;
     let all = oldest_first(known.exports.iter().filter(same).collect());
     let oldest = all.first()?.1.cluster.as_str();
-    let mut offered: BTreeMap<&str, Ports> = BTreeMap::new();
+    let mut offered: BTreeMap<&str, Offer> = BTreeMap::new();
     for (_, export) in &all {
-        offered.entry(&export.cluster).or_default().extend(export.ports.clone());
+        let (ports, _) = offered.entry(&export.cluster).or_insert_with(|| (BTreeMap::new(), export.sticky));
+        ports.extend(export.ports.clone());
     }
     let right = offered.remove(oldest)?;
     let clusters = offered.len() + 1;
-    offered.retain(|_, ports| *ports != right);
-    let (other, ports) = offered.first_key_value()?;
-    Some(format!(
-        "ports: {}/{clusters} clusters disagree with {oldest}, which was first and is right where they differ. It has {}; \
-         {other} has {}",
+    offered.retain(|_, offer| *offer != right);
+    let (other, offer) = offered.first_key_value()?;
+    let reason = match offered.values().fold((false, false), |(a, b), o| (a || o.0 != right.0, b || o.1 != right.1)) {
+        (true, true) => "PortConflict,SessionAffinityConflict",
+        (true, false) => "PortConflict",
+        (false, _) => "SessionAffinityConflict",
+    };
+    let words = format!(
+        "{}/{clusters} clusters disagree with {oldest}, which was first and is right where they differ. It has {}; {other} \
+         has {}",
         offered.len(),
         shown(&right),
-        shown(ports),
-    ))
+        shown(offer),
+    );
+    Some((reason, words))
 }
 
-/// `http 80/TCP, dns 53/UDP`
-fn shown(ports: &Ports) -> String {
+/// `http 80/TCP, dns 53/UDP, ClientIP`
+fn shown((ports, sticky): &Offer) -> String {
     let one = |((port, transport), name): (&(u16, Transport), &String)| {
         let transport = if *transport == Transport::Tcp { "TCP" } else { "UDP" };
         format!("{name} {port}/{transport}")
     };
-    ports.iter().map(one).collect::<Vec<_>>().join(", ")
+    let affinity = sticky.then(|| "ClientIP".to_owned());
+    ports.iter().map(one).chain(affinity).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -83,6 +96,7 @@ mod tests {
             service: "web".to_owned(),
             ports: ports.iter().map(|(port, transport, name)| ((*port, *transport), (*name).to_owned())).collect(),
             importers: vec!["*".to_owned()],
+            sticky: false,
         }
     }
 
@@ -105,16 +119,43 @@ mod tests {
 
     #[test]
     fn exports_that_say_the_same_do_not_conflict_and_those_that_do_not_are_all_told() {
-        let agreed = known(vec![("b", export("1", "one", &[(80, TCP, "http")])), ("a", export("2", "two", &[(80, TCP, "http")]))]);
+        let agreed = known(vec![
+            ("b", export("1", "one", &[(80, TCP, "http")])),
+            ("a", export("2", "two", &[(80, TCP, "http")])),
+        ]);
         assert!(agreed.exports.values().all(|export| conflict(&agreed, export).is_none()));
-        let others = [[(81, TCP, "http")].as_slice(), &[(80, UDP, "http")], &[(80, TCP, "web")], &[(80, TCP, "http"), (81, TCP, "x")]];
+        let others = [
+            [(81, TCP, "http")].as_slice(),
+            &[(80, UDP, "http")],
+            &[(80, TCP, "web")],
+            &[(80, TCP, "http"), (81, TCP, "x")],
+        ];
         for ports in others {
             let apart = known(vec![("b", export("1", "one", &[(80, TCP, "http")])), ("a", export("2", "two", ports))]);
             for export in apart.exports.values() {
-                let words = conflict(&apart, export).unwrap();
-                assert!(words.starts_with("ports: 1/2 clusters disagree with one, which was first"), "{words}");
+                let (reason, words) = conflict(&apart, export).unwrap();
+                assert_eq!(reason, "PortConflict");
+                assert!(words.starts_with("1/2 clusters disagree with one, which was first"), "{words}");
             }
         }
+    }
+
+    #[test]
+    fn who_keeps_clients_together_is_told_too_and_the_oldest_is_right() {
+        let sticky = Export { sticky: true, ..export("2", "two", &[(80, TCP, "http")]) };
+        let mut apart = known(vec![("b", export("1", "one", &[(80, TCP, "http")])), ("a", sticky)]);
+        let import = Import {
+            cluster: "z".to_owned(),
+            from_namespace: "shop".to_owned(),
+            from_service: "web".to_owned(),
+            ..Import::default()
+        };
+        assert!(!is_sticky(&apart, &import));
+        assert_eq!(conflict(&apart, &apart.exports["a"]).unwrap().0, "SessionAffinityConflict");
+        let one = apart.exports.get_mut("b").unwrap();
+        (one.made, one.ports) = ("2026-01-01T00:00:03Z".to_owned(), BTreeMap::new());
+        assert!(is_sticky(&apart, &import), "the other one is the older one now");
+        assert_eq!(conflict(&apart, &apart.exports["a"]).unwrap().0, "PortConflict,SessionAffinityConflict");
     }
 
     #[test]

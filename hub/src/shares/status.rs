@@ -102,7 +102,7 @@ impl Shares {
             let ready = self.judge_export(name, export);
             let valid = self.judge_presence(name, export);
             let conflict = match merge::conflict(known, export) {
-                Some(words) => (Is::True, "PortConflict", words),
+                Some((reason, words)) => (Is::True, reason, words),
                 None => no("NoConflicts", ""),
             };
             let written = put::<ServiceExportSpec>(&self.records, name, |status| {

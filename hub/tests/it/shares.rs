@@ -181,15 +181,23 @@ async fn connections_go_to_another_cluster_when_one_has_no_endpoints() {
 #[tokio::test(flavor = "multi_thread")]
 async fn datagrams_of_an_import_take_the_ports_that_are_exported_for_them() {
     let (world, one, three, two) = three().await;
-    let ports = json!([{ "port": 53, "name": "dns", "protocol": "UDP" }, { "port": 53, "name": "dns-tcp" }, { "port": 80 }]);
+    let ports =
+        json!([{ "port": 53, "name": "dns", "protocol": "UDP" }, { "port": 53, "name": "dns-tcp" }, { "port": 80 }]);
     for cluster in ["edge1", "edge3"] {
-        let spec = json!({ "cluster": cluster, "namespace": "shop", "service": "web", "importers": ["*"], "ports": ports });
+        let spec =
+            json!({ "cluster": cluster, "namespace": "shop", "service": "web", "importers": ["*"], "ports": ports });
         world.create("serviceexports", "ServiceExport", &format!("dns-{cluster}"), spec).await;
     }
-    eventually("both exports", async || status(&world, "serviceimports", "shop").await["clusters"] == json!(["edge1", "edge3"])).await;
+    eventually("both exports", async || {
+        status(&world, "serviceimports", "shop").await["clusters"] == json!(["edge1", "edge3"])
+    })
+    .await;
     // An agent that knows nothing of datagrams is not told of them, and its import says why.
     let told = news(&world, &two, "", json!([{ "import": "shop", "address": "10.96.0.7" }])).await;
-    assert_eq!(told["imports"][0]["ports"], json!([{ "port": 53, "name": "dns-tcp" }, { "port": 80, "name": "port-80" }]));
+    assert_eq!(
+        told["imports"][0]["ports"],
+        json!([{ "port": 53, "name": "dns-tcp" }, { "port": 80, "name": "port-80" }])
+    );
     becomes(&world, "serviceimports", "shop", "AgentTooOld").await;
     let told = news_of_datagrams(&world, &two, json!([{ "import": "shop", "address": "10.96.0.7" }])).await;
     assert_eq!(told["imports"][0]["ports"].as_array().unwrap().len(), 3, "{told}");
@@ -256,6 +264,28 @@ async fn exports_that_contradict_each_other_say_so_and_the_oldest_is_right() {
     for name in ["web-edge1", "web-edge3"] {
         turns(&world, name, "Conflict", ("False", "NoConflicts")).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_one_client_keep_to_one_cluster_where_the_oldest_export_says_so() {
+    let (world, _one, _three, two) = three().await;
+    for (cluster, affinity) in [("edge1", "ClientIP"), ("edge3", "None")] {
+        let spec = json!({ "cluster": cluster, "namespace": "shop", "service": "web", "importers": ["*"],
+            "ports": [{ "port": 80, "name": "http" }], "sessionAffinity": affinity });
+        world.create("serviceexports", "ServiceExport", &format!("web-{cluster}"), spec).await;
+    }
+    turns(&world, "web-edge3", "Conflict", ("True", "SessionAffinityConflict")).await;
+    let told = news(&world, &two, "", json!([])).await;
+    assert_eq!(told["imports"][0]["sessionAffinity"], "ClientIP", "{told}");
+    for _ in 0..20 {
+        let (answer, _) = open_at(&world, &two, "shop/80?client=10.0.0.7").await;
+        assert_eq!(answer.code, 101, "{answer:?}");
+    }
+    assert_eq!(open_at(&world, &two, "shop/80?client=somebody").await.0.code, 400);
+    let audit = world.audit_at_end().await;
+    let connects: Vec<&str> = audit.lines().filter(|line| line.contains("/connect/svc/shop/web:80")).collect();
+    let of = |cluster: &str| connects.iter().filter(|line| line.contains(&format!("\"{cluster}\""))).count();
+    assert!(matches!((of("edge1"), of("edge3")), (1.., 0) | (0, 1..)), "{connects:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -326,6 +356,7 @@ async fn exports_and_imports_that_say_nothing_sound_are_refused() {
         (with("ports", json!([{ "port": 80, "name": "No Name" }])), "spec.ports"),
         (with("ports", json!([{ "port": 0 }])), "spec.ports"),
         (with("importers", json!(["a b"])), "spec.importers"),
+        (with("sessionAffinity", json!("Sometimes")), "spec.sessionAffinity"),
     ] {
         let object = json!({ "apiVersion": "moorline.dev/v1alpha1", "kind": "ServiceExport", "metadata": { "name": "x" }, "spec": spec });
         let answer = world.call(&world.admin, "POST", &format!("{API}/serviceexports"), &object).await;

@@ -113,7 +113,8 @@ fn rights_by_value() -> Result<()> {
         ensure!(chart.get(name) == Some(object), "{name} differs:\n{object}\n{:?}", chart.get(name));
     }
     let env = chart[own[0]]["spec"]["template"]["spec"]["containers"][0]["env"].clone();
-    let address = json!({ "name": "MOORLINE_IMPORTS_ADDRESS", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } });
+    let address =
+        json!({ "name": "MOORLINE_IMPORTS_ADDRESS", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } });
     ensure!(env.as_array().is_some_and(|env| env.contains(&address)), "{env}");
     let policy = chart[own[1]]["data"]["policy.yaml"].as_str().context("a policy")?;
     ensure!(policy.contains("imports:") && policy.contains("- shop/web"), "{policy}");
