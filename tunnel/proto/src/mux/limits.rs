@@ -12,7 +12,8 @@ pub struct MuxLimits {
     /// Windows grow over their initial size by at most half of it, all streams together.
     pub session_buffer_budget: usize,
     /// How long the carrier may stand still over [`MuxLimits::session_buffer_budget`] before streams that have not
-    /// been read for as long are reset with `Idle`, fullest first, so that they cannot hold up the others.
+    /// been read for as long are reset with `Idle`, fullest first, so that they cannot hold up the others. For twice as
+    /// long after that, such streams are reset as soon as it would stand still again.
     pub stall_grace: Duration,
     /// Bytes written to one stream and not yet sent. All of them are within the peer's credit.
     pub stream_send_buffer: usize,

@@ -95,8 +95,10 @@ pub struct Mux {
     pub(super) next_ping: Duration,
     pub(super) rtt: Option<Duration>,
     pub(super) heard: Duration,
-    /// Since when the carrier stands still because too much is unread.
-    pub(super) full_since: Option<Duration>,
+    /// When streams are looked at that nobody reads, because the carrier stands still for what is unread.
+    pub(super) relieve_at: Option<Duration>,
+    /// Until when it is known that nobody reads some of them: what stands still again waits no longer.
+    pub(super) pressed_until: Duration,
     /// Streams that were reset to make room.
     pub(super) relieved: u64,
     /// This side takes no new streams and opens none.
@@ -146,7 +148,8 @@ impl Mux {
             next_ping: now + limits.ping_every,
             rtt: None,
             heard: now,
-            full_since: None,
+            relieve_at: None,
+            pressed_until: Duration::ZERO,
             relieved: 0,
             going_away: None,
             go_away_due: false,
@@ -266,9 +269,8 @@ impl Mux {
         if self.end.is_some() {
             return None;
         }
-        let stalled = self.full_since.map(|since| since + self.limits.stall_grace);
         let wake = self.next_ping.min(self.heard + self.limits.silence);
-        Some(stalled.map_or(wake, |stalled| wake.min(stalled)))
+        Some(self.relieve_at.map_or(wake, |at| wake.min(at)))
     }
 
     /// Does what is due at `now`: pings, the end of a silent session, the reset of streams that hold up the others.
@@ -293,10 +295,10 @@ impl Mux {
         }
     }
 
-    /// Resets streams that nobody reads until there is room again.
-    fn relieve(&mut self, now: Duration) {
+    /// Resets streams that nobody reads until there is room again, the fullest first.
+    pub(super) fn relieve(&mut self, now: Duration) {
         let grace = self.limits.stall_grace;
-        if self.full_since.is_none_or(|since| now < since + grace) {
+        if self.relieve_at.is_none_or(|at| now < at) {
             return;
         }
         while !self.can_receive() {
@@ -305,9 +307,12 @@ impl Mux {
             let Some((key, _)) = fullest else { break };
             self.cut(key, ResetCode::Idle);
             self.relieved += 1;
+            self.pressed_until = now + grace * 2;
         }
-        // Those that are read but slowly get as long again.
-        self.full_since = (!self.can_receive()).then_some(now);
+        // Whoever is read, but slowly, has its time anew; the first whose time may be over is looked at then.
+        let unread = self.slots.iter().filter(|(_, stream)| 0 < stream.recv.unread);
+        let first = unread.map(|(_, stream)| stream.recv.touched).min().unwrap_or(now);
+        self.relieve_at = (!self.can_receive()).then_some(first + grace);
     }
 
     /// Ends the session over a breach by the peer. Nothing but the reason is sent any more.
@@ -485,7 +490,7 @@ impl Mux {
     /// Something was read or forgotten: the carrier may move again.
     pub(super) fn noticed_room(&mut self) {
         if self.can_receive() {
-            self.full_since = None;
+            self.relieve_at = None;
         }
     }
 }

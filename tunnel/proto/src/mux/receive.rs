@@ -68,8 +68,10 @@ impl Mux {
         if self.end.is_some() {
             input.clear();
         }
-        if !self.can_receive() && self.full_since.is_none() {
-            self.full_since = Some(now);
+        if !self.can_receive() && self.relieve_at.is_none() {
+            let patience = if now < self.pressed_until { Duration::ZERO } else { self.limits.stall_grace };
+            self.relieve_at = Some(now + patience);
+            self.relieve(now);
         }
         self.feed_starved();
     }

@@ -307,6 +307,32 @@ fn unread_streams_cannot_hold_up_the_others_for_ever() {
 }
 
 #[test]
+fn once_it_is_known_that_nobody_reads_nobody_waits_again() {
+    let limits = MuxLimits { session_buffer_budget: 1_000_000, ..MuxLimits::default() };
+    let grace = limits.stall_grace;
+    let mut server = Mux::new(Role::Server, limits, START);
+    for id in 0..5 {
+        hear(&mut server, &data(SYN, 2 * id + 1, &[1; 200_000]));
+    }
+    assert!(!server.can_receive());
+    assert_eq!(server.wake_at(), Some(START + grace), "the first time it may be a moment");
+    server.on_timer(START + grace);
+    assert_eq!((server.can_receive(), server.relieved()), (true, 1));
+    // What comes next fills it again: of those that stood for all the time one goes at once.
+    hear(&mut server, &data(SYN, 11, &[1; 200_000]));
+    assert_eq!((server.can_receive(), server.relieved()), (true, 2));
+    // Who has come lately has its time.
+    for id in 6..9 {
+        hear(&mut server, &data(SYN, 2 * id + 1, &[1; 200_000]));
+    }
+    assert_eq!((server.can_receive(), server.relieved()), (true, 5));
+    hear(&mut server, &data(SYN, 19, &[1; 200_000]));
+    assert_eq!((server.can_receive(), server.relieved()), (false, 5));
+    assert_eq!(server.wake_at(), Some(START + grace * 2));
+    check(&server);
+}
+
+#[test]
 fn a_stream_nobody_heard_of_ends_without_a_word() {
     let mut client = mux(Role::Client);
     sent(&mut client);
