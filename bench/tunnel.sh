@@ -10,7 +10,7 @@
 binaries
 
 rathole=$cache/rathole/bin/rathole
-[ -x "$rathole" ] || cargo install -q --locked --root "$cache/rathole" --no-default-features --features server,client rathole@0.5.0
+[ -x "$rathole" ] || cargo install -q --root "$cache/rathole" --no-default-features --features server,client rathole@0.5.0
 service=127.0.0.1:17600
 up service moorline-bench tunnel serve --listen $service
 moorline-bench relay keys "$work"
