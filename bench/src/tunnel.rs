@@ -14,7 +14,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -22,6 +22,8 @@ use tokio::{
 /// Bytes of a small message, each way.
 const SMALL: usize = 64;
 const CHUNK: usize = 64 << 10;
+/// Bytes that the socket of a reader that stands still holds, or twice as many.
+const LITTLE: u32 = 4096;
 /// Pause between two small messages beside something else.
 const PACE: Duration = Duration::from_millis(2);
 /// A small message that is not back by then is an error.
@@ -266,11 +268,15 @@ async fn connects(address: SocketAddr, at_once: usize, time: Duration) -> Result
     Ok(f64::from(total) / begun.elapsed().as_secs_f64())
 }
 
-/// Readers that take nothing of what they asked for.
+/// Readers that take nothing of what they asked for, and whose sockets hold little of it.
 async fn stalled(address: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
     let mut all = Vec::new();
     for _ in 0..count {
-        all.push(open(address, Use::Down).await?);
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(LITTLE)?;
+        let mut socket = socket.connect(address).await?;
+        socket.write_u8(Use::Down as u8).await?;
+        all.push(socket);
     }
     sleep(Duration::from_secs(1)).await; // until every buffer on the way is full
     Ok(all)
