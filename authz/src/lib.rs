@@ -7,6 +7,7 @@ pub mod access_token;
 pub mod address;
 pub mod bundle;
 pub mod edge;
+pub mod hex;
 pub mod hubrules;
 pub mod identity;
 pub mod impersonation;

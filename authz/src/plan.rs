@@ -7,13 +7,13 @@ mod check;
 mod progress;
 mod steps;
 
-pub use check::{PROBES, SECONDS, STEPS, TRIES, WORDS, check, is_plain, sha256};
+pub use crate::hex::sha256;
+pub use check::{PROBES, SECONDS, STEPS, TRIES, WORDS, check, is_plain};
 pub use progress::{Phase, ProbeResult, Progress, StepResult};
 pub use steps::{Certificates, Collect, Fetch, Move, Probe, Rotate, Run, Step, Watch, Write};
 
 use crate::signed::{self, Kind, SignedError};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 /// Largest plan with its signature, in bytes.
 pub const MAX_LEN: usize = 512 << 10;
@@ -78,8 +78,7 @@ impl Plan {
     /// What tells it from other plans: what is to be done and for which object, not when it was signed.
     pub fn checksum(&self) -> String {
         let content = serde_json::to_vec(&(&self.uid, &self.steps, &self.probes, &self.run, self.drain_seconds));
-        let hash = Sha256::digest(content.unwrap_or_default());
-        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+        sha256(&content.unwrap_or_default())
     }
 }
 

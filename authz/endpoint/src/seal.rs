@@ -14,6 +14,7 @@ use aws_lc_rs::{
     hkdf::{HKDF_SHA256, Salt},
 };
 use flate2::{Compression, read::DeflateDecoder, write::DeflateEncoder};
+use moorline_authz::hex::hex;
 use std::{
     fs,
     io::{self, Read, Write},
@@ -80,7 +81,7 @@ impl Key {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             other => return other,
         }
-        let text = rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let text = hex(&rand::random::<[u8; 32]>());
         let beside = path.with_file_name(format!(".seal.{}", std::process::id()));
         crate::shelf::write(&beside, format!("{text}\n").as_bytes())?;
         // A link is made whole or not at all, and never over what is there.

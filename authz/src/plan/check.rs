@@ -1,7 +1,7 @@
 //! Whether steps and probes can be tried at all: looked at where they are written, and again where they are done.
 
 use super::{Probe, Step, Watch};
-use sha2::{Digest, Sha256};
+use crate::hex::sha256;
 
 /// Steps of a plan.
 pub const STEPS: usize = 64;
@@ -81,11 +81,6 @@ pub fn check(steps: &[Step], probes: &[Watch]) -> Vec<(String, String)> {
         }
     }
     wrong
-}
-
-/// SHA-256 in hex.
-pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn is_label(name: &str) -> bool {

@@ -1,4 +1,5 @@
 use super::{steps::mode, *};
+use sha2::{Digest, Sha256};
 
 fn write(path: &str) -> Step {
     let write = Write { path: path.to_owned(), content: "x".to_owned(), mode: mode(), sha256: String::new() };

@@ -1,6 +1,6 @@
 //! Files that plans fetch, by their checksums.
 
-use sha2::{Digest, Sha256};
+use moorline_authz::hex::sha256 as sha256_of;
 use std::{
     fs,
     io::{self, Write},
@@ -38,7 +38,7 @@ impl Files {
 
     /// Keeps `bytes` if they have this checksum.
     pub fn put(&self, sha256: &str, bytes: &[u8]) -> Result<(), FileError> {
-        let found: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let found = sha256_of(bytes);
         if found != sha256 {
             return Err(FileError::Checksum(found));
         }
@@ -69,7 +69,7 @@ mod tests {
     fn a_file_is_kept_under_its_own_checksum_alone() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::new(dir.path().join("plan-files"));
-        let sum = moorline_authz::plan::sha256(b"hello");
+        let sum = sha256_of(b"hello");
         assert!(matches!(files.put(&"0".repeat(64), b"hello"), Err(FileError::Checksum(found)) if found == sum));
         files.put(&sum, b"hello").unwrap();
         assert_eq!(files.get(&sum).as_deref(), Some(&b"hello"[..]));

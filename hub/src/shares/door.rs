@@ -11,14 +11,14 @@ use super::{
     dial::{Asked, ImportDial},
     limits, merge,
 };
-use crate::{
-    front::Front,
-    sessions::{Sessions, hex},
-};
+use crate::{front::Front, sessions::Sessions};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use moorline_authz::access::{Transport, authorize_import};
+use moorline_authz::{
+    access::{Transport, authorize_import},
+    hex::{hex, sha256},
+};
 use moorline_link::tls;
 use moorline_proto::{id::Role, inside::Payload};
 use moorline_proxy::{
@@ -29,7 +29,6 @@ use moorline_proxy::{
 use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -268,5 +267,5 @@ impl Importing {
 
 /// Changes with what is wanted.
 fn revision(wanted: &[Wanted]) -> String {
-    hex(&Sha256::digest(json!(wanted).to_string()))
+    sha256(json!(wanted).to_string().as_bytes())
 }

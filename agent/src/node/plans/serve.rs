@@ -4,7 +4,10 @@ use super::{Known, Plans, now};
 use crate::limits;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use moorline_authz::plan::{self, Phase, Progress};
+use moorline_authz::{
+    hex::hex,
+    plan::{self, Phase, Progress},
+};
 use moorline_link::IncomingStream;
 use moorline_proxy::{Body, body, wire};
 use sha2::{Digest, Sha256};
@@ -140,7 +143,7 @@ impl Plans {
                 hash.update(&data);
                 file.write_all(&data)?;
             }
-            let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            let found = hex(&hash.finalize());
             if found != sha256 {
                 return Err(std::io::Error::other("it has another checksum"));
             }
