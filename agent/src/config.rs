@@ -1,6 +1,6 @@
 //! What an agent is told at its start.
 
-use crate::secret::SecretName;
+use crate::{rejoin::TokenSource, secret::SecretName};
 use moorline_link::HubAddress;
 use moorline_proto::id::{AgentName, ClusterId};
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,8 @@ pub struct Config {
     pub hub: HubAddress,
     /// The join token. Needed only while there is no state; ignored once the state belongs to the token's hub.
     pub token: Option<String>,
+    /// Instead: where tokens are made when one is needed, at first and once an identity has expired.
+    pub tokens: Option<TokenSource>,
     /// This agent's name within its cluster. Default: the state's, or the host's name.
     pub name: Option<AgentName>,
     /// The cluster that the token must be for. Default: the token's.
@@ -192,6 +194,7 @@ impl fmt::Debug for Config {
         f.debug_struct("Config")
             .field("hub", &self.hub)
             .field("token", &self.token.as_ref().map(|_| "***"))
+            .field("tokens", &self.tokens)
             .field("name", &self.name)
             .field("cluster", &self.cluster)
             .field("role", &self.role)
@@ -215,6 +218,7 @@ mod tests {
         Config {
             hub: "hub:8443".parse().unwrap(),
             token,
+            tokens: None,
             name: None,
             cluster: None,
             role: AgentRole::Cluster,

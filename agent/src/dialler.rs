@@ -1,6 +1,6 @@
 //! One dial of the hub: the carriers race, and the first whose handshake succeeds is greeted on.
 
-use crate::{Preference, facts::Facts, identity::Holder, limits, node::HubClock, upstream::chain};
+use crate::{Preference, facts::Facts, identity::Holder, limits, node::HubClock, rejoin::Rejoin, upstream::chain};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use moorline_link::{BadProxy, Carrier, Connection, DialError, HttpProxy, HubAddress, Limits, Session, connect};
 use moorline_proto::{
@@ -25,6 +25,8 @@ pub struct Dialler {
     pub carrier: Preference,
     /// As whom.
     pub holder: Arc<Holder>,
+    /// What to do once that identity has expired. `None`: nothing can be done from here.
+    pub rejoin: Option<Rejoin>,
     /// With which facts.
     pub facts: watch::Receiver<Facts>,
     /// Told what the hub says of the time.
@@ -82,6 +84,9 @@ impl Dialler {
     /// # Cancel safety
     /// Dropping the future closes every connection.
     pub async fn attempt(&self, rungs: Rungs) -> Attempt {
+        if let Some(rejoin) = &self.rejoin {
+            rejoin.heal(&self.holder).await;
+        }
         let tls = self.holder.tls()?;
         let proxy = HttpProxy::from_env(&self.hub)?;
         let proxy = proxy.as_ref();

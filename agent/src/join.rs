@@ -3,6 +3,7 @@
 use crate::{
     config::{AgentRole, Config},
     limits,
+    rejoin::Renewable,
     state::{BadChain, Membership, certificates},
     upstream::chain,
 };
@@ -63,6 +64,9 @@ pub enum JoinError {
     /// The service account's token is not there: the kubelet may be about to write it.
     #[error("cannot read the service account's token: {0}")]
     Account(String),
+    /// Whoever makes tokens for this agent made none.
+    #[error("no join token was made: {0}")]
+    NoToken(String),
     /// The answer does not hold what it must.
     #[error("the hub's answer cannot be used: {0}")]
     Answer(String),
@@ -84,6 +88,7 @@ impl JoinError {
             | Self::Broken(_)
             | Self::Account(_) => true,
             Self::Token(_)
+            | Self::NoToken(_)
             | Self::Forbidden(_)
             | Self::Refused(..)
             | Self::Answer(_)
@@ -107,15 +112,13 @@ pub enum Proof {
 }
 
 impl Proof {
-    /// What the configuration says: an account goes before a token, for it is nobody else's.
+    /// What the configuration says: what is good again and again goes before a token, which may be used up.
     ///
     /// # Errors
-    /// There is neither, or the account's token cannot be read now.
+    /// There is nothing, or nothing now.
     pub async fn of(config: &Config) -> Result<Self, JoinError> {
-        if let Some(account) = &config.node.join {
-            let read = tokio::fs::read_to_string(&account.token_file).await;
-            let token = read.map_err(|e| JoinError::Account(format!("{}: {e}", account.token_file.display())))?;
-            return Ok(Self::Account { token: token.trim().to_owned(), pin: account.hub_pin });
+        if let Some(renewable) = Renewable::of(config) {
+            return renewable.proof().await;
         }
         config.token.clone().map(Self::Token).ok_or_else(|| JoinError::Request("there is no token".to_owned()))
     }

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod node;
 pub mod ops;
 pub mod policy;
+pub mod rejoin;
 pub mod renew;
 pub mod review;
 pub mod secret;
@@ -43,12 +44,18 @@ use policy::{PolicyFile, PolicyFileError};
 use prometheus::Registry;
 use rand::Rng;
 use rcgen::KeyPair;
+use rejoin::{Rejoin, Renewable};
 use review::ClusterRules;
 use secret::{SecretCopy, SecretError};
 use serve::{More, Service};
 use shell::NodeShells;
 use state::{Membership, StateDir, StateError};
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tokio::{net::TcpListener, sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use upstream::{ApiServer, EndpointError};
@@ -222,6 +229,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             hub: config.hub.clone(),
             carrier: config.carrier,
             holder,
+            rejoin: Rejoin::of(&config, &metrics),
             facts,
             clock,
             limits: moorline_link::Limits::default(),
@@ -287,33 +295,35 @@ async fn membership(
     stop: &CancellationToken,
 ) -> Result<Option<Membership>, AgentError> {
     let pin = config.token.as_deref().and_then(|token| TokenText::parse(token).ok()?.pin);
-    let by_account = config.node.join.is_some();
+    let renewable = Renewable::of(config).is_some();
+    let mut expired = None;
     match (state.membership(key), &config.token) {
         (Ok(Some(kept)), token) => {
             // A token for another hub is an order to go there; one for the same hub has done its work.
             if token.is_none() || pin.is_some_and(|pin| kept.trusts_pin(&pin)) {
-                return match &config.cluster {
-                    Some(wanted) if *wanted != kept.cluster => {
-                        Err(AgentError::OtherCluster { found: kept.cluster.to_string(), wanted: wanted.to_string() })
-                    }
-                    _ if kept.role != config.role => {
-                        Err(AgentError::OtherRole { found: kept.role, wanted: config.role })
-                    }
-                    _ => Ok(Some(kept)),
-                };
+                fits(config, &kept)?;
+                // By a proof that is good again the dialler joins anew, now as later. A token may be a new one.
+                if token.is_none() || renewable || !kept.has_expired(SystemTime::now()) {
+                    return Ok(Some(kept));
+                }
+                tracing::warn!(cluster = %kept.cluster, "the certificate has expired; joining anew with the token");
+                expired = Some(kept);
+            } else {
+                tracing::warn!(cluster = %kept.cluster, "the token is from another hub than the state; joining there");
             }
-            tracing::warn!(cluster = %kept.cluster, "the token is from another hub than the state; joining there");
         }
-        (Ok(None), None) if !by_account => {
+        (Ok(None), None) if !renewable => {
             return Err(AgentError::NotJoined { dir: config.state_dir.display().to_string() });
         }
         (Ok(None), _) => {}
-        (Err(e @ StateError::Corrupt { .. }), token) if token.is_some() || by_account => {
+        (Err(e @ StateError::Corrupt { .. }), token) if token.is_some() || renewable => {
             tracing::warn!(cause = %e, "the state is replaced by joining anew")
         }
         (Err(e), _) => return Err(e.into()),
     }
-    let name = config.name.clone().unwrap_or_else(host_name);
+    // Who joins anew stays who it was.
+    let old = expired.as_ref().map(|old: &Membership| old.name.clone());
+    let name = old.or_else(|| config.name.clone()).unwrap_or_else(host_name);
     let mut pause = Duration::from_secs(1);
     loop {
         let attempt = async {
@@ -344,8 +354,26 @@ async fn membership(
                 }
                 pause = (pause * 2).min(limits::JOIN_PAUSE);
             }
-            Err(e) => return Err(e.into()),
+            Err(e) => match expired {
+                // The token that it joined with long ago. And if it is this host's clock that is wrong, time heals that.
+                Some(old) => {
+                    tracing::warn!(cause = %upstream::chain(&e), "the certificate has expired, and this token is of no use");
+                    return Ok(Some(old));
+                }
+                None => return Err(e.into()),
+            },
         }
+    }
+}
+
+/// Whether what is kept is what the configuration wants.
+fn fits(config: &Config, kept: &Membership) -> Result<(), AgentError> {
+    match &config.cluster {
+        Some(wanted) if *wanted != kept.cluster => {
+            Err(AgentError::OtherCluster { found: kept.cluster.to_string(), wanted: wanted.to_string() })
+        }
+        _ if kept.role != config.role => Err(AgentError::OtherRole { found: kept.role, wanted: config.role }),
+        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,13 @@
 //! Certificates are renewed in band, at two thirds of their life.
 
-use crate::{facts::Telling, identity::Holder, join::signing_request, limits, metrics::Metrics, upstream::chain};
+use crate::{
+    facts::Telling,
+    identity::{AdoptError, Holder},
+    join::signing_request,
+    limits,
+    metrics::Metrics,
+    upstream::chain,
+};
 use moorline_link::Session;
 use moorline_proto::control::Control;
 use rand::Rng;
@@ -38,7 +45,7 @@ pub async fn control(session: &Session, holder: &Arc<Holder>, facts: &mut Tellin
         tokio::select! {
             message = session.recv() => match message {
                 None => return false,
-                Some(Control::Renewed { chain, bundle }) => match adopt(holder, chain, bundle).await {
+                Some(Control::Renewed { chain, bundle }) => match renewed(holder, chain, bundle).await {
                     Ok(()) => {
                         metrics.renewals.with_label_values(&["renewed"]).inc();
                         tracing::info!("certificate renewed");
@@ -73,14 +80,25 @@ pub async fn control(session: &Session, holder: &Arc<Holder>, facts: &mut Tellin
     }
 }
 
-async fn adopt(holder: &Arc<Holder>, chain_der: Vec<Vec<u8>>, bundle: Vec<Vec<u8>>) -> Result<(), String> {
+async fn renewed(holder: &Arc<Holder>, chain_der: Vec<Vec<u8>>, bundle: Vec<Vec<u8>>) -> Result<(), String> {
     let certificates = |all: Vec<Vec<u8>>| all.into_iter().map(CertificateDer::from).collect::<Vec<_>>();
-    let holder = holder.clone();
-    let adopted = tokio::task::spawn_blocking(move || holder.adopt(certificates(chain_der), certificates(bundle)));
-    match adopted.await {
+    match adopt(holder, certificates(chain_der), certificates(bundle)).await {
         Ok(result) => result.map_err(|e| chain(&e)),
         Err(e) => Err(e.to_string()),
     }
+}
+
+/// Keeps and uses new certificates, off the threads that serve.
+///
+/// # Errors
+/// The outer one: it panicked.
+pub(crate) async fn adopt(
+    holder: &Arc<Holder>,
+    chain: Vec<CertificateDer<'static>>,
+    bundle: Vec<CertificateDer<'static>>,
+) -> Result<Result<(), AdoptError>, tokio::task::JoinError> {
+    let holder = holder.clone();
+    tokio::task::spawn_blocking(move || holder.adopt(chain, bundle)).await
 }
 
 #[cfg(test)]

@@ -321,6 +321,11 @@ impl Membership {
         Ok((at(parsed.validity().not_before), at(parsed.validity().not_after)))
     }
 
+    /// Whether the certificate's time is over at `now`. One that cannot be read is for others to judge.
+    pub fn has_expired(&self, now: SystemTime) -> bool {
+        self.validity().is_ok_and(|(_, end)| end < now)
+    }
+
     /// Whether an authority of the bundle has the key with this SHA-256.
     pub fn trusts_pin(&self, pin: &[u8; 32]) -> bool {
         self.bundle.iter().any(|cert| tls::spki_sha256(cert).is_ok_and(|found| found == *pin))

@@ -300,6 +300,7 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         node,
         hub,
         token,
+        tokens: None,
         name: daemon::either(args.name, file.name, "name")?.or(named),
         cluster: daemon::either(args.cluster, file.cluster, "cluster")?,
         role,

@@ -1,9 +1,9 @@
 //! `moorline import`: a cluster that the hub reaches by itself.
 
 use crate::{
-    client::ApiError,
+    client::{ApiError, Client},
     failure::{advise, usage},
-    resource::Resource,
+    resource::{Resource, segment},
     target::HubArgs,
     text, yaml,
 };
@@ -108,6 +108,24 @@ fn inline(
     Ok(())
 }
 
+/// The hub refuses it too, but after the import was made: then it would wait for the agents' end to take their place.
+async fn alone(client: &Client, cluster: &str) -> anyhow::Result<()> {
+    let own = format!("{}?fieldSelector=spec.cluster%3D{}", Resource::Agent.collection(), segment(cluster));
+    let all = client.get(&own).await?;
+    let names = all["items"].as_array().into_iter().flatten().filter_map(|agent| agent["metadata"]["name"].as_str());
+    let others: Vec<&str> = names.filter(|name| *name != format!("{cluster}.import")).take(5).collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    Err(advise(
+        format!("cluster {cluster} is served by agents of its own: {}", others.join(", ")),
+        format!(
+            "import it under another name; if they are gone for good: kubectl delete agents.moorline.dev {}",
+            others.join(" ")
+        ),
+    ))
+}
+
 /// `moorline import`
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let path = &args.kubeconfig;
@@ -117,6 +135,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let kubeconfig = yaml::write(&standalone(&document, args.context.as_deref(), folder)?)?;
     let spec = json!({ "kubeconfig": kubeconfig, "plugins": args.plugins, "readOnly": args.read_only });
     let (client, kind) = (args.hub.client()?, Resource::ClusterImport);
+    alone(&client, &args.cluster).await?;
     client.create(kind, &kind.object(Some(&args.cluster), spec)).await?;
     let until = Instant::now() + args.timeout;
     loop {

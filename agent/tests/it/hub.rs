@@ -1,6 +1,6 @@
 //! A hub of a few lines: joins whoever has a token, holds sessions over TLS.
 
-use crate::pki::{AGENT, Authority, own_address, server_config, uri_name};
+use crate::pki::{AGENT, Authority, NODE, own_address, server_config, uri_name};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -37,6 +37,8 @@ pub struct Shared {
     pub authority: Authority,
     /// HTTP requests of any kind.
     pub requests: AtomicUsize,
+    /// Requests to join, the newest last.
+    pub joins: std::sync::Mutex<Vec<serde_json::Value>>,
     /// What a join is answered with.
     pub join_status: std::sync::Mutex<StatusCode>,
     sessions: mpsc::UnboundedSender<Session>,
@@ -62,6 +64,7 @@ impl Hub {
         let shared = Arc::new(Shared {
             authority,
             requests: AtomicUsize::new(0),
+            joins: std::sync::Mutex::default(),
             join_status: std::sync::Mutex::new(StatusCode::OK),
             sessions,
             ids: AtomicU64::new(1),
@@ -72,7 +75,13 @@ impl Hub {
 
     /// Ends as a process that is killed, and starts again with the same authority.
     pub async fn restart(self) -> Self {
-        let Self { addr, shared, sessions, task } = self;
+        let addr = self.addr;
+        self.restart_at(addr).await
+    }
+
+    /// The same, at another address.
+    pub async fn restart_at(self, addr: SocketAddr) -> Self {
+        let Self { shared, sessions, task, .. } = self;
         task.abort();
         let _ = task.await;
         drop(sessions);
@@ -91,7 +100,7 @@ impl Hub {
     /// The next session that an agent opens.
     pub async fn session(&self) -> Session {
         let mut sessions = self.sessions.lock().await;
-        tokio::time::timeout(Duration::from_secs(10), sessions.recv()).await.expect("an agent in time").unwrap()
+        tokio::time::timeout(Duration::from_secs(30), sessions.recv()).await.expect("an agent in time").unwrap()
     }
 }
 
@@ -136,6 +145,7 @@ async fn join(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respons
     assert_eq!(request.uri().path(), "/agent/join");
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let asked: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    shared.joins.lock().unwrap().push(asked.clone());
     let status = *shared.join_status.lock().unwrap();
     let authority = &shared.authority;
     let answer = if status.is_success() {
@@ -143,7 +153,7 @@ async fn join(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respons
             "cluster": "edge1",
             "name": "a1",
             "trustDomain": "example",
-            "chain": [authority.sign(asked["csr"].as_str().unwrap(), AGENT)],
+            "chain": [authority.sign(asked["csr"].as_str().unwrap(), if asked["role"] == "node" { NODE } else { AGENT })],
             "bundle": [authority.pem()],
         })
     } else {

@@ -6,6 +6,7 @@ mod imports;
 mod inside;
 mod pki;
 mod recorder;
+mod rejoin;
 mod room;
 mod run;
 mod streams;

@@ -1,6 +1,6 @@
 //! Certificates for tests.
 
-use moorline_agent::state::Membership;
+use moorline_agent::{AgentRole, state::Membership};
 use moorline_link::{Identity, Trust};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, IsCa, KeyPair, SanType,
@@ -10,10 +10,13 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::{
     net::SocketAddr,
     sync::atomic::{AtomicU8, Ordering},
+    time::{Duration, SystemTime},
 };
 
 /// The agent of every test.
 pub const AGENT: &str = "spiffe://example/cluster/edge1/agent/a1";
+/// The node agent of those that have one.
+pub const NODE: &str = "spiffe://example/cluster/edge1/node/a1";
 
 /// An authority of trust domain `example`.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -50,14 +53,20 @@ impl Authority {
     }
     /// What an agent keeps whose certificate has little of its life left, but enough for a test.
     pub fn old_member(&self, key: &KeyPair) -> Membership {
+        let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
+        self.member_until(key, AgentRole::Cluster, tomorrow)
+    }
+    /// What an agent keeps whose certificate ends then.
+    pub fn member_until(&self, key: &KeyPair, role: AgentRole, until: SystemTime) -> Membership {
         let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![uri_name(AGENT)];
+        let uri = if role == AgentRole::Node { NODE } else { AGENT };
+        params.subject_alt_names = vec![uri_name(uri)];
         params.not_before = date_time_ymd(2020, 1, 1);
-        params.not_after = (std::time::SystemTime::now() + std::time::Duration::from_secs(86_400)).into();
+        params.not_after = until.into();
         Membership {
             cluster: "edge1".parse().unwrap(),
             name: "a1".parse().unwrap(),
-            role: moorline_agent::AgentRole::Cluster,
+            role,
             trust_domain: "example".parse().unwrap(),
             chain: vec![params.signed_by(key, &self.0).unwrap().der().clone()],
             bundle: vec![self.der()],

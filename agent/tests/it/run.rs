@@ -22,23 +22,24 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 const SOON: Duration = Duration::from_secs(10);
 
-struct Site {
-    dir: tempfile::TempDir,
+pub struct Site {
+    pub dir: tempfile::TempDir,
     authority: Authority,
     recorder: Recorder,
 }
 
 impl Site {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let authority = Authority::new();
         let recorder = Recorder::start(&authority, &[b"h2"], None).await;
         Self { dir: tempfile::tempdir().unwrap(), authority, recorder }
     }
 
-    fn config(&self, hub: &Hub, token: Option<String>) -> Config {
+    pub fn config(&self, hub: &Hub, token: Option<String>) -> Config {
         Config {
             hub: hub.address(),
             token,
+            tokens: None,
             name: Some("a1".parse().unwrap()),
             cluster: None,
             role: moorline_agent::AgentRole::Cluster,
@@ -56,17 +57,17 @@ impl Site {
         }
     }
 
-    fn state(&self) -> std::path::PathBuf {
+    pub fn state(&self) -> std::path::PathBuf {
         self.dir.path().join("state")
     }
 }
 
-struct Agent {
+pub struct Agent {
     stop: CancellationToken,
     task: AbortOnDropHandle<Result<(), AgentError>>,
 }
 
-fn start(config: Config) -> Agent {
+pub fn start(config: Config) -> Agent {
     let stop = CancellationToken::new();
     let task = tokio::spawn({
         let stop = stop.clone();
@@ -76,7 +77,7 @@ fn start(config: Config) -> Agent {
 }
 
 impl Agent {
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.stop.cancel();
         timeout(SOON, self.task).await.expect("an end in time").unwrap().unwrap();
     }
@@ -85,7 +86,7 @@ impl Agent {
     }
 }
 
-async fn kube(session: &Session, path: &str) -> http::Response<moorline_proxy::Body> {
+pub async fn kube(session: &Session, path: &str) -> http::Response<moorline_proxy::Body> {
     let principal = Some(Principal { user: "alice".into(), ..Principal::default() });
     let header =
         StreamHeader { target: Target::Kube, class: Class::Interactive, deadline_ms: 0, traceparent: None, principal };
@@ -93,7 +94,7 @@ async fn kube(session: &Session, path: &str) -> http::Response<moorline_proxy::B
     wire::request(stream, Request::get(path).body(body::empty()).unwrap()).await.unwrap()
 }
 
-fn chain(state: &Path) -> Vec<u8> {
+pub fn chain(state: &Path) -> Vec<u8> {
     let state = StateDir::open(state).unwrap();
     let membership = state.membership(&state.key().unwrap()).unwrap().unwrap();
     membership.chain[0].to_vec()

@@ -37,6 +37,7 @@ impl Lone {
         let config = Config {
             hub: at,
             token,
+            tokens: None,
             name: Some(name.parse()?),
             cluster: None,
             role: moorline_agent::AgentRole::Cluster,

@@ -4,6 +4,7 @@
 use moorline_agent::{
     AgentRole, Config, Preference, UpstreamConfig,
     metrics::Metrics,
+    rejoin::TokenSource,
     state::StateDir,
     upstream::{ApiServer, GivenKubeconfig},
 };
@@ -74,8 +75,8 @@ pub(crate) struct Plan {
     pub kubeconfig: GivenKubeconfig,
     /// The edge policy's text.
     pub policy: String,
-    /// Only where the folder has no identity yet.
-    pub token: Option<String>,
+    /// Where it gets tokens: to join at first, and again once its identity has expired while it ran.
+    pub tokens: TokenSource,
 }
 
 /// How an agent is.
@@ -120,7 +121,8 @@ impl Plan {
         std::fs::write(&policy, &self.policy).map_err(other)?;
         Ok(Config {
             hub: self.home.address.to_string().parse().map_err(other)?,
-            token: self.token.clone(),
+            token: None,
+            tokens: Some(self.tokens.clone()),
             name: Some(NAME.parse().map_err(other)?),
             cluster: Some(self.cluster.parse().map_err(other)?),
             role: AgentRole::Cluster,

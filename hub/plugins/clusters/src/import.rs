@@ -10,6 +10,7 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
+use moorline_agent::rejoin::TokenSource;
 use moorline_plugin::{All, Condition, Home, HubObject, HubView, PluginError, follow};
 use serde_json::{Value, json};
 use std::{
@@ -179,19 +180,17 @@ impl Imports {
     ) -> Result<Running, PluginError> {
         let cluster = own(hub, import).await?;
         let uid = import.metadata.uid.clone().unwrap_or_default();
-        let mut plan = Plan {
+        let plan = Plan {
+            tokens: tokens(hub, &cluster),
             cluster: cluster.clone(),
             dir: folder(home, &uid),
             home: Arc::clone(home),
             kubeconfig: import.spec.given(),
             policy: policy(&import.spec),
-            token: None,
         };
         if !has_joined(&plan.dir)? {
             // An identity that was lost, or has ended: this plugin alone gives that name.
-            forget(hub, &cluster).await?;
             remove(&plan.dir).await;
-            plan.token = Some(join_token(hub, &cluster).await?);
         }
         plan.start(&self.threads)
     }
@@ -282,6 +281,19 @@ async fn own(hub: &HubView, import: &HubObject<ClusterImportSpec>) -> Result<Str
     let patch = Patch::Merge(json!({ "metadata": { "ownerReferences": [owner] } }));
     kind(hub, "ClusterImport", "clusterimports").patch(&name, &PatchParams::default(), &patch).await?;
     Ok(name)
+}
+
+/// Where an import's agent gets its tokens.
+fn tokens(hub: &HubView, cluster: &str) -> TokenSource {
+    let (hub, cluster) = (hub.clone(), cluster.to_owned());
+    TokenSource::new(move || {
+        let (hub, cluster) = (hub.clone(), cluster.clone());
+        async move {
+            // An identity that is lost with its folder would be in its own way: this plugin alone gives that name.
+            forget(&hub, &cluster).await.map_err(|error| error.to_string())?;
+            join_token(&hub, &cluster).await.map_err(|error| error.to_string())
+        }
+    })
 }
 
 async fn join_token(hub: &HubView, cluster: &str) -> Result<String, PluginError> {

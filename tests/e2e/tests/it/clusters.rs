@@ -71,6 +71,14 @@ pub fn all(world: &mut World) -> Result<()> {
 }
 
 fn imports_and_cleans_up(world: &mut World, direct: &Cluster) -> Result<()> {
+    // One that agents serve would have two API servers under its name.
+    let kubeconfig = direct.kubeconfig();
+    let taken = world.hub.cli("admin").args(["import", "edge1", "--kubeconfig"]).arg(kubeconfig).output()?;
+    ensure!(
+        !taken.status.success() && String::from_utf8_lossy(&taken.stderr).contains("agents of its own"),
+        "{taken:?}"
+    );
+    ensure!(!Hub(world).k(&["get", "clusterimports", "-o", "name"])?.contains("edge1"));
     ensure!(import(world, direct)?.contains("edge9 imported: Kubernetes v1."));
     let hub = Hub(world);
     // A user gets there as everywhere: by the hub's grants, in their own name, by the cluster's RBAC.

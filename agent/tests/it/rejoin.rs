@@ -1,0 +1,121 @@
+//! Agents whose certificate's time was over before the hub came back.
+
+use crate::{
+    hub::Hub,
+    pki::{Authority, own_address},
+    run::{Site, chain, kube, start},
+};
+use http::StatusCode;
+use moorline_agent::{AgentRole, Config, node::AccountJoin, rejoin::TokenSource, state::StateDir};
+use prometheus::Registry;
+use std::{
+    path::Path,
+    sync::atomic::Ordering,
+    time::{Duration, SystemTime},
+};
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Guards against a hang, no more.
+const LONG: Duration = Duration::from_secs(30);
+
+/// The state of an agent whose certificate ends then.
+fn keep(dir: &Path, authority: &Authority, role: AgentRole, until: SystemTime) {
+    let state = StateDir::open(dir).unwrap();
+    state.keep("hub", &authority.member_until(&state.key().unwrap(), role, until)).unwrap();
+}
+
+/// A node agent that joins by its pod's service account.
+fn by_account(site: &Site, config: Config, pin: [u8; 32]) -> Config {
+    let token_file = site.dir.path().join("account");
+    std::fs::write(&token_file, "of this pod\n").unwrap();
+    let mut config = Config { role: AgentRole::Node, cluster: Some("edge1".parse().unwrap()), ..config };
+    config.node.join = Some(AccountJoin { token_file, hub_pin: pin });
+    config
+}
+
+/// An agent beside its hub, which gets tokens as it needs them.
+fn by_tokens(hub: &Hub, config: Config) -> Config {
+    let token = hub.token();
+    Config { tokens: Some(TokenSource::new(move || std::future::ready(Ok(token.clone())))), ..config }
+}
+
+#[tokio::test]
+async fn an_identity_that_has_expired_is_replaced_by_a_proof_that_is_good_again() {
+    for role in [AgentRole::Node, AgentRole::Cluster] {
+        let (hub, site) = (Hub::start().await, Site::new().await);
+        keep(&site.state(), &hub.shared.authority, role, SystemTime::now() - Duration::from_secs(3600));
+        let (before, config) = (chain(&site.state()), site.config(&hub, None));
+        let config = match role {
+            AgentRole::Node => by_account(&site, config, hub.shared.authority.pin()),
+            AgentRole::Cluster => by_tokens(&hub, config),
+        };
+        let agent = start(config);
+        let session = hub.session().await;
+        assert_ne!(chain(&site.state()), before, "{role}: kept for the next start");
+        let asked = hub.shared.joins.lock().unwrap().clone();
+        assert_eq!((asked.len(), &asked[0]["name"], &asked[0]["cluster"]), (1, &"a1".into(), &"edge1".into()));
+        if role == AgentRole::Cluster {
+            assert_eq!(kube(&session, "/x").await.status(), StatusCode::OK);
+        } else {
+            assert_eq!(asked[0]["account"], "of this pod");
+        }
+        agent.stop().await;
+    }
+}
+
+/// The same for one that runs all the while: nobody starts it anew.
+#[tokio::test]
+async fn an_agent_that_outlived_its_certificate_while_the_hub_was_away_comes_back_by_itself() {
+    for role in [AgentRole::Node, AgentRole::Cluster] {
+        let (hub, site) = (Hub::start().await, Site::new().await);
+        // Nobody is there but somebody who hangs up: once it was dialled the agent is past its start.
+        let gate = TcpListener::bind(own_address()).await.unwrap();
+        let addr = gate.local_addr().unwrap();
+        let until = SystemTime::now() + Duration::from_secs(3);
+        keep(&site.state(), &hub.shared.authority, role, until);
+        let config = Config { hub: addr.to_string().parse().unwrap(), ..site.config(&hub, None) };
+        let config = match role {
+            AgentRole::Node => by_account(&site, config, hub.shared.authority.pin()),
+            AgentRole::Cluster => by_tokens(&hub, config),
+        };
+        let agent = start(config);
+        timeout(LONG, gate.accept()).await.expect("it dials").unwrap();
+        drop(gate);
+        // A certificate counts to the end of its last second.
+        let left = until.duration_since(SystemTime::now()).unwrap_or_default() + Duration::from_secs(1);
+        tokio::time::sleep(left).await;
+        let hub = hub.restart_at(addr).await;
+        let session = hub.session().await;
+        assert_eq!(session.peer().to_string().contains("/node/"), role == AgentRole::Node);
+        assert_eq!(hub.shared.requests.load(Ordering::SeqCst), 1, "{role}: it joined once");
+        agent.stop().await;
+    }
+}
+
+/// A token is good once: a new one lets an expired agent in again, and an old one does not end it.
+#[tokio::test]
+async fn an_expired_agent_takes_a_new_token_and_goes_on_dialling_with_an_old_one() {
+    let (hub, site) = (Hub::start().await, Site::new().await);
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    keep(&site.state(), &hub.shared.authority, AgentRole::Cluster, long_ago);
+    *hub.shared.join_status.lock().unwrap() = StatusCode::UNAUTHORIZED;
+    let (registry, stop) = (Registry::new(), CancellationToken::new());
+    let run = moorline_agent::run(site.config(&hub, Some(hub.token())), stop.clone(), &registry);
+    let dialled = async {
+        let dials = || registry.gather().iter().any(|family| family.name() == "moorline_agent_dials_total");
+        while !dials() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        ended = run => panic!("it ended: {ended:?}"),
+        done = timeout(LONG, dialled) => done.expect("it dials with what it has"),
+    }
+    assert_eq!(hub.shared.requests.load(Ordering::SeqCst), 1, "it tried the token once");
+
+    *hub.shared.join_status.lock().unwrap() = StatusCode::OK;
+    let agent = start(site.config(&hub, Some(hub.token())));
+    assert_eq!(kube(&hub.session().await, "/x").await.status(), StatusCode::OK);
+    agent.stop().await;
+}
