@@ -7,11 +7,14 @@ use crate::{
     pki::Authority,
     rate::RateLimit,
     records::{RecordError, Records},
-    sessions::{Registry, hex},
+    sessions::Registry,
     status::time,
 };
 use moorline_apiserver::Object;
-use moorline_authz::token::{Kind, TokenText};
+use moorline_authz::{
+    hex::hex,
+    token::{Kind, TokenText},
+};
 use moorline_proto::id::{AgentName, ClusterId, Role, SpiffeId};
 use moorline_proxy::audit::AuditSink;
 use rustls_pki_types::{CertificateSigningRequestDer, pem::PemObject};
@@ -24,7 +27,7 @@ use std::{
 
 mod vouch;
 
-pub(crate) use vouch::QUESTIONS;
+pub(crate) use vouch::Questions;
 
 /// Attempts to write an object against others who do the same at that moment.
 const TRIES: u32 = 200;
@@ -122,7 +125,7 @@ pub(crate) struct Joiner {
     pub nodes_per_cluster: usize,
     pub rate: RateLimit<IpAddr>,
     /// Service accounts that are asked about at a time.
-    pub questions: tokio::sync::Semaphore,
+    pub questions: Questions,
 }
 
 impl Joiner {
@@ -189,11 +192,14 @@ impl Joiner {
     }
 
     async fn decide(&self, request: &JoinRequest, name: &AgentName) -> Result<JoinAnswer, JoinError> {
-        let (cluster, token) = match &request.account {
-            Some(account) => (self.vouched(request, name, account).await?, None),
+        let (cluster, node, token) = match &request.account {
+            Some(account) => {
+                let (cluster, node) = self.vouched(request, name, account).await?;
+                (cluster, Some(node), None)
+            }
             None => {
                 let (cluster, token) = self.tokened(request)?;
-                (cluster, Some(token))
+                (cluster, None, Some(token))
             }
         };
         let wanted = &cluster.metadata.name;
@@ -212,15 +218,14 @@ impl Joiner {
             cluster_uid: cluster.metadata.uid.clone(),
             name: name.to_string(),
             role: request.role,
+            node,
             public_key_sha256: hex(&issued.key_sha256),
         };
-        // A node that is vouched for and has lost its key gets its name back; by a token anybody could take it.
-        let proven = token.is_none();
-        self.free(&full, &spec, proven)?;
+        self.free(&full, &spec)?;
         if let Some(token) = &token {
             self.take_use(token).await?;
         }
-        let kept = self.keep(&full, spec, &cluster, proven).await?;
+        let kept = self.keep(&full, spec, &cluster).await?;
         self.note_expiry(kept, issued.expires).await;
         let pem = |der: &[u8]| crate::files::pem("CERTIFICATE", der);
         Ok(JoinAnswer {
@@ -233,11 +238,11 @@ impl Joiner {
     }
 
     /// The agent that has this name, if whoever asks may have it too; `None`: nobody has it, and there is room.
-    fn free(&self, full: &str, spec: &AgentSpec, proven: bool) -> Result<Option<Object<AgentSpec>>, JoinError> {
+    fn free(&self, full: &str, spec: &AgentSpec) -> Result<Option<Object<AgentSpec>>, JoinError> {
         let before = self.records.get::<AgentSpec>(full).map_err(store)?;
         // With the key that it has an agent may ask again: the first answer may have been lost on its way.
         if let Some(other) = before.as_ref().filter(|other| other.spec.public_key_sha256 != spec.public_key_sha256)
-            && let Some(held) = self.held(other, proven)
+            && let Some(held) = self.held(other, spec.node.as_deref())
         {
             return Err(JoinError::Taken { name: spec.name.clone(), cluster: spec.cluster.clone(), held });
         }
@@ -261,10 +266,9 @@ impl Joiner {
         full: &str,
         spec: AgentSpec,
         cluster: &Object<ClusterSpec>,
-        proven: bool,
     ) -> Result<Object<AgentSpec>, JoinError> {
         for _ in 0..TRIES {
-            let written = match self.free(full, &spec, proven)? {
+            let written = match self.free(full, &spec)? {
                 Some(mut agent) => {
                     agent.spec = spec.clone(); // whoever held the name before is not let in any more
                     self.records.update(&agent).await
@@ -283,13 +287,16 @@ impl Joiner {
         Err(JoinError::Busy("the agent's object changes all the time".to_owned()))
     }
 
-    /// Why nobody else may have an agent's name; `None`: its certificate has expired and nobody is connected with it.
-    fn held(&self, agent: &Object<AgentSpec>, proven: bool) -> Option<String> {
+    /// Why nobody else may have an agent's name; `None`: its certificate has expired and nobody is connected with it. Or it
+    /// is of the node that its cluster vouches for now: that one has lost its key. By a token anybody could take it.
+    fn held(&self, agent: &Object<AgentSpec>, vouched: Option<&str>) -> Option<String> {
         if !self.registry.of_agent(&agent.spec.cluster, &agent.metadata.name).is_empty() {
             return Some("it is connected".to_owned());
         }
-        // One of a role that nobody vouched for stays whose it is.
-        if proven && agent.spec.role == AgentRole::Node {
+        // One of a role that nobody vouched for stays whose it is. So does one of another node: agents are called by one
+        // label, so `a.b` and `a-b` are of one name.
+        let owner = agent.spec.node.as_deref();
+        if agent.spec.role == AgentRole::Node && vouched.is_some_and(|node| owner.is_none_or(|owner| owner == node)) {
             return None;
         }
         let noted = agent.status.as_ref().and_then(|status| status.certificate_expires.as_deref());
@@ -301,7 +308,8 @@ impl Joiner {
                 made.checked_add(self.life).unwrap_or(jiff::Timestamp::MAX)
             }
         };
-        (jiff::Timestamp::now() < until).then(|| format!("its certificate is valid until {until}"))
+        let whose = owner.map(|node| format!("it is of node {node}, and ")).unwrap_or_default();
+        (jiff::Timestamp::now() < until).then(|| format!("{whose}its certificate is valid until {until}"))
     }
 
     /// Keeps with the object how long its certificate is good: until then nobody else gets its name.

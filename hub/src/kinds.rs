@@ -191,6 +191,11 @@ pub struct AgentSpec {
     /// What it serves.
     #[serde(default)]
     pub role: AgentRole,
+    /// The whole name of the Kubernetes node that its cluster vouched for. Missing: it joined by a token, or before hubs
+    /// kept this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", length(max = 253))]
+    pub node: Option<String>,
     /// SHA-256 of its public key (SubjectPublicKeyInfo, DER), in hex. No other key is let in.
     #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
     pub public_key_sha256: String,

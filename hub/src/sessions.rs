@@ -12,6 +12,7 @@ use crate::{
     standby::{self, Called, Place, Standing},
     status::StatusWriter,
 };
+use moorline_authz::hex::hex;
 use moorline_link::{Greeting, Session};
 use moorline_proto::{
     code::CloseCode,
@@ -26,10 +27,7 @@ use std::{
     },
     time::{Duration, Instant, SystemTime},
 };
-use tokio::{
-    sync::{Notify, Semaphore},
-    time::timeout,
-};
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long streams may stay on a session that the agent has replaced, be it for a new certificate or a better carrier.
@@ -61,9 +59,9 @@ pub(crate) struct Entry {
     pub doubt: tokio::sync::watch::Sender<bool>,
     /// When the newest sign of life was asked for that came.
     pub pulse: tokio::sync::Mutex<Option<Instant>>,
-    /// A node agent has come that may stand in for this cluster agent.
-    pub node_came: Notify,
-    /// A node agent that holds a session because somebody asked for it.
+    /// Somebody of its cluster has come, or answers again, who may take what this one carries.
+    pub company: tokio::sync::watch::Sender<()>,
+    /// A node agent that holds a session because somebody asked for it, or for a new certificate.
     pub called: bool,
     /// Which run of the agent.
     pub instance: InstanceId,
@@ -171,6 +169,13 @@ impl Registry {
         self.lock().called.wants(agent, tokio::time::Instant::now())
     }
 
+    /// Whether a node agent of a cluster that has no place is let in for a new certificate.
+    fn renews(&self, cluster: &str, cert: &[u8]) -> bool {
+        let called =
+            |table: &Table| table.clusters.get(cluster).map_or(0, |all| all.iter().filter(|e| e.called).count());
+        standby::is_due(validity(cert), SystemTime::now()) && called(&self.lock()) < standby::RENEWING
+    }
+
     /// A place for one more node agent of a cluster, if it is to have one; and whom it replaces.
     fn place(&self, cluster: &str, zone: Option<&str>, most: usize) -> Option<(Coming<'_>, Option<Arc<Entry>>)> {
         let mut table = self.lock();
@@ -196,10 +201,20 @@ impl Registry {
         let mut table = self.lock();
         table.count += 1;
         let all = table.clusters.entry(entry.cluster.clone()).or_default();
-        if entry.node {
-            all.iter().filter(|other| !other.node).for_each(|agent| agent.node_came.notify_one());
-        }
         all.push(entry);
+        for one in all.iter() {
+            one.company.send_replace(());
+        }
+    }
+
+    /// Tells the other sessions of its cluster that this one answers again.
+    pub fn answers(&self, entry: &Arc<Entry>) {
+        let table = self.lock();
+        for other in table.clusters.get(&entry.cluster).into_iter().flatten() {
+            if !Arc::ptr_eq(other, entry) {
+                other.company.send_replace(());
+            }
+        }
     }
 
     fn remove(&self, entry: &Arc<Entry>) {
@@ -347,18 +362,21 @@ impl Sessions {
         }
         // One that has a session already may always replace it: it renews its certificate, or moves.
         let mut place = None;
-        let called = node && self.registry.is_called(&agent);
+        let mut called = node && (self.registry.is_called(&agent) || older.iter().any(|older| older.called));
         if node && !called && older.is_empty() {
             let zone = greeting.hello.facts.iter().find(|(key, _)| key == "zone").map(|(_, zone)| plain(zone));
             let found = self.registry.place(cluster.as_str(), zone.as_deref(), self.limits.standby_nodes);
-            let Some((coming, replaced)) = found else {
+            called = found.is_none() && self.registry.renews(cluster.as_str(), &greeting.peer_cert);
+            if found.is_none() && !called {
                 let pause = self.limits.park_pause.mul_f64(1.0 + rand::random::<f64>());
                 return Err(refused(CloseCode::Parked, "enough node agents of this cluster stand by", pause));
-            };
-            if let Some(replaced) = replaced {
-                replaced.session.close(CloseCode::Parked, "a node agent of another zone stands by instead");
             }
-            place = Some(coming);
+            if let Some((coming, replaced)) = found {
+                if let Some(replaced) = replaced {
+                    replaced.session.close(CloseCode::Parked, "a node agent of another zone stands by instead");
+                }
+                place = Some(coming);
+            }
         }
         Ok(Admitted { agent, cluster: cluster.to_string(), node, called, older, _judging: judging, _place: place })
     }
@@ -402,7 +420,7 @@ impl Sessions {
     ) -> Result<Arc<Entry>, moorline_link::AcceptError> {
         let Hello { instance, software, facts, .. } = greeting.hello.clone();
         let key = Mutex::new(hex(&greeting.peer_key_sha256));
-        let expires = not_after(&greeting.peer_cert);
+        let (_, expires) = validity(&greeting.peer_cert);
         let id = SessionId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let now_ms = now_ms();
         let welcome = Welcome { version: VERSION, software: software_name(), capabilities: Vec::new(), now_ms };
@@ -414,7 +432,7 @@ impl Sessions {
             node: admitted.node,
             doubt: tokio::sync::watch::Sender::new(false),
             pulse: tokio::sync::Mutex::default(),
-            node_came: Notify::new(),
+            company: tokio::sync::watch::Sender::default(),
             called: admitted.called,
             instance,
             since: SystemTime::now(),
@@ -583,16 +601,10 @@ fn plain_up_to(text: &str, most: usize) -> String {
     text.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(most).collect()
 }
 
-/// End of a certificate; one that cannot be read has ended.
-fn not_after(cert: &[u8]) -> SystemTime {
-    x509_parser::parse_x509_certificate(cert)
-        .map_or(SystemTime::UNIX_EPOCH, |(_, cert)| SystemTime::from(cert.validity().not_after.to_datetime()))
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
+/// From when to when a certificate is good; one that cannot be read has ended.
+fn validity(cert: &[u8]) -> (SystemTime, SystemTime) {
+    x509_parser::parse_x509_certificate(cert).map_or((SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH), |(_, cert)| {
+        let validity = cert.validity();
+        (validity.not_before.to_datetime().into(), validity.not_after.to_datetime().into())
     })
 }

@@ -2,13 +2,29 @@
 
 use crate::sessions::{Entry, Registry};
 use moorline_proto::code::CloseCode;
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long a node agent that was called may take to come, and how long one that came rests before it is parked again.
 pub(crate) const CALLED: Duration = Duration::from_secs(120);
 /// Node agents that are called at a time.
 const CALLS: usize = 1024;
+
+/// Parked node agents of a cluster that are let in at a time for a new certificate. Each stays for about [`CALLED`], and
+/// has a fifth of its certificate's life to come: with a life of a day, those of thousands of nodes.
+pub(crate) const RENEWING: usize = 32;
+
+/// Whether a parked node agent, whose certificate is good `from` when `until` when, is let in for a new one: certificates
+/// are renewed in sessions, and it would be locked out for good once its own has expired. Agents ask at two thirds of a
+/// life, give or take a tenth: after that it asks at once.
+pub(crate) fn is_due((from, until): (SystemTime, SystemTime), now: SystemTime) -> bool {
+    let life = until.duration_since(from).unwrap_or_default();
+    from + life.mul_f64(0.8) <= now
+}
 
 /// Parked node agents that somebody asked for, by name, each until when.
 #[derive(Debug, Default)]
@@ -83,10 +99,12 @@ pub(crate) async fn watch(
     if entry.node {
         return std::future::pending().await;
     }
+    let mut company = entry.company.subscribe();
     loop {
         // Nothing ticks for a cluster without node agents: most of a fleet may have none.
+        company.mark_unchanged();
         if !registry.has_node(&entry.cluster) {
-            entry.node_came.notified().await;
+            let _ = company.changed().await; // the sender is the entry's own
             continue;
         }
         sleep(every).await;
@@ -108,6 +126,7 @@ pub(crate) async fn watch(
             return std::future::pending().await; // the session is over: its owner sees that
         }
         entry.doubt.send_replace(false);
+        registry.answers(entry);
         tracing::info!(cluster = entry.cluster, agent = entry.agent, "the cluster agent answers again");
         changed();
     }
@@ -133,6 +152,13 @@ pub(crate) async fn park_again(entry: &Arc<Entry>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_is_due_in_the_last_fifth_of_its_life() {
+        let (from, hour) = (SystemTime::UNIX_EPOCH, Duration::from_secs(3600));
+        let of = |now| is_due((from, from + 24 * hour), from + now);
+        assert!(!of(hour) && !of(19 * hour) && of(20 * hour) && of(25 * hour));
+    }
 
     #[test]
     fn who_is_called_is_wanted_for_a_while() {

@@ -204,7 +204,7 @@ impl Hub {
             agents_per_cluster: config.limits.agents_per_cluster,
             nodes_per_cluster: config.limits.nodes_per_cluster,
             rate: RateLimit::new(config.limits.join_burst, config.limits.join_every, config.limits.remembered),
-            questions: Semaphore::new(crate::join::QUESTIONS),
+            questions: crate::join::Questions::default(),
         });
         let nodes = Arc::new(Keeper::new(Arc::clone(&session_registry), records.clone(), metrics.clone()));
         let sessions = Arc::new(Sessions {
@@ -444,5 +444,5 @@ fn twice(kinds: &[KindSpec]) -> Option<&'static str> {
 }
 
 fn pin_text(authority: &Authority) -> String {
-    format!("sha256:{}", crate::sessions::hex(&authority.pin()))
+    format!("sha256:{}", moorline_authz::hex::hex(&authority.pin()))
 }

@@ -89,12 +89,19 @@ pub(crate) async fn forget_sessions(records: &Records) -> Result<(), RecordError
     for cluster in records.list::<ClusterSpec>()? {
         if connected(cluster.status.as_ref().map(|s| &s.conditions)) {
             let message = "the hub was started anew; no agent has come back yet";
-            drop(write_cluster(&nobody, records, &cluster.metadata.name, "HubRestarted", message).await?);
+            let name = &cluster.metadata.name;
+            // One that cannot be written, as an older version's may be, is no reason for the others to be without their hub.
+            if let Err(error) = write_cluster(&nobody, records, name, "HubRestarted", message).await {
+                tracing::warn!(cluster = name, "its status says still that it is connected: {error}");
+            }
         }
     }
     for agent in records.list::<AgentSpec>()? {
         if connected(agent.status.as_ref().map(|s| &s.conditions)) {
-            write_agent(&nobody, records, &agent.spec.cluster, &agent.metadata.name).await?;
+            let name = &agent.metadata.name;
+            if let Err(error) = write_agent(&nobody, records, &agent.spec.cluster, name).await {
+                tracing::warn!(agent = name, "its status says still that it is connected: {error}");
+            }
         }
     }
     Ok(())

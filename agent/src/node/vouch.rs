@@ -199,8 +199,9 @@ impl Voucher {
         let (code, answer) = self.upstream.own(request).await.map_err(|e: UpstreamError| away(e.to_string()))?;
         match code {
             StatusCode::OK | StatusCode::CREATED => serde_json::from_slice(&answer).map_err(|e| away(e.to_string())),
+            // Not the token's fault, and rights come: whoever asks is to ask again.
             StatusCode::FORBIDDEN => {
-                Err(no(format!("the cluster's agent may not vouch for nodes: it needs {needs} (deploy/daemonset)")))
+                Err(away(format!("the cluster's agent may not vouch for nodes: it needs {needs} (deploy/daemonset)")))
             }
             StatusCode::NOT_FOUND => Err(no("the token's pod is gone")),
             other => Err(away(format!("the API server answers {other}"))),

@@ -43,13 +43,17 @@ impl Carried {
 }
 
 async fn doubted(registry: Arc<Registry>, entry: Arc<Entry>) {
-    let mut doubt = entry.doubt.subscribe();
+    let (mut doubt, mut company) = (entry.doubt.subscribe(), entry.company.subscribe());
     loop {
         let _ = doubt.wait_for(|doubt| *doubt).await; // the sender is the entry's own
+        company.mark_unchanged(); // before the look: whoever comes after it is heard
         if registry.has_other(&entry) {
             return;
         }
-        let _ = doubt.changed().await;
+        tokio::select! {
+            _ = doubt.changed() => {}
+            _ = company.changed() => {}
+        }
     }
 }
 

@@ -1,9 +1,8 @@
 //! Join tokens, and what they let in.
 
 use crate::world::{API, LONG, Member, World, eventually};
-use moorline_link::{Carrier, DialError, Identity};
+use moorline_link::{Carrier, DialError};
 use moorline_proto::code::CloseCode;
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 
 const FAR: &str = "2999-01-01T00:00:00Z";
 
@@ -80,17 +79,7 @@ async fn s68_an_agent_whose_object_is_gone_is_closed_and_refused() {
 
 /// A certificate of the hub's own authority, as the hub would have made it in the past.
 fn expired(world: &World, member: &Member) -> Member {
-    let file = |name: &str| std::fs::read_to_string(world.dir.path().join("hub").join(name)).unwrap();
-    let issuer = Issuer::from_ca_cert_pem(&file("ca.crt"), KeyPair::from_pem(&file("ca.key")).unwrap()).unwrap();
-    let key = KeyPair::try_from(member.identity.key.secret_der()).unwrap();
-    let id = moorline_link::tls::peer_id(&member.identity.chain[0]).unwrap().to_string();
-    let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    (params.not_before, params.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2020, 1, 2));
-    let cert = params.signed_by(&key, &issuer).unwrap();
-    let chain = vec![cert.der().clone(), world.ca()];
-    Member { identity: Identity { chain, key: member.identity.key.clone_key() }, trust: member.trust.clone() }
+    world.until(member, std::time::SystemTime::now() - std::time::Duration::from_secs(86_400))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -207,8 +196,6 @@ async fn s17_a_node_joins_by_its_service_account_as_itself_and_as_nobody_else() 
 
     let (code, words) = refused("of node-2", "node-1-example", "edge1", "node").await;
     assert_eq!((code, words.contains("node-2")), (403, true), "{words}");
-    let (code, words) = refused("forged", "node-1-example", "edge1", "node").await;
-    assert_eq!((code, words.contains("does not know")), (403, true), "{words}");
     let (code, _) = refused("of a1", "a1", "edge1", "agent").await;
     assert_eq!(code, 400, "a pod is no cluster agent");
     let (code, _) = refused(&"x".repeat(9000), "n", "edge1", "node").await;
@@ -218,6 +205,8 @@ async fn s17_a_node_joins_by_its_service_account_as_itself_and_as_nobody_else() 
         refused("of n", "n", "edge3", "node").await
     });
     assert_eq!((unknown.0, unknown.1.clone()), (503, silent.1), "strangers learn no cluster's name");
+    let forged = refused("forged", "node-1-example", "edge1", "node").await;
+    assert_eq!(forged, unknown, "nor that of one that is connected");
 
     // While it is connected its name is its own; afterwards a node that has lost its key gets it back.
     let node = world.dial(&first, Carrier::Tls, 1).await.unwrap();
@@ -235,4 +224,63 @@ async fn s17_a_node_joins_by_its_service_account_as_itself_and_as_nobody_else() 
     // A name of a cluster agent is never a node's.
     let (code, _) = refused("of a1", "a1", "edge1", "node").await;
     assert_eq!(code, 409);
+}
+
+/// Kubernetes has nodes `a.b` and `a-b`; as agents both are `a-b`.
+#[tokio::test(flavor = "multi_thread")]
+async fn s17_a_node_whose_name_differs_in_dots_alone_does_not_get_the_others_name() {
+    let world = World::new().await;
+    let _agent = world.connected("edge1", Carrier::Tls).await;
+    let join = async |node: &str| world.join_account(&format!("of {node}"), "a-b", "edge1", "node").await;
+    let first = join("a.b").await.unwrap();
+    let object = async || world.get(&world.admin, &format!("{API}/agents/edge1.a-b")).await.json();
+    assert_eq!(object().await["spec"]["node"], "a.b");
+    let other = join("a-b").await.err().expect("refused");
+    assert_eq!((other.code, other.body.contains("of node a.b")), (409, true), "{other:?}");
+    let node = world.dial(&first, Carrier::Tls, 1).await.expect("the holder notices nothing");
+    node.session.close(CloseCode::Normal, "gone");
+    let open = "moorline_hub_sessions_open{carrier=\"tls\",role=\"node\"}";
+    eventually("gone", async || world.metric(open) == 0.0).await;
+    join("a.b").await.expect("its own node gets it back");
+    // One that is gone for good holds no name.
+    let ended = serde_json::json!({ "status": { "certificateExpires": "2020-01-01T00:00:00Z" } });
+    world.patch(&format!("{API}/agents/edge1.a-b/status"), &ended).await;
+    join("a-b").await.expect("free by now");
+    assert_eq!(object().await["spec"]["node"], "a-b");
+    // Of one that an older hub wrote down nobody knows whose it is: as before, whoever is vouched for gets it back.
+    world.patch(&format!("{API}/agents/edge1.a-b"), &serde_json::json!({ "spec": { "node": null } })).await;
+    join("a.b").await.unwrap();
+}
+
+/// A cluster whose agent is slow, or whom somebody asks about all the time, holds up nobody else's nodes.
+#[tokio::test(flavor = "multi_thread")]
+async fn s17_one_cluster_that_does_not_answer_leaves_the_others_room_to_join() {
+    const ALL: usize = 80;
+    let world = World::with(|config| config.limits.join_burst = 1000).await;
+    let _good = world.connected("edge2", Carrier::Tls).await;
+    world.cluster("edge1").await;
+    let token = world.join_token("edge1", 1, FAR).await;
+    let member = world.join(&token, "a1", None).await.unwrap();
+    let silent = world.dial_silent(&member, &[]).await;
+    eventually("there", async || world.metric("moorline_hub_sessions_open{carrier=\"tls\",role=\"agent\"}") == 2.0)
+        .await;
+    let answered = std::sync::atomic::AtomicUsize::new(0);
+    let asks = (0..ALL).map(|i| {
+        let (world, answered) = (&world, &answered);
+        async move {
+            let refused = world.join_account("of n", &format!("n{i}"), "edge1", "node").await.err().map(|a| a.code);
+            answered.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            assert_eq!(refused, Some(503));
+        }
+    });
+    let settled = async {
+        let count = || answered.load(std::sync::atomic::Ordering::SeqCst) + silent.open_streams();
+        eventually("all were asked or refused", async || count() == ALL).await;
+        assert_eq!(silent.open_streams(), 8, "so many wait for the agent");
+        world.join_account("of n1", "n1", "edge2", "node").await.expect("there is room");
+    };
+    tokio::select! {
+        _ = futures_util::future::join_all(asks) => panic!("the silent agent has answered"),
+        () = settled => {}
+    }
 }

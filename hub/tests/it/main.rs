@@ -17,6 +17,7 @@ mod logins;
 mod names;
 mod node_objects;
 mod nodes;
+mod older;
 mod parsers;
 mod plans;
 mod plugin_logins;

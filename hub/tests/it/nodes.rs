@@ -2,14 +2,15 @@
 
 use crate::world::{API, Agent, LONG, Member, World, eventually};
 use moorline_link::{Carrier, DialError};
-use moorline_proto::code::CloseCode;
+use moorline_proto::{code::CloseCode, control::Control};
+use rcgen::CertificateParams;
 use std::{
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -113,6 +114,38 @@ async fn few_node_agents_hold_sessions_and_the_others_are_asked_to_come_again() 
     eventually("gone", async || world.standing() == 0.0).await;
     let waiting = (0..4).find(|n| standing.iter().all(|(stood, _)| stood != n)).unwrap();
     world.dial(&nodes[waiting], Carrier::Tls, 1).await.unwrap();
+}
+
+/// Certificates are renewed in sessions: one that is parked for good would be locked out when its own has expired.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_node_agent_is_let_in_for_a_new_certificate() {
+    let world = World::with(|config| config.limits.standby_nodes = 1).await;
+    world.cluster("edge1").await;
+    let nodes = world.nodes(2).await;
+    let _stands = world.dial(&nodes[0], Carrier::Tls, 1).await.unwrap();
+    eventually("standing", async || world.standing() == 1.0).await;
+    assert!(parked(world.dial(&nodes[1], Carrier::Tls, 1).await).is_some());
+
+    let old = world.until(&nodes[1], SystemTime::now() + Duration::from_secs(86_400));
+    let guest = world.session(&old).await;
+    let csr = CertificateParams::default().serialize_request(&old.key_pair()).unwrap();
+    guest.send(Control::Renew { csr: csr.der().to_vec() }).await.unwrap();
+    let renewed = tokio::time::timeout(Duration::from_secs(20), guest.recv()).await.expect("an answer in time");
+    assert!(matches!(renewed, Some(Control::Renewed { .. })), "{renewed:?}");
+    // With its new certificate it takes its own place, and has none any more once it has left.
+    let again = world.session(&nodes[1]).await;
+    for session in [&guest, &again] {
+        session.close(CloseCode::Normal, "renewed");
+    }
+    eventually("parked again", async || match world.dial(&nodes[1], Carrier::Tls, 1).await {
+        Err(DialError::Refused(goodbye)) => goodbye.code == CloseCode::Parked,
+        Err(_) => false,
+        Ok(early) => {
+            early.session.close(CloseCode::Normal, "not yet");
+            false
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,6 +264,27 @@ async fn a_write_under_way_is_not_made_twice() {
     };
     let (answer, ()) = tokio::join!(call, silence);
     assert_eq!((answer.code, node.lines().len()), (502, 0), "{answer:?}");
+}
+
+/// When the cluster agent was found silent nobody else was there. Whoever comes then takes what waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_silent_agent_is_done_by_a_node_agent_that_comes_later() {
+    let (world, user, gate, agent, node) = behind_a_gate(Duration::from_millis(300)).await;
+    let token = world.join_token("edge1", 1, LATE).await;
+    let late = world.join_node(&token, "late").await;
+    gate.shut.store(true, Ordering::SeqCst);
+    eventually("noticed", async || world.reason().await == "NodeAgentOnly").await;
+    node.session.close(CloseCode::Normal, "gone");
+    eventually("alone", async || world.standing() == 0.0).await;
+    let path = "/k8s/clusters/edge1/api/v1/namespaces";
+    let help = async {
+        eventually("it waits", async || world.metric("moorline_proxy_requests_in_flight") == 1.0).await;
+        world.dial(&late, Carrier::Tls, 1).await.unwrap()
+    };
+    let (read, late) = tokio::join!(world.get(&user, path), help);
+    assert_eq!((read.code, late.lines().len(), agent.lines().len()), (200, 1, 0), "{read:?}");
+    let open = world.metric("moorline_hub_sessions_open{carrier=\"tls\",role=\"agent\"}");
+    assert_eq!(open, 1.0, "long before the session counts as dead");
 }
 
 #[tokio::test(flavor = "multi_thread")]

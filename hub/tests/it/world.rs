@@ -9,7 +9,7 @@ use moorline_proto::{
     inside::Payload,
 };
 use moorline_proxy::{Body, body, wire};
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
@@ -75,7 +75,11 @@ impl World {
     }
 
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::in_folder(tempfile::tempdir().unwrap(), change).await
+    }
+
+    /// In a folder that may hold something already.
+    pub async fn in_folder(dir: TempDir, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = config(&dir);
         change(&mut config);
         let registry = prometheus::Registry::new();
@@ -193,6 +197,20 @@ impl World {
 
     pub async fn join(&self, token: &str, name: &str, cluster: Option<&str>) -> Result<Member, Answer> {
         self.join_with(token, name, cluster, &KeyPair::generate().unwrap()).await
+    }
+
+    /// The same agent with a certificate of the hub's own authority from years ago, good until then.
+    pub fn until(&self, member: &Member, until: std::time::SystemTime) -> Member {
+        let file = |name: &str| std::fs::read_to_string(self.dir.path().join("hub").join(name)).unwrap();
+        let issuer = Issuer::from_ca_cert_pem(&file("ca.crt"), KeyPair::from_pem(&file("ca.key")).unwrap()).unwrap();
+        let id = tls::peer_id(&member.identity.chain[0]).unwrap().to_string();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        (params.not_before, params.not_after) = (rcgen::date_time_ymd(2020, 1, 1), until.into());
+        let cert = params.signed_by(&member.key_pair(), &issuer).unwrap();
+        let chain = vec![cert.der().clone(), self.ca()];
+        Member { identity: Identity { chain, key: member.identity.key.clone_key() }, trust: member.trust.clone() }
     }
 
     /// A node agent joins.

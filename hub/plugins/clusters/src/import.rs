@@ -182,7 +182,7 @@ impl Imports {
         let uid = import.metadata.uid.clone().unwrap_or_default();
         let plan = Plan {
             tokens: tokens(hub, &cluster),
-            cluster: cluster.clone(),
+            cluster,
             dir: folder(home, &uid),
             home: Arc::clone(home),
             kubeconfig: import.spec.given(),
