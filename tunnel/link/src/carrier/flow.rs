@@ -5,20 +5,20 @@ use crate::Limits;
 use moorline_proto::code::ResetCode;
 use quinn::VarInt;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
-use tokio::{
-    io::ReadBuf,
-    sync::Notify,
-    time::{Instant, sleep},
-};
+use tokio::{io::ReadBuf, sync::Notify, time::Instant};
+
+mod turns;
+
+use turns::Turns;
 
 /// Bytes written between two looks at how many may wait.
 const LOOK: u64 = 16 << 10;
@@ -42,7 +42,7 @@ pub(crate) struct Flow {
     most: u64,
     /// Bytes that may wait, as last set.
     window: AtomicU64,
-    turns: Mutex<Turns>,
+    turns: Turns,
     grace: Duration,
     readers: Mutex<HashMap<u64, Weak<Receiver>>>,
     /// There is a reader where there was none.
@@ -62,46 +62,6 @@ pub(crate) struct Bulk {
 }
 
 type Written = Result<usize, quinn::WriteError>;
-
-/// Whose turn it is among those that send much, and who waits for it.
-#[derive(Debug, Default)]
-struct Turns {
-    holder: Option<u64>,
-    /// Turns taken so far, a stream's second look in one turn counted too.
-    taken: u64,
-    line: VecDeque<u64>,
-    wakers: HashMap<u64, Waker>,
-}
-
-impl Turns {
-    /// Whether it is this one's turn; if not, it is woken when it is.
-    fn take(&mut self, id: u64, cx: &Context<'_>) -> bool {
-        if self.holder.is_none() || self.holder == Some(id) {
-            (self.holder, self.taken) = (Some(id), self.taken + 1);
-            return true;
-        }
-        if self.wakers.insert(id, cx.waker().clone()).is_none() {
-            self.line.push_back(id);
-        }
-        false
-    }
-
-    /// Leaves the line, or gives the turn to the next in it.
-    fn give(&mut self, id: u64) {
-        if self.wakers.remove(&id).is_some() {
-            self.line.retain(|other| *other != id);
-        }
-        if self.holder == Some(id) {
-            self.holder = None;
-            if let Some(next) = self.line.pop_front() {
-                (self.holder, self.taken) = (Some(next), self.taken + 1);
-                if let Some(waker) = self.wakers.remove(&next) {
-                    waker.wake();
-                }
-            }
-        }
-    }
-}
 
 /// The reading half of a stream, which its connection can stop.
 #[derive(Debug)]
@@ -127,7 +87,7 @@ impl Flow {
             written: AtomicU64::new(0),
             most: limits.send_window.into(),
             window: AtomicU64::new(limits.send_window.into()),
-            turns: Mutex::default(),
+            turns: Turns::default(),
             grace: limits.stall_grace,
             readers: Mutex::default(),
             first: Notify::new(),
@@ -156,7 +116,7 @@ impl Flow {
             };
         }
         let id = VarInt::from(send.id()).into_inner();
-        if !locked(&self.turns).take(id, cx) {
+        if !self.turns.take(id, cx) {
             return Poll::Pending;
         }
         let written = match self.write(cx, send, buf) {
@@ -169,7 +129,10 @@ impl Flow {
                 bulk.waits = matches!(tried, Poll::Ready(Ok(n)) if n == few.len());
                 tried
             }
-            Poll::Pending => return Poll::Pending, // keeps its turn
+            Poll::Pending => {
+                self.turns.sleeps(id);
+                return Poll::Pending; // keeps its turn
+            }
             done => {
                 bulk.waits = false;
                 done
@@ -184,7 +147,7 @@ impl Flow {
         };
         if !bulk.waits && !goes_on {
             bulk.written = 0;
-            locked(&self.turns).give(id);
+            self.turns.give(id);
         }
         written
     }
@@ -206,7 +169,7 @@ impl Flow {
 
     /// A stream is gone, or sends little from now on.
     pub fn leave(&self, send: &quinn::SendStream) {
-        locked(&self.turns).give(VarInt::from(send.id()).into_inner());
+        self.turns.give(VarInt::from(send.id()).into_inner());
     }
 
     /// Bytes were written. What waits to be sent is bounded by what the path takes: on a slow one a small answer would
@@ -256,21 +219,13 @@ impl Flow {
     /// Watches over the readers until the connection ends: once the peer may send nothing any more because of what lies
     /// unread, streams that nobody has read for a while are cut, the longest unread first.
     pub async fn relieve(&self) {
-        let (mut heard, mut granted, mut taken) = (0, 0, 0);
+        let (mut heard, mut granted) = (0, 0);
         let mut full_since: Option<Instant> = None;
         loop {
             if locked(&self.readers).is_empty() {
                 self.first.notified().await;
             }
-            sleep(TICK).await;
-            {
-                // Whose turn it is may have come to the end of what its own reader lets come, and would keep the turn.
-                let mut turns = locked(&self.turns);
-                let stands = taken == std::mem::replace(&mut taken, turns.taken);
-                if let Some(holder) = turns.holder.filter(|_| stands) {
-                    turns.give(holder);
-                }
-            }
+            self.turns.tend(TICK).await;
             let stats = self.conn.stats();
             if granted < stats.frame_tx.max_data {
                 full_since = None; // somebody reads, and the peer may go on
