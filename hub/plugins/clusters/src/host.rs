@@ -117,6 +117,8 @@ pub(crate) fn has_joined(dir: &Path) -> Result<bool, PluginError> {
 
 impl Plan {
     fn config(&self) -> Result<Config, PluginError> {
+        // The folder may have been taken away with an identity that was lost.
+        StateDir::open(&self.dir).map_err(other)?;
         let policy = self.dir.join("policy.yaml");
         std::fs::write(&policy, &self.policy).map_err(other)?;
         Ok(Config {
