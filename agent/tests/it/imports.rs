@@ -353,10 +353,12 @@ async fn datagrams_of_many_pods_share_one_way_and_find_the_next_when_it_breaks()
         while UdpSocket::bind(closed).await.is_err() {
             tokio::task::yield_now().await;
         }
+        while world.object(SERVICE).unwrap()["spec"]["ports"] != json!([both[0]]) {
+            tokio::task::yield_now().await;
+        }
     })
     .await
     .unwrap();
-    assert_eq!(world.object(SERVICE).unwrap()["spec"]["ports"], json!([both[0]]));
     TcpStream::connect(world.endpoint()).await.unwrap();
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use moorline_e2e::{
     binary, cache,
     moorline::kubectl,
-    process::{eventually, run, text},
+    process::{Process, eventually, run, text},
     root,
 };
 use serde_json::{Value, json};
@@ -344,12 +344,13 @@ fn strangers(world: &World) -> Result<()> {
     let node = ("moorline-nodes", "moorline-node");
     let network = world.edge1.network().context("network")?;
     let url = format!("https://{}:{}", network.outside, world.hub.port);
-    for (n, (account, audience, pod, refusal)) in [
-        (("default", "default"), "moorline-join", None, "not of the service account"),
-        (node, "moorline-join", None, "bound to no pod"),
-        (node, "https://kubernetes.default.svc", Some(pod.as_str()), "lets nobody join"),
+    for (n, (account, audience, pod, refusal, is_final)) in [
+        (("default", "default"), "moorline-join", None, "not of the service account", true),
+        (node, "moorline-join", None, "bound to no pod", true),
+        // What the cluster does not know is answered as by a cluster that is not there: it may try again.
+        (node, "https://kubernetes.default.svc", Some(pod.as_str()), "no agent of this cluster vouches", false),
         // Its own account and pod, only that the pod is on another node.
-        (node, "moorline-join", Some(pod.as_str()), "the agent asks for another-node"),
+        (node, "moorline-join", Some(pod.as_str()), "the agent asks for another-node", true),
     ]
     .into_iter()
     .enumerate()
@@ -360,9 +361,14 @@ fn strangers(world: &World) -> Result<()> {
         command.args(["agent", "--role=node", "--node-name=another-node", "--hub", &url, "--cluster", CLUSTER]);
         command.args(["--hub-pin", &pin, "--account-token-file"]).arg(&file);
         command.arg("--state-dir").arg(world.dir.join(format!("stranger-{n}")));
-        let output = run(command.arg("--kubeconfig").arg(world.edge1.kubeconfig()), b"")?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(!output.status.success() && said.contains(refusal), "{account:?} {audience}: {said}");
+        command.arg("--kubeconfig").arg(world.edge1.kubeconfig());
+        let mut stranger = Process::spawn(command, &world.dir.join(format!("stranger-{n}.log")))?;
+        eventually("a refusal", Duration::from_secs(60), || {
+            ensure!(stranger.log().contains(refusal), "{account:?} {audience}: {}", stranger.log());
+            Ok(())
+        })?;
+        let end = if is_final { stranger.wait(Duration::from_secs(60))? } else { None };
+        ensure!(end.is_some() == is_final && end != Some(0), "{account:?} {audience}: {end:?} {}", stranger.log());
     }
     Ok(())
 }
