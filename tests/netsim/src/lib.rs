@@ -12,5 +12,25 @@ pub mod recorder;
 pub mod site;
 pub mod world;
 
+use anyhow::Result;
+use moorline_e2e::process::Process;
+use std::time::{Duration, Instant};
+
 /// Far more than anything here takes; a scene that takes longer has failed.
-pub const LONG: std::time::Duration = std::time::Duration::from_secs(90);
+pub const LONG: Duration = Duration::from_secs(90);
+
+/// Waits for the end of a process and gives its exit code; `None` when a signal ended it. [`Process::wait`] would keep a thread
+/// from what else runs on it, and that may be what the process waits for.
+///
+/// # Errors
+/// It still runs after `limit`.
+pub async fn ended(process: &mut Process, limit: Duration) -> Result<Option<i32>> {
+    let begin = Instant::now();
+    loop {
+        match process.wait(Duration::ZERO) {
+            Err(error) if limit < begin.elapsed() => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            code => return code,
+        }
+    }
+}

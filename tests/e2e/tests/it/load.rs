@@ -52,7 +52,7 @@ impl Crew {
 const WRITES: usize = 4;
 /// How long a program rests between two requests.
 const REST: Duration = Duration::from_millis(500);
-/// How long they go on after what is taken is served again, or given back.
+/// How long they go on after what is taken is served again, or given back and each has rested.
 const AFTER: Duration = Duration::from_secs(3);
 /// The bounds of the way to a node agent, from the loss to the end of what begins after it.
 pub const KILLED: Duration = Duration::from_secs(3);
@@ -135,7 +135,7 @@ impl Load {
     pub fn regain(&mut self, what: &'static str, give: impl FnOnce() -> Result<()>) -> Result<()> {
         self.phases.push(Phase { what, at: Instant::now(), bound: None });
         give()?;
-        std::thread::sleep(AFTER);
+        std::thread::sleep(self.crew.rest + AFTER);
         Ok(())
     }
 
