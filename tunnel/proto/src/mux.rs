@@ -18,6 +18,7 @@ mod limits;
 mod machine;
 mod outgoing;
 mod receive;
+mod round_trip;
 mod schedule;
 mod slots;
 mod stream;

@@ -114,17 +114,19 @@ impl Mux {
     }
 
     /// Grants credit for what was read, in portions of half a window. Windows of streams that are read as fast as
-    /// the path delivers double: what half a window needs less than two round trips for, the path could do faster.
+    /// the path delivers double: what a window needs less than two round trips for, the path could do faster. These are the
+    /// path's own: a window that grew with the queue that it makes would only make a longer one, and others wait in it too.
     fn consumed(&mut self, key: StreamKey, n: u32) {
         let (limits, now) = (&self.limits, self.now);
         let Some(stream) = self.slots.get_mut(key) else { return };
         let recv = &mut stream.recv;
         recv.consumed += n;
+        recv.pace += u64::from(n);
         if recv.fin || stream.cut.is_some() || recv.consumed < recv.window / 2 {
             return;
         }
         let mut credit = recv.consumed;
-        let fast = self.rtt.is_some_and(|rtt| now.saturating_sub(recv.granted) < rtt * 2);
+        let fast = self.rtt.least().is_some_and(|rtt| recv.outpaces(rtt, now));
         let grow = recv.window.min(limits.stream_window.saturating_sub(recv.window));
         if fast && self.grown + grow as usize <= limits.session_buffer_budget / 2 {
             recv.window += grow;
@@ -133,7 +135,6 @@ impl Mux {
         }
         recv.credit += credit;
         recv.consumed = 0;
-        recv.granted = now;
         stream.grant += credit;
         self.control_due(key);
     }

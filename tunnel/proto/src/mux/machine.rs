@@ -1,8 +1,8 @@
 //! The session as a whole: its state, its end, its timers.
 
 use super::{
-    MuxLimits, Outgoing, StreamKey, Violation, ids::SeenIds, limits::Allowance, receive::Payload, schedule::Schedule,
-    slots::Slots, stream::Stream,
+    MuxLimits, Outgoing, StreamKey, Violation, ids::SeenIds, limits::Allowance, receive::Payload,
+    round_trip::RoundTrip, schedule::Schedule, slots::Slots, stream::Stream,
 };
 use crate::code::{CloseCode, ResetCode};
 use alloc::collections::VecDeque;
@@ -93,7 +93,7 @@ pub struct Mux {
     pub(super) pings_sent: VecDeque<(u32, Duration)>,
     pub(super) next_ping_id: u32,
     pub(super) next_ping: Duration,
-    pub(super) rtt: Option<Duration>,
+    pub(super) rtt: RoundTrip,
     pub(super) heard: Duration,
     /// When streams are looked at that nobody reads, because the carrier stands still for what is unread.
     pub(super) relieve_at: Option<Duration>,
@@ -146,7 +146,7 @@ impl Mux {
             pings_sent: VecDeque::new(),
             next_ping_id: 0,
             next_ping: now + limits.ping_every,
-            rtt: None,
+            rtt: RoundTrip::default(),
             heard: now,
             relieve_at: None,
             pressed_until: Duration::ZERO,
@@ -209,7 +209,7 @@ impl Mux {
     /// The newest round trip.
     #[must_use]
     pub const fn rtt(&self) -> Option<Duration> {
-        self.rtt
+        self.rtt.newest()
     }
 
     /// Whether [`Mux::go_away`] or [`Mux::close`] was called.

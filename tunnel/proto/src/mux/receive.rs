@@ -120,7 +120,7 @@ impl Mux {
             let (id, sent) =
                 at.and_then(|at| self.pings_sent.remove(at)).ok_or(Violation::UnsolicitedPong(header.length))?;
             let rtt = self.now.saturating_sub(sent);
-            self.rtt = Some(rtt);
+            self.rtt.measured(rtt, self.now);
             self.events.push_back(Event::Pong { id, rtt });
             return Ok(());
         }

@@ -60,8 +60,10 @@ pub(super) struct Recv {
     pub window: u32,
     /// The peer has ended it.
     pub fin: bool,
-    /// When credit was last granted.
-    pub granted: Duration,
+    /// Since when its pace is measured: a round trip or more.
+    pub paced: Duration,
+    /// Bytes read since.
+    pub pace: u64,
     /// When the application last took something, or first could have.
     pub touched: Duration,
     /// The application waits for news.
@@ -120,7 +122,8 @@ impl Stream {
                 consumed: 0,
                 window: INITIAL_WINDOW,
                 fin: false,
-                granted: now,
+                paced: now,
+                pace: 0,
                 touched: now,
                 waiting: false,
             },
@@ -153,6 +156,18 @@ impl Stream {
 }
 
 impl Recv {
+    /// Whether more than half a window was read for each round trip since this was last asked. Bursts do not count alone: it is
+    /// never asked of less than one round trip.
+    pub(super) fn outpaces(&mut self, rtt: Duration, now: Duration) -> bool {
+        let elapsed = now.saturating_sub(self.paced);
+        if elapsed < rtt {
+            return false;
+        }
+        self.paced = now;
+        let read = u128::from(mem::take(&mut self.pace));
+        u128::from(self.window) * elapsed.as_nanos() < 2 * read * rtt.as_nanos()
+    }
+
     /// Takes `len` bytes off the front of `input`.
     pub(super) fn push(&mut self, input: &mut BytesMut, len: usize, now: Duration) {
         if self.unread == 0 {

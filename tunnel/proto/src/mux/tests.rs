@@ -186,7 +186,8 @@ fn credit_is_granted_for_what_was_read_and_nothing_else() {
     check(&server);
 }
 
-/// Pushes `total` bytes through, one window per round trip of `rtt`; returns the server's window after it.
+/// Pushes `total` bytes through on a path of 20 ms, a window each `pause`, which is what a ping would take meanwhile; returns the
+/// server's window after it.
 fn window_after(total: usize, pause: Duration, limits: MuxLimits) -> u32 {
     let (mut client, mut server) =
         (Mux::new(Role::Client, MuxLimits::default(), START), Mux::new(Role::Server, limits, START));
@@ -210,6 +211,7 @@ fn window_after(total: usize, pause: Duration, limits: MuxLimits) -> u32 {
         }
         server.now += pause;
         client.now += pause;
+        server.rtt.measured(pause, server.now);
         let _ = read_all(&mut server, theirs);
         settle(&mut client, &mut server);
         check(&server);
