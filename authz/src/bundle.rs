@@ -7,7 +7,7 @@
 pub mod delta;
 
 use crate::{
-    access::{Denial, Facts, Grant, Grants, Permit, authorize},
+    access::{Denial, Facts, Grant, Grants, Permit, Recording, authorize},
     access_token::{Audience, KeySet, TokenError, Verifier, looks_like_one},
     identity::{ActAs, Identity},
     signed::{self, SignedError},
@@ -48,6 +48,9 @@ pub struct BundleGrant {
     /// Groups that its holders have here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub as_groups: Vec<String>,
+    /// What is kept of its holders' sessions in terminals; absent: as the bundle says.
+    #[serde(default, deserialize_with = "Recording::maybe_of_newer", skip_serializing_if = "Option::is_none")]
+    pub record: Option<Recording>,
 }
 
 /// An API key that names this cluster: it works without the hub for as long as it lasts.
@@ -101,6 +104,10 @@ pub struct Bundle {
     /// What was ended.
     #[serde(default)]
     pub revoked: Vec<Revoked>,
+    /// What is kept of sessions in terminals where no grant says more: as the cluster says, or else the hub. A hub that
+    /// says nothing asks for nothing.
+    #[serde(default, deserialize_with = "Recording::of_newer", skip_serializing_if = "Recording::is_never")]
+    pub record: Recording,
 }
 
 /// Why a bundle is refused.
@@ -274,7 +281,7 @@ impl Standing {
             groups: grant.groups,
             clusters: clusters.clone(),
             as_groups: grant.as_groups,
-            record: None,
+            record: grant.record,
         };
         Self {
             audience: Audience::Cluster(bundle.cluster.clone()),
@@ -282,7 +289,7 @@ impl Standing {
             issued: bundle.issued,
             expires: bundle.expires,
             users: bundle.users.into_iter().map(|user| (user.name.clone(), user)).collect(),
-            grants: Grants::new(bundle.grants.into_iter().map(grant)),
+            grants: Grants::new(bundle.grants.into_iter().map(grant)).with_recording(bundle.record, []),
             keys: bundle.api_keys.into_iter().map(|key| (key.id.clone(), key)).collect(),
             revoked: bundle.revoked.into_iter().map(|revoked| revoked.id).collect(),
             verifier: Verifier::new(bundle.issuer, bundle.keys),

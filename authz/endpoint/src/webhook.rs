@@ -1,7 +1,7 @@
 //! Webhook mode: answers an API server's TokenReviews (`authentication.k8s.io`), so that users reach it directly.
 //!
 //! The API server judges what they ask by its own RBAC, as it does for whom the proxy impersonates; a token that is bound
-//! to verbs is refused here, for nobody could keep it to them.
+//! to verbs is refused here, for nobody could keep it to them, and so is who must be recorded: nobody could do that either.
 
 use crate::{limits, live::Live};
 use http::{Method, Request, Response, StatusCode, header};
@@ -117,6 +117,10 @@ impl Webhook {
         let who = permit.principal();
         if known.verbs.is_some() {
             tracing::info!(user = who.user, "a token that is bound to verbs is of no use at a webhook");
+            return None;
+        }
+        if !permit.record().is_never() {
+            tracing::info!(user = who.user, "whose sessions in terminals are recorded gets in by what records them");
             return None;
         }
         if let Err(denial) = (self.policy)().admit(who) {

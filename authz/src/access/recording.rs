@@ -1,7 +1,7 @@
 //! Whether a terminal's session is recorded: decided with the permit, from what cluster and grants say.
 
 use super::{Facts, Grants};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::HashMap;
 
 /// What is kept of a session in a terminal: `exec`, `attach`, a shell on a node. Each keeps more than the one before.
@@ -15,6 +15,28 @@ pub enum Recording {
     Always,
     /// And what is typed, passwords included.
     WithInput,
+}
+
+impl Recording {
+    /// Whether nothing is kept.
+    pub fn is_never(&self) -> bool {
+        *self == Self::Never
+    }
+
+    /// From a hub that may be newer: a word that is not known here asks for a recording of some kind.
+    pub(crate) fn of_newer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::{IntoDeserializer, value::Error};
+        let word = String::deserialize(deserializer)?;
+        let read: Result<Self, Error> = Self::deserialize(word.as_str().into_deserializer());
+        Ok(read.unwrap_or(Self::Always))
+    }
+
+    /// The same, where nothing may be said.
+    pub(crate) fn maybe_of_newer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Self>, D::Error> {
+        #[derive(Deserialize)]
+        struct Said(#[serde(deserialize_with = "Recording::of_newer")] Recording);
+        Ok(Option::<Said>::deserialize(deserializer)?.map(|Said(recording)| recording))
+    }
 }
 
 /// What is said of clusters.

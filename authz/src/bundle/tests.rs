@@ -33,9 +33,15 @@ fn bundle() -> Bundle {
         issuer: ISSUER.into(),
         keys: KeySet::new([key(1).public().clone()]),
         users: vec![user("anna", &["dev"]), user("ci", &[]), user("root", &[ADMINS])],
-        grants: vec![BundleGrant { users: words(&["ci"]), groups: words(&["dev"]), as_groups: words(&["ops"]) }],
+        grants: vec![BundleGrant {
+            users: words(&["ci"]),
+            groups: words(&["dev"]),
+            as_groups: words(&["ops"]),
+            record: None,
+        }],
         api_keys: vec![BundleKey { id, hash, user: "ci".into(), expires: NOW + 500, verbs: Some(words(&["get"])) }],
         revoked: vec![Revoked { id: "ended2222222".into(), until: NOW + 3600 }],
+        record: Recording::Never,
     }
 }
 
@@ -103,8 +109,80 @@ fn u08_a_newer_hub_may_say_more() {
     let mut value = serde_json::to_value(bundle()).unwrap();
     value["newer"] = serde_json::json!([1]);
     value["users"][0]["newer"] = serde_json::json!({});
-    let bytes = signed::seal(KIND, &value, |message| Ok::<_, ()>(key(9).sign(message))).unwrap();
-    assert_eq!(read(&bytes, "edge1", None), Ok(bundle()));
+    let opened = |value: &serde_json::Value| {
+        let bytes = signed::seal(KIND, value, |message| Ok::<_, ()>(key(9).sign(message))).unwrap();
+        read(&bytes, "edge1", None).unwrap()
+    };
+    assert_eq!(opened(&value), bundle());
+    // A way to record that is not known here yet asks for one all the same.
+    value["record"] = serde_json::json!("onVideo");
+    value["grants"][0]["record"] = serde_json::json!("onVideo");
+    let newer = opened(&value);
+    assert_eq!((newer.record, newer.grants[0].record), (Recording::Always, Some(Recording::Always)));
+}
+
+#[test]
+fn u08_an_older_hub_says_nothing_of_recording_and_an_older_endpoint_reads_what_a_newer_hub_says() {
+    // What a hub writes that asks for nothing is what hubs wrote before they knew of it.
+    let text = serde_json::to_string(&bundle()).unwrap();
+    assert!(!text.contains("record"), "{text}");
+    let older: Bundle = serde_json::from_str(&text).unwrap();
+    let anna = Identity::new("anna", ["dev"]);
+    let known = Known { identity: anna, session: String::new(), ends: NOW, verbs: None };
+    assert_eq!(Standing::new(older).permit(&known, None).unwrap().record(), Recording::Never);
+    // Bundles as endpoints of before read them: what they do not know is passed over.
+    #[derive(Deserialize)]
+    struct Older {
+        grants: Vec<OlderGrant>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct OlderGrant {
+        as_groups: Vec<String>,
+    }
+    let mut said = bundle();
+    (said.record, said.grants[0].record) = (Recording::Always, Some(Recording::WithInput));
+    let text = serde_json::to_string(&said).unwrap();
+    assert!(text.contains(r#""record":"always""#) && text.contains(r#""record":"withInput""#), "{text}");
+    let older: Older = serde_json::from_str(&text).unwrap();
+    assert_eq!(older.grants[0].as_groups, ["ops"]);
+}
+
+proptest::proptest! {
+    /// The same facts, at the hub and by the bundle that it makes of them: the same recording.
+    #[test]
+    fn what_is_recorded_at_the_endpoint_is_what_is_recorded_at_the_hub(
+        usual in 0usize..3, cluster in 0usize..4, admin in proptest::bool::ANY,
+        grants in proptest::collection::vec((0usize..4, proptest::bool::ANY, proptest::bool::ANY), 0..5),
+    ) {
+        let kinds = [Recording::Never, Recording::Always, Recording::WithInput];
+        let said = |at: usize| kinds.get(at).copied();
+        let whole = grants.iter().map(|(record, by_group, here)| Grant {
+            users: if *by_group { vec![] } else { vec!["anna".to_owned()] },
+            groups: if *by_group { vec!["dev".to_owned()] } else { vec![] },
+            clusters: vec![if *here { "edge1" } else { "edge2" }.to_owned()],
+            record: said(*record),
+            ..Grant::default()
+        });
+        let whole: Vec<Grant> = whole.collect();
+        let who = Identity::new("anna", if admin { vec!["dev", ADMINS] } else { vec!["dev"] });
+        let known = Known { identity: who.clone(), session: String::new(), ends: NOW, verbs: None };
+        let mut made = bundle();
+        made.record = said(cluster).unwrap_or(kinds[usual]);
+        made.grants = whole.iter().filter(|grant| grant.clusters[0] == "edge1").map(|grant| BundleGrant {
+            users: grant.users.clone(),
+            groups: grant.groups.clone(),
+            as_groups: grant.as_groups.clone(),
+            record: grant.record,
+        }).collect();
+        let at_hub = Grants::new(whole)
+            .with_recording(kinds[usual], said(cluster).map(|recording| ("edge1".to_owned(), recording)));
+        let facts = Facts { identity: &who, token_clusters: None, grants: &at_hub };
+        let hub = authorize(&facts, "edge1", None).map(|permit| permit.record()).ok();
+        let bytes = sealed(&made, &key(9));
+        let endpoint = Standing::new(read(&bytes, "edge1", None).unwrap());
+        proptest::prop_assert_eq!(endpoint.permit(&known, None).map(|permit| permit.record()).ok(), hub);
+    }
 }
 
 #[test]

@@ -69,6 +69,7 @@ impl Directory {
             users: grant.users.clone(),
             groups: grant.groups.clone(),
             as_groups: grant.as_groups.clone(),
+            record: grant.record,
         });
         let grants: Vec<_> = grants.collect();
         let index = Grants::new(held);
@@ -104,7 +105,16 @@ impl Directory {
             })
             .collect();
         api_keys.sort_by(|a, b| a.id.cmp(&b.id));
+        let record = maps.recorded.get(cluster).copied().unwrap_or(self.usual);
         drop(maps);
-        Bundle { cluster: cluster.to_owned(), users, grants, api_keys, revoked: self.ended(), ..Bundle::default() }
+        Bundle {
+            cluster: cluster.to_owned(),
+            users,
+            grants,
+            api_keys,
+            revoked: self.ended(),
+            record,
+            ..Bundle::default()
+        }
     }
 }

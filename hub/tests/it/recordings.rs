@@ -1,6 +1,10 @@
 //! Sessions in terminals on record: who reads them, and whether they are what the audit log says.
 
 use crate::world::{API, World, eventually};
+use moorline_authz::{
+    bundle::{self, Known, Standing},
+    identity::Identity,
+};
 use moorline_hub::Recording;
 use serde_json::json;
 
@@ -74,13 +78,27 @@ async fn what_clusters_and_grants_say_of_recording_is_explained() {
         let question = json!({ "cluster": "edge1", "verb": "create" });
         world.call(&ann, "POST", "/auth/can-i", &question).await.json()["record"].as_str().unwrap().to_owned()
     };
-    assert_eq!(said().await, "never");
+    // The cluster's own endpoint decides the same, by the bundle that says it.
+    let direct = async || {
+        let bytes = world.get(&world.admin, "/auth/bundles/edge1").await.body;
+        let standing = Standing::new(bundle::open(bytes.as_bytes(), |_, _| true, "edge1", None).unwrap());
+        let of = |identity| {
+            let known = Known { identity, session: String::new(), ends: u64::MAX, verbs: None };
+            let record = standing.permit(&known, None).unwrap().record();
+            serde_json::to_value(record).unwrap().as_str().unwrap().to_owned()
+        };
+        [of(Identity::new("ann", ["dev"])), of(Identity::new("admin", ["moorline:admins"]))]
+    };
+    assert_eq!((said().await.as_str(), direct().await), ("never", ["never", "never"].map(str::to_owned)));
     world.patch(&format!("{API}/clusters/edge1"), &json!({ "spec": { "record": "always" } })).await;
     eventually("by the cluster", async || said().await == "always").await;
+    assert_eq!(direct().await, ["always", "always"]);
     world.patch(&format!("{API}/clustergrants/grant-ann"), &json!({ "spec": { "record": "withInput" } })).await;
     eventually("by the grant", async || said().await == "withInput").await;
+    assert_eq!(direct().await, ["withInput", "always"]);
     world.patch(&format!("{API}/clustergrants/grant-ann"), &json!({ "spec": { "record": "never" } })).await;
     eventually("taken out", async || said().await == "never").await;
+    assert_eq!(direct().await, ["never", "always"], "who administers the hub is not taken out");
     let bad = json!({ "apiVersion": "moorline.dev/v1alpha1", "kind": "Cluster", "metadata": { "name": "x" },
                       "spec": { "record": "sometimes" } });
     assert_eq!(world.call(&world.admin, "POST", &format!("{API}/clusters"), &bad).await.code, 422);

@@ -20,6 +20,9 @@ use std::{sync::Arc, time::Duration};
 /// When a client whose session cannot be recorded may come again.
 const LATER: Duration = Duration::from_secs(5);
 
+/// What is said where sessions have to be recorded and nothing can be kept.
+const NO_PLACE: &str = "and none can be kept on this way; use the cluster's context that leads through the hub";
+
 /// A tape of a session that has not begun: dropped before, there is nothing of it.
 pub(super) struct Ready(Option<Arc<Tape>>);
 
@@ -86,7 +89,7 @@ impl<D: Dial> KubeProxy<D> {
         // What an extension does to frames nobody here undoes; no API server offers one.
         headers.remove(SEC_WEBSOCKET_EXTENSIONS);
         let Some(store) = &self.store else {
-            return refused("recording_failed", StatusCode::FORBIDDEN, "and there is no place for recordings here");
+            return refused("recording_failed", StatusCode::FORBIDDEN, NO_PLACE);
         };
         let about = About { input: permit.record() == Recording::WithInput, ..call.about() };
         match store.begin(&about).await {

@@ -1,6 +1,7 @@
 //! Proxy mode: who gets through, as whom, and what ends what is open.
 
 use crate::world::{SOON, World, api_key, bundle, no_tokens, revoked, token};
+use moorline_authz::access::Recording;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -201,4 +202,44 @@ async fn the_clusters_owner_has_the_last_word() {
     let eve = world.get(&token("eve"), "/api/v1/namespaces/a/pods").await;
     assert!(eve.code == 403 && eve.text.contains("edge policy"), "{eve:?}");
     assert_eq!(world.up.lines().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_must_be_recorded_and_cannot_be_does_not_happen_on_this_way_either() {
+    let world = World::new().await;
+    let auth = format!("Authorization: Bearer {}", token("anna"));
+    let shell = open(&world, &token("anna"), EXEC, UPGRADE).await;
+    let mut recorded = bundle(2);
+    recorded.record = Recording::Always;
+    world.next(&recorded).await;
+    let before = world.up.lines();
+    let upgrade: Vec<&str> = UPGRADE.trim_end().split("\r\n").chain([auth.as_str()]).collect();
+    let plain = [auth.as_str()];
+    for (method, path, headers) in [
+        ("GET", EXEC, &upgrade[..]),
+        ("POST", "/api/v1/namespaces/a/pods/b/attach?stdin=true", &upgrade),
+        ("GET", "/api/v1/nodes/n/proxy/exec/a/b/c?command=id", &upgrade),
+        ("POST", "/api/v1/nodes/n/proxy/run/a/b/c?cmd=id", &plain),
+        ("GET", "/apis/subresources.kubevirt.io/v1/namespaces/a/virtualmachineinstances/v/console", &upgrade),
+    ] {
+        let answer = world.send(method, path, headers).await;
+        assert_eq!(answer.code, 403, "{path}: {answer:?}");
+        assert!(answer.text.contains("\"kind\":\"Status\"") && answer.text.contains("recorded here"), "{answer:?}");
+        let way_out = if path.contains("/pods/") { "through the hub" } else { "use kubectl exec" };
+        assert!(answer.text.contains(way_out), "{answer:?}");
+    }
+    assert_eq!(world.up.lines(), before, "nothing of it arrived");
+    assert_eq!(world.get(&token("anna"), "/api/v1/pods").await.code, 200, "what is no terminal passes");
+    assert!(world.review(&token("anna")).is_none(), "behind a webhook nobody could keep her from it");
+    // What is open goes on as it began; whom every grant takes out is not asked for anything.
+    drop(shell);
+    recorded.serial = 3;
+    recorded.grants[0].record = Some(Recording::Never);
+    world.next(&recorded).await;
+    open(&world, &token("anna"), EXEC, UPGRADE).await;
+    assert!(world.review(&token("anna")).is_some());
+    (recorded.serial, recorded.record) = (4, Recording::Never);
+    recorded.grants[0].record = Some(Recording::WithInput);
+    world.next(&recorded).await;
+    assert_eq!(world.send("GET", EXEC, &upgrade).await.code, 403, "by a grant");
 }

@@ -91,9 +91,13 @@ pub fn bundle(serial: u64) -> Bundle {
         issuer: ISSUER.to_owned(),
         keys: KeySet::new([signing_key(1).public().clone()]),
         users: vec![user("anna", &["dev"]), user("ci", &[]), user("eve", &["system:masters"])],
-        grants: vec![BundleGrant { users: words(&["ci", "eve"]), groups: words(&["dev"]), as_groups: words(&["ops"]) }],
-        api_keys: Vec::new(),
-        revoked: Vec::new(),
+        grants: vec![BundleGrant {
+            users: words(&["ci", "eve"]),
+            groups: words(&["dev"]),
+            as_groups: words(&["ops"]),
+            ..BundleGrant::default()
+        }],
+        ..Bundle::default()
     }
 }
 
