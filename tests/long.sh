@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The long tests: every property with many more cases, the decoders on bytes that nobody chose, a fleet of two thousand
-# agents, the end-to-end scenes several times over, and a release: built for every platform, run there (qemu, Wine), its
-# images on the real node, and the same bytes when it is built elsewhere.
+# The long tests: every property with many more cases, power that goes at every sector, a hundred histories of failing etcds,
+# the decoders on bytes that nobody chose, a fleet of two thousand agents, the end-to-end scenes several times over, and a
+# release: built for every platform, run there (qemu, Wine), its images on the real node, and the same bytes when it is
+# built elsewhere.
 #
 #   tests/long.sh            CASES (20000) per property, SEEDS (10000) of the simulation, FUZZ (300) seconds per decoder, ROUNDS (3) of the scenes
 #   tests/long.sh release    only the release
@@ -26,6 +27,8 @@ release() {
 }
 [ "${1:-}" != release ] || { release; exit 0; }
 MOORLINE_SEEDS=${SEEDS:-10000} PROPTEST_CASES=${CASES:-20000} cargo test --locked --release -p moorline-proto -p moorline-link -p moorline-authz -p moorline-proxy -p moorline-apiserver
+MOORLINE_P03=all cargo test --locked --release -p moorline-apiserver --test it -- p01_p02_p03
+MOORLINE_P13_RUNS=100 MOORLINE_P13_OPERATIONS=2000 cargo test --locked --release -p moorline-apiserver -- --include-ignored p13_
 tests/fuzz/run.sh "${FUZZ:-300}"
 # Built for speed, and one after the other: what they print is a figure.
 cargo build --locked --release -p moorline-cli

@@ -144,8 +144,8 @@ pub(crate) trait Backend: Send + 'static {
     /// What one transaction may hold.
     fn bounds(&self) -> Bounds;
 
-    /// Whether it is looked after without being asked to once it did not answer.
-    fn recovers_by_itself(&self) -> bool;
+    /// Whether others write to it too. Such a one is looked after without being asked to once it did not answer.
+    fn is_shared(&self) -> bool;
 
     /// Makes all changes of a group, or none; returns once they are kept for good.
     fn write(&mut self, group: &Group) -> impl Future<Output = Result<(), WriteError>> + Send;

@@ -5,16 +5,14 @@ use crate::{
     seal::{self, Part, Seal, SealError, StoreKey},
     store::{CommitError, Kept, OpenError, State, StoreEvent},
     stored::Stored,
+    witness::Witness,
 };
 use bytes::Bytes;
-use redb::{
-    BackendError, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend, TableDefinition,
-};
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend, TableDefinition};
 use std::{
     collections::BTreeMap,
     fs::OpenOptions,
     io,
-    ops::Bound,
     path::PathBuf,
     sync::{
         Arc,
@@ -72,52 +70,6 @@ impl Disk for File {
     }
 }
 
-/// Remembers whether an fsync failed: after that nobody knows what is on the disk, whatever the file reads like.
-#[derive(Debug)]
-struct Witness {
-    inner: Box<dyn StorageBackend>,
-    lost: Arc<AtomicBool>,
-}
-
-impl StorageBackend for Witness {
-    fn len(&self) -> io::Result<u64> {
-        self.inner.len()
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.inner.read(offset, out)
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.inner.set_len(len)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.inner.sync_data().inspect_err(|_| self.lost.store(true, Ordering::Release))
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.inner.write(offset, data)
-    }
-    fn close(&self) -> io::Result<()> {
-        self.inner.close()
-    }
-    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.inner.try_lock_range(start, end)
-    }
-    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.inner.try_lock_shared_range(start, end)
-    }
-    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.inner.lock_range(start, end)
-    }
-    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.inner.lock_shared_range(start, end)
-    }
-    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.inner.unlock_range(start, end)
-    }
-    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.inner.query_lock_range(start, end)
-    }
-}
-
 /// Why a file could not be opened or read.
 pub(crate) enum LoadError {
     Newer(u64),
@@ -145,7 +97,7 @@ impl<E: Into<redb::Error>> From<E> for LoadError {
 /// The open file.
 pub(crate) struct Redb {
     database: Database,
-    lost: Arc<AtomicBool>,
+    witness: Witness,
     pub(crate) seal: Option<Arc<Seal>>,
 }
 
@@ -176,20 +128,29 @@ impl From<Option<Arc<Seal>>> for With {
 impl Redb {
     /// Opens the file and reads all of it.
     pub(crate) fn open(disk: &dyn Disk, with: &With) -> Result<(Self, State), LoadError> {
-        let lost = Arc::new(AtomicBool::new(false));
-        let witness = Witness { inner: disk.open().map_err(redb::Error::Io)?, lost: Arc::clone(&lost) };
+        let witness = Witness::holding(disk.open().map_err(redb::Error::Io)?);
+        let repaired = Arc::new(AtomicBool::new(false));
+        let noted = Arc::clone(&repaired);
         // Everything is held in memory once; the file's pages need not be there a second time.
-        let mut database = Database::builder().set_cache_size(PAGES).create_with_backend(witness)?;
-        verify(&mut database)?;
+        let mut database = Database::builder()
+            .set_cache_size(PAGES)
+            .set_repair_callback(move |_| noted.store(true, Ordering::Relaxed))
+            .create_with_backend(witness.clone())?;
+        // Opening alone marks a file, and puts right what a kill left: not one that is another version's.
+        if let Some(found) = Begun::look(&database)?.format.filter(|found| FORMAT < *found) {
+            return Err(LoadError::Newer(found));
+        }
+        witness.release().map_err(redb::Error::Io)?;
+        verify(&mut database, repaired.load(Ordering::Relaxed))?;
         let (state, seal) = load(&database, with)?;
-        Ok((Self { database, lost, seal }, state))
+        Ok((Self { database, witness, seal }, state))
     }
 
     /// What an error of a write means for the ones to come.
     pub(crate) fn trouble(&self, error: &redb::Error) -> CommitError {
         let full = |e: &io::Error| matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         match error {
-            redb::Error::Io(e) if full(e) && !self.lost.load(Ordering::Acquire) => CommitError::Full(e.to_string()),
+            redb::Error::Io(e) if full(e) && !self.witness.lost() => CommitError::Full(e.to_string()),
             other => CommitError::Failed(other.to_string()),
         }
     }
@@ -260,7 +221,7 @@ impl Backend for OnDisk {
     }
 
     /// Reading the whole file each second is too much for a disk in trouble: whoever wants it back asks.
-    fn recovers_by_itself(&self) -> bool {
+    fn is_shared(&self) -> bool {
         false
     }
 
@@ -305,13 +266,13 @@ impl Backend for OnDisk {
 /// Holds every page that is in use to its checksum: a bit that was flipped on the disk must not become a right.
 ///
 /// What cannot be read is put right by going back to the state before, which is not the one that was acknowledged: such a
-/// file is marked, and never opened again.
-fn verify(database: &mut Database) -> Result<(), LoadError> {
+/// file is marked, and never opened again. `repaired`: opening has just held them all to theirs, for nobody had closed it.
+fn verify(database: &mut Database, repaired: bool) -> Result<(), LoadError> {
     let damaged = || {
         let why = "it was damaged, and its newest state cannot be read: put a backup back";
         LoadError::Disk(redb::Error::Corrupted(why.to_owned()))
     };
-    if !database.check_integrity()? {
+    if !repaired && !database.check_integrity()? {
         let write = database.begin_write()?;
         write.open_table(META)?.insert(DAMAGED, 1)?;
         write.commit()?;
@@ -424,9 +385,6 @@ impl Begun {
 /// Finds out what a file is sealed with, and makes what a new one begins with. One that has begun is not written to.
 fn begin(database: &Database, with: &With) -> Result<Option<Arc<Seal>>, LoadError> {
     let Begun { format, wrapped, whole, empty } = Begun::look(database)?;
-    if let Some(found) = format.filter(|found| FORMAT < *found) {
-        return Err(LoadError::Newer(found));
-    }
     let seal = match with {
         With::Nothing => Seal::of(wrapped.as_deref(), None, empty),
         With::Key(key) => Seal::of(wrapped.as_deref(), Some(key), empty),

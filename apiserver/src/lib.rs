@@ -59,6 +59,7 @@ mod table;
 mod validate;
 mod versions;
 mod watch;
+mod witness;
 mod writer;
 
 pub use auth::{Attributes, Authorizer, Everything};

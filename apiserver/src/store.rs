@@ -32,7 +32,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -160,6 +160,8 @@ pub(crate) struct Shared {
     pub(crate) revision: watch::Sender<u64>,
     /// Why no writes are taken.
     pub(crate) trouble: RwLock<Option<CommitError>>,
+    /// Since when what others write is not heard of.
+    pub(crate) silent: Mutex<Option<Instant>>,
     pub(crate) metrics: OnceLock<Metrics>,
     /// Whether all writes are refused, so that what was copied stays all there is.
     pub(crate) frozen: AtomicBool,
@@ -256,6 +258,7 @@ impl Store {
                     revision: watch::Sender::new(state.revision),
                     state: RwLock::new(state),
                     trouble: RwLock::new(None),
+                    silent: Mutex::default(),
                     metrics: OnceLock::new(),
                     frozen: AtomicBool::new(false),
                     seal: backend.seal(),
@@ -312,6 +315,13 @@ impl Store {
         let (done, _) = oneshot::channel();
         let _ = self.orders.try_send(Order { batch: Batch::default(), done });
         Err(trouble.to_string())
+    }
+
+    /// How long others may have written what is not known here: since its etcd was seen not to answer, which a silent one is
+    /// after six seconds. Nothing while it answers, nor for a file, which has one owner.
+    pub fn unheard(&self) -> Duration {
+        let silent = *self.shared.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        silent.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Refuses all writes from now on; when it returns, those before are kept or refused. Reads and watches go on.

@@ -61,7 +61,7 @@ impl<B: Backend> Writer<B> {
         loop {
             let well = matches!(self.health, Health::Well);
             let retry_at = match self.health {
-                Health::Doubtful { retry_at, .. } if self.backend.recovers_by_itself() => Some(retry_at),
+                Health::Doubtful { retry_at, .. } if self.backend.is_shared() => Some(retry_at),
                 _ => None,
             };
             tokio::select! {
@@ -132,6 +132,11 @@ impl<B: Backend> Writer<B> {
         if let (Some(_), Some(metrics)) = (&trouble, self.shared.metrics.get()) {
             metrics.store_errors.inc();
         }
+        {
+            let mut silent = self.shared.silent.lock().unwrap_or_else(PoisonError::into_inner);
+            let others = trouble.is_some() && self.backend.is_shared();
+            *silent = others.then(|| silent.unwrap_or_else(std::time::Instant::now));
+        }
         *self.shared.trouble.write().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
@@ -148,7 +153,7 @@ impl<B: Backend> Writer<B> {
         self.tell(Some(trouble.clone()));
         group.refuse(&trouble);
         // Where asking costs little, the first try is now.
-        let pause = if self.backend.recovers_by_itself() { Duration::ZERO } else { self.retry };
+        let pause = if self.backend.is_shared() { Duration::ZERO } else { self.retry };
         self.health = Health::Doubtful { group, retry_at: Instant::now() + pause };
     }
 

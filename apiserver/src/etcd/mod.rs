@@ -349,7 +349,7 @@ impl Backend for Etcd {
         Bounds { keys: KEYS, bytes: BYTES, once: true }
     }
 
-    fn recovers_by_itself(&self) -> bool {
+    fn is_shared(&self) -> bool {
         true
     }
 

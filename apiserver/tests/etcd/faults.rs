@@ -12,6 +12,9 @@ use std::{
 };
 use tokio::time::timeout;
 
+/// How long a change of leader may cost writes (F34).
+const WITHOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// What a writer was told of one of its changes.
 type Told = (u64, u64);
 
@@ -142,6 +145,8 @@ async fn f34_p13_a_leader_that_freezes_and_one_that_is_killed_lose_nothing() {
     })
     .await;
     eprintln!("longest without a write, per store: {longest:?}");
+    // Of three that write in turn the quickest: a machine that is busy may hold up one.
+    assert!(longest.iter().min().is_some_and(|longest| *longest < WITHOUT), "{longest:?}");
 }
 
 /// A write waits for a silent member no longer than until the next one is asked too, and is made once.
@@ -177,6 +182,7 @@ async fn f35_without_a_majority_nothing_is_written_and_all_can_be_read() {
     let etcds = Etcds::start(3);
     let store = etcds.open("majority");
     assert_eq!(store.commit(put("g/n", Expect::Absent, 1)).await, Ok(2));
+    assert_eq!(store.unheard(), std::time::Duration::ZERO);
     etcds.freeze(0);
     etcds.freeze(1);
     let began = Instant::now();
@@ -190,6 +196,9 @@ async fn f35_without_a_majority_nothing_is_written_and_all_can_be_read() {
         }
     };
     timeout(PATIENCE, told).await.expect("it is said not to be ready");
+    let before = store.unheard();
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    assert!(before < store.unheard(), "and it grows");
     etcds.thaw(0);
     etcds.thaw(1);
     let well = async {
@@ -198,6 +207,7 @@ async fn f35_without_a_majority_nothing_is_written_and_all_can_be_read() {
         }
     };
     timeout(PATIENCE, well).await.expect("it comes back by itself");
+    assert_eq!(store.unheard(), std::time::Duration::ZERO);
     // The refused write may have been made after all; what is there then is what the next one finds.
     let at = store.get("g/n").unwrap().revision;
     assert!((2..=3).contains(&at), "{at}");

@@ -5,8 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail by panicking")]
 
 mod faults;
+mod histories;
 #[path = "../model/mod.rs"]
 mod model;
+mod moves;
 mod shared;
 mod world;
 

@@ -6,13 +6,20 @@ use moorline_apiserver::{EtcdPlace, EtcdTls, Store};
 use serde_json::{Value, json};
 use std::{
     cell::RefCell,
+    ffi::OsString,
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
-use tokio::net::{TcpListener as AsyncListener, TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener as AsyncListener, TcpStream},
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// Longest wait for what comes in a second where the machine is not busy.
@@ -34,6 +41,16 @@ pub fn free_port() -> u16 {
 struct Member {
     port: u16,
     child: Child,
+    /// What it was started with.
+    words: Vec<OsString>,
+    log: PathBuf,
+}
+
+fn begin(words: &[OsString], log: &Path) -> Child {
+    let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+    let mut command = Command::new("etcd");
+    command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command.spawn().expect("etcd is there: tests/deps.sh installs it")
 }
 
 impl Drop for Member {
@@ -90,7 +107,6 @@ impl Etcds {
         for (i, (port, peer)) in ports.into_iter().enumerate() {
             let scheme = if self.tls { "https" } else { "http" };
             let (client, peer) = (format!("{scheme}://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
-            let log = std::fs::File::create(self.dir.path().join(format!("m{i}.log"))).unwrap();
             let mut command = Command::new("etcd");
             command
                 .args(["--name", &format!("m{i}"), "--initial-cluster", &peers.join(",")])
@@ -98,16 +114,15 @@ impl Etcds {
                 .arg(self.dir.path().join(format!("m{i}")))
                 .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
                 .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-                .args(["--logger", "zap", "--log-outputs", "stderr"])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(log);
+                .args(["--logger", "zap", "--log-outputs", "stderr"]);
             if self.tls {
                 command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(self.file("ca"));
                 command.arg("--cert-file").arg(self.file("server")).arg("--key-file").arg(self.file("server-key"));
             }
-            let child = command.spawn().expect("etcd is there: tests/deps.sh installs it");
-            self.members.borrow_mut().push(Member { port, child });
+            let words: Vec<OsString> = command.get_args().map(OsString::from).collect();
+            let log = self.dir.path().join(format!("m{i}.log"));
+            let child = begin(&words, &log);
+            self.members.borrow_mut().push(Member { port, child, words, log });
         }
     }
 
@@ -222,6 +237,24 @@ impl Etcds {
     pub fn kill(&self, member: usize) {
         self.members.borrow_mut()[member].child.kill().unwrap();
     }
+    /// After it was killed: as it was, from what it had on its disk.
+    pub fn revive(&self, member: usize) {
+        let mut members = self.members.borrow_mut();
+        let member = &mut members[member];
+        member.child.wait().unwrap();
+        member.child = begin(&member.words, &member.log);
+    }
+
+    pub fn count(&self) -> usize {
+        self.members.borrow().len()
+    }
+
+    /// How many keys there are under a root.
+    pub fn keys(&self, root: &str) -> u64 {
+        let key = |end: &str| STANDARD.encode(format!("/{root}{end}"));
+        let found = self.insist("kv/range", &json!({ "key": key("/"), "range_end": key("0"), "count_only": true }));
+        found["count"].as_str().map_or(0, |count| count.parse().unwrap())
+    }
 }
 
 /// A TCP forwarder that can be cut and joined again.
@@ -260,5 +293,53 @@ impl Link {
         if let Some(task) = self.task.take() {
             let _ = task.await;
         }
+    }
+}
+
+/// A TCP forwarder that lets so many bytes towards the target, and then nothing more.
+pub struct Budget {
+    pub port: u16,
+    _task: AbortOnDropHandle<()>,
+    spent: CancellationToken,
+}
+
+impl Budget {
+    pub async fn to(target: u16, bytes: usize) -> Self {
+        let port = free_port();
+        let listener = AsyncListener::bind(("127.0.0.1", port)).await.unwrap();
+        let (spent, left) = (CancellationToken::new(), Arc::new(AtomicUsize::new(bytes)));
+        let told = spent.clone();
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((near, _)) = listener.accept().await {
+                let (left, told) = (Arc::clone(&left), told.clone());
+                connections.spawn(async move {
+                    let Ok(far) = TcpStream::connect(("127.0.0.1", target)).await else { return };
+                    let ((mut from, mut back), (mut answers, mut to)) = (near.into_split(), far.into_split());
+                    let forth = async {
+                        let mut buffer = vec![0; 2048];
+                        while let Ok(count @ 1..) = from.read(&mut buffer).await {
+                            let had = left
+                                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |l| Some(l.saturating_sub(count)));
+                            let part = had.unwrap().min(count);
+                            if to.write_all(&buffer[..part]).await.is_err() {
+                                return;
+                            }
+                            if part < count {
+                                told.cancel();
+                                std::future::pending::<()>().await;
+                            }
+                        }
+                    };
+                    tokio::join!(forth, async { drop(tokio::io::copy(&mut answers, &mut back).await) });
+                });
+            }
+        }));
+        Self { port, _task: task, spent }
+    }
+
+    /// Once that is so.
+    pub async fn spent(&self) {
+        self.spent.cancelled().await;
     }
 }

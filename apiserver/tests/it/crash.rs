@@ -1,7 +1,7 @@
 //! Power that goes at any write: the store against a disk that forgets what was not synced.
 
 use super::*;
-use moorline_apiserver::{Batch, Disk, Expect, StorageBackend};
+use moorline_apiserver::{Batch, CommitError, Disk, Expect, StorageBackend};
 use proptest::prelude::*;
 use std::{
     collections::BTreeMap,
@@ -32,6 +32,8 @@ struct Platter {
     since: Vec<Act>,
     /// Acts left before the power goes.
     left: Option<usize>,
+    /// Everything since the beginning; `None`: a sync.
+    all: Vec<Option<Act>>,
 }
 
 fn act(bytes: &mut Vec<u8>, act: &Act) {
@@ -56,6 +58,7 @@ impl Forgetful {
         let mut platter = self.platter();
         platter.powered()?;
         act(&mut platter.now, &what);
+        platter.all.push(Some(what.clone()));
         platter.since.push(what);
         Ok(())
     }
@@ -119,6 +122,7 @@ impl StorageBackend for Forgetful {
         platter.powered()?;
         platter.synced = platter.now.clone();
         platter.since.clear();
+        platter.all.push(None);
         Ok(())
     }
 }
@@ -144,26 +148,30 @@ async fn script(store: &Store, steps: u8) -> (Vec<Seen>, Seen) {
     let mut seen = Seen::new();
     let mut states = vec![seen.clone()];
     for i in 0..steps {
-        let (key, there) = (key(i), store.get(&key(i)));
-        let expect = there.as_ref().map_or(Expect::Absent, |e| Expect::Revision(e.revision));
-        let number = u64::from(i);
-        let gone = there.is_some() && i % 4 == 3;
-        let value =
-            (!gone).then(|| json!({ "metadata": {}, "spec": number, "filler": "x".repeat(usize::from(i) * 40) }));
-        let record = (!gone).then(|| Bytes::from(number.to_string()));
-        let mut next = seen.clone();
-        match gone {
-            true => drop(next.remove(&key)),
-            false => drop(next.insert(key.clone(), number)),
+        match one_step(store, seen, i).await {
+            (_, Ok(next)) => seen = next,
+            (asked, Err(_)) => return (states, asked),
         }
-        let private = record.map(|r| (format!("{key}/n"), Some(r))).into_iter().collect();
-        if store.commit(Batch { object: Some((key, expect, value)), private }).await.is_err() {
-            return (states, next);
-        }
-        seen = next;
         states.push(seen.clone());
     }
     (states, seen)
+}
+
+/// One of its steps: what was asked for, and that again if it was acknowledged.
+async fn one_step(store: &Store, mut next: Seen, i: u8) -> (Seen, Result<Seen, CommitError>) {
+    let (key, there) = (key(i), store.get(&key(i)));
+    let expect = there.as_ref().map_or(Expect::Absent, |e| Expect::Revision(e.revision));
+    let number = u64::from(i);
+    let gone = there.is_some() && i % 4 == 3;
+    let value = (!gone).then(|| json!({ "metadata": {}, "spec": number, "filler": "x".repeat(usize::from(i) * 40) }));
+    let record = (!gone).then(|| Bytes::from(number.to_string()));
+    match gone {
+        true => drop(next.remove(&key)),
+        false => drop(next.insert(key.clone(), number)),
+    }
+    let private = record.map(|r| (format!("{key}/n"), Some(r))).into_iter().collect();
+    let done = store.commit(Batch { object: Some((key, expect, value)), private }).await;
+    (next.clone(), done.map(|_| next))
 }
 
 /// What is in a store; objects and their private records have to agree.
@@ -202,4 +210,77 @@ proptest! {
         let (after, _) = runtime.block_on(script(&store, 8));
         prop_assert_eq!(after.len(), 9);
     }
+}
+
+/// Steps of the script whose every write is one at which the power goes.
+const STEPS: u8 = 200;
+
+/// What a store has to be after the power went: as it was acknowledged last, or as it was asked for then.
+fn judge(found: Vec<u8>, acknowledged: &Seen, asked: &Seen, at: usize, how: &str) {
+    let disk = Forgetful::default();
+    {
+        let mut platter = disk.platter();
+        platter.synced = found.clone();
+        platter.now = found;
+    }
+    let store = Store::open_on(disk, &limits()).unwrap_or_else(|e| panic!("write {at}, {how}: {e}"));
+    let content = content(&store).unwrap_or_else(|e| panic!("write {at}, {how}: {e}"));
+    assert!(content == *acknowledged || content == *asked, "write {at}, {how}: {content:?}");
+    store.close();
+}
+
+/// The power goes at every single write of a script of two hundred steps: all since the last sync is lost, or nothing of it
+/// is, or that write is torn at an edge of a sector, the next one's at the next. `MOORLINE_P03=all` tears each at every edge.
+#[test]
+fn p01_p02_p03_power_goes_at_every_write_of_a_script() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let disk = Forgetful::default();
+    let store = Store::open_on(disk.clone(), &limits()).unwrap();
+    // Done once, with a note of where on the disk's way each step was acknowledged.
+    let before = disk.platter().all.len();
+    let (mut marks, mut seen) = (vec![(before, Seen::new())], Seen::new());
+    for i in 0..STEPS {
+        seen = runtime.block_on(one_step(&store, seen, i)).1.unwrap();
+        marks.push((disk.platter().all.len(), seen.clone()));
+    }
+    let (acts, all_edges) = (disk.platter().all.clone(), std::env::var("MOORLINE_P03").is_ok());
+    let (mut now, mut synced, mut since): (Vec<u8>, Vec<u8>, usize) = Default::default();
+    let (mut points, mut torn, mut step) = (0, 0, 0);
+    for (at, one) in acts.iter().enumerate() {
+        let Some(one) = one else {
+            synced.clone_from(&now);
+            since = 0;
+            continue;
+        };
+        let whole = now.clone();
+        act(&mut now, one);
+        since += 1;
+        if at < before {
+            continue;
+        }
+        let is_next = marks.get(step + 1).is_some_and(|(done, _)| *done <= at);
+        step += usize::from(is_next);
+        let acknowledged = &marks[step].1;
+        let asked = &marks[(step + 1).min(marks.len() - 1)].1;
+        points += 1;
+        if since == 1 || is_next {
+            judge(synced.clone(), acknowledged, asked, at, "all since the last sync is lost");
+        }
+        judge(now.clone(), acknowledged, asked, at, "nothing is lost");
+        let Act::Write { at: offset, data } = one else { continue };
+        let edges: Vec<usize> = (SECTOR - offset % SECTOR..data.len()).step_by(SECTOR).collect();
+        for (i, edge) in edges.iter().enumerate() {
+            if all_edges || i == points % edges.len() {
+                torn += 1;
+                let mut found = if points % 2 == 0 { whole.clone() } else { synced.clone() };
+                // A disk keeps no order: the end of it may be there alone.
+                let part = if points % 4 < 2 { 0..*edge } else { *edge..data.len() };
+                act(&mut found, &Act::Write { at: offset + part.start, data: data[part].to_vec() });
+                judge(found, acknowledged, asked, at, "torn");
+            }
+        }
+    }
+    eprintln!("the power went at {points} writes, of which {torn} were torn");
+    assert!(500 < points && 500 < torn, "{points} {torn}");
+    store.close();
 }

@@ -15,6 +15,7 @@ mod large;
 mod model;
 mod objects;
 mod sealed;
+mod slow;
 mod store;
 mod versions;
 mod watches;

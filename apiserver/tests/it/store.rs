@@ -1,7 +1,11 @@
 //! The store in a file, against a model of it.
 
-use crate::model::{holds, limits, op};
-use moorline_apiserver::{Batch, CommitError, Expect, OpenError, Store};
+use crate::model::{
+    holds, limits,
+    linear::{self, Course},
+    op,
+};
+use moorline_apiserver::{Batch, CommitError, Expect, Limits, OpenError, Store};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -36,6 +40,24 @@ async fn many_writers_get_revisions_without_gap_or_double() {
     }
 }
 
+/// Readers and writers of one process: all that they were told can be put in one order. `MOORLINE_P13_RUNS=100
+/// MOORLINE_P13_OPERATIONS=2000` does it at length.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p13_what_readers_and_writers_are_told_is_linearizable() {
+    let (runs, operations) = linear::runs();
+    for _ in 0..runs {
+        let dir = tempfile::tempdir().unwrap();
+        let wide = Limits { history: 100_000, ..limits() };
+        let store = Store::open(&dir.path().join("s"), &wide).unwrap();
+        let (mut watcher, course) = (store.watch("g/", 1).unwrap(), Course::default());
+        let work = (0..8).map(|who| tokio::spawn(course.clone().work(store.clone(), who, operations)));
+        let told: Vec<_> = futures_util::future::try_join_all(work).await.unwrap();
+        let changes = linear::acknowledged(&told) as u64;
+        assert!(operations <= course.count() && operations / 10 < changes, "{changes} changes");
+        linear::judge(&linear::history(&mut watcher, &told).await, &told, true);
+    }
+}
+
 /// Who has lost against a change can read it: to read and to try again is enough.
 #[tokio::test]
 async fn what_a_writer_lost_against_can_be_read() {
@@ -58,18 +80,29 @@ async fn what_a_writer_lost_against_can_be_read() {
     }
 }
 
+/// Refused, and not a byte of it changed: what is newer may mean something else by anything. Also where the newer one was
+/// killed, so that the file asks to be put right.
 #[test]
 fn p12_a_newer_store_is_refused_untouched() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
-    {
+    let ended = {
         let database = redb::Database::create(&path).unwrap();
         let write = database.begin_write().unwrap();
         write.open_table(redb::TableDefinition::<&str, u64>::new("meta")).unwrap().insert("format", 99).unwrap();
         write.commit().unwrap();
+        let killed = std::fs::read(&path).unwrap();
+        drop(database);
+        std::fs::write(dir.path().join("killed"), killed).unwrap();
+        path
+    };
+    for path in [ended, dir.path().join("killed")] {
+        let before = std::fs::read(&path).unwrap();
+        for _ in 0..2 {
+            assert!(matches!(Store::open(&path, &limits()), Err(OpenError::Newer { found: 99, .. })));
+            assert!(std::fs::read(&path).unwrap() == before, "{} was written to", path.display());
+        }
     }
-    assert!(matches!(Store::open(&path, &limits()), Err(OpenError::Newer { found: 99, .. })));
-    assert!(matches!(Store::open(&path, &limits()), Err(OpenError::Newer { found: 99, .. })));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What a store is, as little as says it, and a property that holds a store to it: the same for every backend.
 
+pub mod linear;
+
 use bytes::Bytes;
 use moorline_apiserver::{Batch, CommitError, Expect, Limits, Store, Watcher};
 use proptest::prelude::*;
