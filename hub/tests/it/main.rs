@@ -21,6 +21,7 @@ mod older;
 mod parsers;
 mod plans;
 mod plugin_logins;
+mod plugin_panics;
 mod plugins;
 mod proxying;
 mod recordings;

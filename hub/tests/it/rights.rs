@@ -339,3 +339,45 @@ async fn readiness_names_its_checks() {
         assert!(answer.body.contains(&format!("[+]{check} ok")), "{answer:?}");
     }
 }
+
+/// Nobody becomes the administrator by being called so, or by editing who they are; and the administrator can log in after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn s55_nobody_takes_the_administrators_name_or_place() {
+    let world = World::new().await;
+    let anna = world.user("anna", &[]).await;
+    let user = |name: &str, spec: Value| json!({ "apiVersion": "moorline.dev/v1alpha1", "kind": "User", "metadata": { "name": name }, "spec": spec });
+    let users = format!("{API}/users");
+    // Whoever makes users cannot make that one again, and whoever is one cannot make any.
+    assert_eq!(world.call(&world.admin, "POST", &users, &user("admin", json!({}))).await.code, 409);
+    for name in ["admin", "other"] {
+        let body = user(name, json!({}));
+        assert_eq!(world.call(&anna, "POST", &users, &body).await.code, 403, "{name}");
+    }
+    let merge = async |token: &str, path: &str, patch: Value| {
+        let patch = patch.to_string();
+        let ask = format!(
+            "PATCH {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Type: application/merge-patch+json\r\nContent-Length: {}\r\n\r\n{patch}",
+            patch.len()
+        );
+        world.raw(ask.as_bytes()).await.code
+    };
+    for (path, patch) in [
+        ("admin", json!({ "spec": { "disabled": true } })),
+        ("anna", json!({ "spec": { "groups": ["moorline:admins"] } })),
+        ("anna", json!({ "metadata": { "name": "admin" } })),
+    ] {
+        assert_eq!(merge(&anna, &format!("{users}/{path}"), patch).await, 403, "{path}");
+    }
+    let password = json!({ "password": "a new password for it" });
+    assert_eq!(world.call(&anna, "PUT", &format!("{users}/admin/password"), &password).await.code, 403);
+    assert_eq!(world.call(&anna, "DELETE", &format!("{users}/admin"), &json!(null)).await.code, 403);
+    let token = json!({ "apiVersion": "moorline.dev/v1alpha1", "kind": "Token", "metadata": {}, "spec": { "user": "admin", "expires": "2999-01-01T00:00:00Z" } });
+    assert_eq!(world.call(&anna, "POST", &format!("{API}/tokens"), &token).await.code, 403);
+    // Who may edit users cannot give one the administrator's name.
+    let admin = world.admin.clone();
+    assert_eq!(merge(&admin, &format!("{users}/anna"), json!({ "metadata": { "name": "admin" } })).await, 400);
+    let password = std::fs::read_to_string(world.dir.path().join("hub/admin.password")).unwrap();
+    let login = json!({ "username": "admin", "password": password.trim() }).to_string();
+    let answer = world.send("POST", "/auth/login", &[], &login).await;
+    assert_eq!(answer.code, 200, "{answer:?}");
+}
