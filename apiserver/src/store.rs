@@ -178,6 +178,17 @@ pub(crate) struct Moment {
     pub(crate) private: Vec<(String, Option<Bytes>)>,
 }
 
+impl Moment {
+    /// Whether a state is this very content.
+    pub(crate) fn is(&self, state: &State) -> bool {
+        let objects = state.objects.iter().map(|(key, kept)| (&**key, kept.revision, kept.stored.text()));
+        let private = state.private.iter().map(|(key, value)| (key, Some(value)));
+        self.revision == state.revision
+            && self.events.iter().map(|event| (&*event.key, event.revision, event.text())).eq(objects)
+            && self.private.iter().map(|(key, value)| (key, value.as_ref())).eq(private)
+    }
+}
+
 /// A handle; clones are the same store. It closes when the last one is dropped.
 #[derive(Clone)]
 pub struct Store {

@@ -204,18 +204,23 @@ impl Etcd {
         Ok((etcd, state))
     }
 
-    /// Writes a whole store into a place where none is. What an earlier one that was cut short has left there goes.
+    /// Writes a whole store into a place where none is. What an earlier one that was cut short has left there goes; one that
+    /// was cut short after its last write is done, as long as nobody has written there since.
     pub(crate) async fn fill(
         place: &EtcdPlace,
         moment: &crate::store::Moment,
         seal: Option<Arc<Seal>>,
     ) -> Result<(), EtcdError> {
         let mut etcd = Self::new(place)?;
-        if etcd.wrapped().await?.is_some() {
+        let there = etcd.wrapped().await?;
+        let alike = there.as_deref() == seal.as_deref().map(Seal::wrapped);
+        if there.is_some() && !alike {
             return Err(EtcdError::Exists);
         }
+        etcd.seal = seal.clone().filter(|_| there.is_some());
         match etcd.load_or(OPEN).await {
             Ok(None) => {}
+            Ok(Some(state)) if alike && moment.is(&state) => return Ok(()),
             Ok(Some(_)) => return Err(EtcdError::Exists),
             Err(EtcdError::Unfinished) => {
                 let all = pb::DeleteRangeRequest { key: etcd.root.clone().into(), range_end: end_of(&etcd.root) };

@@ -77,10 +77,7 @@ async fn u06_a_move_that_is_killed_at_any_write_is_nothing_or_whole_and_can_be_m
             file.close();
             made
         });
-        match again.await.unwrap() {
-            Ok(_) => assert!(killed),
-            Err(error) => assert!(matches!(error, OpenError::Etcd { source: EtcdError::Exists, .. }), "{error}"),
-        }
+        again.await.unwrap().unwrap();
         assert_eq!(content(&etcds.open(&root)), before, "after {round} steps, made again");
         if !killed {
             break;

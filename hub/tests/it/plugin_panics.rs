@@ -20,8 +20,9 @@ impl Plugin for Wild {
     }
     fn register(&self, into: &mut Registration) {
         into.route(|request| {
+            let panics = request.path == "/panic";
             async move {
-                if request.path == "/panic" {
+                if panics {
                     panic!("as a defect would");
                 }
                 http::Response::new(Bytes::from_static(b"well"))
