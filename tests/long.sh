@@ -16,6 +16,7 @@ release() {
   DIST=$MOORLINE_DIST cross/release.sh
   cargo build --locked -p moorline-cli -p moorline-pack
   cargo test --locked -p moorline-e2e --test cross -- --ignored
+  tests/windows.sh
   cargo test --locked -p moorline-e2e --test it -- deploy_
   bench/footprint.sh
   # Another folder, another day: the same bytes.

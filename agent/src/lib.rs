@@ -23,9 +23,9 @@ pub mod renew;
 pub mod review;
 pub mod secret;
 pub mod serve;
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", windows))]
 pub mod shell;
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", windows)))]
 #[path = "no_shell.rs"]
 pub mod shell;
 pub mod state;
@@ -207,8 +207,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             known: std::sync::Mutex::default(),
         };
         let (tell, facts) = watch::channel(looker.look(&mut told).await);
-        let shells =
-            (config.role == AgentRole::Node).then(|| NodeShells::new(config.shell_root.clone(), &cluster)).flatten();
+        let shells = (config.role == AgentRole::Node).then(|| NodeShells::new(&config, &cluster)).flatten();
         let places = inside::Metrics::new(registry)?;
         let places = inside::Inside::new(upstream.clone(), policy.clone(), Some(config.hub.clone()), places);
         let voucher = (config.role == AgentRole::Cluster)

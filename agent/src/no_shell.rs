@@ -1,17 +1,17 @@
-//! Shells where there are none: nodes that do not run Linux.
+//! Shells where there are none: nodes that run neither Linux nor Windows.
 
-use crate::serve::Service;
+use crate::{Config, serve::Service};
 use moorline_link::IncomingStream;
 use moorline_proto::id::ClusterId;
 use moorline_proxy::edge::{Reviewer, Upstream};
-use std::{convert::Infallible, path::PathBuf};
+use std::convert::Infallible;
 
 /// No value of it exists.
 pub struct NodeShells(Infallible);
 
 impl NodeShells {
     /// There are none.
-    pub fn new(_: PathBuf, _: &ClusterId) -> Option<Self> {
+    pub fn new(_: &Config, _: &ClusterId) -> Option<Self> {
         None
     }
 

@@ -1,6 +1,6 @@
 //! Shells on this node: who may have one, and how their calls reach the API server.
 
-use crate::{policy::PolicyFile, serve::Service};
+use crate::{Config, UpstreamConfig, policy::PolicyFile, serve::Service};
 use futures_util::{FutureExt, future::BoxFuture};
 use http::{Request, Response, StatusCode};
 use moorline_authz::{edge::EdgePolicy, identity::Identity, impersonation};
@@ -51,9 +51,10 @@ pub struct NodeShells {
 }
 
 impl NodeShells {
-    /// Shells that run the programs in `root`, and name `cluster` in their prompts. `None` where nodes give none.
-    pub fn new(root: PathBuf, cluster: &ClusterId) -> Option<Self> {
-        Some(Self { shells: Shells::new(root, Patience::default()), cluster: cluster.to_string() })
+    /// Shells as the configuration has them, that name `cluster` in their prompts. `None` where nodes give none.
+    pub fn new(config: &Config, cluster: &ClusterId) -> Option<Self> {
+        let shells = Shells::new(config.shell_root.clone(), Patience::default()).hiding(hidden(config));
+        Some(Self { shells, cluster: cluster.to_string() })
     }
 
     /// Serves one stream whose target is a shell.
@@ -77,6 +78,21 @@ impl NodeShells {
             tracing::debug!(cause = %crate::upstream::chain(&e), "a shell's stream ended early");
         }
     }
+}
+
+/// What of a Windows node holds keys: of its kubelet and of the pods on it, where its usual installers put them.
+const KEYS: [&str; 3] = [r"C:\var\lib\kubelet", r"C:\etc\kubernetes", r"C:\k"];
+
+/// What no shell may be able to read: what makes the agent what it is, and its node.
+fn hidden(config: &Config) -> Vec<PathBuf> {
+    let upstream = match &config.upstream {
+        UpstreamConfig::InCluster { dir } => Some(dir.clone()),
+        UpstreamConfig::Kubeconfig { path, .. } => Some(path.clone()),
+        UpstreamConfig::Given(_) | UpstreamConfig::At { .. } => None,
+    };
+    let own = [Some(config.state_dir.clone()), config.endpoint.as_ref().map(|endpoint| endpoint.dir.clone()), upstream];
+    let pki = config.node.pki_dirs.iter().cloned();
+    own.into_iter().flatten().chain(pki).chain(KEYS.map(PathBuf::from)).collect()
 }
 
 /// Whose shell it is to be. A shell is one person's: who acts as somebody else says so to kubectl, within it.

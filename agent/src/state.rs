@@ -120,11 +120,17 @@ impl StateDir {
     /// # Errors
     /// It cannot be made, or not be written.
     pub fn open(dir: &Path) -> Result<Self, StateError> {
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true);
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(dir).map_err(|source| StateError::Io { what: "make", path: dir.to_owned(), source })?;
+        #[cfg(windows)]
+        let made = moorline_windows::private_folder(dir);
+        #[cfg(not(windows))]
+        let made = {
+            let mut builder = fs::DirBuilder::new();
+            builder.recursive(true);
+            #[cfg(unix)]
+            std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+            builder.create(dir)
+        };
+        made.map_err(|source| StateError::Io { what: "make", path: dir.to_owned(), source })?;
         let state = Self { dir: dir.to_owned(), changed: Arc::default() };
         state.replace("probe", b"")?;
         let probe = dir.join("probe");

@@ -305,7 +305,7 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         cluster: daemon::either(args.cluster, file.cluster, "cluster")?,
         role,
         node_name,
-        shell_root: args.shell_root.or(file.shell_root).unwrap_or_else(|| "/".into()),
+        shell_root: args.shell_root.or(file.shell_root).unwrap_or_else(shell_root),
         state_dir,
         state_secret: daemon::either(args.state_secret, file.state_secret, "stateSecret")?,
         upstream,
@@ -333,4 +333,10 @@ fn agent_name(node: &str) -> anyhow::Result<AgentName> {
     label
         .parse()
         .map_err(|e| usage(format!("node name {node:?}: {e}"), "give the agent a name of its own: --name NAME"))
+}
+
+/// Where shells have their programs from if nothing says so.
+fn shell_root() -> PathBuf {
+    let beside = || std::env::current_exe().ok()?.parent().map(PathBuf::from);
+    if cfg!(windows) { beside().unwrap_or_default() } else { "/".into() }
 }

@@ -15,6 +15,12 @@ pub const FILES: u64 = 1024;
 pub const FILE_SIZE: u64 = 256 << 20;
 /// Bytes of memory that one process may ask for as data. kubectl takes some tens of MiB.
 pub const DATA: u64 = 1 << 30;
+/// Bytes of memory that all processes of a shell may commit together, where the system counts them so (Windows).
+pub const MEMORY: usize = 2 << 30;
+/// How often it is tried to remove a shell's folder, while its processes still end (Windows).
+pub const HOME_TRIES: usize = 100;
+/// Pause between these.
+pub const HOME_PAUSE: Duration = Duration::from_millis(50);
 /// Size of the home folder and of `/tmp`, each, in MiB. Both are memory, and end with the shell.
 pub const TMPFS_MIB: u32 = 64;
 /// A shell in which nothing is typed for this long ends.

@@ -3,11 +3,10 @@
 use crate::{
     frames::{self, Input, Place},
     history::History,
-    kube::{self, Kube},
+    kube::{Door, Kube},
     limits,
-    sandbox::NOT_MADE,
     serve::{Patience, Registered},
-    terminal::Terminal,
+    terminal::{NOT_MADE, Terminal},
 };
 use futures_util::{
     SinkExt, StreamExt,
@@ -16,7 +15,6 @@ use futures_util::{
 use std::sync::Arc;
 use tokio::{
     io::DuplexStream,
-    net::TcpListener,
     sync::mpsc,
     time::{Instant, MissedTickBehavior, sleep_until, timeout},
 };
@@ -38,7 +36,7 @@ pub(crate) struct Client {
 /// A shell that runs, with or without a client.
 pub(crate) struct Shell {
     pub terminal: Terminal,
-    pub listener: TcpListener,
+    pub door: Door,
     pub kube: Arc<dyn Kube>,
     /// Clients that come back; `None`: the shell ends with its client.
     pub coming: Option<mpsc::Receiver<Client>>,
@@ -93,12 +91,12 @@ impl Shell {
             let (shown, missed) = self.history.after(client.seen);
             (Place { typed: self.typed, shown }, missed)
         });
-        let Self { terminal, listener, kube, coming, history, typed, patience, .. } = self;
+        let Self { terminal, door, kube, coming, history, typed, patience, .. } = self;
         let keeps = coming.is_some().then_some(history);
         let pumped = pump(terminal, (&mut to_client, from_client), (keeps, typed), again, (*patience, begin));
         let (ended, next) = tokio::select! {
             ended = pumped => (ended, None),
-            () = kube::serve(listener, kube) => ("unreachable", None),
+            () = door.serve(kube) => ("unreachable", None),
             Some(next) = another(coming) => ("replaced", Some(next)),
         };
         (to_client, ended, next)
@@ -204,10 +202,8 @@ async fn pump(
         loop {
             let message = tokio::select! {
                 message = from_client.next() => message,
-                // ^D ends the line that is being read, and the shell at an empty one: every read finds the end, as of a
-                // file that has ended.
                 _ = over.tick(), if no_more => {
-                    drop(terminal.write(&[4]).await);
+                    drop(terminal.write(Terminal::END).await);
                     continue;
                 }
             };

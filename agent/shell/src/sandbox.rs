@@ -9,7 +9,7 @@ mod network;
 pub(crate) use network::receive_fd;
 mod root;
 
-use crate::limits;
+use crate::{limits, terminal::NOT_MADE};
 use nix::{
     sched::{CloneFlags, unshare},
     sys::{
@@ -43,8 +43,6 @@ pub(crate) const OUTER: &str = "shell-outer";
 const INNER: &str = "shell-inner";
 /// Where the inner one finds its [`Plan`].
 const PLAN: &str = "MOORLINE_SHELL_PLAN";
-/// Exit code of a sandbox that could not be made; shells themselves use those below.
-pub(crate) const NOT_MADE: u8 = 125;
 /// The port of the listener within the shell's network.
 pub(crate) const PORT: u16 = 6443;
 /// Name and home of the user within the shell.

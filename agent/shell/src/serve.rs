@@ -6,7 +6,6 @@ use crate::{
     kube::Kube,
     limits,
     running::{Client, Shell},
-    sandbox::{PORT, Plan},
     terminal::Terminal,
 };
 use http::{HeaderValue, Request, Response, StatusCode, header, request::Parts};
@@ -48,9 +47,27 @@ impl Default for Patience {
     }
 }
 
+/// What a shell is to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// Where its programs are.
+    pub root: PathBuf,
+    /// What it must not be able to read, where its root does not keep it from that.
+    #[cfg_attr(not(windows), allow(dead_code))]
+    pub hidden: Vec<PathBuf>,
+    /// Its number among those that run.
+    #[cfg_attr(windows, allow(dead_code))]
+    pub place: u32,
+    /// The cluster, for prompt and kubeconfig.
+    pub cluster: String,
+    /// The client's `TERM`.
+    pub term: String,
+}
+
 /// The shells of an agent.
 pub struct Shells {
     root: PathBuf,
+    hidden: Vec<PathBuf>,
     patience: Patience,
     taken: Arc<Mutex<BTreeSet<u32>>>,
     named: Named,
@@ -68,7 +85,7 @@ impl Drop for Registered {
     }
 }
 
-/// A user id that one shell has.
+/// A number that one shell has, from 0.
 struct Place(Arc<Mutex<BTreeSet<u32>>>, u32);
 impl Drop for Place {
     fn drop(&mut self) {
@@ -77,9 +94,22 @@ impl Drop for Place {
 }
 
 impl Shells {
-    /// Shells that run the programs in `root`, a folder with `bin`, `usr` and so on.
+    /// Shells that run the programs in `root`: a folder with `bin`, `usr` and so on; on Windows one with `kubectl.exe`.
     pub fn new(root: PathBuf, patience: Patience) -> Self {
-        Self { root, patience, taken: Arc::default(), named: Arc::default(), tasks: TaskTracker::new() }
+        Self {
+            root,
+            hidden: Vec::new(),
+            patience,
+            taken: Arc::default(),
+            named: Arc::default(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// Where a shell could read one of these, none is given. For Windows, where shells see the node's files; on Linux their
+    /// root holds none of them.
+    pub fn hiding(self, hidden: Vec<PathBuf>) -> Self {
+        Self { hidden, ..self }
     }
 
     /// How many there are now.
@@ -87,13 +117,13 @@ impl Shells {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// The lowest user id that is free: none is used again while a process of its shell may live.
+    /// The lowest number that is free: none is used again while a process of its shell may live.
     fn place(&self) -> Option<Place> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let most = u32::try_from(limits::SHELLS).unwrap_or(u32::MAX);
-        let uid = (0..most).map(|n| limits::FIRST_UID + n).find(|uid| !taken.contains(uid))?;
-        taken.insert(uid);
-        Some(Place(self.taken.clone(), uid))
+        let number = (0..most).find(|number| !taken.contains(number))?;
+        taken.insert(number);
+        Some(Place(self.taken.clone(), number))
     }
 
     /// Answers a request for a shell: `GET` that asks for a WebSocket, with `columns`, `rows` and `term` in its query.
@@ -119,19 +149,19 @@ impl Shells {
         };
         let plan = Plan {
             root: self.root.clone(),
-            uid: place.1,
-            kubeconfig: kubeconfig(&visitor.cluster),
+            hidden: self.hidden.clone(),
+            place: place.1,
             cluster: visitor.cluster,
             term,
         };
-        let (terminal, listener) = match Terminal::start(&plan, size).await {
+        let (terminal, door) = match Terminal::start(&plan, size).await {
             Ok(started) => started,
             Err(error) => {
                 tracing::warn!(user = visitor.user, cause = %error, "no shell");
                 return status_response(StatusCode::INTERNAL_SERVER_ERROR, &format!("no shell on this node: {error}"));
             }
         };
-        tracing::info!(user = visitor.user, uid = place.1, "shell begins");
+        tracing::info!(user = visitor.user, place = place.1, "shell begins");
         let (entry, coming) = match session.map(|(name, _)| self.enter(name)).transpose() {
             Ok(entered) => entered.unzip(),
             Err(refusal) => return *refusal,
@@ -139,7 +169,7 @@ impl Shells {
         let (ours, theirs) = tokio::io::duplex(limits::PIPE);
         let (patience, token) = (self.patience, self.tasks.token());
         let (history, typed, user) = (History::default(), 0, visitor.user);
-        let shell = Shell { terminal, listener, kube: visitor.kube, coming, entry, patience, user, history, typed };
+        let shell = Shell { terminal, door, kube: visitor.kube, coming, entry, patience, user, history, typed };
         tokio::spawn(async move {
             let _held: (Place, TaskTrackerToken) = (place, token);
             shell.run(ours).await;
@@ -243,18 +273,6 @@ fn plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'+')
 }
 
-fn kubeconfig(cluster: &str) -> String {
-    serde_json::json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{ "name": cluster, "cluster": { "server": format!("http://127.0.0.1:{PORT}") } }],
-        "users": [{ "name": "me", "user": {} }],
-        "contexts": [{ "name": cluster, "context": { "cluster": cluster, "user": "me" } }],
-        "current-context": cluster,
-    })
-    .to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,7 +302,7 @@ mod tests {
         let shells = Shells::new("/".into(), Patience::default());
         let mut all: Vec<Place> = std::iter::from_fn(|| shells.place()).collect();
         assert_eq!(all.len(), limits::SHELLS);
-        let uid = all.remove(3).1;
-        assert_eq!(shells.place().map(|place| place.1), Some(uid));
+        let number = all.remove(3).1;
+        assert_eq!(shells.place().map(|place| place.1), Some(number));
     }
 }

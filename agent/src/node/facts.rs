@@ -148,14 +148,7 @@ fn share(part: u64, whole: u64) -> Option<u64> {
 }
 
 fn resources(state_dir: &Path, facts: &mut Facts) {
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    if let (Some(available), Some(total)) = (field("MemAvailable"), field("MemTotal"))
-        && let Some(percent) = share(available, total)
-    {
+    if let Some(percent) = memory().and_then(|(available, total)| share(available, total)) {
         facts.push(("node.memory".to_owned(), percent.to_string()));
     }
     if let Some(percent) = disk(state_dir) {
@@ -163,12 +156,31 @@ fn resources(state_dir: &Path, facts: &mut Facts) {
     }
 }
 
+#[cfg(windows)]
+fn memory() -> Option<(u64, u64)> {
+    moorline_windows::memory().ok()
+}
+#[cfg(not(windows))]
+fn memory() -> Option<(u64, u64)> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let field = |name: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    Some((field("MemAvailable")?, field("MemTotal")?))
+}
+
 #[cfg(unix)]
 fn disk(dir: &Path) -> Option<u64> {
     let space = rustix::fs::statvfs(dir).ok()?;
     share(space.f_bavail, space.f_blocks)
 }
-#[cfg(not(unix))]
+#[cfg(windows)]
+fn disk(dir: &Path) -> Option<u64> {
+    let (left, all) = moorline_windows::disk(dir).ok()?;
+    share(left, all)
+}
+#[cfg(not(any(unix, windows)))]
 fn disk(_: &Path) -> Option<u64> {
     None
 }
