@@ -173,8 +173,13 @@ pub const INSIDE_KNOWN: Duration = Duration::from_secs(5);
 pub const INSIDE_REMEMBERED: usize = 4096;
 /// Streams of one place at once, unless the owner's policy says otherwise.
 pub const INSIDE_STREAMS: usize = 1024;
-/// Idle connections to one place that are kept for its next HTTP request.
-pub const WEB_IDLE: usize = 32;
+/// Idle connections to one place that are kept for its next HTTP request. Requests come in bursts: with fewer than what is
+/// under way at once, connections would be closed after each and made anew for the next.
+pub const WEB_IDLE: usize = 128;
+/// The same, all places together, of those that are spoken to in plain text: some 12 KiB each.
+pub const WEB_IDLE_ALL: usize = 512;
+/// How often it is looked for some that are too old, or whose server has hung up.
+pub const WEB_SWEEP: Duration = Duration::from_secs(5);
 /// How long they are kept. Shorter than what servers usually wait before they close one.
 pub const WEB_KEPT: Duration = Duration::from_secs(20);
 /// Flows of datagrams on one stream.
@@ -185,6 +190,8 @@ pub const FLOW_IDLE: Duration = Duration::from_secs(60);
 pub const FLOW_WAITING: usize = 256 << 10;
 /// Datagrams that wait for the stream.
 pub const FLOW_QUEUE: usize = 256;
+/// Bytes asked of the stream at once.
+pub const FLOW_READ: usize = 8 << 10;
 /// Bytes of datagrams written at once.
 pub const FLOW_BATCH: usize = 64 << 10;
 /// Largest payload of a datagram over UDP.

@@ -18,6 +18,8 @@ use tokio::{
 pub const FLOWS: usize = 1024;
 /// Largest payload of a datagram over UDP, in bytes.
 pub const DATAGRAM: usize = 65_507;
+/// Bytes asked of the stream at once: several datagrams of the size that networks carry.
+const READ: usize = 8 << 10;
 
 /// Why nothing is carried any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +98,7 @@ pub async fn carry(
     let mut look = tokio::time::interval(idle.unwrap_or(Duration::from_secs(24 * 3600)));
     look.tick().await; // the first is at once
     loop {
+        input.reserve(READ); // without, it would be read in pieces of 64 bytes
         tokio::select! {
             got = socket.recv_from(&mut space) => {
                 let Ok((n, peer)) = got else { continue }; // an earlier answer found nobody: no trouble of ours

@@ -5,6 +5,7 @@
 
 mod dial;
 mod ground;
+mod kept;
 mod resolve;
 mod tls;
 mod udp;

@@ -17,7 +17,7 @@ use std::{
 use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 
 /// What is dialled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Transport {
     Tcp,
     Udp,
@@ -47,7 +47,26 @@ pub(super) struct Found {
     pub h2c: bool,
 }
 
-type Known = Arc<AsyncMutex<Option<(Instant, Arc<Found>)>>>;
+/// What is known of one place.
+#[derive(Default)]
+struct Known {
+    found: Mutex<Option<(Instant, Arc<Found>)>>,
+    /// Held by who looks.
+    looking: AsyncMutex<()>,
+}
+
+impl Known {
+    fn fresh(&self) -> Option<Arc<Found>> {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.as_ref().filter(|(at, _)| at.elapsed() < limits::INSIDE_KNOWN).map(|(_, found)| Arc::clone(found))
+    }
+
+    fn set(&self, found: Option<(Instant, Arc<Found>)>) {
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
+    }
+}
+
+type Places = HashMap<Destination, Arc<Known>>;
 
 /// Asks DNS for all addresses of a name.
 pub type Lookup = Arc<dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
@@ -63,7 +82,8 @@ fn system() -> Lookup {
 pub(super) struct Resolver {
     upstream: Arc<ApiServer>,
     names: Lookup,
-    known: Mutex<HashMap<(Destination, Transport), Known>>,
+    /// Over TCP, over UDP.
+    known: Mutex<(Places, Places)>,
 }
 
 impl Resolver {
@@ -79,32 +99,44 @@ impl Resolver {
 
     /// The place as it is, or was a moment ago. Those who ask at once wait for one look.
     pub async fn find(&self, to: &Destination, transport: Transport) -> Result<Arc<Found>, Failure> {
-        let known = {
-            let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            if limits::INSIDE_REMEMBERED <= all.len() {
-                all.retain(|_, known| known.try_lock().is_ok_and(|known| fresh(known.as_ref())));
-                if limits::INSIDE_REMEMBERED <= all.len() {
-                    all.clear();
-                }
-            }
-            all.entry((to.clone(), transport)).or_default().clone()
-        };
-        let mut known = known.lock().await;
-        if let Some((at, found)) = &*known
-            && at.elapsed() < limits::INSIDE_KNOWN
-        {
-            return Ok(found.clone());
+        let known = self.known(to, transport);
+        // Every request asks: those that find what they need wait for nobody.
+        if let Some(found) = known.fresh() {
+            return Ok(found);
         }
-        *known = None;
+        let _looking = known.looking.lock().await;
+        if let Some(found) = known.fresh() {
+            return Ok(found);
+        }
+        known.set(None);
         let found = Arc::new(self.look(to, transport).await?);
-        *known = Some((Instant::now(), found.clone()));
+        known.set(Some((Instant::now(), found.clone())));
         Ok(found)
+    }
+
+    fn known(&self, to: &Destination, transport: Transport) -> Arc<Known> {
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = match transport {
+            Transport::Tcp => &mut all.0,
+            Transport::Udp => &mut all.1,
+        };
+        if let Some(known) = all.get(to) {
+            return Arc::clone(known);
+        }
+        if limits::INSIDE_REMEMBERED <= all.len() {
+            all.retain(|_, known| known.fresh().is_some());
+            if limits::INSIDE_REMEMBERED <= all.len() {
+                all.clear();
+            }
+        }
+        Arc::clone(all.entry(to.clone()).or_default())
     }
 
     /// The next one looks anew.
     pub fn forget(&self, to: &Destination) {
         let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|(known, _), _| known != to);
+        all.0.remove(to);
+        all.1.remove(to);
     }
 
     async fn look(&self, to: &Destination, transport: Transport) -> Result<Found, Failure> {
@@ -248,10 +280,6 @@ impl Resolver {
             other => Err(failed(&format!("it answered {other}"))),
         }
     }
-}
-
-fn fresh(known: Option<&(Instant, Arc<Found>)>) -> bool {
-    known.is_some_and(|(at, _)| at.elapsed() < limits::INSIDE_KNOWN)
 }
 
 enum Asked<T> {

@@ -97,6 +97,7 @@ where
                         _ => metrics.dropped.inc(),
                     }
                 }
+                input.reserve(limits::FLOW_READ); // without, it would be read in pieces of 64 bytes
                 tokio::select! {
                     got = read.read_buf(&mut input) => if !matches!(got, Ok(1..)) { return None },
                     Some((flow, opened)) = opening.next() => {

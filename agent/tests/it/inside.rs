@@ -349,6 +349,75 @@ async fn s23_an_agent_that_cannot_tell_nodes_dials_nothing() {
 }
 
 #[tokio::test]
+async fn without_the_right_to_look_up_services_the_clusters_dns_is_asked() {
+    let authority = Authority::new();
+    let recorder = Recorder::start(&authority, &[b"h2"], None).await;
+    let (addr, seen, _echo) = echo().await;
+    let names: inside::Lookup = Arc::new(move |host, port| {
+        assert_eq!((host.as_str(), port), ("web.shop.svc", 80));
+        Box::pin(async move { Ok(vec![addr]) })
+    });
+    let world = World::asking(&authority, recorder, LOOPBACK, Some(names)).await;
+    world.put("/api/v1/nodes", json!({"items": []}));
+    let (service, slices) =
+        ("/api/v1/namespaces/shop/services/web", "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices");
+    world.put(service, Value::Null);
+    world.put(slices, Value::Null);
+    assert_eq!(world.verdict("svc/shop/web:80", Payload::Bytes).await, None);
+    // A name of a port stands in the object alone, and so do labels.
+    let (code, words) = world.verdict("svc/shop/web:main", Payload::Bytes).await.unwrap();
+    assert!(code == RefuseCode::Unreachable && words.contains("get on services"), "{code}: {words}");
+    let labels = vec![vec![("app".to_owned(), "web".to_owned())]];
+    let mut stream = world.open_with("svc/shop/web:80", Payload::Bytes, labels.clone()).await;
+    assert!(stream.accepted().await.is_err());
+    // With the service alone its address is the one that DNS has: the cluster's own.
+    let ports = json!([{"name": "main", "port": 80, "protocol": "TCP"}]);
+    world.put(service, json!({"metadata": {"labels": {"app": "web"}}, "spec": {"type": "ClusterIP", "ports": ports}}));
+    tokio::time::pause();
+    tokio::time::advance(moorline_agent::limits::INSIDE_KNOWN).await;
+    tokio::time::resume();
+    let mut stream = world.open_with("svc/shop/web:main", Payload::Bytes, labels).await;
+    stream.accepted().await.unwrap();
+    assert_eq!(seen.load(Ordering::SeqCst), 2);
+}
+
+/// A listener whose queue is full: the kernel answers nobody any more.
+fn hole() -> (SocketAddr, Vec<std::net::TcpStream>, socket2::Socket) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let at = socket.local_addr().unwrap().as_socket().unwrap();
+    let brief = Duration::from_millis(50);
+    let held = (0..16).map_while(|_| std::net::TcpStream::connect_timeout(&at, brief).ok()).collect();
+    (at, held, socket)
+}
+
+#[tokio::test]
+async fn f46_a_service_in_a_black_hole_is_a_timeout_and_its_neighbour_and_its_place_are_free() {
+    let authority = Authority::new();
+    let policy = "  services: {allowAddresses: ['127.0.0.0/8'], limits: [{names: ['shop/web'], maxStreams: 1}]}";
+    let world = World::new(&authority, policy).await;
+    let ((addr, _, _echo), (at, _held, _socket)) = (echo().await, hole());
+    world.service("web", "TCP", &[(at, true)]);
+    let begun = tokio::time::Instant::now();
+    let mut slow = world.open("svc/shop/web:80", Payload::Bytes).await;
+    // It has its place once another one has none.
+    let taken = async {
+        while world.verdict("svc/shop/web:80", Payload::Bytes).await.is_none_or(|(code, _)| code != RefuseCode::Busy) {}
+    };
+    timeout(Duration::from_secs(5), taken).await.expect("the place is taken");
+    for _ in 0..20 {
+        assert_eq!(world.verdict(&format!("host/127.0.0.1:{}", addr.port()), Payload::Bytes).await, None);
+    }
+    assert!(begun.elapsed() < moorline_agent::limits::INSIDE_CONNECT, "others do not wait for it");
+    let said = timeout(Duration::from_secs(20), slow.accepted()).await.unwrap();
+    assert!(matches!(&said, Err(StreamError::Refused(refusal)) if refusal.code == RefuseCode::Deadline), "{said:?}");
+    // What failed is looked up anew, and one may come again.
+    world.service("web", "TCP", &[(addr, true)]);
+    assert_eq!(world.verdict("svc/shop/web:80", Payload::Bytes).await, None);
+}
+
+#[tokio::test]
 async fn labels_that_a_grant_asks_for_are_looked_at_in_the_cluster() {
     let authority = Authority::new();
     let world = World::new(&authority, LOOPBACK).await;

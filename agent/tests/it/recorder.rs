@@ -49,7 +49,7 @@ pub struct Log {
     pub connections: AtomicUsize,
     /// Objects by path: got, and patched by RFC 7396.
     pub objects: Mutex<BTreeMap<String, Value>>,
-    /// Objects by path. With any, everything else of the API is not found.
+    /// Objects by path; null: forbidden. With any, everything else of the API is not found.
     pub places: Mutex<std::collections::HashMap<String, serde_json::Value>>,
     /// Answers to `/watch` that somebody listens to.
     pub watching: watch::Sender<usize>,
@@ -118,6 +118,7 @@ async fn answer(mut request: Request<Incoming>, log: Arc<Log>) -> Result<Respons
     let places = log.places.lock().unwrap().clone();
     if !places.is_empty() && path.starts_with("/api") {
         let (code, text) = match places.get(&path) {
+            Some(serde_json::Value::Null) => (403, "{}".to_owned()),
             Some(object) => (200, object.to_string()),
             None => (404, String::new()),
         };

@@ -81,7 +81,7 @@ async fn page(
 ) -> Result<Response<Page>, Infallible> {
     log.lock().unwrap().push((request.version(), request.uri().to_string(), request.headers().clone()));
     let full = |text: &'static str| Full::new(Bytes::from_static(text.as_bytes())).boxed_unsync();
-    let path = request.uri().path().to_owned();
+    let (path, uri) = (request.uri().path().to_owned(), request.uri().to_string());
     if path == "/socket" {
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
@@ -96,6 +96,8 @@ async fn page(
     }
     let body = request.into_body().collect().await.map(|all| all.to_bytes()).unwrap_or_default();
     Ok(match path.as_str() {
+        "/own" => Response::new(Full::new(Bytes::from(uri)).boxed_unsync()),
+        "/large" => Response::new(Full::new(vec![b'x'; 1 << 20].into()).boxed_unsync()),
         "/echo" => Response::new(Full::new(body).boxed_unsync()),
         "/away" => {
             Response::builder().status(302).header("location", "http://169.254.169.254/latest").body(full("")).unwrap()
@@ -188,6 +190,55 @@ async fn s29_websockets_pass_and_a_refused_upgrade_is_an_answer() {
     assert_eq!(&back, b"ping");
     let refused = world.send("svc/shop/web:80", Payload::Http, upgrade("/closed")).await.unwrap();
     assert_eq!(text(refused).await, (StatusCode::FORBIDDEN, "no".to_owned()));
+}
+
+/// Requests of many callers over the same connections, among callers that leave in the middle of an answer or a request, and
+/// upgrades that are refused: nobody is given what is somebody else's.
+#[tokio::test]
+async fn s33_interleaved_requests_get_their_own_answers() {
+    const CALLERS: usize = 20;
+    const EACH: usize = 500;
+    let authority = Authority::new();
+    let world = World::new(&authority, LOOPBACK).await;
+    let web = Web::start(None).await;
+    world.service("web", "TCP", &[(web.addr, true)]);
+    let send = |request: Request<Body>| world.send("svc/shop/web:80", Payload::Http, request);
+    let caller = async |caller: usize| {
+        for nth in 0..EACH {
+            match (caller + nth) % 25 {
+                // Gone before its answer is whole, with its connection.
+                0 => drop(send(Request::get("/large").body(body::empty()).unwrap()).await.unwrap()),
+                // A request that is cut short after its head.
+                1 => {
+                    let cut = futures_util::stream::iter([
+                        Ok(Frame::data(Bytes::from_static(b"GET /own?smuggled HTTP/1.1\r\n\r\n"))),
+                        Err(std::io::Error::other("gone")),
+                    ]);
+                    let request = Request::post("/echo").header("content-length", "100");
+                    let answer = send(request.body(body::from(StreamBody::new(cut))).unwrap()).await;
+                    assert!(answer.is_err(), "{answer:?}");
+                }
+                2 => {
+                    let mut request = Request::get("/closed").header("upgrade", "websocket");
+                    request.extensions_mut().unwrap().insert(WantsUpgrade);
+                    let refused = send(request.body(body::empty()).unwrap()).await.unwrap();
+                    assert_eq!(text(refused).await, (StatusCode::FORBIDDEN, "no".to_owned()));
+                }
+                _ => {}
+            }
+            let own = format!("/own?{caller}-{nth}");
+            let answer = send(Request::get(&own).body(body::empty()).unwrap()).await.unwrap();
+            assert_eq!(text(answer).await, (StatusCode::OK, own));
+        }
+    };
+    let all = futures_util::future::join_all((0..CALLERS).map(caller));
+    timeout(Duration::from_secs(240), all).await.expect("all are answered");
+    let seen = web.seen.lock().unwrap();
+    assert!(!seen.iter().any(|(_, uri, _)| uri.contains("smuggled")));
+    let own = seen.iter().filter(|(_, uri, _)| uri.starts_with("/own")).count();
+    assert_eq!(own, CALLERS * EACH);
+    let connections = web.connections.load(Ordering::SeqCst);
+    assert!(connections < own / 4, "{connections} connections were made");
 }
 
 #[tokio::test]
