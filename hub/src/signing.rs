@@ -76,6 +76,11 @@ impl Signing {
         self.ring().public(now())
     }
 
+    /// The id of the key that signs now.
+    pub fn key(&self) -> String {
+        self.ring().current().public().kid().to_owned()
+    }
+
     /// `iss` of every token.
     pub fn issuer(&self) -> &str {
         &self.issuer

@@ -4,12 +4,14 @@
 //! comes without a cookie is sent to the hub's own origin, logs in there, and comes back with a code that is good once,
 //! for this service and the browser that asked. The cookie is good for this one service.
 
+mod identity;
 mod sso;
 
 use super::{Front, answers::closing, inside::Reached};
 use crate::{config::Config, directory::Authenticated};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
+use identity::Words;
 use moorline_authz::verb::percent_decode;
 use moorline_proto::inside::Destination;
 use moorline_proxy::{
@@ -53,12 +55,19 @@ pub(crate) struct Names {
     /// The hub's own origin.
     public_url: String,
     codes: Mutex<HashMap<String, Code>>,
+    /// What services are told of who calls.
+    words: Words,
 }
 
 impl Names {
     pub fn new(config: &Config) -> Self {
         let domain = config.services_domain.as_ref().map(|domain| domain.to_ascii_lowercase());
-        Self { domain, public_url: config.public_url.trim_end_matches('/').to_owned(), codes: Mutex::default() }
+        Self {
+            domain,
+            public_url: config.public_url.trim_end_matches('/').to_owned(),
+            codes: Mutex::default(),
+            words: Words::default(),
+        }
     }
 
     /// The label in front of the domain, if the host is one of a service.
@@ -157,7 +166,7 @@ impl Front {
         if let Some(response) = self.over_quota(self.quotas.take(&who.identity.user, remote.ip())) {
             return response;
         }
-        let identity = self.issuer.for_audience(&who, format!("moorline:backend:{host}")).0;
+        let identity = self.names.words.of(&who, &host, &self.issuer);
         let Destination::Service { namespace, name, port } = to.clone() else {
             return closing(StatusCode::NOT_FOUND, "no service");
         };

@@ -4,7 +4,7 @@ use crate::world::World;
 use moorline_link::Carrier;
 use proptest::{
     prelude::*,
-    test_runner::{Config, TestRunner},
+    test_runner::{Config, TestCaseError, TestRunner},
 };
 use std::time::Duration;
 use tokio::{
@@ -163,6 +163,83 @@ fn z06_targets_arrive_as_they_were_judged_or_not_at_all() {
             prop_assert_eq!(arrived, Vec::<String>::new());
         }
         prop_assert_eq!(two.lines(), Vec::<String>::new(), "{} reached another cluster", rest);
+        Ok(())
+    });
+    result.unwrap();
+    runtime.block_on(world.hub.shutdown());
+}
+
+/// The same for services: what one is sent is, to the byte, the end of what was asked for.
+#[test]
+fn z06_targets_of_services_arrive_as_they_were_judged_or_not_at_all() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (world, one, two, token) = runtime.block_on(async {
+        let world = World::new().await;
+        let one = world.connected("edge1", Carrier::Tls).await;
+        let two = world.connected("edge2", Carrier::Tls).await;
+        let token = world.user("anna", &[]).await;
+        let spec = serde_json::json!({ "users": ["anna"], "clusters": ["edge1"], "namespaces": ["shop"], "services": ["web"] });
+        world.create("servicegrants", "ServiceGrant", "anna", spec).await;
+        let own = "/k8s/clusters/edge1/services/shop/web:80/";
+        crate::world::eventually("grant", async || world.get(&token, own).await.code == 200).await;
+        (world, one, two, token)
+    });
+    let auth = format!("Authorization: Bearer {token}");
+    let part = prop::sample::select(vec![
+        "/",
+        "//",
+        "/.",
+        "/..",
+        "%2e",
+        "%2E%2e",
+        "%2f",
+        "%252f",
+        "%5c",
+        "\\",
+        ";",
+        "%00",
+        "a",
+        "db:80",
+        "..%2f",
+        "/../db:80/",
+        "/services/shop/db:80",
+        "/k8s/clusters/edge2/services/shop/web:80",
+        "?",
+        "%3f",
+        "#",
+        "&x=/../",
+        "%",
+        "%zz",
+        ":80",
+    ]);
+    let rest = prop::collection::vec(part, 0..6).prop_map(|parts| parts.concat());
+    // The name of the service is bent as well.
+    let target = prop_oneof![
+        rest.clone().prop_map(|rest| format!("/web:80{rest}")),
+        rest.clone().prop_map(|rest| format!("/web{rest}:80/")),
+        rest.prop_map(|rest| format!("{rest}/web:80/a")),
+    ];
+    let mut runner = TestRunner::new(Config { cases: 96, failure_persistence: None, ..Config::default() });
+    let result = runner.run(&target, |target| {
+        let before = one.lines().len();
+        let path = format!("/k8s/clusters/edge1/services/shop{target}");
+        let code = runtime.block_on(world.send("GET", &path, &[&auth], "")).code;
+        let arrived = one.lines().split_off(before);
+        if code == 200 {
+            let [line] = &arrived[..] else { return Err(TestCaseError::fail(format!("{target}: {arrived:?}"))) };
+            let sent = line.strip_prefix("GET ").unwrap_or_default();
+            prop_assert!(sent.starts_with('/') && target.ends_with(sent), "{}: {}", target, sent);
+            let named = &target[..target.len() - sent.len()];
+            prop_assert!(
+                named == "/web:80" || named.strip_prefix("/web:").is_some_and(|port| !port.contains('/')),
+                "{}",
+                named
+            );
+        } else {
+            prop_assert!(matches!(code, 308 | 400 | 403 | 404), "{}: {}", target, code);
+            prop_assert_eq!(arrived, Vec::<String>::new());
+        }
+        prop_assert_eq!(two.lines(), Vec::<String>::new(), "{} reached another cluster", target);
         Ok(())
     });
     result.unwrap();

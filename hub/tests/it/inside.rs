@@ -168,6 +168,23 @@ async fn s08_s28_s47_s73_a_service_by_path_sees_who_calls_and_nothing_of_the_hub
     ] {
         assert_eq!(world.send("GET", path, &[&bearer], "").await.code, code, "{path}");
     }
+    // All of it stands in the audit log, by who called, what, and how it went.
+    let audit = world.audit_at_end().await;
+    let records = audit.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let records: Vec<Value> = records.filter(|record| record["verb"] == "proxy").collect();
+    let called = |uri: &str, code: u16| {
+        let of = |record: &&Value| record["requestURI"] == uri && record["responseStatus"]["code"] == code;
+        let found = records.iter().find(of);
+        found.unwrap_or_else(|| panic!("no record of {uri} with {code}: {audit}")).clone()
+    };
+    let record = called("/a%2fb/../c?x=%2F", 200);
+    let object = json!({"resource": "services", "namespace": "shop", "name": "web", "subresource": "proxy"});
+    for (key, value) in object.as_object().unwrap() {
+        assert_eq!(&record["objectRef"][key], value, "{record}");
+    }
+    assert_eq!((&record["user"]["username"], &record["sourceIPs"]), (&json!("anna"), &json!(["127.0.0.1"])));
+    assert_eq!(record["annotations"]["moorline.dev/bytes-in"], "2");
+    called("/moved", 302);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -157,6 +157,44 @@ async fn s08_s14_s15_s46_s73_a_service_has_an_origin_and_a_login_of_its_own() {
     assert_eq!(ask(&world, "x--y.services.example", "GET", "/", &[&cookies], "").await.code, 404);
 }
 
+/// As a service does it that has the hub's address and its own name, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_is_told_who_calls_by_a_word_that_anybody_verifies() {
+    use moorline_authz::access_token::{KeySet, verify};
+    let world = world().await;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    let told = async |host: &str, token: &str| {
+        let answer = ask(&world, host, "GET", "/", &[&format!("Authorization: Bearer {token}")], "").await;
+        assert_eq!(answer.code, 200, "{answer:?}");
+        let seen = agent.last();
+        let word = seen.headers.iter().find(|(name, _)| name == "x-moorline-identity").unwrap().1.clone();
+        let keys: KeySet = serde_json::from_value(world.send("GET", "/auth/keys", &[], "").await.json()).unwrap();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let claims = verify(&word, &keys, "spiffe://moorline.local", now).unwrap();
+        assert_eq!(claims.aud, [format!("moorline:backend:{host}")]);
+        assert!(now < claims.exp && claims.exp <= now + 3601, "{claims:?}");
+        (word, claims.sub)
+    };
+    let spec =
+        json!({ "users": ["anna", "ben"], "clusters": ["edge1"], "namespaces": ["shop"], "services": ["web", "api"] });
+    world.create("servicegrants", "ServiceGrant", "both", spec).await;
+    let (anna, ben) = (world.user("anna", &[]).await, world.user("ben", &[]).await);
+    for token in [&anna, &ben] {
+        let bearer = format!("Authorization: Bearer {token}");
+        eventually("grant", async || ask(&world, WEB, "GET", "/", &[&bearer], "").await.code == 200).await;
+    }
+    let (word, who) = told(WEB, &anna).await;
+    assert_eq!(who, "anna");
+    // To make one costs more than the rest of a request: the same serves for a while, for this caller and service alone.
+    assert_eq!(told(WEB, &anna).await.0, word);
+    assert_eq!(told(WEB, &ben).await.1, "ben");
+    assert_ne!(told(API, &anna).await.0, word);
+    // A key that is lost vouches for nothing: the next request has a word by the new one.
+    let rotated = world.call(&world.admin, "POST", "/auth/keys/rotate", &json!({ "lost": true })).await;
+    assert_eq!(rotated.code, 200, "{rotated:?}");
+    assert_ne!(told(WEB, &anna).await.0, word);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn s51_a_deleted_user_is_out_of_services_too() {
     let world = world().await;
