@@ -130,6 +130,7 @@ struct FileConfig {
     plugins: BTreeMap<String, serde_json::Value>,
     logins: Vec<ProviderConfig>,
     recheck_logins: Option<String>,
+    rights_without_store: Option<String>,
     audit: AuditConfig,
     rate_limits: RateLimits,
     recordings: Recordings,
@@ -241,6 +242,9 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
     }
     if let Some(every) = file.recheck_logins {
         config.recheck_logins = daemon::span(&every, "recheckLogins")?;
+    }
+    if let Some(time) = file.rights_without_store {
+        config.rights_without_store = daemon::span(&time, "rightsWithoutStore")?;
     }
     let log_format = args.log_format.or(file.log_format).unwrap_or(LogFormat::Text);
     Ok((config, Process { log_format, threads: args.threads.or(file.threads).unwrap_or(THREADS) }))

@@ -19,6 +19,7 @@ const FILE_ONLY: &[(&str, &str)] = &[
     ("plugins", "The plugins that run, with the settings of each"),
     ("rateLimits", "How much one user, one address and one cluster may ask for: more gets 429"),
     ("recordings", "Which sessions in terminals are recorded, how much is kept and for how long"),
+    ("rightsWithoutStore", "How long what is known of logins and rights counts while the store's etcd does not answer"),
     ("recheckLogins", "How often the login providers are asked whether users are still there"),
 ];
 

@@ -68,6 +68,7 @@ mod names;
 mod recordings;
 mod searches;
 mod shell;
+mod unheard;
 
 pub(crate) use link::BENCHES;
 pub(crate) use names::Names;
@@ -106,6 +107,8 @@ pub(crate) struct Front {
     pub alive: Arc<Alive>,
     /// Of [`Limits::bodies_of_strangers`].
     pub strangers: Semaphore,
+    /// How long what is known of rights counts while the store does not tell of changes.
+    pub rights_without_store: Duration,
     /// Measurements of tunnels.
     pub benches: Semaphore,
     /// Services by host name.
@@ -159,6 +162,9 @@ impl Front {
     }
 
     fn authenticate(&self, request: &Request<Incoming>) -> Result<Authenticated, Response<Body>> {
+        if let Some(response) = self.unheard() {
+            return Err(response);
+        }
         let who = bearer(request.headers()).and_then(|token| self.directory.authenticate(token));
         if who.is_some() {
             self.note_known(request);

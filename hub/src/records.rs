@@ -78,6 +78,11 @@ impl Records {
         self.store.healthy()
     }
 
+    /// How long others may have changed what is not known here.
+    pub fn unheard(&self) -> std::time::Duration {
+        self.store.unheard()
+    }
+
     pub fn get<S: Spec>(&self, name: &str) -> Result<Option<Object<S>>, RecordError> {
         self.store.read(&key::<S>(name)).map(typed).transpose()
     }

@@ -279,6 +279,7 @@ impl Hub {
             finish: finish.clone(),
             alive: Arc::clone(&alive),
             strangers: Semaphore::new(config.limits.bodies_of_strangers),
+            rights_without_store: config.rights_without_store,
             names: crate::front::Names::new(&config),
             plan_files: Arc::new(plans::Files::new(dir.join("plan-files"))),
             shares: Arc::clone(&shares),

@@ -149,6 +149,9 @@ impl Front {
             cookie(&request, "-service").and_then(|token| self.directory.authenticate_for(token, &audience(&host)));
         let who = match (by_cookie, request.headers().contains_key(header::AUTHORIZATION)) {
             (Some(who), _) => {
+                if let Some(response) = self.unheard() {
+                    return response;
+                }
                 // Services of one domain are one site to a browser: the cookie alone does not say whose page asks.
                 if !is_own_page(&request, &authority) {
                     self.count_refusal("origin");
@@ -266,6 +269,9 @@ impl Front {
             Method::GET => {
                 let who = cookie(&request, "-login").and_then(|token| self.directory.authenticate(token));
                 let Some(who) = who else { return self.page(&wanted, "") };
+                if let Some(response) = self.unheard() {
+                    return response;
+                }
                 self.note_known(&request);
                 self.back_to_service(&who, &authority, &state, &path)
             }

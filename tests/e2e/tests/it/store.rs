@@ -7,11 +7,19 @@ use moorline_e2e::{
     moorline::Hub,
     process::{Process, eventually, run, text},
 };
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 const HUB: u16 = 18743;
 const ETCD: u16 = 12579;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long rights count without the store.
+const RIGHTS: Duration = Duration::from_secs(3);
+/// When all has to be as usual again (F35).
+const NORMAL: Duration = Duration::from_secs(10);
 
 fn start_etcd(dir: &Path) -> Result<Process> {
     let (client, peer) = (format!("http://127.0.0.1:{ETCD}"), format!("http://127.0.0.1:{}", ETCD + 1));
@@ -62,22 +70,34 @@ pub fn moves(world: &mut World) -> Result<()> {
     let why = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(!output.status.success() && why.contains("moved to an etcd"), "{why}");
 
-    hub.more = vec!["--store".into(), address.clone()];
+    let file = dir.join("hub.yaml");
+    std::fs::write(&file, format!("rightsWithoutStore: {}s\n", RIGHTS.as_secs()))?;
+    hub.more = vec!["--store".into(), address.clone(), "--config".into(), file.display().to_string()];
     hub.restart()?;
     ensure!(users(&hub)?.contains("anna"), "what was there is there");
     hub.moorline("admin", &["user", "create", "bob", "--no-password"])?;
 
     // F35, with one member: reads go on, writes are refused, and it is said; all by itself it is well again.
     etcd.signal(libc::SIGSTOP);
+    ensure!(users(&hub)?.contains("bob"), "reads go on");
     // Whether this one was written is not known, and it says so: it may be there once etcd goes on.
     let why = refused(&hub, "perhaps")?;
     ensure!(why.contains("until its etcd answers") || why.contains("overloaded"), "{why}");
-    ensure!(users(&hub)?.contains("bob"), "reads go on");
     if hub.ops("/readyz").is_ok() {
         bail!("it says that it is ready");
     }
+    // For a while. Then nobody knows who may still do what, and nobody is let in.
+    eventually("refused reads", PATIENCE, || {
+        let why = users(&hub).err().map(|error| format!("{error:#}")).context("reads still go on")?;
+        ensure!(why.contains("whether rights were taken away"), "{why}");
+        Ok(())
+    })?;
     etcd.signal(libc::SIGCONT);
+    let begun = Instant::now();
     eventually("ready hub", PATIENCE, || hub.ops("/readyz").map(drop))?;
+    ensure!(users(&hub)?.contains("bob"), "reads are there again");
+    println!("all is normal {:?} after etcd is", begun.elapsed());
+    ensure!(begun.elapsed() < NORMAL, "normal {:?} after etcd is", begun.elapsed());
     hub.moorline("admin", &["user", "create", "carl", "--no-password"])?;
 
     text(&mut hub_command(&hub, &["backup", dir.join("backup").to_str().context("path")?]))?;
