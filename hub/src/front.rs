@@ -36,6 +36,7 @@ use answers::{closing, join_answer, json, later, login_refused, store_failed, te
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use moorline_authz::{
@@ -495,11 +496,14 @@ impl Front {
 
     /// A whole body, bounded in size and time.
     async fn collect(&self, body: Incoming, most: usize) -> Result<Bytes, Response<Body>> {
+        let large = || Err(closing(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than this hub takes"));
+        // For what it says of itself, before any of it is waited for.
+        if most < usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX) {
+            return large();
+        }
         match timeout(self.limits.body_wait, Limited::new(body, most).collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                Err(closing(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than this hub takes"))
-            }
+            Ok(Err(error)) if error.is::<LengthLimitError>() => large(),
             Ok(Err(_)) => Err(closing(StatusCode::BAD_REQUEST, "the body was cut short")),
             Err(_) => Err(closing(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
         }
