@@ -152,6 +152,14 @@ impl ApiServer {
         Ok(reply)
     }
 
+    /// The newest objects that a call may be about: the one that it names, or all of its kind.
+    pub(crate) fn candidates(&self, call: &Call<'_>) -> (u64, Vec<(Arc<str>, Kept)>) {
+        match call.only() {
+            Some(name) => self.store().kept_one(&call.kind.key(name)),
+            None => self.store().kept(&call.kind.prefix()),
+        }
+    }
+
     fn found(&self, call: &Call<'_>) -> Result<Found, ApiError> {
         let store = self.store();
         let prefix = call.kind.prefix();
@@ -170,7 +178,7 @@ impl ApiServer {
             })?;
             return Ok(Found { at, after, objects: values(objects) });
         }
-        let (newest, all) = store.kept(&prefix);
+        let (newest, all) = self.candidates(call);
         match wanted {
             Match::Exact(at) | Match::NotOlderThan(at) if newest < at => Err(from_the_future(at, newest)),
             Match::Exact(at) => {

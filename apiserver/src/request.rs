@@ -161,6 +161,17 @@ impl Call<'_> {
         }))
     }
 
+    /// The one name that it selects, if it does: then no other object has to be looked at.
+    pub(crate) fn only(&self) -> Option<&str> {
+        if !self.name.is_empty() {
+            return Some(self.name);
+        }
+        self.query.get("fieldSelector")?.split(',').find_map(|part| {
+            let (field, value) = part.split_once('=')?;
+            (field.trim() == "metadata.name").then(|| value.strip_prefix('=').unwrap_or(value).trim())
+        })
+    }
+
     /// Whether [`Call::selects`] is true of every object.
     pub(crate) fn selects_all(&self) -> bool {
         let none = |key| self.query.get(key).is_none_or(str::is_empty);

@@ -381,6 +381,13 @@ impl Store {
         (state.revision, under(&state.objects, prefix).map(|(k, e)| (Arc::clone(k), e.clone())).collect())
     }
 
+    /// The one of this key, if there is one.
+    pub(crate) fn kept_one(&self, key: &str) -> (u64, Vec<(Arc<str>, Kept)>) {
+        let state = self.state();
+        let one = state.objects.get_key_value(key).map(|(key, kept)| (Arc::clone(key), kept.clone()));
+        (state.revision, one.into_iter().collect())
+    }
+
     /// Those of them whose text has one of these words in it: only they become trees.
     pub(crate) fn list_with(&self, prefix: &str, words: &[&str]) -> Vec<Entry> {
         let (_, all) = self.kept(prefix);

@@ -73,6 +73,8 @@ impl ApiServer {
                 let object = stored.value();
                 authorizer.visible(call.kind.plural, &object) && selects(&call.see(object))
             });
+            // A watch lives long: it keeps no room for what it does not show.
+            first.shrink_to_fit();
         }
         let place = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| {
             let mut error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", "too many open watches");
@@ -138,7 +140,7 @@ impl ApiServer {
             (Some(from), None | Some(false)) => Ok(Start { from, first: VecDeque::new(), mark_first: false }),
             (None, Some(false)) => Ok(Start { from: newest, first: VecDeque::new(), mark_first: false }),
             (None, None) | (_, Some(true)) => {
-                let (from, all) = self.store().kept(&call.kind.prefix());
+                let (from, all) = self.candidates(call);
                 let first = all.into_iter().map(|(_, kept)| kept.stored).collect();
                 Ok(Start { from, first, mark_first: initial == Some(true) && bookmarks })
             }
@@ -227,6 +229,8 @@ impl Running {
                 (_, Some(view)) => self.shown("ADDED", &view.see(&stored.value())),
             });
         }
+        // Nor for what it has shown.
+        self.watch.first = VecDeque::new();
         if std::mem::take(&mut self.watch.mark_first) {
             return Some(self.bookmark(true));
         }
