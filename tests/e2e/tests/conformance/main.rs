@@ -94,6 +94,9 @@ fn answers(target: &dyn Target, steps: &[Step]) -> Result<Vec<Answer>> {
         let mut ask = step.ask.clone();
         ask.path = filled(&ask.path, &all)?;
         ask.body = filled(&ask.body, &all)?;
+        if step.forget {
+            target.forget()?;
+        }
         let deadline = Instant::now() + Duration::from_secs(90);
         let answer = loop {
             let answer = target.ask(&ask)?;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use moorline_apiserver::{ApiServer, Batch, Everything, Expect, Limits, Store};
-use moorline_e2e::process::eventually;
+use moorline_e2e::process::{eventually, text};
 use serde_json::Value;
 use std::{
     io::Write,
@@ -59,7 +59,15 @@ impl Answer {
 
 pub trait Target {
     fn ask(&self, ask: &Ask) -> Result<Answer>;
+    /// All revisions before the newest are forgotten.
+    fn forget(&self) -> Result<()>;
 }
+
+/// A store here remembers so many changes.
+const HISTORY: usize = 40;
+
+/// How far etcd's port lies before its API server's (tests/kube/up.sh).
+const TO_ETCD: u16 = 16443 - 12379;
 
 /// kube-apiserver.
 pub struct Real {
@@ -136,6 +144,17 @@ impl Target for Real {
             lines.filter_map(|l| l.split_once(": ")).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
         Ok(Answer::new(code, &headers, &output.stdout[end + 4..]))
     }
+
+    fn forget(&self) -> Result<()> {
+        let etcd = |path: &str, question: &str| -> Result<Value> {
+            let url = format!("http://127.0.0.1:{}/v3/{path}", self.port - TO_ETCD);
+            let said = text(Command::new("curl").args(["-sSf", "--max-time", "20", "-d", question, &url]))?;
+            Ok(serde_json::from_str(&said)?)
+        };
+        let status = etcd("maintenance/status", "{}")?;
+        let newest = status["header"]["revision"].as_str().context("a revision")?;
+        etcd("kv/compaction", &format!(r#"{{"revision":"{newest}"}}"#)).map(drop)
+    }
 }
 
 /// Ours, without a socket.
@@ -165,21 +184,18 @@ async fn listen(listener: tokio::net::TcpListener, server: ApiServer) {
 impl Ours {
     pub fn new() -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let limits = Limits { history: 40, ..Limits::default() };
+        let limits = Limits { history: HISTORY, ..Limits::default() };
         let store = Store::open(&dir.path().join("store.redb"), &limits)?;
         let registry = prometheus::Registry::new();
         let server = ApiServer::new(store, boats::kinds(), limits, &registry, CancellationToken::new())?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        // The first revisions are soon forgotten, as etcd's are that lie before a compaction.
-        for i in 0..50 {
-            let object =
-                Some((format!("test/things/{i}"), Expect::Absent, Some(serde_json::json!({ "metadata": {} }))));
-            runtime.block_on(server.store().commit(Batch { object, private: Vec::new() }))?;
-        }
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
         let address = listener.local_addr()?;
         runtime.spawn(listen(listener, server.clone()));
-        Ok(Self { server, runtime, address, _dir: dir })
+        let ours = Self { server, runtime, address, _dir: dir };
+        // The first revisions are soon forgotten, as etcd's are that lie before a compaction.
+        ours.forget()?;
+        Ok(ours)
     }
 }
 
@@ -198,5 +214,15 @@ impl Target for Ours {
             let body = body.collect().await.map_err(|e| anyhow::anyhow!("{e}"))?.to_bytes();
             Ok(Answer::new(parts.status.as_u16(), &headers, &body))
         })
+    }
+
+    fn forget(&self) -> Result<()> {
+        let (store, key) = (self.server.store(), "test/things/one");
+        for _ in 0..HISTORY + 10 {
+            let expect = store.get(key).map_or(Expect::Absent, |entry| Expect::Revision(entry.revision));
+            let object = Some((key.to_owned(), expect, Some(serde_json::json!({ "metadata": {} }))));
+            self.runtime.block_on(store.commit(Batch { object, private: Vec::new() }))?;
+        }
+        Ok(())
     }
 }

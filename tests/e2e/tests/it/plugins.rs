@@ -8,7 +8,10 @@ use moorline_e2e::{
     root,
 };
 use serde_json::{Value, json};
-use std::{process::Command, time::Duration};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -397,6 +400,56 @@ spec:
   namespaces: {names: [shared-one], matchLabels: {shared: 'yes'}}
 ";
 
+/// One that no cluster takes.
+const POISON: &str = "
+apiVersion: moorline.dev/v1alpha1
+kind: SharedSecret
+metadata: {name: poison}
+spec: {type: kubernetes.io/tls, data: {a: b25l}, clusters: {names: ['*']}, namespaces: {names: [shared-one]}}
+";
+
+/// How far behind the others may be (F44).
+const BEHIND: Duration = Duration::from_secs(5);
+/// A machine that is busy may be slow once; somebody who waits for a silent cluster is late each time.
+const TRIES: [&str; 3] = ["Zml2ZQ==", "c2l4", "c2V2ZW4="];
+
+/// A cluster whose agent is there and silent, and an object that is refused, hold up nothing else, and what is well is not
+/// made anew.
+fn f44_the_others_do_not_wait(world: &World) -> Result<()> {
+    let (hub, agent2) = (Hub(world), world.agent2.as_ref().context("edge2's agent")?);
+    let secret = |what: &str| world.edge1.admin(&["-n", "shared-one", "get", "secret", "shared", "-o", what]);
+    let uid = secret("jsonpath={.metadata.uid}")?;
+    hub.apply(POISON)?;
+    eventually("the refusal", SOON, || {
+        let (status, _, message) = hub.condition("edge1", "SecretsSynced")?;
+        ensure!(status == "False" && message.contains("poison"), "{status} {message}");
+        Ok(())
+    })?;
+    let mut took = Vec::new();
+    for data in TRIES {
+        agent2.process.signal(libc::SIGSTOP);
+        let followed = hub.apply(&SHARED.replace("{a: b25l, b: dHdv}", &format!("{{a: {data}}}"))).and_then(|()| {
+            let begun = Instant::now();
+            eventually("the change", SOON, || {
+                let there = secret("jsonpath={.data.a}")?;
+                ensure!(there == data, "{there}");
+                Ok(())
+            })?;
+            Ok(begun.elapsed())
+        });
+        agent2.process.signal(libc::SIGCONT);
+        took.push(followed?);
+        if took.last().is_some_and(|took| *took < BEHIND) {
+            break;
+        }
+    }
+    ensure!(took.last().is_some_and(|took| *took < BEHIND), "the others were {took:?} behind");
+    ensure!(secret("jsonpath={.metadata.uid}")? == uid, "a good one was made anew");
+    hub.apply(&SHARED.replace("{a: b25l, b: dHdv}", "{a: dGhyZWU=}"))?;
+    hub.k(&["delete", "sharedsecret", "poison"])?;
+    world.hub.wait_connected("edge2", SOON)
+}
+
 pub fn secrets(world: &mut World) -> Result<()> {
     Hub(world).apply(SHARED)?;
     let_in(world, &["secrets"])?;
@@ -443,6 +496,7 @@ pub fn secrets(world: &mut World) -> Result<()> {
     hub.apply(&SHARED.replace("{a: b25l, b: dHdv}", "{a: dGhyZWU=}"))?;
     is("shared-one", &one)?;
     is("shared-two", &one)?;
+    f44_the_others_do_not_wait(world)?;
     edge(&["-n", "shared-one", "patch", "secret", "shared", "-p", r#"{"data":{"a":"ZXZl"}}"#])?;
     edge(&["-n", "shared-two", "delete", "secret", "shared"])?;
     is("shared-one", &one)?;

@@ -2,6 +2,14 @@
 
 use super::*;
 
+/// An object that is deeper than any stack.
+fn nested(depth: usize) -> String {
+    let (open, close) = ("{\"a\":".repeat(depth), "}".repeat(depth));
+    format!(
+        r#"{{"apiVersion":"moorline.dev/v1alpha1","kind":"Boat","metadata":{{"name":"ada"}},"spec":{open}1{close}}}"#
+    )
+}
+
 pub fn bad_input() -> Vec<Row> {
     let bad = |more: Value| vec![post("/boats", boat("ada", more))];
     vec![
@@ -69,6 +77,14 @@ pub fn bad_input() -> Vec<Row> {
         .different("the path says it, as for Kubernetes' own kinds", "201"),
         row("broken_json_is_refused", CONVENTIONS, vec![ask("POST", "/boats", JSON, "{")]).without(&["/body/message"]),
         row("an_array_is_no_object", CONVENTIONS, vec![ask("POST", "/boats", JSON, "[]")]).without(&["/body/message"]),
+        row(
+            "an_object_of_three_mib_is_too_large",
+            CONCEPTS,
+            bad(json!({"spec": {"crew": ["x".repeat((3 << 20) + (64 << 10))]}})),
+        )
+        .without(&["/body/message", "/body/details"]),
+        row("what_is_nested_without_end_is_refused", CONCEPTS, vec![ask("POST", "/boats", JSON, nested(100_000))])
+            .without(&["/body/message"]),
         row("an_empty_body_is_refused", CONVENTIONS, vec![ask("POST", "/boats", JSON, "")]).without(&["/body/message"]),
         row("unknown_fields_are_dropped", CRD, bad(json!({"spec": {"mast": 2}})))
             .newer("1.25: a warning names the field", "201"),

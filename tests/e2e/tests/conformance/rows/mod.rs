@@ -40,6 +40,8 @@ pub struct Step {
     pub ask: Ask,
     /// Ask again until this is the code.
     pub until: Option<u16>,
+    /// Before it, what lies in the past is forgotten.
+    pub forget: bool,
 }
 
 impl Step {
@@ -52,6 +54,10 @@ impl Step {
         self.until = Some(code);
         self
     }
+    pub(super) fn forgotten(mut self) -> Self {
+        self.forget = true;
+        self
+    }
 }
 
 pub(super) fn ask(method: &'static str, path: &str, content_type: &str, body: impl ToString) -> Step {
@@ -60,7 +66,7 @@ pub(super) fn ask(method: &'static str, path: &str, content_type: &str, body: im
     if !content_type.is_empty() {
         headers.push(("content-type", content_type.to_owned()));
     }
-    Step { ask: Ask { method, path, headers, body: body.to_string() }, until: None }
+    Step { ask: Ask { method, path, headers, body: body.to_string() }, until: None, forget: false }
 }
 
 pub(super) const JSON: &str = "application/json";

@@ -36,6 +36,25 @@ pub fn lists() -> Vec<Row> {
             ]),
         ),
         row("pages_with_a_selector_do_not_count", CONCEPTS, three(vec![get("/boats?limit=1&labelSelector=all")])),
+        row(
+            "stale_continue_token_is_told_410_and_how_to_go_on",
+            CONCEPTS,
+            three(vec![
+                get("/boats?limit=1"),
+                delete("/boats/cyd"),
+                get("/boats?limit=5&continue={continue:4}").forgotten(),
+                get("/boats?limit=5&continue={continue:6}"),
+            ]),
+        ),
+        row(
+            "list_at_a_forgotten_revision_is_told_410",
+            CONCEPTS,
+            three(vec![
+                delete("/boats/cyd"),
+                get("/boats?resourceVersion={rv:3}&resourceVersionMatch=Exact").forgotten(),
+            ]),
+        )
+        .without(&["/body/message"]),
         row("bad_continue_token_is_refused", CONCEPTS, list("limit=1&continue=x")).without(&["/body/message"]),
         row(
             "continue_with_a_revision_is_refused",
