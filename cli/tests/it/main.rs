@@ -9,6 +9,8 @@ mod fake;
 mod hub;
 mod real;
 mod relay;
+#[cfg(unix)]
+mod secrets;
 mod service;
 mod sessions;
 mod usage;

@@ -22,10 +22,16 @@ pub struct Hub {
 
 impl Hub {
     pub fn start(home: &Path) -> Self {
+        Self::start_with(home, |_| {})
+    }
+
+    /// `more`: what its command has beside the usual.
+    pub fn start_with(home: &Path, more: impl FnOnce(&mut Command)) -> Self {
         let (listen, ops) = (free(), free());
         let mut command = moorline(home);
         command.args(["hub", "--name", "127.0.0.1", "--listen", &listen.to_string(), "--ops-listen", &ops.to_string()]);
         command.arg("--data-dir").arg(home.join("hub")).stdout(Stdio::null());
+        more(&mut command);
         let log = std::fs::File::create(home.join("hub.log")).unwrap();
         let ops = ops.to_string();
         let hub = Self { url: format!("https://{listen}"), ops, child: command.stderr(log).spawn().unwrap() };
