@@ -1,6 +1,7 @@
 //! The agent's part in the cluster's own endpoint: it keeps what the hub sends for it, and sends what it recorded.
 
 mod keep;
+mod recordings;
 
 pub use keep::Keeper;
 
@@ -52,9 +53,16 @@ struct Stand {
     expires: Option<u64>,
     /// The endpoints that use it.
     endpoints: Vec<InUse>,
+    /// Recordings that wait for the hub; it is told of so many at most.
+    #[serde(skip_serializing_if = "none")]
+    recordings: usize,
     /// The copy in a Secret: `ok`, or what is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     secret: Option<String>,
+}
+
+fn none(n: &usize) -> bool {
+    *n == 0
 }
 
 /// The folder cannot be used.
@@ -124,6 +132,10 @@ impl Room {
             (&Method::DELETE, "/audit") => {
                 let upto = number(request.uri().query(), "upto=");
                 self.queued(move |queue| queue.forget(upto).map(|()| Vec::new())).await
+            }
+            (method, path) if path.starts_with("/recordings") => {
+                let (dir, uri) = (self.dir.clone(), request.uri());
+                recordings::answer(dir, method, path, uri.query()).await
             }
             _ => words(StatusCode::NOT_FOUND, "this agent has no such thing for the endpoint"),
         }
@@ -204,14 +216,16 @@ impl Room {
     /// How it stands.
     async fn stand(&self) -> Response<Body> {
         let this = self.clone();
-        let looked = tokio::task::spawn_blocking(move || (this.held(), usage::all(&this.dir))).await;
-        let Ok((held, endpoints)) = looked else {
+        let looked =
+            tokio::task::spawn_blocking(move || (this.held(), usage::all(&this.dir), recordings::waiting(&this.dir)));
+        let Ok((held, endpoints, recordings)) = looked.await else {
             return words(StatusCode::INTERNAL_SERVER_ERROR, "failed by a bug");
         };
         let stand = Stand {
             serial: held.map(|(serial, _)| serial),
             expires: held.map(|(_, expires)| expires),
             endpoints,
+            recordings,
             secret: self.copy.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         };
         match serde_json::to_vec(&stand) {

@@ -6,6 +6,7 @@
 mod collect;
 mod condition;
 mod deliver;
+mod take;
 
 use crate::{
     directory::Directory,

@@ -19,6 +19,7 @@ pub(crate) struct Metrics {
     pub bundle_bytes: IntCounterVec,
     pub endpoints: IntGaugeVec,
     pub visits: IntCounterVec,
+    pub recordings_taken: IntCounterVec,
     pub bad_tokens: IntCounterVec,
     pub connections: IntGauge,
     pub connections_refused: IntCounter,
@@ -84,6 +85,11 @@ impl Metrics {
             visits: counters(
                 "moorline_hub_endpoint_visits_total",
                 "Visits to endpoints for their audit records, by result",
+                &["result"],
+            )?,
+            recordings_taken: counters(
+                "moorline_hub_recordings_taken_total",
+                "Recordings of clusters' own endpoints, by what became of them",
                 &["result"],
             )?,
             bundles: counters(

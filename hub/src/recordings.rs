@@ -1,13 +1,12 @@
 //! Sessions in terminals on record: how they are kept, and what the audit log says of those that go.
 
-use crate::audit;
 use moorline_authz::access::Recording;
 use moorline_proxy::{
     audit::{AuditSink, OnFailure},
-    tape::{Lost, Settings, Store},
+    tape::{Over, Settings, Store},
 };
 use serde::Deserialize;
-use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 /// Most that `maxFileMib` may say: clients take answers of 64 MiB.
 const LONGEST: u64 = 60;
@@ -58,22 +57,11 @@ impl Recordings {
             max_total: self.max_total_mib << 20,
             keep: Duration::from_secs(self.keep_days * 24 * 3600),
             policy: self.on_failure,
+            over: Over::Kept,
         };
-        Store::open(settings, move |lost| tell(&*log, lost))
+        Store::open(settings, move |lost| log.push(lost.event(HUB)))
     }
 }
 
 /// Who made a record that nobody asked for.
-const HUB: &str = "moorline:hub";
-
-fn tell(log: &dyn AuditSink, lost: Lost) {
-    let verb = if lost.sha256.is_empty() { "remove" } else { "seal" };
-    let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-    let uri = format!("/auth/recordings/{}", lost.name);
-    let mut event = audit::event(verb, &uri, HUB, nowhere, 200, "recordings", "");
-    event.annotations.insert("moorline.dev/recording", lost.name);
-    if !lost.sha256.is_empty() {
-        event.annotations.insert("moorline.dev/recording-sha256", lost.sha256);
-    }
-    log.push(event);
-}
+pub(crate) const HUB: &str = "moorline:hub";

@@ -351,6 +351,7 @@ impl Hub {
             records: records.clone(),
             metrics: metrics.clone(),
             audit: Arc::clone(&front.audit),
+            recordings: Arc::clone(&front.recordings),
         };
         background.spawn(delivery.run(kill.clone()));
         background.spawn(issuer.sweep(kill.clone()));

@@ -6,8 +6,12 @@ use http::{Method, Request};
 use http_body_util::BodyExt;
 use moorline_agent::{EndpointConfig, endpoint::Room, metrics::Metrics};
 use moorline_authz::bundle::{self, Bundle, BundleUser, delta};
-use moorline_endpoint::now;
-use moorline_proxy::body;
+use moorline_endpoint::{limits, now, recordings};
+use moorline_proxy::{
+    audit::{AuditSink, Event},
+    body,
+    tape::About,
+};
 use rcgen::{KeyPair, SigningKey};
 use serde_json::Value;
 
@@ -106,4 +110,53 @@ async fn a_delta_brings_the_next_bundle_or_asks_for_the_whole() {
     let word = serde_json::json!({ "mode": "proxy", "serial": 6, "current": true, "at": now() });
     std::fs::write(world.dir.path().join("in-use.proxy.json"), word.to_string()).unwrap();
     assert_eq!(world.state().await["endpoints"], serde_json::json!([word]));
+}
+
+struct Quiet;
+
+impl AuditSink for Quiet {
+    fn admit(&self) -> futures_util::future::BoxFuture<'_, Result<(), moorline_proxy::audit::AuditFull>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+    fn push(&self, _: Event) {}
+}
+
+#[tokio::test]
+async fn what_an_endpoint_has_recorded_is_given_piece_by_piece_until_the_hub_has_it() {
+    let world = World::new();
+    assert_eq!(world.ask(Method::GET, "/recordings", "").await, (200, String::new()), "there is no endpoint yet");
+    assert_eq!(world.state().await.get("recordings"), None);
+    let store = recordings::store(world.dir.path(), 4 << 20, 4 << 20, std::sync::Arc::new(Quiet)).unwrap();
+    let about = |id: &str| About { audit_id: id.to_owned(), cluster: "edge1".to_owned(), ..About::default() };
+    let over = store.begin(&about("ab")).await.unwrap();
+    let text = "x".repeat(limits::RECORDING_PIECE as usize);
+    over.shown(text.as_bytes());
+    let seal = over.finish("complete").await.unwrap();
+    let open = store.begin(&about("cd")).await.unwrap();
+    assert_eq!(world.ask(Method::GET, "/recordings", "").await, (200, format!("{}\n", over.name())));
+    assert_eq!(world.state().await["recordings"], 1, "one is over");
+
+    let of = |name: &str, what: &str| format!("/recordings/{name}?{what}");
+    let first = world.ask(Method::GET, &of(over.name(), "from=0"), "").await.1;
+    let rest = world.ask(Method::GET, &of(over.name(), &format!("from={}", first.len())), "").await.1;
+    assert_eq!((first.len(), first.len() + rest.len()), (text.len(), seal.bytes as usize));
+    assert_eq!(
+        world.ask(Method::GET, &of(over.name(), &format!("from={}", seal.bytes)), "").await,
+        (200, String::new())
+    );
+    for (method, path, code) in [
+        (Method::GET, of(open.name(), "from=0"), 404),
+        (Method::GET, of("../endpoint", "from=0"), 404),
+        (Method::GET, of("..%2faudit", "from=0"), 404),
+        (Method::DELETE, of(over.name(), ""), 404),
+        (Method::DELETE, of(over.name(), &format!("sha256={}", "0".repeat(64))), 409),
+        (Method::PUT, of(over.name(), "from=0"), 404),
+    ] {
+        assert_eq!(world.ask(method.clone(), &path, "").await.0, code, "{method} {path}");
+    }
+    assert_eq!(world.state().await["recordings"], 1, "what the hub has not is kept");
+    let had = of(over.name(), &format!("sha256={}", seal.sha256));
+    assert_eq!(world.ask(Method::DELETE, &had, "").await.0, 200);
+    assert_eq!(world.ask(Method::DELETE, &had, "").await.0, 200, "a hub that did not hear the answer asks again");
+    assert_eq!(world.ask(Method::GET, "/recordings", "").await.1, "", "and what goes on is not named");
 }

@@ -3,7 +3,8 @@
 //!
 //! The hub signs a [bundle](moorline_authz::bundle) for each cluster; [`shelf`] keeps the newest that was accepted, sealed
 //! by [`seal`], [`live`] has it ready to be asked. [`proxy`] is a TLS server in front of the API server, with the hub's own data path;
-//! [`webhook`] answers an API server's TokenReviews. [`queue`] keeps what the audit log of the hub has not got yet.
+//! [`webhook`] answers an API server's TokenReviews. [`queue`] keeps what the audit log of the hub has not got yet,
+//! [`recordings`] the sessions in terminals that it has not got yet.
 #![forbid(unsafe_code)]
 
 pub mod limits;
@@ -12,6 +13,7 @@ pub mod metrics;
 pub mod ops;
 pub mod proxy;
 pub mod queue;
+pub mod recordings;
 pub mod seal;
 pub mod server;
 pub mod shelf;

@@ -48,5 +48,15 @@ pub const QUEUE: u64 = 64 << 20;
 pub const SEGMENT: u64 = 4 << 20;
 /// Audit records given to the hub at once, in bytes.
 pub const DELIVERY: usize = 1 << 20;
+/// Longest recording of a session in a terminal where nothing is said, in bytes.
+pub const RECORDING: u64 = 32 << 20;
+/// The most that may be said: a hub takes no longer ones.
+pub const RECORDING_MOST: u64 = 60 << 20;
+/// Recordings kept for the hub where nothing is said, in bytes. No session that has to be recorded goes on above it.
+pub const RECORDINGS: u64 = 256 << 20;
+/// Recordings named to the hub at once.
+pub const RECORDINGS_LISTED: usize = 64;
+/// Bytes of one given to the hub at once: a slow way has half a minute for them.
+pub const RECORDING_PIECE: u64 = 256 << 10;
 /// Life of the certificate that an endpoint makes for itself; it is made anew at each start.
 pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);

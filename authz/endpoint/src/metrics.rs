@@ -23,6 +23,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Bytes of audit records that the hub has not taken yet.
     pub queued: IntGauge,
+    /// Bytes of recordings that the hub has not taken yet.
+    pub recordings: IntGauge,
 }
 
 impl Metrics {
@@ -56,6 +58,10 @@ impl Metrics {
             )?,
             connections: gauge("moorline_endpoint_connections_open", "TCP connections")?,
             queued: gauge("moorline_endpoint_audit_queued_bytes", "Audit records that the hub has not taken yet")?,
+            recordings: gauge(
+                "moorline_endpoint_recordings_queued_bytes",
+                "Recordings of sessions in terminals that the hub has not taken yet",
+            )?,
         })
     }
 }

@@ -22,6 +22,7 @@ use moorline_proxy::{
     kube::{Caller, Dial, DialError, KubeProxy, ProxyMetrics},
     path::{self, ClusterPath},
     status::status_response,
+    tape::Store,
     upgrade::Io,
 };
 use std::{
@@ -50,6 +51,7 @@ pub struct Proxy<U, R> {
     metrics: ProxyMetrics,
     tasks: TaskTracker,
     calls: Arc<Semaphore>,
+    recordings: Option<Arc<Store>>,
 }
 
 impl<U: Upstream, R: Reviewer> Proxy<U, R> {
@@ -64,7 +66,13 @@ impl<U: Upstream, R: Reviewer> Proxy<U, R> {
         tasks: TaskTracker,
     ) -> Self {
         let calls = Arc::new(Semaphore::new(limits::CALLS));
-        Self { live, policy, upstream, reviewer, audit, metrics, tasks, calls }
+        Self { live, policy, upstream, reviewer, audit, metrics, tasks, calls, recordings: None }
+    }
+
+    /// With a place for recordings. Without one a session that must be recorded is refused.
+    #[must_use]
+    pub fn recording(self, store: Arc<Store>) -> Self {
+        Self { recordings: Some(store), ..self }
     }
 
     /// One request.
@@ -102,6 +110,10 @@ impl<U: Upstream, R: Reviewer> Proxy<U, R> {
             calls: Arc::clone(&self.calls),
         };
         let proxy = KubeProxy::new(Arc::new(dial), Arc::clone(&self.audit), self.metrics.clone(), self.tasks.clone());
+        let proxy = match &self.recordings {
+            Some(store) => proxy.recording(Arc::clone(store)),
+            None => proxy,
+        };
         let path = ClusterPath { cluster: standing.cluster(), rest: &rest };
         proxy.handle(request.map(body::from), path, &caller, permit).await
     }

@@ -9,10 +9,20 @@ use crate::{
 };
 use anyhow::Context;
 use moorline_agent::{UpstreamConfig, policy::PolicyFile, review::ClusterRules, upstream::ApiServer};
-use moorline_endpoint::{live::Live, metrics::Metrics, ops, proxy::Proxy, queue::Queue, server, tls, usage, webhook};
+use moorline_endpoint::{
+    limits,
+    live::Live,
+    metrics::Metrics,
+    ops,
+    proxy::Proxy,
+    queue::Queue,
+    recordings::{self, outbox},
+    server, tls, usage, webhook,
+};
 use moorline_proxy::{
-    audit::{FileSink, OnFailure, chain::Chain},
+    audit::{AuditSink, FileSink, OnFailure, chain::Chain},
     kube::ProxyMetrics,
+    tape::{Outbox, Store},
 };
 use serde_json::json;
 use std::{env, net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode, sync::Arc};
@@ -76,6 +86,12 @@ pub struct ServeArgs {
     /// A user who gets in also when the bundle's time is over; can be repeated
     #[arg(long = "break-glass", value_name = "USER", env = "MOORLINE_BREAK_GLASS", value_delimiter = ',')]
     break_glass: Vec<String>,
+    /// Longest recording of a session in a terminal, in MiB; such a session ends there [default: 32]
+    #[arg(long, value_name = "MIB", env = "MOORLINE_RECORDINGS_MAX_FILE_MIB", value_parser = clap::value_parser!(u64).range(1..=limits::RECORDING_MOST >> 20))]
+    recordings_max_file_mib: Option<u64>,
+    /// Recordings that may wait for the hub, in MiB; with more no session that has to be recorded begins or goes on [default: 256]
+    #[arg(long, value_name = "MIB", env = "MOORLINE_RECORDINGS_MAX_TOTAL_MIB", value_parser = clap::value_parser!(u64).range(1..1 << 30))]
+    recordings_max_total_mib: Option<u64>,
     /// Address for /livez, /readyz and /metrics, plain HTTP [default: none]
     #[arg(long, value_name = "ADDRESS", env = "MOORLINE_HTTP_LISTEN")]
     http_listen: Option<SocketAddr>,
@@ -151,7 +167,7 @@ async fn serve(
             }
             Mode::Proxy => {
                 let upstream = Arc::new(ApiServer::new(upstream(&args)?, agent_metrics.clone()).await?);
-                let queue = Queue::open(&dir.join("audit"))?;
+                let (queue, outbox) = (Queue::open(&dir.join("audit"))?, outbox(&dir));
                 let audit = FileSink::to_writer(queue.writer()?, Chain::default(), WAITING, OnFailure::Refuse)?;
                 let handler = Proxy::new(
                     live.clone(),
@@ -162,11 +178,12 @@ async fn serve(
                     ProxyMetrics::new(&registry)?,
                     tasks.clone(),
                 );
+                let handler = handler.recording(recordings_store(&args, &dir, Arc::clone(&audit) as _)?);
                 let serving = server::serve(listener, served.config, Arc::new(handler), metrics.clone(), tasks, stop);
                 tokio::select! {
                     () = serving => {}
                     () = upstream.maintain() => {}
-                    () = measure(&queue, &metrics) => {}
+                    () = measure(&queue, &outbox, &metrics) => {}
                 }
                 audit.close().await;
             }
@@ -182,11 +199,27 @@ async fn serve(
     }
 }
 
+/// Where sessions in terminals are recorded.
+fn recordings_store(args: &ServeArgs, dir: &std::path::Path, log: Arc<dyn AuditSink>) -> anyhow::Result<Arc<Store>> {
+    let mib = |said: Option<u64>, usual: u64| said.map_or(usual, |mib| mib << 20);
+    let max_file = mib(args.recordings_max_file_mib, limits::RECORDING);
+    let max_total = mib(args.recordings_max_total_mib, limits::RECORDINGS);
+    if max_total < max_file {
+        return Err(failure::usage(
+            "no recording could grow to --recordings-max-file-mib",
+            "let --recordings-max-total-mib be at least as much",
+        ));
+    }
+    let store = recordings::store(dir, max_file, max_total, log);
+    store.with_context(|| format!("cannot keep recordings in {}", dir.display()))
+}
+
 /// Shows how much waits for the hub.
-async fn measure(queue: &Queue, metrics: &Metrics) {
+async fn measure(queue: &Queue, outbox: &Outbox, metrics: &Metrics) {
     loop {
-        let waiting = queue.bytes().unwrap_or_default();
-        metrics.queued.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        for (gauge, bytes) in [(&metrics.queued, queue.bytes()), (&metrics.recordings, outbox.bytes())] {
+            gauge.set(i64::try_from(bytes.unwrap_or_default()).unwrap_or(i64::MAX));
+        }
         tokio::time::sleep(moorline_endpoint::limits::LOOK * 10).await;
     }
 }

@@ -6,7 +6,10 @@ use crate::{
     sessions::Entry,
 };
 use http::{Method, StatusCode};
-use moorline_proxy::audit::{AuditSink, AuditUser, Event, ObjectRef, ResponseStatus, Stage};
+use moorline_proxy::{
+    audit::{AuditSink, AuditUser, Event, ObjectRef, ResponseStatus, Stage},
+    tape::is_of,
+};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -16,6 +19,14 @@ const TAKEN: &str = "moorline.dev/direct-audit";
 const DELIVERY: usize = 3 << 20;
 /// Deliveries of one visit: an endpoint that has much to tell is asked again soon.
 const AT_ONCE: u32 = 8;
+
+/// What a record says of its session's recording.
+const RECORDED: [&str; 4] = [
+    "moorline.dev/recording",
+    "moorline.dev/recording-sha256",
+    "moorline.dev/recording-bytes",
+    "moorline.dev/recording-lost",
+];
 
 /// Why nothing more was taken.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +138,11 @@ fn event(line: &[u8], cluster: &str) -> Option<Event> {
     let known = ["moorline.dev/trace-id", "moorline.dev/bytes-in", "moorline.dev/bytes-out", "moorline.dev/ended"];
     let mut annotations: BTreeMap<&'static str, String> =
         known.into_iter().filter_map(|name| Some((name, line.annotations.get(name)?.clone()))).collect();
+    // A cluster says what became of its own recordings, and of nobody else's.
+    let recording = line.annotations.get("moorline.dev/recording");
+    if recording.is_some_and(|name| is_of(name, cluster)) {
+        annotations.extend(RECORDED.iter().filter_map(|name| Some((*name, line.annotations.get(*name)?.clone()))));
+    }
     annotations.insert("moorline.dev/cluster", cluster.to_owned());
     annotations.insert("moorline.dev/path", "direct".to_owned());
     Some(Event {

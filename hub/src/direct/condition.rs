@@ -77,6 +77,8 @@ pub(super) struct Stand {
     serial: Option<u64>,
     endpoints: Vec<InUse>,
     secret: Option<String>,
+    /// Recordings that wait to be taken.
+    pub(super) recordings: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -267,7 +269,7 @@ mod tests {
 
     fn stand(endpoints: &[(u64, bool)]) -> Stand {
         let one = |(serial, current): &(u64, bool)| InUse { mode: "proxy".into(), serial: *serial, current: *current };
-        Stand { serial: Some(7), endpoints: endpoints.iter().map(one).collect(), secret: None }
+        Stand { serial: Some(7), endpoints: endpoints.iter().map(one).collect(), secret: None, recordings: 0 }
     }
 
     #[test]

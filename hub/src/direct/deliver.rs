@@ -1,9 +1,11 @@
-//! Brings bundles to clusters over their sessions, and fetches what their endpoints recorded.
+//! Brings bundles to clusters over their sessions, and fetches what their endpoints recorded: records with each visit,
+//! recordings beside it, for these may take long and a revocation must not wait for them.
 
 use super::{
     Bundles, Sealed,
     collect::collect,
     condition::{Board, Holding, Stand},
+    take::Takes,
 };
 use crate::{
     kinds::DirectStatus,
@@ -15,17 +17,20 @@ use crate::{
 use http::{Method, StatusCode};
 use moorline_authz::bundle::delta;
 use moorline_proto::header::Target;
-use moorline_proxy::audit::AuditSink;
+use moorline_proxy::{audit::AuditSink, tape::Store};
 use serde::Deserialize;
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 /// How often it is looked at who needs what. It bounds how late a revocation reaches an endpoint that is connected.
@@ -34,6 +39,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Deliveries under way.
 const AT_ONCE: usize = 64;
+/// Agents whose recordings are being taken.
+const TAKING: usize = 16;
 /// How often an endpoint is asked what it has recorded.
 const VISIT: Duration = Duration::from_secs(5);
 /// Pause after one that failed.
@@ -101,11 +108,13 @@ pub(crate) struct Delivery {
     pub records: Records,
     pub metrics: Metrics,
     pub audit: Arc<dyn AuditSink>,
+    pub recordings: Arc<Store>,
 }
 
 /// The delivery, and what it remembers.
 struct Deliverer {
     base: Delivery,
+    takes: Arc<Takes>,
     board: Board,
     /// Bytes of all [`Remembered`].
     sum: Arc<AtomicUsize>,
@@ -115,19 +124,35 @@ impl Delivery {
     /// Delivers until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let board = Board::new(self.records.clone(), self.metrics.clone());
-        let this = Arc::new(Deliverer { board, base: self, sum: Arc::default() });
+        let takes = Arc::new(Takes {
+            store: Arc::clone(&self.recordings),
+            audit: Arc::clone(&self.audit),
+            metrics: self.metrics.clone(),
+            refused: Mutex::default(),
+        });
+        let this = Arc::new(Deliverer { board, takes, base: self, sum: Arc::default() });
         let (mut given, mut busy): (HashMap<String, Given>, HashSet<String>) = Default::default();
-        let mut under_way = JoinSet::new();
+        let mut under_way: JoinSet<(String, Given, Option<Arc<Entry>>)> = JoinSet::new();
+        let (mut takers, mut taking): (JoinSet<()>, HashMap<String, AbortHandle>) = Default::default();
         let mut kept = this.base.bundles.directory.ended();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(LOOK) => {}
                 Some(done) = under_way.join_next() => {
-                    if let Ok((key, result)) = done {
+                    if let Ok((key, result, waits)) = done {
                         busy.remove(&key);
+                        if let Some(entry) = waits && taking.len() < TAKING && !taking.contains_key(&key) {
+                            let takes = Arc::clone(&this.takes);
+                            let task = takers.spawn(async move { takes.take(&entry).await });
+                            taking.insert(key.clone(), task);
+                        }
                         given.insert(key, result);
                     }
+                    continue;
+                }
+                Some(_) = takers.join_next() => {
+                    taking.retain(|_, task| !task.is_finished());
                     continue;
                 }
             }
@@ -158,14 +183,14 @@ impl Delivery {
                 if due {
                     busy.insert(key.clone());
                     let (this, before) = (Arc::clone(&this), given.remove(&key).and_then(|had| had.bundle));
-                    under_way.spawn(async move { (key, this.deliver(&entry, before).await) });
+                    under_way.spawn(async move { (key, this.deliver(&entry, before).await, None) });
                 } else if given.get(&key).is_some_and(|had| had.retry <= now() && had.visit <= now()) {
                     let Some(had) = given.remove(&key) else { continue };
                     busy.insert(key.clone());
                     let this = Arc::clone(&this);
                     under_way.spawn(async move {
-                        this.visit(&entry, had.serial).await;
-                        (key, Given { visit: now() + VISIT.as_secs(), ..had })
+                        let waits = this.visit(&entry, had.serial).await;
+                        (key, Given { visit: now() + VISIT.as_secs(), ..had }, waits.then_some(entry))
                     });
                 }
             }
@@ -174,8 +199,8 @@ impl Delivery {
 }
 
 impl Deliverer {
-    /// Asks what was recorded, and how it stands with the bundle `serial`.
-    async fn visit(&self, entry: &Entry, serial: u64) {
+    /// Asks what was recorded, and how it stands with the bundle `serial`. Whether recordings wait to be taken.
+    async fn visit(&self, entry: &Entry, serial: u64) -> bool {
         let result = match timeout(PATIENCE, collect(entry, &self.base.records, &*self.base.audit)).await {
             Ok(Ok(())) => "ok",
             Ok(Err(error)) => {
@@ -191,7 +216,9 @@ impl Deliverer {
             && let Ok(stand) = serde_json::from_slice::<Stand>(&answer)
         {
             self.board.stands(&entry.cluster, &stand, serial, now()).await;
+            return stand.recordings != 0;
         }
+        false
     }
 
     /// Sends what changed where that is known and enough, or else the whole.

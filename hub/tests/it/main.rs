@@ -7,6 +7,7 @@ mod access;
 mod backup;
 mod bodies;
 mod direct;
+mod direct_recordings;
 mod framing;
 mod http2;
 mod inside;

@@ -295,6 +295,11 @@ impl World {
         self.greet(member, Carrier::Tls, 1, self.hub.addr().port(), &[]).await.unwrap()
     }
 
+    /// The same, of an agent that says this of itself.
+    pub async fn session_with(&self, member: &Member, facts: &[(&str, &str)]) -> Session {
+        self.greet(member, Carrier::Tls, 1, self.hub.addr().port(), facts).await.unwrap()
+    }
+
     /// A session whose agent takes streams and never answers.
     pub async fn dial_silent(&self, member: &Member, facts: &[(&str, &str)]) -> Session {
         let session = self.greet(member, Carrier::Tls, 1, self.hub.addr().port(), facts).await.unwrap();

@@ -4,10 +4,13 @@ mod cast;
 mod spdy;
 mod store;
 mod taped;
+mod told;
 mod websocket;
 
 pub use cast::About;
-pub use store::{Kept, Lost, NoTape, Seal, Settings, Store, Tape};
+pub use store::{
+    Kept, LONGEST_TAKEN, Lost, NoTape, Outbox, Over, Seal, Settings, Store, Take, TakeError, Taking, Tape, is_of,
+};
 pub use taped::Taped;
 
 use http::{HeaderMap, header};

@@ -2,15 +2,20 @@
 
 mod folder;
 mod keeper;
+mod outbox;
+mod take;
 mod tape;
 
-pub use folder::Kept;
+pub use folder::{Kept, is_of};
+pub use outbox::Outbox;
+pub use take::{LONGEST_TAKEN, Take, TakeError, Taking};
 pub use tape::Tape;
 
 use super::cast::{About, Head};
 use crate::audit::OnFailure;
 use keeper::Keeper;
 use std::{
+    collections::HashSet,
     fs, io,
     path::PathBuf,
     sync::{
@@ -34,12 +39,25 @@ pub struct Settings {
     pub dir: PathBuf,
     /// Longest recording, in bytes.
     pub max_file: u64,
-    /// All together, in bytes: the oldest go. While those that are open have more alone, none is begun.
+    /// All together, in bytes: the oldest go, where they are kept. While those that are open have more alone, none is begun.
     pub max_total: u64,
     /// The oldest age.
     pub keep: Duration,
     /// What becomes of sessions whose recording fails.
     pub policy: OnFailure,
+    /// What becomes of recordings that are over.
+    pub over: Over,
+}
+
+/// What becomes of recordings that are over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Over {
+    /// They stay until they are too old or too much.
+    #[default]
+    Kept,
+    /// Somebody fetches them, and takes them away: see [`Outbox`]. Until then they stay, whatever their age, and while they
+    /// leave no room none is begun, and none goes on. Their names tell of which cluster they are: see [`is_of`].
+    Fetched,
 }
 
 /// Why a session is not recorded, or not any more.
@@ -54,8 +72,8 @@ pub enum NoTape {
     /// [`OPEN`] are being recorded.
     #[error("too many sessions are recorded at this moment")]
     TooMany,
-    /// Those that are open have all the room that there is.
-    #[error("the store of recordings is full of sessions that go on")]
+    /// Those that are open, or that nobody has fetched, have all the room that there is.
+    #[error("the store of recordings is full")]
     Full,
     /// It is as long as one may be.
     #[error("the recording is as long as one may be")]
@@ -107,6 +125,8 @@ pub struct Store {
     settings: Settings,
     jobs: mpsc::Sender<Job>,
     open: Arc<AtomicUsize>,
+    /// Names of those that are on their way here.
+    taking: Arc<Mutex<HashSet<String>>>,
 }
 
 enum Job {
@@ -114,6 +134,7 @@ enum Job {
     Write(Arc<Tape>),
     /// `true`: it is kept.
     End(Arc<Tape>, bool, oneshot::Sender<Seal>),
+    Take(take::Whole, mpsc::Sender<io::Result<()>>),
 }
 
 impl Store {
@@ -134,7 +155,7 @@ impl Store {
                 keeper.take(job);
             }
         })?;
-        Ok(Arc::new(Self { settings, jobs, open: Arc::default() }))
+        Ok(Arc::new(Self { settings, jobs, open: Arc::default(), taking: Arc::default() }))
     }
 
     /// What becomes of sessions whose recording fails.
@@ -153,8 +174,12 @@ impl Store {
         }
         let stamp: String = about.started.chars().take(19).filter(char::is_ascii_digit).collect();
         let id: String = about.audit_id.chars().filter(|c| c.is_ascii_hexdigit()).take(32).collect();
+        let name = match self.settings.over {
+            Over::Kept => format!("{stamp}-{id}"),
+            Over::Fetched => format!("{stamp}-{id}-{}", folder::mark(&about.cluster)),
+        };
         let tape = Arc::new(Tape {
-            name: format!("{stamp}-{id}"),
+            name,
             begun: Instant::now(),
             input: about.input,
             policy: self.settings.policy,

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
     use crate::{
         audit::OnFailure,
-        tape::{About, Settings, Store},
+        tape::{About, Over, Settings, Store},
     };
     use http::HeaderMap;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
@@ -117,6 +117,7 @@ mod tests {
             max_total: 1 << 20,
             keep: Duration::from_secs(3600),
             policy: OnFailure::Continue,
+            over: Over::Kept,
         };
         let tape = Store::open(settings, |_| {}).unwrap().begin(&About::default()).await.unwrap();
         let answer = HeaderMap::from_iter([(http::header::UPGRADE, "websocket".parse().unwrap())]);

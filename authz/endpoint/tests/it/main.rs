@@ -6,5 +6,6 @@
 mod bundles;
 mod cases;
 mod proxying;
+mod recorded;
 mod reviews;
 mod world;

@@ -10,10 +10,10 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
-const EXEC: &str = "/api/v1/namespaces/a/pods/b/exec?command=sh";
+pub const EXEC: &str = "/api/v1/namespaces/a/pods/b/exec?command=sh";
 
 /// A call without an end of its own.
-async fn open(world: &World, token: &str, path: &str, more: &str) -> TlsStream<TcpStream> {
+pub async fn open(world: &World, token: &str, path: &str, more: &str) -> TlsStream<TcpStream> {
     let mut stream = world.connect().await;
     let ask = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n{more}\r\n");
     stream.write_all(ask.as_bytes()).await.unwrap();
@@ -29,7 +29,7 @@ async fn open(world: &World, token: &str, path: &str, more: &str) -> TlsStream<T
     stream
 }
 
-async fn ended(mut stream: TlsStream<TcpStream>, what: &str) {
+pub async fn ended(mut stream: TlsStream<TcpStream>, what: &str) {
     let mut rest = Vec::new();
     assert!(timeout(SOON, stream.read_to_end(&mut rest)).await.is_ok(), "{what}: still open");
     assert!(!rest.ends_with(b"0\r\n\r\n"), "{what}: ended as if it were whole");

@@ -12,8 +12,8 @@ use moorline_authz::{
     token::TokenText,
 };
 use moorline_endpoint::{
-    live::Live, metrics::Metrics, now, proxy::Proxy, queue::Queue, server, shelf::Shelf, tls, trust::Anchors,
-    webhook::Webhook,
+    live::Live, metrics::Metrics, now, proxy::Proxy, queue::Queue, recordings, server, shelf::Shelf, tls,
+    trust::Anchors, webhook::Webhook,
 };
 use moorline_proxy::{
     Body,
@@ -197,6 +197,9 @@ impl Upstream for Recorder {
                     .status(101)
                     .header("connection", "upgrade")
                     .header("upgrade", "websocket");
+                if let Some(agreed) = parts.headers.get("sec-websocket-protocol") {
+                    answer = answer.header("sec-websocket-protocol", agreed);
+                }
                 answer.extensions_mut().unwrap().insert(moorline_proxy::upgrade::UpgradedIo::new(near));
                 return Ok(answer.body(body::empty()).unwrap());
             }
@@ -234,7 +237,7 @@ pub struct Answer {
 
 pub struct World {
     pub hub: Hub,
-    _dir: TempDir,
+    pub dir: TempDir,
     pub shelf: Shelf,
     pub live: Live,
     pub up: Arc<Recorder>,
@@ -255,6 +258,15 @@ impl World {
 
     /// With an edge policy, and users for whom the glass may be broken.
     pub async fn with(policy: &str, glass: Vec<String>) -> Self {
+        Self::made(policy, glass, None).await
+    }
+
+    /// With a place for recordings of so many bytes, one and all.
+    pub async fn recording(max_file: u64, max_total: u64) -> Self {
+        Self::made("", Vec::new(), Some((max_file, max_total))).await
+    }
+
+    async fn made(policy: &str, glass: Vec<String>, recorded: Option<(u64, u64)>) -> Self {
         let (hub, dir) = (Hub::new(), tempfile::tempdir().unwrap());
         let shelf =
             Shelf::open(&dir.path().join("shelf"), "edge1", Anchors::from_pem(&hub.pem).unwrap(), None).unwrap();
@@ -277,6 +289,13 @@ impl World {
             ProxyMetrics::new(&registry).unwrap(),
             tasks.clone(),
         );
+        let proxy = match recorded {
+            Some((file, total)) => {
+                let log = Arc::clone(&audit) as _;
+                proxy.recording(recordings::store(dir.path(), file, total, log).unwrap())
+            }
+            None => proxy,
+        };
         let served = tls::own(dir.path(), &words(&["localhost"])).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -298,7 +317,7 @@ impl World {
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         Self {
             hub,
-            _dir: dir,
+            dir,
             shelf,
             live,
             up,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     audit::OnFailure,
-    tape::{Settings, Store},
+    tape::{Over, Settings, Store},
 };
 use moorline_authz::access::Recording;
 use std::time::Duration;
@@ -22,6 +22,7 @@ fn scene(record: Recording, policy: OnFailure) -> Scene {
         max_total: 1 << 24,
         keep: Duration::from_secs(3600),
         policy,
+        over: Over::Kept,
     };
     let store = Store::open(settings, |_| {}).unwrap();
     let mut world = world("");

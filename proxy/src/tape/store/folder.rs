@@ -1,7 +1,8 @@
 //! The folder of recordings: what is in it, and how one is read.
 
-use super::Store;
+use super::{Store, keeper::hex};
 use crate::tape::cast::{About, Head};
+use sha2::{Digest, Sha256};
 use std::{
     fs,
     io::{self, BufRead, Read, Seek},
@@ -82,13 +83,25 @@ impl Store {
 }
 
 /// What a file's first line says.
-fn about(file: fs::File) -> Option<About> {
+pub(super) fn about(file: fs::File) -> Option<About> {
     let mut first = Vec::new();
     io::BufReader::new(file.take(FIRST_LINE)).read_until(b'\n', &mut first).ok()?;
     Some(serde_json::from_slice::<Head>(&first).ok()?.moorline)
 }
 
-/// A name that [`Store::begin`] may have made: a time, and the call's id.
+/// What ends the names of recordings that were made in `cluster` and not at the hub.
+pub(super) fn mark(cluster: &str) -> String {
+    hex(Sha256::digest(cluster).get(..8).unwrap_or_default())
+}
+
+/// Whether a recording of this name may have been made by the own endpoint of `cluster`. None that was made at the hub, or in
+/// another cluster, has such a name: so a cluster can say nothing of a recording that is not its own.
+pub fn is_of(name: &str, cluster: &str) -> bool {
+    let made = name.rsplit_once('-').filter(|(rest, _)| rest.contains('-'));
+    is_name(name) && made.is_some_and(|(_, end)| end == mark(cluster))
+}
+
+/// A name that [`Store::begin`] may have made: a time, the call's id, and perhaps the cluster's mark.
 pub(super) fn is_name(name: &str) -> bool {
     name.len() <= 64 && !name.is_empty() && name.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
 }

@@ -1,6 +1,6 @@
 //! The one thread that writes recordings, seals them, and removes what is too old or too much.
 
-use super::{Job, Lost, NoTape, Seal, Settings, Tape, Tell, folder, lock};
+use super::{Job, Lost, NoTape, Over, Seal, Settings, Tape, Tell, folder, lock, take};
 use sha2::{Digest, Sha256};
 use std::{
     collections::VecDeque,
@@ -12,6 +12,9 @@ use std::{
 
 /// How often what is too old is looked for.
 const LOOK: Duration = Duration::from_secs(600);
+
+/// Room that a session finds where recordings are fetched, in bytes, or it does not begin: so that it does not end at once.
+const ROOM: u64 = 1 << 20;
 
 /// What a recording is written to.
 pub(super) trait Disk: Write + Send {
@@ -63,7 +66,7 @@ impl Out {
 pub(super) struct Keeper {
     settings: Settings,
     tell: Tell,
-    /// Name and length of those that are over, the oldest first.
+    /// Name and length of those that are over and kept, the oldest first.
     over: VecDeque<(String, u64)>,
     /// Of all, in bytes.
     total: u64,
@@ -72,6 +75,7 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new(settings: Settings, tell: Tell) -> io::Result<Self> {
+        take::forget_parts(&settings.dir)?;
         let mut found = folder::files(&settings.dir)?;
         found.sort();
         let mut this = Self { settings, tell, over: VecDeque::new(), total: 0, looked: Instant::now() };
@@ -79,11 +83,11 @@ impl Keeper {
             if open {
                 let (sha256, _) = sha_of(&this.path(&name, true))?;
                 fs::rename(this.path(&name, true), this.path(&name, false))?;
-                tracing::warn!(recording = name, "a recording was cut short when the hub stopped; it is sealed now");
+                tracing::warn!(recording = name, "a recording was cut short when its writer stopped; it is sealed now");
                 (this.tell)(Lost { name: name.clone(), sha256 });
             }
             this.total += bytes;
-            this.over.push_back((name, bytes));
+            this.is_over(name, bytes);
         }
         this.trim();
         Ok(this)
@@ -97,7 +101,11 @@ impl Keeper {
         match job {
             Job::Begin(tape, first, done) => {
                 self.trim();
-                let begun = if self.settings.max_total < self.total {
+                let least = match self.settings.over {
+                    Over::Kept => 0,
+                    Over::Fetched => self.settings.max_file.min(ROOM),
+                };
+                let begun = if self.is_full(least) {
                     Err(tape.fail(NoTape::Full))
                 } else {
                     self.begin(&tape, &first).map_err(|error| {
@@ -118,6 +126,15 @@ impl Keeper {
                     // Its session's record says that nobody knows: this one says it.
                     (self.tell)(Lost { name: tape.name.clone(), sha256: seal.sha256 });
                 }
+            }
+            Job::Take(whole, done) => {
+                let taken = whole.settle(&self.settings.dir);
+                if taken.is_ok() {
+                    self.total += whole.bytes;
+                    self.is_over(whole.name, whole.bytes);
+                    self.trim();
+                }
+                let _ = done.send(taken); // who asked may not have waited; the next time it is there
             }
         }
         if LOOK <= self.looked.elapsed() {
@@ -147,9 +164,13 @@ impl Keeper {
             state.told = false;
             (std::mem::take(&mut state.waiting), state.waker.take())
         };
+        // What nobody has fetched makes no room: a session ends before there is more than there may be.
+        let full = self.settings.over == Over::Fetched && self.is_full(waiting.len() as u64);
         if let Some(out) = &mut *lock(&tape.out) {
             let before = out.bytes;
-            if let Err(error) = out.write(&waiting) {
+            if full {
+                tape.fail(NoTape::Full);
+            } else if let Err(error) = out.write(&waiting) {
                 tracing::error!(recording = tape.name, "a recording cannot be written: {error}");
                 tape.fail(NoTape::Failed);
             } else if self.settings.max_file < out.bytes {
@@ -162,6 +183,24 @@ impl Keeper {
         }
         if self.settings.max_total < self.total {
             self.trim();
+        }
+    }
+
+    /// Whether there is no room for so many bytes more. What somebody fetches goes without a word: so it is looked.
+    fn is_full(&mut self, more: u64) -> bool {
+        let full = |total: u64| self.settings.max_total < total + more;
+        if full(self.total) && self.settings.over == Over::Fetched {
+            match folder::files(&self.settings.dir) {
+                Ok(all) => self.total = all.iter().map(|(_, _, bytes)| bytes).sum(),
+                Err(error) => tracing::error!("the folder of recordings cannot be read: {error}"),
+            }
+        }
+        full(self.total)
+    }
+
+    fn is_over(&mut self, name: String, bytes: u64) {
+        if self.settings.over == Over::Kept {
+            self.over.push_back((name, bytes));
         }
     }
 
@@ -187,12 +226,12 @@ impl Keeper {
             }
         };
         self.total = self.total - counted.min(self.total) + bytes;
-        self.over.push_back((tape.name.clone(), bytes));
+        self.is_over(tape.name.clone(), bytes);
         let lost = lock(&tape.state).lost;
         Some(Seal { sha256, bytes, lost })
     }
 
-    /// Removes what is too old, and the oldest of what is too much.
+    /// Removes what is too old, and the oldest of what is too much: of those that are kept here.
     fn trim(&mut self) {
         self.looked = Instant::now();
         while let Some((name, bytes)) = self.over.front().cloned() {
@@ -217,7 +256,7 @@ impl Keeper {
 }
 
 /// Hash and length of a file.
-fn sha_of(path: &Path) -> io::Result<(String, u64)> {
+pub(super) fn sha_of(path: &Path) -> io::Result<(String, u64)> {
     let (mut sha, mut file, mut bytes) = (Sha256::new(), fs::File::open(path)?, 0);
     let mut buffer = vec![0; 64 << 10];
     loop {

@@ -1,3 +1,5 @@
+mod fetched;
+
 use super::{
     folder::path,
     keeper::{Disk, hex},
@@ -19,6 +21,7 @@ fn settings(dir: &Path) -> Settings {
         max_total: 1 << 30,
         keep: Duration::from_secs(3600),
         policy: OnFailure::Refuse,
+        over: Over::Kept,
     }
 }
 
