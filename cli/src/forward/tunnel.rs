@@ -101,7 +101,9 @@ pub struct Counted<'a> {
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.stats.live().retain(|other| !Arc::ptr_eq(other, &self.passed));
+        // Whoever looks meanwhile sees its bytes once, there or here.
+        let mut live = self.stats.live();
+        live.retain(|other| !Arc::ptr_eq(other, &self.passed));
         let sum = |all: &AtomicU64, one: &AtomicU64| all.fetch_add(one.load(Ordering::Relaxed), Ordering::Relaxed);
         sum(&self.stats.ended.there, &self.passed.there);
         sum(&self.stats.ended.back, &self.passed.back);
