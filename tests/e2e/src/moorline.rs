@@ -17,6 +17,9 @@ pub fn kubectl() -> PathBuf {
     std::env::var_os("KUBECTL").map_or_else(|| crate::cache().join("kubectl/kubectl"), PathBuf::from)
 }
 
+/// What stands behind the names of services by host name.
+pub const SERVICES: &str = "services.test";
+
 /// A hub in a folder of its own.
 pub struct Hub {
     /// Its folder; the hub's data is in `hub/`.
@@ -61,6 +64,7 @@ impl Hub {
         }
         let public = self.names.first().context("a hub needs a name")?;
         command.args(["--public-url", &format!("https://{public}:{}", self.port)]);
+        command.args(["--services-domain", SERVICES]);
         command.args(&self.more);
         self.process = Some(Process::spawn(command, &self.dir.join("hub.log"))?);
         self.wait_ready()

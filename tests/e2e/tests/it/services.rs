@@ -4,7 +4,7 @@
 use crate::world::{ALICE, BOB, World};
 use anyhow::{Context, Result, ensure};
 use moorline_e2e::{
-    moorline::Agent,
+    moorline::{Agent, SERVICES},
     process::{Process, eventually, run, text},
 };
 use std::{
@@ -17,20 +17,25 @@ use std::{
 
 const LONG: Duration = Duration::from_secs(30);
 
-/// Runs `scene` with an agent whose policy opens the host's own address, and puts the usual one back.
-pub fn with_services(world: &mut World, scene: impl FnOnce(&World, &str) -> Result<()>) -> Result<()> {
+/// An agent whose policy opens the host's own address.
+fn opening(world: &World) -> Result<Agent> {
     let network = world.edge1.network().context("a network")?;
-    let (inside, url) = (network.inside.clone(), format!("https://{}:{}", network.outside, world.hub.port));
+    let (inside, url) = (&network.inside, format!("https://{}:{}", network.outside, world.hub.port));
     let policy = world.dir.join("services-policy.yaml");
     let text = format!(
         "apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {{services: {{allowAddresses: ['{inside}'], deny: ['real/denied']}}}}\n"
     );
     std::fs::write(&policy, text)?;
-    world.agent1 = None;
     let words = ["moorline", "agent", "--hub", &url].map(str::to_owned);
     let file = policy.display().to_string();
-    let agent = Agent::start(&world.edge1, &words, &world.dir.join("agent-edge1"), &["--policy-file", &file])?;
-    world.agent1 = Some(agent);
+    Agent::start(&world.edge1, &words, &world.dir.join("agent-edge1"), &["--policy-file", &file])
+}
+
+/// Runs `scene` with such an agent, and puts the usual one back.
+pub fn with_services(world: &mut World, scene: impl FnOnce(&World, &str) -> Result<()>) -> Result<()> {
+    let inside = world.edge1.network().context("a network")?.inside.clone();
+    world.agent1 = None;
+    world.agent1 = Some(opening(world)?);
     world.hub.wait_connected("edge1", Duration::from_secs(60))?;
     let done = scene(world, &inside);
     let log = world.agent1.as_ref().map(|agent| agent.process.log()).unwrap_or_default();
@@ -79,10 +84,31 @@ pub fn grant(world: &World, name: &str) -> Result<()> {
 }
 
 /// `moorline forward`, and the local address that it prints for each forward.
-fn forward(world: &World, user: &str, words: &[&str], count: usize) -> Result<(Process, Vec<SocketAddr>)> {
-    let log = world.dir.join(format!("forward-{}.log", words.join("-").replace(['/', ':'], "_")));
+pub fn forward(world: &World, user: &str, words: &[&str], count: usize) -> Result<(Process, Vec<SocketAddr>)> {
     let mut command = world.hub.cli(user);
     command.args(["forward", "edge1", "--address", "127.0.0.1"]).args(words);
+    forwarded(world, command, words, count)
+}
+
+/// The same on a terminal, where it also draws its line.
+fn forward_on_terminal(world: &World, user: &str, words: &[&str], count: usize) -> Result<(Process, Vec<SocketAddr>)> {
+    let plain = world.hub.cli(user);
+    let said = [plain.get_program()].into_iter().chain(plain.get_args()).map(|word| word.to_string_lossy());
+    let said: Vec<_> = said.collect();
+    let line = format!("{} forward edge1 --address 127.0.0.1 {}", said.join(" "), words.join(" "));
+    let mut command = Command::new("script");
+    command.args(["-qefc", &line, "/dev/null"]);
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    forwarded(world, command, words, count)
+}
+
+fn forwarded(world: &World, command: Command, words: &[&str], count: usize) -> Result<(Process, Vec<SocketAddr>)> {
+    let log = world.dir.join(format!("forward-{}.log", words.join("-").replace(['/', ':'], "_")));
     let process = Process::spawn(command, &log)?;
     let found = eventually("forwarded ports", LONG, || {
         let log = process.log();
@@ -158,8 +184,38 @@ pub fn prometheus(world: &mut World) -> Result<()> {
         ensure!(moved.lines().any(location), "{moved}");
         let refused = curl(world, &world.bearer(BOB)?, "prometheus:main/", &["-i"])?;
         ensure!(refused.contains("403") && refused.contains("ServiceGrant"), "{refused}");
-        Ok(())
+        by_name(world, &token)
     })
+}
+
+/// The same at a host of its own, where it is what it is: its redirects, its page and what the page loads.
+fn by_name(world: &World, token: &str) -> Result<()> {
+    let port = world.hub.port;
+    let host = format!("main--prometheus--real--edge1.{SERVICES}");
+    let ask = |path: &str, more: &[&str]| {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--max-time", "20", "--resolve", &format!("{host}:{port}:127.0.0.1"), "--cacert"]);
+        curl.arg(world.hub.data().join("ca.crt")).args(more);
+        text(curl.arg(format!("https://{host}:{port}{path}")))
+    };
+    let known = ["-H", &format!("Authorization: Bearer {token}")];
+    let found = ask("/api/v1/query?query=prometheus_build_info", &known)?;
+    ensure!(found.contains("\"job\":\"deep\""), "{found}");
+    let page = ask("/", &[&known[..], &["-L", "-w", "\n%{url_effective} %{http_code}"]].concat())?;
+    let last = page.lines().last().unwrap_or_default();
+    ensure!(last.starts_with(&format!("https://{host}:{port}/")) && last.ends_with("graph 200"), "{last}");
+    let script = page.split("src=\"").skip(1).filter_map(|rest| rest.split('"').next()).find(|to| to.contains(".js"));
+    let script = script.context("a page that loads something")?;
+    let script =
+        if script.starts_with('/') { script.to_owned() } else { format!("/{}", script.trim_start_matches("./")) };
+    let code = ask(&script, &[&known[..], &["-o", "/dev/null", "-w", "%{http_code}"]].concat())?;
+    ensure!(code == "200", "{script}: {code}");
+    // A browser without a login is sent to the hub; a program is told.
+    let sent = ask("/graph", &["-H", "Accept: text/html", "-o", "/dev/null", "-w", "%{http_code} %{redirect_url}"])?;
+    ensure!(sent.starts_with("303 https://") && sent.contains("/auth/browser?host="), "{sent}");
+    let told = ask("/graph", &["-o", "/dev/null", "-w", "%{http_code}"])?;
+    ensure!(told == "401", "{told}");
+    Ok(())
 }
 
 fn prometheus_args(command: &mut Command, config: &Path, data: &Path, listen: &str) {
@@ -192,7 +248,20 @@ pub fn postgresql(world: &mut World) -> Result<()> {
             "admin",
             &["grant", "service", "alice-db", "--user", ALICE, "--cluster", "edge1", "--host", &host],
         )?;
-        let (process, found) = forward(world, ALICE, &[&format!("tcp/{host}"), "0", "--socks", "0"], 2)?;
+        let (process, found) = forward_on_terminal(world, ALICE, &[&format!("tcp/{host}"), "0", "--socks", "0"], 2)?;
+        // What the line said so far, the newest last.
+        let drawn = || -> Vec<String> {
+            let log = process.log();
+            log.split("\r\x1b[K").filter(|line| line.starts_with("edge1: ")).map(str::to_owned).collect()
+        };
+        let says = |words: &str| {
+            eventually(words, LONG, || {
+                let last = drawn().pop().unwrap_or_default();
+                ensure!(last.contains(words), "{last:?}");
+                Ok(())
+            })
+        };
+        says("edge1: up, 1 forwarded, 0 open, received 0 B (0 B/s), sent 0 B")?;
         let psql = |sql: &str| {
             let mut psql = Command::new("psql");
             psql.env("PGCONNECT_TIMEOUT", "20").args([
@@ -222,6 +291,11 @@ pub fn postgresql(world: &mut World) -> Result<()> {
         )?;
         ensure!(answer.trim() == "19200000", "{answer}");
         ensure!(psql("select x from t")?.len() > 19_200_000, "all rows");
+        says(" MiB (0 B/s), sent ")?;
+        let held = TcpStream::connect(found[0])?;
+        says(", 1 open, ")?;
+        drop(held);
+        says(", 0 open, ")?;
         // What is not granted is refused, by the name that SOCKS clients know.
         let refused = socks(found[1], inside, 22)?;
         ensure!(refused == 2, "SOCKS reply {refused}");
@@ -229,10 +303,47 @@ pub fn postgresql(world: &mut World) -> Result<()> {
         ensure!(opened == 0, "SOCKS reply {opened}");
         let other = run(world.hub.cli(BOB).args(["forward", "edge1", &format!("tcp/{host}")]), b"")?;
         ensure!(!other.status.success() && String::from_utf8_lossy(&other.stderr).contains("no access"), "{other:?}");
+        for (port, code) in [(15432, "200"), (22, "403")] {
+            let answer = http_connect(found[1], &format!("{inside}:{port}"))?;
+            ensure!(answer.starts_with(&format!("HTTP/1.1 {code} ")), "CONNECT: {answer}");
+        }
         let audit = std::fs::read_to_string(world.hub.data().join("audit.log"))?;
         ensure!(audit.contains(&format!("/connect/host/{host}")), "the connection is in the audit log");
-        Ok(())
+        // The agent is lost and comes back: what was forwarded is forwarded.
+        world.agent1.as_ref().context("an agent")?.process.signal(libc::SIGKILL);
+        eventually("the loss", Duration::from_secs(60), || {
+            ensure!(!world.hub.connected("edge1")?, "still connected");
+            Ok(())
+        })?;
+        let mut waits = TcpStream::connect(found[0])?;
+        says("edge1: in trouble")?;
+        let _back = opening(world)?;
+        // It waits for the cluster, and is then what the others are: PostgreSQL knows no such greeting.
+        waits.set_read_timeout(Some(Duration::from_secs(60)))?;
+        waits.write_all(&[0, 0, 0, 8, 0, 0, 0, 0])?;
+        ensure!(waits.read(&mut [0; 1])? == 1, "an answer by the new way");
+        says("edge1: up")?;
+        eventually("an answer after the agent has come back", Duration::from_secs(60), || {
+            let answer = psql("select 7 * 6")?;
+            ensure!(answer.trim() == "42", "{answer}");
+            Ok(())
+        })
+        .with_context(|| process.log())
     })
+}
+
+/// The first line of an HTTP proxy's answer to a wish for a connection there.
+fn http_connect(proxy: SocketAddr, to: &str) -> Result<String> {
+    let mut socket = TcpStream::connect(proxy)?;
+    socket.set_read_timeout(Some(LONG))?;
+    socket.write_all(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n").as_bytes())?;
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        let mut byte = [0];
+        socket.read_exact(&mut byte)?;
+        line.push(byte[0]);
+    }
+    Ok(String::from_utf8(line)?)
 }
 
 /// The reply code of a SOCKS5 proxy to a wish for this address.

@@ -2,11 +2,11 @@
 //! and what each failure is called. The server is Python's, in edge1's network.
 
 use crate::{
-    services::{curl, grant, service, with_services},
+    services::{curl, forward, grant, service, with_services},
     world::{ALICE, World},
 };
-use anyhow::{Result, ensure};
-use moorline_e2e::process::{Process, eventually, text};
+use anyhow::{Context, Result, ensure};
+use moorline_e2e::process::{Process, eventually, run, text};
 use std::{process::Command, time::Duration};
 
 const LONG: Duration = Duration::from_secs(30);
@@ -106,8 +106,65 @@ pub fn all(world: &mut World) -> Result<()> {
             let told = answer.contains(&format!("\"reason\":\"{reason}\"")) && answer.contains(words);
             ensure!(told && answer.ends_with(code), "{path}: {answer}");
         }
-        Ok(())
+        ports(world, inside)
     })
+}
+
+/// The same server at local ports: by service and by pod, by the short form, and by name through either kind of proxy.
+fn ports(world: &World, inside: &str) -> Result<()> {
+    let pod = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pages-0", "namespace": "real"},
+        "spec": {"containers": [{"name": "c", "image": "none", "ports": [{"name": "web", "containerPort": 19080}]}]}}"#;
+    let mut kubectl = world.edge1.command(moorline_e2e::moorline::kubectl());
+    kubectl.arg("--kubeconfig").arg(world.edge1.kubeconfig()).args(["apply", "-f", "-"]);
+    let made = run(&mut kubectl, pod.as_bytes())?;
+    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    // There is no node here to say so.
+    let runs =
+        format!(r#"{{"status": {{"phase": "Running", "podIP": "{inside}", "podIPs": [{{"ip": "{inside}"}}]}}}}"#);
+    world.edge1.admin(&[
+        "-n",
+        "real",
+        "patch",
+        "pod",
+        "pages-0",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &runs,
+    ])?;
+    let pods = [
+        "grant",
+        "service",
+        "alice-pod",
+        "--user",
+        ALICE,
+        "--cluster",
+        "edge1",
+        "--namespace",
+        "real",
+        "--pod",
+        "pages-0",
+    ];
+    world.hub.moorline("admin", &pods)?;
+    let words =
+        ["svc/real/pages", ":main", "pod/real/pages-0", ":web", "pages-0", ":19080", "-n", "real", "--socks", "0"];
+    let (process, found) = forward(world, ALICE, &words, 4)?;
+    let get = |more: &[&str], url: &str| {
+        text(Command::new("curl").args(["-sSf", "--max-time", "20", "-r", "10-14"]).args(more).arg(url))
+            .with_context(|| process.log())
+    };
+    for at in &found[..3] {
+        eventually("an answer", LONG, || get(&[], &format!("http://{at}/file"))).and_then(|part| {
+            ensure!(part == "01234", "{at}: {part}");
+            Ok(())
+        })?;
+    }
+    let named = "http://pages.real.svc:19080/file";
+    for proxy in [format!("socks5h://{}", found[3]), format!("http://{}", found[3])] {
+        let part = get(&["-p", "-x", &proxy], named)?;
+        ensure!(part == "01234", "{proxy}: {part}");
+    }
+    world.edge1.admin(&["-n", "real", "delete", "pod", "pages-0", "--now"]).map(drop)
 }
 
 /// The first event is there while the second does not exist yet.
