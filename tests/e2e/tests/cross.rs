@@ -1,6 +1,7 @@
 //! The binaries of other platforms, run: Arm64 by qemu, Windows by Wine, static x86_64 by itself.
 //!
-//! Each says its version, joins a native hub over each carrier, and serves a request to a real API server. Run by
+//! Each says its version, joins a native hub over each carrier, and serves a request to a real API server; a Windows node
+//! gives a shell. Run by
 //! `make test-long`, which builds them first: `cross/build.sh` into `MOORLINE_DIST` (default `target/dist`).
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +9,7 @@ use libtest_mimic::{Arguments, Trial};
 use moorline_e2e::{
     cluster::Cluster,
     moorline::{Hub, kubectl},
-    process::{Process, text},
+    process::{Process, run, text},
     root,
 };
 use std::{
@@ -164,13 +165,113 @@ fn service(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// What stands for kubectl, of which Debian has none for Windows: asks the server of the kubeconfig for a path.
+const KUBECTL: &str = r#"
+#include <winsock2.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+int main(int argc, char **argv) {
+    static char config[65536], answer[1 << 20];
+    FILE *file = fopen(getenv("KUBECONFIG"), "rb");
+    if (!file || argc < 2) return 2;
+    fread(config, 1, sizeof config - 1, file);
+    char *server = strstr(config, "http://") + 7, *end = strchr(server, '"'), *port = strchr(server, ':') + 1;
+    *end = 0;
+    char *key = strchr(server, '/'), request[2048];
+    snprintf(request, sizeof request, "GET %s%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", key ? key : "", argv[1]);
+    WSADATA data;
+    WSAStartup(MAKEWORD(2, 2), &data);
+    SOCKET conn = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(atoi(port)) };
+    to.sin_addr.s_addr = inet_addr("127.0.0.1");
+    if (connect(conn, (struct sockaddr *)&to, sizeof to)) return 3;
+    send(conn, request, strlen(request), 0);
+    size_t had = 0;
+    for (int n; had < sizeof answer - 1 && (n = recv(conn, answer + had, sizeof answer - 1 - had, 0)) > 0;) had += n;
+    for (int n = 2; n < argc; n++) printf("[%s:%s]\n", argv[n], strstr(answer, argv[n]) ? "yes" : "no");
+    return 0;
+}
+"#;
+
+/// What a terminal shows, without how: Wine's console writes each letter by itself.
+fn plain(shown: &str) -> String {
+    let mut pieces = shown.split("\x1b[");
+    let first = pieces.next().unwrap_or_default().to_owned();
+    let rest = pieces.filter_map(|piece| piece.split_once(|c: char| c.is_ascii_alphabetic()));
+    rest.fold(first, |shown, (_, text)| shown + text)
+}
+
+/// `moorline shell` onto a Windows node.
+fn shell(world: &World) -> Result<()> {
+    let home = world.home("shell")?;
+    let programs = home.join("programs");
+    std::fs::create_dir_all(&programs)?;
+    std::fs::write(home.join("kubectl.c"), KUBECTL)?;
+    let mut compiler = Command::new("x86_64-w64-mingw32-gcc");
+    compiler.args(["-O2", "-o"]).arg(programs.join("kubectl.exe")).arg(home.join("kubectl.c")).arg("-lws2_32");
+    text(&mut compiler)?;
+    // What begins in a pseudo console of Wine's finds the console only when it opens it.
+    std::fs::write(programs.join("shell.cmd"), "@cmd /D <CON >CON 2>CON\r\n@exit %errorlevel%\r\n")?;
+    let policy = home.join("policy.yaml");
+    std::fs::write(&policy, "apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {shells: {allow: true}}\n")?;
+    let config = home.join("kubeconfig");
+    std::fs::copy(world.cluster.kubeconfig(), &config)?;
+    let state = home.join("state");
+    std::fs::create_dir_all(&state)?;
+    let mut command = Platform::Windows.command("moorline-agent", &home)?;
+    command.args(world.hub.join_command("winedge")?.iter().skip(2));
+    command.args(["--role", "node", "--carrier", "tls", "--name", "win1", "--state-dir"]).arg(&state);
+    command.arg("--kubeconfig").arg(&config).arg("--shell-root").arg(&programs).arg("--policy-file").arg(&policy);
+    let mut agent = Process::spawn(command, &home.join("agent.log"))?;
+    let outcome = (|| {
+        world.hub.wait_connected("winedge", START)?;
+        world
+            .hub
+            .moorline("admin", &["grant", "create", "alice-winedge", "--user", "alice", "--cluster", "winedge"])?;
+        let open = |typed: &str| -> Result<(String, Option<i32>)> {
+            let output = run(world.hub.cli("alice").args(["shell", "winedge", "--node", "win1"]), typed.as_bytes())?;
+            let said = [output.stdout, output.stderr].concat();
+            Ok((plain(&String::from_utf8_lossy(&said)), output.status.code()))
+        };
+        let node = world.hub.moorline("admin", &["get", "nodes", "winedge.win1", "-o", "json"])?;
+        let node: serde_json::Value = serde_json::from_str(&node)?;
+        for resource in ["memory", "disk"] {
+            let left = &node["status"][format!("{resource}AvailablePercent")];
+            ensure!(left.as_u64().is_some_and(|left| 0 < left && left <= 100), "{resource}: {node}");
+        }
+        // The agent's own folder can be read by its user, and Wine knows no restricted tokens: no shell.
+        let (said, code) = open("exit 3\n")?;
+        ensure!(code == Some(1) && said.contains("every user of this node may read"), "{code:?} {said}");
+        for path in [&state, &config] {
+            std::os::unix::fs::chown(path, Some(12345), None)?;
+            std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        }
+        let script = "kubectl /api/v1/namespaces kube-system\n\
+                      kubectl /apis/rbac.authorization.k8s.io/v1/clusterroles cannot alice\nexit 3\n";
+        let (said, code) = open(script)?;
+        println!("a shell of alice's on Windows:\n{said}");
+        ensure!(code == Some(3), "{code:?} {said}");
+        ensure!(said.contains("[kube-system:yes]"), "{said}");
+        ensure!(said.contains("[cannot:yes]") && said.contains("[alice:yes]"), "as herself, no more: {said}");
+        Ok(())
+    })();
+    let log = agent.log();
+    let _ = text(Command::new("/usr/lib/wine/wineserver64").arg("-k").env("WINEPREFIX", home.join("prefix")));
+    let _ = agent.wait(Duration::from_secs(40));
+    outcome.with_context(|| log)
+}
+
 type Scene = Box<dyn Fn(&World) -> Result<()> + Send>;
 
 fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let world: Arc<Mutex<Option<World>>> = Arc::default();
-    let mut scenes: Vec<(String, Scene)> = vec![("windows_service_plan".into(), Box::new(service))];
+    let mut scenes: Vec<(String, Scene)> = vec![
+        ("windows_service_plan".into(), Box::new(service)),
+        ("windows_a_shell_on_a_node_is_its_users".into(), Box::new(shell)),
+    ];
     for (label, platform) in [("amd64", Platform::Native), ("arm64", Platform::Arm64), ("windows", Platform::Windows)] {
         scenes.push((format!("{label}_says_its_version"), Box::new(move |world| version(world, platform))));
         for &carrier in platform.carriers() {
