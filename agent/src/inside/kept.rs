@@ -86,24 +86,29 @@ impl Kept {
         mut request: Request<Body>,
         dial: impl Future<Output = Result<TcpStream, Failure>>,
     ) -> Result<Response<Body>, Unanswered> {
-        while let Some((to, mut connection)) = self.take(to) {
-            match exchange(&mut connection, request).await {
-                Ok(answer) => return Ok(self.answer(to, connection, answer)),
+        while let Some((to, connection)) = self.take(to) {
+            match exchange(connection, request).await {
+                Ok((answer, connection)) => return Ok(self.answer(to, connection, answer)),
                 // It was closed while nobody used it, and nothing was sent.
                 Err((_, Some(unsent))) => request = unsent,
                 Err((error, None)) => return Err(error.into()),
             }
         }
-        let mut connection = Connection::new(dial.await?).await?;
-        match exchange(&mut connection, request).await {
-            Ok(answer) => Ok(self.answer(to.into(), connection, answer)),
+        match exchange(Connection::new(dial.await?).await?, request).await {
+            Ok((answer, connection)) => Ok(self.answer(to.into(), connection, answer)),
             Err((error, _)) => Err(error.into()),
         }
     }
 
-    fn answer(self: &Arc<Self>, to: Arc<str>, connection: Connection, answer: Response<Incoming>) -> Response<Body> {
+    fn answer(
+        self: &Arc<Self>,
+        to: Arc<str>,
+        connection: Option<Connection>,
+        answer: Response<Incoming>,
+    ) -> Response<Body> {
         let (head, body) = answer.into_parts();
-        let mut body = Driven { body, rest: Some((to, connection)), home: Arc::downgrade(self) };
+        let rest = connection.map(|connection| (to, connection));
+        let mut body = Driven { body, rest, home: Arc::downgrade(self) };
         if body.body.is_end_stream() {
             body.settle();
             return Response::from_parts(head, moorline_proxy::body::empty());
@@ -176,17 +181,19 @@ async fn tend(kept: Weak<Kept>) {
     }
 }
 
-/// One request and the head of its answer. An error gives back a request of which nothing was sent.
+/// One request and the head of its answer, and the connection if it goes on. An error gives back a request of which nothing
+/// was sent.
 async fn exchange(
-    connection: &mut Connection,
+    Connection { mut sender, driver }: Connection,
     request: Request<Body>,
-) -> Result<Response<Incoming>, (hyper::Error, Option<Request<Body>>)> {
+) -> Result<(Response<Incoming>, Option<Connection>), (hyper::Error, Option<Request<Body>>)> {
+    let mut driver = Some(driver);
     // It waits for nobody but the driver, which has just been heard: so it needs no wake-up and no turn of its own.
-    let mut answer = pin!(unconstrained(connection.sender.try_send_request(request)));
-    let mut over = false;
-    poll_fn(|cx| {
-        if !over {
-            over = Pin::new(&mut connection.driver).poll(cx).is_ready();
+    let mut answer = pin!(unconstrained(sender.try_send_request(request)));
+    let answer = poll_fn(|cx| {
+        // One that is over still holds a request that it has not begun; dropped, it gives it back.
+        if driver.as_mut().is_some_and(|driver| Pin::new(driver).poll(cx).is_ready()) {
+            driver = None;
         }
         answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))
     })
@@ -194,7 +201,8 @@ async fn exchange(
     .map_err(|mut failed| {
         let unsent = failed.take_message();
         (failed.into_error(), unsent)
-    })
+    })?;
+    Ok((answer, driver.map(|driver| Connection { sender, driver })))
 }
 
 /// An answer's body, and the connection that it comes by.
@@ -245,7 +253,8 @@ impl http_body::Body for Driven {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = std::task::ready!(self.poll_next(cx));
         match &frame {
-            Some(Ok(_)) if !self.body.is_end_stream() => {}
+            // Nothing comes after trailers.
+            Some(Ok(frame)) if frame.is_data() && !self.body.is_end_stream() => {}
             Some(Err(_)) => self.rest = None,
             _ => self.settle(),
         }
@@ -347,6 +356,42 @@ mod tests {
         assert_eq!(heard(&mut told).await, "begun");
         let (one, two) = (whole(one).await.unwrap().to_bytes(), whole(two).await.unwrap().to_bytes());
         assert_eq!((&one[..], &two[..]), (&b"ok"[..], &b"ok"[..]));
+    }
+
+    #[tokio::test]
+    async fn a_request_comes_back_from_a_connection_whose_server_hung_up_before_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (at, kept) = (listener.local_addr().unwrap(), Arc::new(Kept::default()));
+        let asked = async { whole(ask(&kept, at).await.unwrap()).await.unwrap().to_bytes() };
+        let answered = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            socket.read_u8().await.unwrap();
+            socket.write_all(OK.as_bytes()).await.unwrap();
+            socket
+        };
+        let (answer, mut socket) = tokio::join!(asked, answered);
+        assert_eq!(answer, "ok");
+        let (_, connection) = kept.lock().places.get_mut("x:80").and_then(Vec::pop).unwrap();
+        socket.shutdown().await.unwrap();
+        for _ in 0..100 {
+            tokio::task::yield_now().await; // the runtime hears of it at one of its next turns
+        }
+        let request = Request::get("/").header("host", "x").body(moorline_proxy::body::empty()).unwrap();
+        let outcome = timeout(LONG, exchange(connection, request)).await.expect("an end in time");
+        assert!(matches!(outcome, Err((_, Some(_)))), "unsent, and so it is sent by another");
+    }
+
+    #[tokio::test]
+    async fn an_answer_with_trailers_leaves_its_connection_free() {
+        const SUM: &str =
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n1\r\nc\r\n0\r\nx-sum: 3\r\n\r\n";
+        let ((at, mut told, _server), kept) = (server(&[SUM, OK, OK]).await, Arc::new(Kept::default()));
+        let mut body = ask(&kept, at).await.unwrap().into_body();
+        // As whoever sends it on reads it: not beyond the trailers.
+        while timeout(LONG, body.frame()).await.expect("in time").unwrap().unwrap().is_data() {}
+        drop(body);
+        assert_eq!(whole(ask(&kept, at).await.unwrap()).await.unwrap().to_bytes(), "ok");
+        assert_eq!((heard(&mut told).await, told.try_recv().is_err()), ("begun", true), "one connection");
     }
 
     #[tokio::test]
