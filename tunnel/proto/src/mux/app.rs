@@ -114,7 +114,7 @@ impl Mux {
     }
 
     /// Grants credit for what was read, in portions of half a window. Windows of streams that are read as fast as
-    /// the path delivers double: what a window needs less than two round trips for, the path could do faster. These are the
+    /// the path delivers double: what a window needs less than four round trips for, the path could do faster. These are the
     /// path's own: a window that grew with the queue that it makes would only make a longer one, and others wait in it too.
     fn consumed(&mut self, key: StreamKey, n: u32) {
         let (limits, now) = (&self.limits, self.now);

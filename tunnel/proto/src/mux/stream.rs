@@ -156,8 +156,8 @@ impl Stream {
 }
 
 impl Recv {
-    /// Whether more than half a window was read for each round trip since this was last asked. Bursts do not count alone: it is
-    /// never asked of less than one round trip.
+    /// Whether more than a quarter of a window was read for each round trip since this was last asked: so windows fit paths
+    /// whose usual round trip is a few times their least. Bursts do not count alone: it is never asked of less than one.
     pub(super) fn outpaces(&mut self, rtt: Duration, now: Duration) -> bool {
         let elapsed = now.saturating_sub(self.paced);
         if elapsed < rtt {
@@ -165,7 +165,7 @@ impl Recv {
         }
         self.paced = now;
         let read = u128::from(mem::take(&mut self.pace));
-        u128::from(self.window) * elapsed.as_nanos() < 2 * read * rtt.as_nanos()
+        u128::from(self.window) * elapsed.as_nanos() < 4 * read * rtt.as_nanos()
     }
 
     /// Takes `len` bytes off the front of `input`.
