@@ -136,8 +136,13 @@ impl Waiter {
     }
 }
 
+/// Columns or rows of a console, at most.
+const MOST_CELLS: u16 = 1024;
+
 fn cells(columns: u16, rows: u16) -> COORD {
-    let fit = |cells: u16| i16::try_from(cells).unwrap_or(i16::MAX);
+    // Cells are the console's memory, which no job bounds; and at one column it loops on a wide letter
+    // (microsoft/terminal#19922).
+    let fit = |cells: u16| cells.clamp(2, MOST_CELLS).cast_signed();
     COORD { X: fit(columns), Y: fit(rows) }
 }
 
