@@ -352,6 +352,7 @@ impl Hub {
             metrics: metrics.clone(),
             audit: Arc::clone(&front.audit),
             recordings: Arc::clone(&front.recordings),
+            rights_without_store: config.rights_without_store,
         };
         background.spawn(delivery.run(kill.clone()));
         background.spawn(issuer.sweep(kill.clone()));

@@ -109,6 +109,8 @@ pub(crate) struct Delivery {
     pub metrics: Metrics,
     pub audit: Arc<dyn AuditSink>,
     pub recordings: Arc<Store>,
+    /// How long what is known of rights counts while the store tells of no changes: from then on nothing is vouched for anew.
+    pub rights_without_store: Duration,
 }
 
 /// The delivery, and what it remembers.
@@ -128,7 +130,7 @@ impl Delivery {
             store: Arc::clone(&self.recordings),
             audit: Arc::clone(&self.audit),
             metrics: self.metrics.clone(),
-            refused: Mutex::default(),
+            settled: Mutex::default(),
         });
         let this = Arc::new(Deliverer { board, takes, base: self, sum: Arc::default() });
         let (mut given, mut busy): (HashMap<String, Given>, HashSet<String>) = Default::default();
@@ -142,10 +144,11 @@ impl Delivery {
                 Some(done) = under_way.join_next() => {
                     if let Ok((key, result, waits)) = done {
                         busy.remove(&key);
-                        if let Some(entry) = waits && taking.len() < TAKING && !taking.contains_key(&key) {
-                            let takes = Arc::clone(&this.takes);
+                        // One of a cluster at a time, whatever it says of itself: there are others.
+                        if let Some(entry) = waits && taking.len() < TAKING && !taking.contains_key(&entry.cluster) {
+                            let (takes, cluster) = (Arc::clone(&this.takes), entry.cluster.clone());
                             let task = takers.spawn(async move { takes.take(&entry).await });
-                            taking.insert(key.clone(), task);
+                            taking.insert(cluster, task);
                         }
                         given.insert(key, result);
                     }
@@ -170,6 +173,7 @@ impl Delivery {
             let gone = given.len() < before;
             this.board.look(gone, wanting.iter().map(|entry| entry.cluster.as_str()), now()).await;
             let mut prints: HashMap<String, [u8; 32]> = HashMap::new();
+            let unheard = this.base.rights_without_store < this.base.records.unheard();
             for entry in wanting {
                 let key = key(&entry);
                 if busy.contains(&key) || AT_ONCE <= under_way.len() {
@@ -177,9 +181,8 @@ impl Delivery {
                 }
                 let cluster = entry.cluster.clone();
                 let print = *prints.entry(cluster.clone()).or_insert_with(|| this.base.bundles.fingerprint(&cluster));
-                let due = given
-                    .get(&key)
-                    .is_none_or(|had| had.retry <= now() && (had.fingerprint != print || had.again <= now()));
+                let new = |had: &Given| had.fingerprint != print || had.again <= now();
+                let due = !unheard && given.get(&key).is_none_or(|had| had.retry <= now() && new(had));
                 if due {
                     busy.insert(key.clone());
                     let (this, before) = (Arc::clone(&this), given.remove(&key).and_then(|had| had.bundle));

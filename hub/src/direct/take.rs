@@ -8,7 +8,7 @@ use crate::{audit, metrics::Metrics, recordings::HUB, sessions::Entry};
 use http::{Method, StatusCode};
 use moorline_proxy::{
     audit::AuditSink,
-    tape::{Store, Take, TakeError, Taking},
+    tape::{LONGEST_TAKEN, Store, Take, TakeError, Taking},
 };
 use std::{
     collections::HashSet,
@@ -25,8 +25,10 @@ const NAMES: usize = 64;
 const PIECE: usize = 1 << 20;
 /// Longest wait for one answer.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Names that are remembered because they would be refused again.
-const REFUSED: usize = 4096;
+/// Least that an agent gives at once, in bytes, but for the last piece: who gives less holds up others.
+const LEAST: u64 = 64 << 10;
+/// Names that are remembered because nothing is to be done about them any more.
+const SETTLED: usize = 4096;
 
 /// Why one was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +39,7 @@ enum Untaken {
     Late,
     #[error("the agent answers {0}")]
     Answer(StatusCode),
-    #[error("the list of names cannot be read")]
+    #[error("what the agent gives cannot be read, or is too little at a time")]
     Malformed,
     #[error(transparent)]
     Store(#[from] TakeError),
@@ -63,7 +65,8 @@ pub(crate) struct Takes {
     pub store: Arc<Store>,
     pub audit: Arc<dyn AuditSink>,
     pub metrics: Metrics,
-    pub refused: Mutex<HashSet<String>>,
+    /// Clusters and names of those that would be refused again, or are here and said to be gone there.
+    pub settled: Mutex<HashSet<(String, String)>>,
 }
 
 impl Takes {
@@ -76,7 +79,8 @@ impl Takes {
         };
         for name in names {
             match self.one(entry, &name).await {
-                Ok(()) => {}
+                Ok(true) => self.settled(cluster, name),
+                Ok(false) => {}
                 Err(error) if error.is_final() => self.refuse(cluster, name, &error),
                 // This one alone cannot be read there, or was fetched by another session.
                 Err(error @ Untaken::Answer(_)) => self.told(cluster, &name, &error),
@@ -90,11 +94,15 @@ impl Takes {
     fn refuse(&self, cluster: &str, name: String, error: &Untaken) {
         self.count("refused");
         tracing::error!(cluster, name, "a recording of the cluster's endpoint is refused, and stays there: {error}");
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        if REFUSED <= refused.len() {
-            refused.clear();
+        self.settled(cluster, name);
+    }
+
+    fn settled(&self, cluster: &str, name: String) {
+        let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        if SETTLED <= settled.len() {
+            settled.clear();
         }
-        refused.insert(name);
+        settled.insert((cluster.to_owned(), name));
     }
 
     fn told(&self, cluster: &str, name: &str, error: &Untaken) {
@@ -106,18 +114,20 @@ impl Takes {
         self.metrics.recordings_taken.with_label_values(&[result]).inc();
     }
 
-    /// Those that wait there, but for those that were refused before.
+    /// Those that wait there, but for those about which nothing is to be done.
     async fn names(&self, entry: &Entry) -> Result<Vec<String>, Untaken> {
         let text = String::from_utf8(asked(entry, Method::GET, "/recordings", LIST).await?);
         let text = text.map_err(|_| Untaken::Malformed)?;
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(text.lines().filter(|name| !refused.contains(*name)).take(NAMES).map(str::to_owned).collect())
+        let settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = |name: &&str| !settled.contains(&(entry.cluster.clone(), (*name).to_owned()));
+        Ok(text.lines().filter(waits).take(NAMES).map(str::to_owned).collect())
     }
 
-    async fn one(&self, entry: &Entry, name: &str) -> Result<(), Untaken> {
+    /// Whether it is here now, and gone there.
+    async fn one(&self, entry: &Entry, name: &str) -> Result<bool, Untaken> {
         let (store, wanted, cluster) = (Arc::clone(&self.store), name.to_owned(), entry.cluster.clone());
         let sha256 = match off(move || store.take(&wanted, &cluster)).await? {
-            Take::Busy => return Ok(()),
+            Take::Busy => return Ok(false),
             Take::Have(sha256) => sha256,
             Take::Begun(taking) => {
                 self.audit.admit().await.map_err(|_| Untaken::Full)?;
@@ -128,7 +138,7 @@ impl Takes {
             }
         };
         // It names the one that is meant: another of this name stays there, and both can be looked at.
-        asked(entry, Method::DELETE, &format!("/recordings/{name}?sha256={sha256}"), 64).await.map(drop)
+        asked(entry, Method::DELETE, &format!("/recordings/{name}?sha256={sha256}"), 64).await.map(|_| true)
     }
 
     /// Who has it now is on record. Its hash says the record of its session's end.
@@ -143,7 +153,7 @@ impl Takes {
 
 /// All of one, in the folder: its length and hash.
 async fn fetched(entry: &Entry, name: &str, mut taking: Taking) -> Result<(u64, String), Untaken> {
-    loop {
+    for _ in 0..LONGEST_TAKEN / LEAST {
         let path = format!("/recordings/{name}?from={}", taking.bytes());
         let piece = asked(entry, Method::GET, &path, PIECE).await?;
         if piece.is_empty() {
@@ -152,6 +162,7 @@ async fn fetched(entry: &Entry, name: &str, mut taking: Taking) -> Result<(u64, 
         }
         taking = off(move || taking.push(&piece).map(|()| taking)).await?;
     }
+    Err(Untaken::Malformed)
 }
 
 /// Work with files, off the runtime.

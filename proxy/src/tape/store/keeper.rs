@@ -16,6 +16,10 @@ const LOOK: Duration = Duration::from_secs(600);
 /// Room that a session finds where recordings are fetched, in bytes, or it does not begin: so that it does not end at once.
 const ROOM: u64 = 1 << 20;
 
+/// Of all room, one part in so many is for what one cluster brings; and so many recordings.
+const SHARE: u64 = 4;
+const MOST_OF_ONE: usize = 10_000;
+
 /// What a recording is written to.
 pub(super) trait Disk: Write + Send {
     /// Makes it so long; what is written next comes after that.
@@ -77,7 +81,11 @@ impl Keeper {
     pub(super) fn new(settings: Settings, tell: Tell) -> io::Result<Self> {
         take::forget_parts(&settings.dir)?;
         let mut found = folder::files(&settings.dir)?;
-        found.sort();
+        // By when they were over, not by name: those of elsewhere have a name of their own time, and come when they come.
+        found.sort_by_cached_key(|(name, open, _)| {
+            let written = fs::metadata(folder::path(&settings.dir, name, *open)).and_then(|data| data.modified());
+            (written.ok(), name.clone())
+        });
         let mut this = Self { settings, tell, over: VecDeque::new(), total: 0, looked: Instant::now() };
         for (name, open, bytes) in found {
             if open {
@@ -128,18 +136,54 @@ impl Keeper {
                 }
             }
             Job::Take(whole, done) => {
-                let taken = whole.settle(&self.settings.dir);
-                if taken.is_ok() {
-                    self.total += whole.bytes;
-                    self.is_over(whole.name, whole.bytes);
-                    self.trim();
-                }
-                let _ = done.send(taken); // who asked may not have waited; the next time it is there
+                let _ = done.send(self.settle(&whole)); // who asked may not have waited; the next time it is there
             }
         }
         if LOOK <= self.looked.elapsed() {
             self.trim();
         }
+    }
+
+    /// Puts one among the others that was made elsewhere. What its cluster has brought makes room for it, and nothing of
+    /// others: a cluster that somebody has broken into must not be able to empty the folder.
+    fn settle(&mut self, whole: &take::Whole) -> io::Result<()> {
+        if self.settings.max_total < whole.bytes {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        whole.settle(&self.settings.dir)?;
+        self.total += whole.bytes;
+        self.is_over(whole.name.clone(), whole.bytes);
+        let own = |name: &str| name.strip_suffix(&whole.mark).is_some_and(|rest| rest.ends_with('-'));
+        let share = (self.settings.max_total / SHARE).max(whole.bytes);
+        loop {
+            let brought = self.over.iter().filter(|(name, _)| own(name));
+            let (count, bytes) = brought.fold((0, 0), |(count, sum), (_, bytes)| (count + 1, sum + bytes));
+            let oldest = self.over.iter().position(|(name, _)| own(name));
+            match oldest {
+                Some(at) if MOST_OF_ONE < count || share < bytes => self.remove(at)?,
+                _ => break,
+            }
+        }
+        self.trim();
+        // Those that go on may have left no room for it: then it stays where it was made.
+        let kept = self.over.back().is_some_and(|(name, _)| *name == whole.name);
+        if kept { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
+    }
+
+    /// Removes one of those that are over.
+    fn remove(&mut self, at: usize) -> io::Result<()> {
+        let Some((name, bytes)) = self.over.get(at).cloned() else { return Ok(()) };
+        match fs::remove_file(self.path(&name, false)) {
+            Ok(()) => (self.tell)(Lost { name, sha256: String::new() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::error!(recording = name, "an old recording cannot be removed: {error}");
+                return Err(error);
+            }
+        }
+        self.total -= bytes.min(self.total);
+        self.over.remove(at);
+        Ok(())
     }
 
     fn begin(&mut self, tape: &Tape, first: &[u8]) -> io::Result<()> {
@@ -234,23 +278,13 @@ impl Keeper {
     /// Removes what is too old, and the oldest of what is too much: of those that are kept here.
     fn trim(&mut self) {
         self.looked = Instant::now();
-        while let Some((name, bytes)) = self.over.front().cloned() {
-            let file = self.path(&name, false);
-            let written = fs::metadata(&file).and_then(|data| data.modified());
+        while let Some((name, _)) = self.over.front() {
+            let written = fs::metadata(self.path(name, false)).and_then(|data| data.modified());
             let age = written.ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
-            if self.total <= self.settings.max_total && age <= self.settings.keep {
+            let stays = self.total <= self.settings.max_total && age <= self.settings.keep;
+            if stays || self.remove(0).is_err() {
                 return;
             }
-            match fs::remove_file(&file) {
-                Ok(()) => (self.tell)(Lost { name, sha256: String::new() }),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    tracing::error!(recording = name, "an old recording cannot be removed: {error}");
-                    return;
-                }
-            }
-            self.total -= bytes.min(self.total);
-            self.over.pop_front();
         }
     }
 }

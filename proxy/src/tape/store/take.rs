@@ -69,7 +69,7 @@ impl Store {
         if !lock(&self.taking).insert(name.to_owned()) {
             return Ok(Take::Busy);
         }
-        let place = Place { taking: Arc::clone(&self.taking), name: name.to_owned() };
+        let place = Arc::new(Place { taking: Arc::clone(&self.taking), name: name.to_owned() });
         match sha_of(&folder::path(&self.settings.dir, name, false)) {
             Ok((sha256, _)) => return Ok(Take::Have(sha256)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -105,7 +105,7 @@ pub struct Taking {
     jobs: mpsc::Sender<Job>,
     cluster: String,
     path: PathBuf,
-    place: Place,
+    place: Arc<Place>,
 }
 
 impl Taking {
@@ -140,7 +140,13 @@ impl Taking {
             return Err(TakeError::Foreign);
         }
         self.file.sync_data()?;
-        let whole = Whole { name: self.place.name.clone(), path: self.path.clone(), bytes: self.bytes };
+        let whole = Whole {
+            name: self.place.name.clone(),
+            mark: folder::mark(&self.cluster),
+            path: self.path.clone(),
+            bytes: self.bytes,
+            _place: Arc::clone(&self.place),
+        };
         let (done, taken) = mpsc::channel();
         let gone = || io::Error::new(io::ErrorKind::TimedOut, "it does not keep up");
         self.jobs.send(Job::Take(whole, done)).map_err(|_| gone())?;
@@ -158,8 +164,12 @@ impl Drop for Taking {
 /// One that is all there, beside the folder's others.
 pub(super) struct Whole {
     pub(super) name: String,
+    /// How the names of all that its cluster brings end.
+    pub(super) mark: String,
     path: PathBuf,
     pub(super) bytes: u64,
+    /// Nobody begins it anew before this is over, be it that nobody waits for it any more.
+    _place: Arc<Place>,
 }
 
 impl Whole {

@@ -114,3 +114,49 @@ async fn f32_what_nobody_fetches_stays_and_none_is_begun_or_goes_on_beside_it() 
     let more = outbox.bytes().unwrap() - before;
     assert!(going_on.failed() == Some(NoTape::Full) && more < 100, "it ends, and not too late: {more}");
 }
+
+fn bring(here: &Store, name: &str, bytes: usize) {
+    let mut taking = begun(here, name);
+    taking.push(&vec![b'x'; bytes]).unwrap();
+    taking.keep().unwrap();
+}
+
+#[tokio::test]
+async fn a_cluster_that_brings_much_makes_room_with_its_own_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let of = Settings { max_total: 8000, ..settings(dir.path()) };
+    let (here, _) = open(of.clone());
+    let (own, _) = recorded(&here, "ab", 1000).await;
+    let others = format!("20261121101500-ab-{}", mark("b"));
+    match here.take(&others, "b").unwrap() {
+        Take::Begun(taking) => taking.keep().unwrap(),
+        Take::Have(_) | Take::Busy => panic!(),
+    };
+    let names: Vec<String> = (0..20).map(|n| format!("20261121101500-{n:02}-{}", mark("a"))).collect();
+    for name in &names {
+        bring(&here, name, 1000);
+    }
+    let kept = names.iter().filter(|name| here.read(name).unwrap().is_some()).count();
+    assert_eq!((kept, here.read(&names[19]).unwrap().is_some()), (2, true), "a quarter of the room, the newest");
+    assert!(here.read(&own).unwrap().is_some() && here.read(&others).unwrap().is_some());
+    // One for which there is no room stays where it was made.
+    let mut taking = begun(&here, &names[0]);
+    taking.push(&[b'x'; 8001]).unwrap();
+    assert!(matches!(taking.keep(), Err(TakeError::Io(error)) if error.kind() == io::ErrorKind::StorageFull));
+    assert!(here.read(&own).unwrap().is_some());
+}
+
+#[tokio::test]
+async fn what_came_late_keeps_nothing_beyond_its_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let of = Settings { keep: Duration::from_secs(3600), ..settings(dir.path()) };
+    let (here, _) = open(of.clone());
+    let (old, _) = recorded(&here, "ab", 1000).await;
+    let late = format!("0-0-{}", mark("a"));
+    bring(&here, &late, 1000);
+    drop(here);
+    let file = fs::File::options().write(true).open(path(&of.dir, &old, false)).unwrap();
+    file.set_modified(std::time::SystemTime::now() - Duration::from_secs(7200)).unwrap();
+    let (here, _) = open(of);
+    assert!(here.read(&old).unwrap().is_none() && here.read(&late).unwrap().is_some());
+}
