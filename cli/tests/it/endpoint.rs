@@ -1,42 +1,15 @@
 //! Bundles from a hub to the endpoint of a cluster, every part the program itself; what the hub says of it.
 
 use super::{
-    moorline,
+    Running, eventually, moorline,
     real::{Hub, free, login, ok, page},
-    stderr,
+    spawn, stderr,
 };
 use serde_json::{Value, json};
 use std::{
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    process::Command,
 };
-
-/// Longest that anything may take: a debug build on a busy machine.
-const SOON: Duration = Duration::from_secs(60);
-
-/// A program that ends with the test.
-struct Running(Child);
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn spawn(mut command: Command, log: &Path) -> Running {
-    let log = std::fs::File::create(log).unwrap();
-    Running(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
-}
-
-#[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> Result<(), String>) {
-    let begun = Instant::now();
-    while let Err(why) = holds() {
-        assert!(begun.elapsed() < SOON, "{what}: {why}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
 
 struct World {
     home: tempfile::TempDir,

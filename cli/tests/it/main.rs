@@ -18,7 +18,8 @@ mod usage;
 use std::{
     io::Write,
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 /// The program with an empty home of its own and nothing of this environment.
@@ -46,4 +47,30 @@ fn stdout(output: &Output) -> String {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Longest that anything may take: a debug build on a busy machine.
+const SOON: Duration = Duration::from_secs(60);
+
+/// A program that ends with the test.
+struct Running(Child);
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn spawn(mut command: Command, log: &Path) -> Running {
+    let log = std::fs::File::create(log).unwrap();
+    Running(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
+}
+
+#[track_caller]
+fn eventually(what: &str, mut holds: impl FnMut() -> Result<(), String>) {
+    let begun = Instant::now();
+    while let Err(why) = holds() {
+        assert!(begun.elapsed() < SOON, "{what}: {why}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
