@@ -56,6 +56,11 @@ const LOSS: f64 = 0.02;
 const BACK_OFF: f64 = 0.8;
 /// Noise that is made up for by sending more.
 const NOISE_MOST: f64 = 0.3;
+/// How often one packet more may go out while nothing is acknowledged. Probes (RFC 9002 §6.2) come twice as late each time:
+/// by themselves they find a path that was away for ten seconds up to ten seconds after it has come back.
+const KNOCK: Duration = Duration::from_secs(1);
+/// Such packets at most.
+const KNOCKS: u64 = 32;
 
 /// Makes a [`Model`] for each path.
 #[derive(Debug, Clone, Default)]
@@ -111,6 +116,8 @@ pub(crate) struct Model {
     acked: u64,
     limited: bool,
     dice: u64,
+    /// Since when what was sent has been waiting for the next acknowledgement.
+    unheard: Option<Instant>,
 }
 
 impl Model {
@@ -137,6 +144,7 @@ impl Model {
             acked: 0,
             limited: true,
             dice: 0x9e37_79b9_7f4a_7c15,
+            unheard: None,
         }
     }
 
@@ -210,6 +218,12 @@ impl Model {
         (self.lost, self.delivered, self.of_round) = (0, 0, Duration::MAX);
     }
 
+    /// Packets beside the window that a silent path is asked with. quinn tells no time here, so this looks at the clock.
+    fn knocks(&self) -> u64 {
+        let silent = self.unheard.map_or(Duration::ZERO, |since| since.elapsed());
+        (silent.as_secs() / KNOCK.as_secs()).min(KNOCKS)
+    }
+
     fn gain(&self, now: Instant) -> f64 {
         let base = (ALONE * self.stretch.max(1.0)).min(BESIDE) / (1.0 - self.noise);
         match self.phase {
@@ -247,6 +261,7 @@ impl Model {
 impl Controller for Model {
     fn on_sent(&mut self, now: Instant, _bytes: u64, _last_packet_number: u64) {
         self.samples.sent(now, self.limited);
+        self.unheard.get_or_insert(now);
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, _app_limited: bool, _rtt: &RttEstimator) {
@@ -264,6 +279,7 @@ impl Controller for Model {
 
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, _largest: Option<u64>) {
         // Less in flight than permitted: what is measured is the application, not the path.
+        self.unheard = (in_flight > 0).then_some(now);
         self.limited = app_limited && in_flight + self.acked < self.window * 3 / 4;
         let shortest = if self.shortest == Duration::MAX { Duration::ZERO } else { self.shortest };
         let Some(sample) = self.samples.end(now, shortest) else { return };
@@ -283,7 +299,8 @@ impl Controller for Model {
         if is_persistent_congestion {
             // For several round trips nothing came through: what was known of the path is void.
             let (mtu, noise) = (self.mtu, self.noise);
-            *self = Self { samples: self.samples.clone(), noise, window: LEAST * mtu, ..Self::new(now, mtu) };
+            let unheard = self.unheard;
+            *self = Self { samples: self.samples.clone(), noise, window: LEAST * mtu, unheard, ..Self::new(now, mtu) };
         }
     }
 
@@ -293,7 +310,7 @@ impl Controller for Model {
     }
 
     fn window(&self) -> u64 {
-        self.window
+        self.window + self.mtu * self.knocks()
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
@@ -306,5 +323,39 @@ impl Controller for Model {
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MTU: u64 = 1200;
+
+    /// A window after nothing was heard for so long of one packet.
+    fn after(silence: Duration) -> (Model, u64) {
+        let sent = Instant::now().checked_sub(silence).unwrap();
+        let mut model = Model::new(sent, MTU);
+        let before = model.window();
+        model.on_sent(sent, MTU, 0);
+        let more = model.window() - before;
+        (model, more)
+    }
+
+    #[test]
+    fn a_silent_path_is_asked_each_second_whatever_is_in_flight() {
+        assert_eq!(after(Duration::from_millis(500)).1, 0);
+        assert_eq!(after(Duration::from_millis(3500)).1, 3 * MTU);
+        assert_eq!(after(Duration::from_secs(300)).1, KNOCKS * MTU);
+    }
+
+    #[test]
+    fn a_path_that_answers_or_owes_nothing_is_asked_no_more() {
+        for in_flight in [0, 5 * MTU] {
+            let (mut model, _) = after(Duration::from_secs(5));
+            let before = model.window;
+            model.on_end_acks(Instant::now(), in_flight, true, Some(0));
+            assert_eq!(model.window(), before, "{in_flight} in flight");
+        }
     }
 }

@@ -147,6 +147,10 @@ impl Shared {
         pings.waiting.insert(number, (Instant::now(), answered));
         Some((Control::Ping(number), answer))
     }
+    /// Whether an agent has waited for an answer for longer than [`LATE`].
+    fn answer_is_late(&self) -> bool {
+        self.limits.keep_alive + LATE <= self.pings().answered.elapsed()
+    }
     pub fn heard_drain(&self, grace: Duration) {
         self.peer_drains.send_if_modified(|now| {
             let first = now.is_none();
@@ -453,7 +457,8 @@ async fn alive(shared: &Shared) -> (CloseCode, String) {
         if shared.limits.silence <= arrivals.last(shared).elapsed() {
             return (CloseCode::Silent, "the hub did not answer in time".into());
         }
-        if ask_at <= Instant::now() {
+        // A path that was away is found by the next thing that is sent: while an answer is late, that must not be long.
+        if ask_at <= Instant::now() || shared.answer_is_late() {
             ask_at = Instant::now() + shared.limits.keep_alive;
             if let Some((question, _)) = shared.question() {
                 let _ = shared.outbox.try_send(question); // a full queue is as bad as no answer
