@@ -290,6 +290,10 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
     let seal_key = args.endpoint_seal_key.or(file.endpoint_seal_key);
     let secret = daemon::either(args.endpoint_secret, file.endpoint_secret, "endpointSecret")?;
     let endpoint = match args.endpoint_dir.or(file.endpoint_dir) {
+        Some(_) if role == AgentRole::Node => {
+            let advice = "name it at the cluster's agent, without --role node";
+            return Err(usage("--endpoint-dir is for the whole cluster, and a node agent for its node", advice));
+        }
         Some(dir) => Some(EndpointConfig { dir, seal_key, secret }),
         None if seal_key.is_some() || secret.is_some() => {
             return Err(usage("a key or Secret for bundles, and no folder for them", "say which: --endpoint-dir DIR"));

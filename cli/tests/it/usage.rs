@@ -56,6 +56,7 @@ fn wrong_usage_ends_with_2() {
         &["share", "export", "edge1", "web", "80", "--to", "edge2"],
         &["share", "delete", "shop-web-edge1"],
         &["hub", "--no-such-flag"],
+        &["agent", "--hub", "hub:1", "--kubeconfig", "k", "--state-dir", "s", "--role", "node", "--endpoint-dir", "e"],
     ] {
         let output = run(home.path(), args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));

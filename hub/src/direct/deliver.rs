@@ -47,7 +47,8 @@ const VISIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(10);
 /// Largest answer of an agent, in bytes.
 const ANSWER: usize = 64 << 10;
-/// The fact by which an agent asks for bundles.
+/// The fact by which a cluster's agent asks for bundles. A node's is not heard: it would be given the cluster's users, and
+/// what it answers would be where kubeconfigs send their tokens.
 const WANTED: &str = "endpoint";
 /// Bytes of bundles that are remembered, so that only what changed is sent next time: some hundred of a thousand users.
 const REMEMBERED: usize = 64 << 20;
@@ -166,7 +167,8 @@ impl Delivery {
                     Err(error) => tracing::error!("logins that were ended are not kept: {error}"),
                 }
             }
-            let wanting: Vec<_> = this.base.registry.all().into_iter().filter(|e| e.fact(WANTED).is_some()).collect();
+            let wants = |entry: &Arc<Entry>| !entry.node && entry.fact(WANTED).is_some();
+            let wanting: Vec<_> = this.base.registry.all().into_iter().filter(wants).collect();
             let alive: HashSet<String> = wanting.iter().map(key).collect();
             let before = given.len();
             given.retain(|key, _| alive.contains(key));

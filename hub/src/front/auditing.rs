@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use jiff::Timestamp;
 use moorline_proxy::{
     Body,
-    audit::search::{Query, search},
+    audit::search::{End, Query, search},
     status::status_response,
 };
 use serde_json::json as value;
@@ -73,6 +73,7 @@ fn query(asked: &HashMap<String, String>) -> Result<Query, String> {
         Some(_) => return Err(format!("limit must be from 1 to {MOST}")),
     };
     Ok(Query {
+        from: End::Newest,
         user: text("user"),
         cluster: text("cluster"),
         verb: text("verb"),

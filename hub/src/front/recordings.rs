@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use moorline_authz::access::{Facts, read_audit};
 use moorline_proxy::{
     Body, BodyError,
-    audit::search::{Answer, Query, search},
+    audit::search::{Answer, End, Query, search},
     status::status_response,
     tape::Store,
 };
@@ -39,6 +39,7 @@ const USUAL: usize = 100;
 /// Longest search for what the audit log says of one.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Records that speak of one, at most: its session's, and one for each time that it was sealed. Replays are not looked at.
+/// The oldest count: a cluster that is broken into can say more of its old recordings, and unsay nothing.
 const SPOKEN: usize = 100;
 /// Bytes of a recording that are held at a time.
 const PIECE: usize = 64 << 10;
@@ -167,6 +168,7 @@ fn find(store: &Store, log: &Path, name: &str) -> io::Result<Option<Found>> {
         recording: Some(name.to_owned()),
         but_verb: Some("replay".to_owned()),
         limit: SPOKEN,
+        from: End::Oldest,
         ..Query::default()
     };
     // The log before the file: what it names by then is over by then, so that other bytes are not those.

@@ -77,6 +77,25 @@ async fn a_cluster_gets_a_bundle_for_each_change_that_is_about_it_and_no_other()
     assert_eq!(cluster["status"]["direct"]["server"], "https://edge1.example:6444", "kubeconfigs can name it");
 }
 
+/// Whoever holds a node learns nothing of the cluster's users, and cannot say where they should send their tokens.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_agent_that_asks_for_bundles_gets_none() {
+    let world = World::new().await;
+    world.cluster("edge1").await;
+    let token = world.join_token("edge1", 2, "2999-01-01T00:00:00Z").await;
+    let node = world.join_node(&token, "n1").await;
+    let (facts, port) = ([("endpoint", "1")], world.hub.addr().port());
+    let node = world.dial_with(&node, Carrier::Tls, 1, port, &facts).await.unwrap();
+    let agent = world.join(&token, "a1", None).await.unwrap();
+    let agent = world.dial_with(&agent, Carrier::Tls, 2, port, &facts).await.unwrap();
+    for users in 1..=3 {
+        eventually("the agent's", async || got(&world, &agent, "edge1").last().is_some_and(|b| b.users.len() == users))
+            .await;
+        world.user(&format!("u{users}"), &["edge1"]).await;
+    }
+    assert_eq!(node.lines().iter().find(|line| line.contains("/bundle")), None);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bundle_can_be_taken_away_by_an_administrator_alone() {
     let world = World::new().await;

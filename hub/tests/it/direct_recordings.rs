@@ -232,3 +232,22 @@ async fn a_cluster_says_nothing_of_recordings_that_are_not_its_own() {
     let forged: Vec<_> = forged.collect();
     assert!(forged.len() == 1 && !forged[0].contains("moorline.dev/recording"), "{forged:?}");
 }
+
+/// Whoever breaks into a cluster later can say more of what was recorded there before, and unsays nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_cluster_says_later_makes_no_old_recording_doubtful() {
+    let (world, edge) = (World::new().await, Edge::new());
+    let (name, seal) = edge.session("ab", "edge1", "shown").await;
+    edge.ended(&name, &seal.sha256);
+    edge.serve(&world, "edge1").await;
+    eventually("it is taken", async || edge.outbox.list(9).unwrap().is_empty()).await;
+    for _ in 0..150 {
+        edge.ended(&name, &"b".repeat(64));
+    }
+    let told = async || {
+        let log = world.get(&world.admin, "/auth/audit?verb=create&user=anna&limit=1000").await.json();
+        log["items"].as_array().unwrap().len()
+    };
+    eventually("all of it is on record", async || told().await > 150).await;
+    assert_eq!(replayed(&world, &name).await.1, "sealed");
+}

@@ -30,8 +30,20 @@ pub struct Query {
     pub since: Option<Timestamp>,
     /// Before then.
     pub until: Option<Timestamp>,
-    /// The newest of these, so many.
+    /// So many of these.
     pub limit: usize,
+    /// Which of these, where there are more.
+    pub from: End,
+}
+
+/// An end of the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum End {
+    /// What was written last.
+    #[default]
+    Newest,
+    /// What was written first: whoever writes later cannot push it out.
+    Oldest,
 }
 
 /// What was found.
@@ -70,55 +82,78 @@ impl Query {
     }
 }
 
-/// Reads the newest files first, until enough is found or `patience` is over.
+/// Reads the files from that end, until enough is found or `patience` is over.
 ///
 /// # Errors
 /// A file cannot be read.
 pub fn search(path: &Path, query: &Query, patience: Duration) -> io::Result<Answer> {
     let (begun, needles) = (Instant::now(), query.needles());
     let mut answer = Answer::default();
-    for file in all(path).iter().rev() {
-        let mut found: VecDeque<Value> = VecDeque::new();
+    let mut files = all(path);
+    if query.from == End::Newest {
+        files.reverse();
+    }
+    for file in files {
         let room = query.limit.saturating_sub(answer.records.len());
         if room == 0 {
             break;
         }
-        let mut reader = io::BufReader::new(match fs::File::open(file) {
-            Ok(file) => file,
+        let reader = match fs::File::open(file) {
+            Ok(file) => io::BufReader::new(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // removed or set aside just now
             Err(error) => return Err(error),
-        });
-        let mut line = String::new();
-        let mut bytes = Vec::new();
-        loop {
-            bytes.clear();
-            line.clear();
-            if reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut bytes)? == 0 {
-                break;
-            }
+        };
+        let mut found = VecDeque::new();
+        let fits = |line: &str| {
+            let may = needles.iter().all(|needle| line.contains(needle));
+            may.then(|| serde_json::from_str(line).ok()).flatten().filter(|record| query.fits(record))
+        };
+        answer.partial = !lines(reader, |line| {
             if begun.elapsed() > patience {
-                answer.partial = true;
-                break;
+                return Next::LateStop;
             }
-            let Ok(text) = std::str::from_utf8(&bytes) else { continue };
-            if !needles.iter().all(|needle| text.contains(needle)) {
-                continue;
+            found.extend(fits(line));
+            match query.from {
+                End::Oldest if found.len() == room => return Next::Stop,
+                End::Newest if found.len() > room => drop(found.pop_front()),
+                _ => {}
             }
-            let Ok(record) = serde_json::from_str::<Value>(text) else { continue };
-            if query.fits(&record) {
-                found.push_back(record);
-                if found.len() > room {
-                    found.pop_front();
-                }
-            }
+            Next::Line
+        })?;
+        match query.from {
+            End::Oldest => answer.records.extend(found),
+            End::Newest => answer.records = found.into_iter().chain(answer.records).collect(),
         }
-        found.extend(std::mem::take(&mut answer.records));
-        answer.records = found.into();
         if answer.partial {
             break;
         }
     }
     Ok(answer)
+}
+
+/// What comes after a line.
+enum Next {
+    Line,
+    /// That was enough.
+    Stop,
+    /// There was no time for more.
+    LateStop,
+}
+
+/// Shows each line that is text. Whether there was time for all.
+fn lines(mut reader: impl BufRead, mut look: impl FnMut(&str) -> Next) -> io::Result<bool> {
+    let mut bytes = Vec::new();
+    loop {
+        bytes.clear();
+        if reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut bytes)? == 0 {
+            return Ok(true);
+        }
+        match std::str::from_utf8(&bytes).map_or(Next::Line, &mut look) {
+            Next::Line => {}
+            Next::Stop => return Ok(true),
+            Next::LateStop => return Ok(false),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -147,6 +182,11 @@ mod tests {
         let base = Query { limit: 10, ..Query::default() };
         assert_eq!(ask(base.clone()), [1, 2, 3, 4, 5]);
         assert_eq!(ask(Query { limit: 2, ..base.clone() }), [4, 5]);
+        let oldest = Query { from: End::Oldest, ..base.clone() };
+        assert_eq!(ask(oldest.clone()), [1, 2, 3, 4, 5]);
+        assert_eq!(ask(Query { limit: 1, ..oldest.clone() }), [1]);
+        assert_eq!(ask(Query { limit: 3, ..oldest.clone() }), [1, 2, 3]);
+        assert_eq!(ask(Query { limit: 2, user: some("ann"), verb: some("get"), ..oldest }), [1, 4]);
         assert_eq!(ask(Query { user: some("ann"), verb: some("get"), ..base.clone() }), [1, 4, 5]);
         assert_eq!(ask(Query { cluster: some("b"), ..base.clone() }), [3, 5]);
         assert_eq!(ask(Query { cluster: some("b"), but_verb: some("list"), limit: 1, ..base.clone() }), [5]);
