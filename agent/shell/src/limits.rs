@@ -21,6 +21,8 @@ pub const MEMORY: usize = 2 << 30;
 pub const HOME_TRIES: usize = 100;
 /// Pause between these.
 pub const HOME_PAUSE: Duration = Duration::from_millis(50);
+/// Folders of shells whose agents have ended that one agent removes when it begins (Windows). Those beyond are the next's.
+pub const SWEPT: usize = 1024;
 /// Size of the home folder and of `/tmp`, each, in MiB. Both are memory, and end with the shell.
 pub const TMPFS_MIB: u32 = 64;
 /// A shell in which nothing is typed for this long ends.

@@ -221,7 +221,7 @@ async fn pump(
                             }
                         }
                     }
-                    Ok(Input::Resize(size)) => drop(terminal.resize(size)), // of a shell that just ended
+                    Ok(Input::Resize(size)) => terminal.resize(size),
                     Ok(Input::End) => no_more = true,
                     Err(_) => return "protocol",
                 },

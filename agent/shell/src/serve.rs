@@ -95,7 +95,11 @@ impl Drop for Place {
 
 impl Shells {
     /// Shells that run the programs in `root`: a folder with `bin`, `usr` and so on; on Windows one with `kubectl.exe`.
+    ///
+    /// On Windows what the shells of agents that were killed left behind is removed by the way.
     pub fn new(root: PathBuf, patience: Patience) -> Self {
+        #[cfg(windows)]
+        crate::terminal::sweep();
         Self {
             root,
             hidden: Vec::new(),

@@ -4,15 +4,19 @@
 //!
 //! [`Door`]: crate::kube::Door
 
+#[cfg(windows)]
+mod homes;
 #[cfg(target_os = "linux")]
 mod linux;
+#[cfg(any(windows, test))]
+mod newest;
 #[cfg(windows)]
 mod windows;
 
 #[cfg(target_os = "linux")]
 pub(crate) use self::linux::Terminal;
 #[cfg(windows)]
-pub(crate) use self::windows::Terminal;
+pub(crate) use self::{homes::sweep, windows::Terminal};
 
 /// Exit code of a shell that could not be made; shells themselves use others.
 pub(crate) const NOT_MADE: u8 = 125;

@@ -86,7 +86,24 @@ impl Console {
         Ok((Self(shared.clone()), Waiter { process, shared }))
     }
 
-    /// The client's window changed.
+    /// What changes its size. It does not keep the program's processes alive.
+    pub fn window(&self) -> Window {
+        Window(self.0.clone())
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.0.job.end();
+    }
+}
+
+/// Changes a console's size, on a thread that has time.
+pub struct Window(Arc<Shared>);
+
+impl Window {
+    /// The client's window changed. Where nobody takes what the console shows this may wait until somebody does, or
+    /// nobody can any more: Windows says it by a pipe, to a console that does not read while it has to write.
     ///
     /// # Errors
     /// The console cannot be that large.
@@ -96,12 +113,6 @@ impl Console {
             Some(pseudo) => succeeded(unsafe { ResizePseudoConsole(pseudo.0, cells(columns, rows)) }),
             None => Ok(()),
         }
-    }
-}
-
-impl Drop for Console {
-    fn drop(&mut self) {
-        self.0.job.end();
     }
 }
 
@@ -127,10 +138,14 @@ impl Waiter {
         Ok(code)
     }
 
-    /// Ends what the program left behind, and closes the console. Returns when the rest of what was shown is taken, or
-    /// the pipe's other end is closed.
-    pub fn close(self) {
+    /// Ends what the program left behind.
+    pub fn end(&self) {
         self.shared.job.end();
+    }
+
+    /// Closes the console. Before Windows 11 24H2 this waits until the rest of what was shown is taken, or the pipe's
+    /// other end is closed.
+    pub fn close(self) {
         let pseudo = self.shared.pseudo.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(pseudo); // outside the lock: it waits
     }

@@ -13,7 +13,7 @@ mod sandbox;
 mod space;
 mod win;
 
-pub use console::{Console, Program, Waiter};
+pub use console::{Console, Program, Waiter, Window};
 pub use files::private_folder;
 pub use job::Bounds;
 pub use sandbox::Sandbox;

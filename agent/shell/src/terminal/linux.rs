@@ -121,8 +121,8 @@ impl Terminal {
     pub const END: &[u8] = &[4];
 
     /// The client's window changed.
-    pub fn resize(&self, size: Size) -> io::Result<()> {
-        set_size(&self.master, size)
+    pub fn resize(&self, size: Size) {
+        drop(set_size(&self.master, size)); // of a shell that just ended
     }
 
     /// Its exit code, when it has ended.

@@ -8,6 +8,7 @@ use crate::{
     kube::{Door, kubeconfig},
     limits,
     serve::Plan,
+    terminal::{homes::Home, newest},
 };
 use moorline_windows::{Bounds, Console, Program, Sandbox, Waiter};
 use std::{
@@ -17,12 +18,14 @@ use std::{
     os::windows::io::OwnedHandle,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
+    thread::Builder,
 };
 use tokio::{
     net::{
         TcpListener,
         windows::named_pipe::{NamedPipeServer, ServerOptions},
     },
+    runtime::Handle,
     sync::watch,
     task::spawn_blocking,
 };
@@ -37,7 +40,9 @@ const PATHEXT: &str = ".COM;.EXE;.BAT;.CMD";
 
 /// A shell that runs. Dropping it ends every process of it.
 pub(crate) struct Terminal {
-    console: Console,
+    _console: Console,
+    /// What it is to be sized to. A console may keep who sizes it waiting while nobody reads it: not us.
+    sizes: watch::Sender<Size>,
     shown: NamedPipeServer,
     typed: NamedPipeServer,
     /// What was typed last is a return.
@@ -61,14 +66,24 @@ impl Terminal {
         let begun = spawn_blocking(move || begin(&plan, size, &server, (from, to))).await??;
         let (console, waiter, home) = begun;
         let (tell, code) = watch::channel(None);
-        // As long as the shell: a thread of its own, for the runtime waits for those that it lends out.
-        std::thread::Builder::new().name("shell".to_owned()).spawn(move || {
+        let (sizes, wanted) = watch::channel(size);
+        let (window, runtime) = (console.window(), Handle::current());
+        // As long as the shell: threads of its own, for the runtime waits for those that it lends out.
+        thread().spawn(move || {
+            // Of a console that cannot have it: it stays as it is.
+            newest::each(&runtime, wanted, |size| drop(window.resize(size.width, size.height)));
+        })?;
+        thread().spawn(move || {
             let ended = waiter.wait().map_or(i32::from(super::NOT_MADE), u32::cast_signed);
             tell.send_replace(Some(ended));
-            waiter.close();
+            waiter.end();
+            // Neither waits for the other: a console closes when what it has shown is read, however late.
+            if let Err(error) = thread().spawn(move || waiter.close()) {
+                tracing::warn!(cause = %error, "a shell's console closes with its client");
+            }
             drop(home);
         })?;
-        Ok((Self { console, shown, typed, returned: AtomicBool::new(false), code }, door))
+        Ok((Self { _console: console, sizes, shown, typed, returned: AtomicBool::new(false), code }, door))
     }
 
     /// What the terminal shows; 0: nothing more.
@@ -117,8 +132,8 @@ impl Terminal {
     pub const END: &[u8] = b"\x1a\rexit\r";
 
     /// The client's window changed.
-    pub fn resize(&self, size: Size) -> io::Result<()> {
-        self.console.resize(size.width, size.height)
+    pub fn resize(&self, size: Size) {
+        self.sizes.send_replace(size);
     }
 
     /// Its exit code, when it has ended.
@@ -131,6 +146,10 @@ impl Terminal {
     }
 }
 
+fn thread() -> Builder {
+    Builder::new().name("shell".to_owned())
+}
+
 /// A pipe: our end, which the runtime waits for, and the console's, which waits by itself.
 async fn pipe(ours: &mut ServerOptions, theirs: &fs::OpenOptions) -> io::Result<(NamedPipeServer, OwnedHandle)> {
     // Whoever guessed the name could only come between: then ours finds it taken, and no shell begins.
@@ -141,21 +160,6 @@ async fn pipe(ours: &mut ServerOptions, theirs: &fs::OpenOptions) -> io::Result<
     let client = theirs.open(&name)?;
     server.connect().await?;
     Ok((server, client.into()))
-}
-
-/// A shell's own folder. Goes with it.
-struct Home(PathBuf);
-impl Drop for Home {
-    fn drop(&mut self) {
-        // Its processes were told to end just now: until they have, what they have open stays.
-        for _ in 0..limits::HOME_TRIES {
-            match fs::remove_dir_all(&self.0) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => std::thread::sleep(limits::HOME_PAUSE),
-                _ => return,
-            }
-        }
-        tracing::warn!(folder = %self.0.display(), "what a shell left behind cannot be removed");
-    }
 }
 
 fn begin(
@@ -171,10 +175,8 @@ fn begin(
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, open_to_all(hidden, sandbox.owner())));
         }
     }
-    let home = env::temp_dir().join(format!("moorline-shell-{:016x}", rand::random::<u64>()));
-    sandbox.make_folder(&home)?;
-    let home = Home(home);
-    let config = home.0.join("kubeconfig");
+    let home = Home::new(&sandbox)?;
+    let config = home.path().join("kubeconfig");
     fs::write(&config, kubeconfig(&plan.cluster, server))?;
     let system = env::var_os("SystemRoot").map_or_else(|| PathBuf::from(r"C:\Windows"), PathBuf::from);
     let shell = system.join(r"System32\cmd.exe");
@@ -185,8 +187,8 @@ fn begin(
         begin = format!("{begin} & \"{}\"", script.display());
     }
     let line = format!("\"{}\" /D /S /K \"{begin}\"", shell.display());
-    let environment = environment(plan, &system, &home.0, config.into_os_string())?;
-    let program = Program { file: &shell, line: &line, environment: &environment, folder: &home.0 };
+    let environment = environment(plan, &system, home.path(), config.into_os_string())?;
+    let program = Program { file: &shell, line: &line, environment: &environment, folder: home.path() };
     let bounds = Bounds {
         processes: u32::try_from(limits::PROCESSES).unwrap_or(u32::MAX),
         process_memory: usize::try_from(limits::DATA).unwrap_or(usize::MAX),

@@ -42,6 +42,7 @@ fn main() -> std::process::ExitCode {
         what_is_typed_may_end,
         a_client_comes_back_to_its_shell,
         nothing_outlives_its_client,
+        what_a_killed_agent_left_behind_is_swept_and_the_living_keep_theirs,
         a_node_that_shows_its_secrets_gives_no_shell,
         a_shell_has_no_rights_of_the_agents,
     );

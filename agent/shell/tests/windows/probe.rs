@@ -34,6 +34,10 @@ pub fn run() -> Option<ExitCode> {
         "count" => count(),
         "much" => much(),
         "rights" => rights(),
+        "agent" => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+            runtime.block_on(crate::uses::agent());
+        }
         other => panic!("{other}"),
     }
     Some(ExitCode::SUCCESS)

@@ -11,9 +11,17 @@ use moorline_shell::{
     Patience, Shells,
     frames::{Input, Size},
 };
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
 use tempfile::TempDir;
-use tokio::{io::AsyncReadExt, net::TcpListener};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    net::TcpListener,
+};
 
 /// Shells that find their console under Wine too: what begins in one there has no input and output of its own.
 fn new_house(patience: Patience) -> (House, TempDir) {
@@ -174,10 +182,7 @@ pub async fn a_client_comes_back_to_its_shell() {
     assert_eq!(back.end().await.map(|(code, _)| code), Some(4));
 }
 
-pub async fn nothing_outlives_its_client() {
-    let (house, _root) = new_house(Patience::default());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut client = enter(&house, "").await;
+async fn home_of(client: &mut Client) -> PathBuf {
     client.type_in("echo =%HOME%=\r").await;
     client.until("=").await;
     let mut home = client.until("=").await;
@@ -185,7 +190,50 @@ pub async fn nothing_outlives_its_client() {
         client.until("=").await;
         home = client.until("=").await;
     }
-    let home = PathBuf::from(home);
+    PathBuf::from(home)
+}
+
+/// An agent whose shell has said where it is at home, until it is killed.
+pub async fn agent() {
+    let (house, _root) = new_house(Patience::default());
+    let mut client = enter(&house, "").await;
+    println!("{}", home_of(&mut client).await.display());
+    std::future::pending().await
+}
+
+pub async fn what_a_killed_agent_left_behind_is_swept_and_the_living_keep_theirs() {
+    let mut agent = tokio::process::Command::new(std::env::current_exe().unwrap());
+    let mut agent = agent.args(["probe", "agent"]).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(agent.stdout.take().unwrap()).read_line(&mut line).await.unwrap();
+    let left = PathBuf::from(line.trim());
+    let (house, _root) = new_house(Patience::default());
+    let mut client = enter(&house, "").await;
+    let own = home_of(&mut client).await;
+    let sweep = async || {
+        // Folders are listed by their names: when this is gone, the others have been looked at.
+        let last = std::env::temp_dir().join("moorline-shell-z");
+        std::fs::create_dir(&last).unwrap();
+        std::fs::write(last.join("file"), "left").unwrap();
+        let _house = new_house(Patience::default());
+        while last.exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    sweep().await;
+    let whole = |home: &Path| home.join("kubeconfig").is_file();
+    assert!(whole(&left) && whole(&own), "of agents that live");
+    agent.kill().await.unwrap();
+    assert!(whole(&left), "nobody was there to remove it");
+    sweep().await;
+    assert!(!left.exists() && whole(&own));
+}
+
+pub async fn nothing_outlives_its_client() {
+    let (house, _root) = new_house(Patience::default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = enter(&house, "").await;
+    let home = home_of(&mut client).await;
     assert!(home.is_dir(), "{home:?}");
     let start = line(&format!("hold {}", listener.local_addr().unwrap()));
     client.type_in(&format!("start /b \"\" {start}")).await; // goes on beside the shell
