@@ -1,6 +1,7 @@
-//! An API server in name only: `/ticks` counts for ever, `/bytes/{n}` is that many bytes, whatever is sent comes back.
+//! An API server in name only: `/ticks` counts for ever, `/bytes/{n}` is that many bytes, `/compare` looks whether it is sent
+//! the same, whatever else is sent comes back.
 
-use crate::client::pattern;
+use crate::client::{Pattern, pattern};
 use anyhow::Result;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -98,6 +99,14 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Answer>, Infallib
         let mut response = Response::new(StreamBody::new(pieces.boxed()).map_err(never).boxed_unsync());
         response.headers_mut().insert(http::header::CONTENT_LENGTH, size.into());
         return Ok(response);
+    }
+    if path == "/compare" {
+        let (mut body, mut sum, mut right) = (request.into_body(), Pattern::default(), true);
+        while let Some(Ok(frame)) = body.frame().await {
+            right &= frame.data_ref().is_none_or(|data| sum.add(data));
+        }
+        let said = format!("{} are {}", sum.0, if right { "right" } else { "wrong" });
+        return Ok(Response::new(Full::new(Bytes::from(said)).map_err(never).boxed_unsync()));
     }
     if request.method() == http::Method::POST {
         return Ok(Response::new(request.into_body().boxed_unsync()));

@@ -187,6 +187,50 @@ impl Admin {
         Ok(size as f64 * 8.0 / begin.elapsed().as_secs_f64())
     }
 
+    /// Reads `/bytes/{size}` to its end, however large it is, and compares each byte.
+    ///
+    /// # Errors
+    /// One is missing, or another.
+    pub async fn down(&self, size: u64) -> Result<()> {
+        let (code, mut answer) = self.begin(&format!("/bytes/{size}")).await?;
+        anyhow::ensure!(code == 200, "{code}");
+        let (mut space, mut sum) = (vec![0; 64 << 10], Pattern::default());
+        loop {
+            match timeout(LONG, answer.read(&mut space)).await.context("the download hangs")?? {
+                0 => break,
+                n => anyhow::ensure!(sum.add(&space[..n]), "after {} bytes came others", sum.0),
+            }
+        }
+        anyhow::ensure!(sum.0 == size, "{} bytes instead of {size}", sum.0);
+        Ok(())
+    }
+
+    /// Sends `size` bytes, which the cluster compares.
+    ///
+    /// # Errors
+    /// Others came, or not so many.
+    pub async fn up(&self, size: u64) -> Result<()> {
+        let socket = TcpStream::connect(self.hub).await?;
+        let mut stream = TlsConnector::from(self.client()?).connect(ServerName::try_from("localhost")?, socket).await?;
+        let head = format!(
+            "POST /k8s/clusters/{CLUSTER}/compare HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: \
+             Bearer {}\r\nContent-Length: {size}\r\n\r\n",
+            self.token
+        );
+        stream.write_all(head.as_bytes()).await?;
+        let (piece, mut left) = (pattern(251 * 128), size);
+        while left > 0 {
+            let n = left.min(piece.len() as u64) as usize;
+            timeout(LONG, stream.write_all(&piece[..n])).await.context("the upload hangs")??;
+            left -= n as u64;
+        }
+        stream.flush().await?;
+        let mut answer = String::new();
+        timeout(LONG, stream.read_to_string(&mut answer)).await.context("no answer in time")??;
+        anyhow::ensure!(answer.contains(&format!("\r\n{size} are right")), "{answer}");
+        Ok(())
+    }
+
     /// Asks the cluster for `size` bytes; fails unless each of them comes.
     ///
     /// # Errors
@@ -247,6 +291,19 @@ fn whole(mut chunks: &[u8]) -> Result<Vec<u8>> {
         }
         body.extend_from_slice(chunk);
         chunks = chunks.get(end + 4 + size..).context("a body cut short")?;
+    }
+}
+
+/// How far a stream of bytes has been what [`pattern`] gives.
+#[derive(Debug, Default)]
+pub(crate) struct Pattern(pub u64);
+
+impl Pattern {
+    /// Whether it goes on with these.
+    pub fn add(&mut self, bytes: &[u8]) -> bool {
+        let from = self.0;
+        self.0 += bytes.len() as u64;
+        bytes.iter().zip(from..).all(|(byte, at)| u64::from(*byte) == at % 251)
     }
 }
 

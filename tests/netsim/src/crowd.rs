@@ -30,6 +30,8 @@ use tokio::time::{sleep, timeout};
 
 /// Agents that join or greet at once.
 const AT_ONCE: usize = 8;
+/// How long an agent stays that comes and goes.
+const STAY: Duration = Duration::from_millis(300);
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -89,6 +91,18 @@ impl Crowd {
     /// # Errors
     /// One is not let in.
     pub async fn join(&mut self, count: usize, zone: &'static str) -> Result<()> {
+        self.join_as("node", count, zone).await
+    }
+
+    /// So many more agents of the cluster itself join, all of which may hold a session.
+    ///
+    /// # Errors
+    /// One is not let in.
+    pub async fn join_whole(&mut self, count: usize) -> Result<()> {
+        self.join_as("agent", count, "a").await
+    }
+
+    async fn join_as(&mut self, role: &str, count: usize, zone: &'static str) -> Result<()> {
         let token = self.admin.join_token_of(CLUSTER, count).await?;
         let first = self.members.len();
         let joining = stream::iter(first..first + count).map(|n| {
@@ -96,7 +110,7 @@ impl Crowd {
             async move {
                 let (key, name) = (KeyPair::generate()?, format!("worker-{n}"));
                 let csr = CertificateParams::default().serialize_request(&key)?.pem()?;
-                let question = json!({ "token": token, "csr": csr, "name": name, "role": "node" });
+                let question = json!({ "token": token, "csr": csr, "name": name, "role": role });
                 let until = Instant::now() + 2 * LONG;
                 let answer = loop {
                     let (code, answer) = admin.ask("POST", "/agent/join", &question.to_string()).await?;
@@ -142,6 +156,48 @@ impl Crowd {
         }
         round.busy = self.busy()? - before;
         Ok(round)
+    }
+
+    /// The members come and go in turn, `each_second` of them, for `long`: the hub's memory in bytes, second by second.
+    ///
+    /// # Errors
+    /// One is refused.
+    pub async fn churn(&self, each_second: u32, long: Duration) -> Result<Vec<u64>> {
+        let (begin, mut memory) = (Instant::now(), Vec::new());
+        let times = (0..).map(|n| Duration::from_secs(1) * n / each_second).take_while(|at| *at < long);
+        let visits = stream::iter(times.zip(self.members.iter().cycle())).map(|(at, member)| async move {
+            sleep(at.saturating_sub(begin.elapsed())).await;
+            let agent = Agent::serve(self.one(member).await?);
+            sleep(STAY).await;
+            agent.session.close(CloseCode::Normal, "it goes");
+            Ok::<_, DialError>(())
+        });
+        let mut visits = visits.buffered(self.members.len() / 2);
+        loop {
+            if memory.len() as u64 <= begin.elapsed().as_secs() {
+                memory.push(self.resident()?);
+            }
+            match visits.next().await {
+                None => return Ok(memory),
+                Some(visit) => visit.with_context(|| self.hub.log())?,
+            }
+        }
+    }
+
+    /// Files that the hub has open: sockets, most of them.
+    ///
+    /// # Errors
+    /// There is no hub.
+    pub fn files(&self) -> Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.hub.id()))?.count())
+    }
+
+    /// Sessions that the hub has.
+    ///
+    /// # Errors
+    /// The hub does not say.
+    pub async fn sessions(&self) -> Result<usize> {
+        Ok(sum(self.ops, "moorline_hub_sessions_open", &[]).await? as usize)
     }
 
     async fn one(&self, member: &Member) -> Result<Session, DialError> {

@@ -6,6 +6,7 @@ mod faults;
 mod herd;
 mod isolation;
 mod ladder;
+mod load;
 mod nodes;
 mod proxies;
 mod speed;
