@@ -6,6 +6,7 @@
 
 mod driver;
 mod files;
+mod holders;
 mod rollout;
 
 pub(crate) use driver::Driver;

@@ -1,6 +1,6 @@
 //! Brings plans to nodes, and what nodes tell of them into their objects.
 
-use super::{Files, NodePlanSpec, NodePlanStatus, NodeProgress, rollout::decide};
+use super::{Files, NodePlanSpec, NodePlanStatus, NodeProgress, holders::Holders, rollout::decide};
 use crate::{
     ask::ask,
     metrics::Metrics,
@@ -10,15 +10,12 @@ use crate::{
     sessions::{Entry, Registry},
     signing::now,
 };
+use futures_util::{StreamExt, future::ready, stream};
 use http::{Method, StatusCode};
 use moorline_apiserver::Object;
 use moorline_authz::plan::{self, Phase, Plan, Progress};
 use moorline_proto::header::Target;
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
@@ -66,8 +63,7 @@ impl Driver {
     pub async fn run(self, stop: CancellationToken) {
         let this = Arc::new(self);
         let mut probed: HashMap<String, Instant> = HashMap::new();
-        // Where plans were sent: what has to be told when they are gone.
-        let mut sent: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut holders = Holders::default();
         while stop.run_until_cancelled(sleep(LOOK)).await.is_some() {
             let plans = match this.records.list::<NodePlanSpec>() {
                 Ok(plans) => plans,
@@ -78,9 +74,7 @@ impl Driver {
             };
             for plan in &plans {
                 let status = plan.status.clone().unwrap_or_default();
-                let agents =
-                    status.nodes.iter().filter(|n| n.sent).map(|n| format!("{}.{}", plan.spec.cluster, n.agent));
-                sent.insert(plan.metadata.uid.clone(), agents.collect());
+                holders.note(plan, &status.nodes);
                 let over = matches!(status.phase.as_str(), "Succeeded" | "Failed")
                     && status.observed_generation == plan.metadata.generation.unwrap_or_default();
                 if over {
@@ -90,17 +84,16 @@ impl Driver {
                     }
                     probed.insert(plan.metadata.uid.clone(), Instant::now());
                 }
-                let done = stop.run_until_cancelled(this.turn(plan)).await;
+                let done = stop.run_until_cancelled(this.turn(plan, &mut holders)).await;
                 if let Some(Err(error)) = done {
                     tracing::warn!(plan = plan.metadata.name, "a plan's status was not written: {error}");
                 }
             }
             let gone = |uid: &String| !plans.iter().any(|plan| plan.metadata.uid == *uid);
             probed.retain(|uid, _| !gone(uid));
-            for uid in sent.keys().filter(|uid| gone(uid)).cloned().collect::<Vec<_>>() {
-                for agent in sent.remove(&uid).unwrap_or_default() {
-                    this.forget(&agent, &uid).await;
-                }
+            let untold = holders.untold(|uid| !gone(uid), Instant::now());
+            if !untold.is_empty() {
+                let _ = stop.run_until_cancelled(this.forget(untold, &mut holders)).await;
             }
         }
     }
@@ -129,7 +122,7 @@ impl Driver {
     }
 
     /// Asks, decides, begins, and writes what has changed.
-    async fn turn(self: &Arc<Self>, object: &Object<NodePlanSpec>) -> Result<(), RecordError> {
+    async fn turn(self: &Arc<Self>, object: &Object<NodePlanSpec>, holders: &mut Holders) -> Result<(), RecordError> {
         let generation = object.metadata.generation.unwrap_or_default();
         let before = object.status.clone().unwrap_or_default();
         let fresh = before.observed_generation != generation;
@@ -153,6 +146,8 @@ impl Driver {
         self.ask_all(object, &mut nodes, &asked, false).await;
         let decision = decide(&object.spec, &nodes);
         self.ask_all(object, &mut nodes, &decision.begin, true).await;
+        // Before it is written: the plan may be gone by now.
+        holders.note(object, &nodes);
         let decision = decide(&object.spec, &nodes);
         let count = |wanted: fn(Phase) -> bool| {
             u32::try_from(nodes.iter().filter(|n| wanted(n.progress.phase)).count()).unwrap_or(u32::MAX)
@@ -308,10 +303,23 @@ impl Driver {
         }
     }
 
-    async fn forget(&self, agent: &str, uid: &str) {
-        let Some(session) = self.session(agent) else { return };
-        let path = format!("/plan/{uid}");
-        let _ = timeout(PATIENCE, ask(&session, Target::Node, (Method::DELETE, &path), Vec::new(), ANSWER)).await;
+    /// Tells agents to forget plans that are gone. Who cannot be told now is told later.
+    async fn forget(&self, untold: Vec<(String, String)>, holders: &mut Holders) {
+        let reached = untold.into_iter().filter_map(|(uid, agent)| match self.session(&agent) {
+            Some(session) => Some((uid, agent, session)),
+            None => {
+                self.registry.call(&agent); // it is parked, or away: it is let in when it asks
+                None
+            }
+        });
+        let telling = reached.map(async |(uid, agent, session)| {
+            let path = format!("/plan/{uid}");
+            let ask = ask(&session, Target::Node, (Method::DELETE, &path), Vec::new(), ANSWER);
+            // Whatever it answers, it has heard it.
+            timeout(PATIENCE, ask).await.is_ok_and(|answer| answer.is_ok()).then_some((uid, agent))
+        });
+        let told: Vec<_> = stream::iter(telling).buffer_unordered(AT_ONCE).filter_map(ready).collect().await;
+        told.iter().for_each(|(uid, agent)| holders.told(uid, agent));
     }
 }
 

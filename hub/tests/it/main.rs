@@ -30,5 +30,6 @@ mod rights;
 mod rotation;
 mod sessions;
 mod shares;
+mod shells;
 mod strangers;
 mod world;

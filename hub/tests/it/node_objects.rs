@@ -95,3 +95,26 @@ async fn nodes_are_for_administrators_and_made_by_their_agents_alone() {
     let answer = world.call(&world.admin, "POST", &format!("{API}/nodes"), &object).await;
     assert_eq!(answer.code, 422, "{answer:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_all_the_time_is_written_seldom_and_the_last_word_stands() {
+    let world = World::new().await;
+    world.cluster("edge1").await;
+    let node = world.node_agents("edge1", 1).await.remove(0);
+    let port = world.hub.addr().port();
+    let told = [("node.kubelet", "v0")];
+    let standing = world.dial_with(&node, Carrier::Tls, 1, port, &told).await.unwrap();
+    eventually("the first word", async || world.node_object("edge1.n0").await["status"].is_object()).await;
+    let begun = std::time::Instant::now();
+    for n in 1..=8 {
+        let facts = vec![("node.kubelet".to_owned(), format!("v{n}"))];
+        standing.session.send(Control::Facts(facts)).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await; // so that there is something to write each time
+    }
+    eventually("the last word", async || world.node_object("edge1.n0").await["status"]["kubeletVersion"] == "v8").await;
+    let written = world.metric("moorline_hub_node_reports_total{result=\"written\"}");
+    // The first, and one in five seconds from then on.
+    let most = 2.0 + (begun.elapsed().as_secs_f64() / 5.0).floor();
+    assert!(written <= most, "{written} writes in {:?}", begun.elapsed());
+    assert!(standing.session.ping().await.is_ok());
+}

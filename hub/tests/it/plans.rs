@@ -12,15 +12,18 @@ use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 
 /// A node agent that takes plans and says of them what it is told to say.
+#[derive(Default)]
 struct Node {
     taken: Mutex<Vec<Plan>>,
     says: Mutex<Progress>,
     refuses: Mutex<Option<String>>,
+    /// Plans that it was told to forget.
+    forgotten: Mutex<Vec<String>>,
 }
 
 impl Node {
     fn serve(session: Session, name: String, anchors: Anchors) -> Arc<Self> {
-        let node = Arc::new(Self { taken: Mutex::default(), says: Mutex::default(), refuses: Mutex::default() });
+        let node = Arc::new(Self::default());
         let this = Arc::clone(&node);
         tokio::spawn(async move {
             while let Some(incoming) = session.accept().await {
@@ -28,6 +31,9 @@ impl Node {
                 assert_eq!(incoming.header.principal, None, "a plan is nobody's but the hub's");
                 let (this, anchors, name) = (Arc::clone(&this), anchors.clone(), name.clone());
                 let serve = wire::serve(incoming.accept(), async move |request| {
+                    if request.method() == Method::DELETE {
+                        this.forgotten.lock().unwrap().push(request.uri().path().to_owned());
+                    }
                     if request.method() == Method::PUT {
                         if let Some(why) = this.refuses.lock().unwrap().clone() {
                             let mut response = Response::new(body::full(why));
@@ -151,4 +157,30 @@ async fn plans_that_cannot_be_are_refused_at_once_and_are_for_administrators() {
     assert_eq!(put(&user, &sum).await, 403);
     assert_eq!(put(&world.admin, &"0".repeat(64)).await, 422);
     assert_eq!(put(&world.admin, &sum).await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_forget_a_plan_that_is_deleted_and_what_they_print_has_a_bound() {
+    let world = World::new().await;
+    let nodes = nodes(&world, 2).await;
+    let long = plan::StepResult { name: "one".to_owned(), output: "x".repeat(12 << 10), ..plan::StepResult::default() };
+    for node in &nodes {
+        *node.says.lock().unwrap() =
+            Progress { phase: Phase::Running, steps: vec![long.clone(); 64], ..Progress::default() };
+    }
+    let mut wide = spec();
+    wide["strategy"] = json!({ "maxUnavailable": 2 });
+    let made = world.create("nodeplans", "NodePlan", "p", wide).await;
+    eventually("under way", async || world.plan().await["nodes"][1]["progress"]["steps"].is_array()).await;
+    let status = world.plan().await;
+    let size = status.to_string().len();
+    assert!(size < 512 << 10, "{size} bytes of status");
+
+    let uid = made["metadata"]["uid"].as_str().unwrap();
+    let gone = world.call(&world.admin, "DELETE", &format!("{API}/nodeplans/p"), &Value::Null).await;
+    assert_eq!(gone.code, 200, "{gone:?}");
+    for node in &nodes {
+        let told = async || *node.forgotten.lock().unwrap() == [format!("/plan/{uid}")];
+        eventually("told to forget", told).await;
+    }
 }

@@ -1,0 +1,91 @@
+//! Shells: on node agents and nowhere else, and back to the one that has it.
+
+use crate::world::{World, eventually};
+use http::Response;
+use moorline_link::{Carrier, DialError, Session};
+use moorline_proto::{code::CloseCode, header::Target};
+use moorline_proxy::{body, wire};
+use std::collections::BTreeSet;
+
+const LATE: &str = "2999-01-01T00:00:00Z";
+const SHELL: &str = "/k8s/clusters/edge1/shell";
+
+/// A node agent that answers whoever asks it for a shell with its name and theirs.
+fn serve(session: Session, name: &'static str) {
+    tokio::spawn(async move {
+        while let Some(incoming) = session.accept().await {
+            assert_eq!(incoming.header.target, Target::Shell);
+            let user = incoming.header.principal.clone().unwrap_or_default().user;
+            let answer = format!("{name} for {user}");
+            let serve = wire::serve(incoming.accept(), async move |_| Response::new(body::full(answer.clone())));
+            let _ = serve.await; // the hub may have gone
+        }
+    });
+}
+
+impl World {
+    async fn shell(&self, token: &str, query: &str) -> (u16, String) {
+        let answer = self.get(token, &format!("{SHELL}{query}")).await;
+        // A node agent's words come in one chunk: its length, the words, and the end.
+        let chunked = answer.header("transfer-encoding") == Some("chunked");
+        let said = if chunked { answer.body.split("\r\n").nth(1).unwrap_or_default() } else { &answer.body };
+        (answer.code, said.to_owned())
+    }
+
+    fn standing_by(&self) -> f64 {
+        self.metric("moorline_hub_sessions_open{carrier=\"tls\",role=\"node\"}")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_is_a_node_agents_and_its_client_is_led_back_to_the_same() {
+    let world = World::new().await;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    let (ana, eve) = (world.user("ana", &["edge1"]).await, world.user("eve", &[]).await);
+    let (code, words) = world.shell(&ana, "").await;
+    assert_eq!((code, words.contains("no node agent")), (503, true), "{words}");
+    let token = world.join_token("edge1", 3, LATE).await;
+    for name in ["n0", "n1", "n2"] {
+        let member = world.join_node(&token, name).await;
+        serve(world.session(&member).await, name);
+    }
+    eventually("standing by", async || world.standing_by() == 3.0).await;
+
+    // One id leads to one node, however often; other ids lead to others too.
+    let mut found = BTreeSet::new();
+    for n in 0..16 {
+        let query = format!("?session={n:032}");
+        let (code, first) = world.shell(&ana, &query).await;
+        assert_eq!(code, 200, "{first}");
+        for _ in 0..4 {
+            assert_eq!(world.shell(&ana, &format!("{query}&attach=1")).await.1, first);
+        }
+        found.insert(first);
+    }
+    assert!(found.len() > 1 && found.iter().all(|who| who.ends_with(" for ana")), "{found:?}");
+    assert_eq!(world.shell(&ana, "?node=n1").await.1, "n1 for ana");
+    assert_eq!(world.shell(&ana, "?node=n9").await.0, 404);
+    assert_eq!(world.shell(&ana, "?node=../n1").await.0, 400);
+    assert_eq!(world.shell(&eve, "?node=n1").await.0, 403, "the right to the cluster is the right to its shells");
+    assert_eq!(agent.lines(), ["GET /api"], "the cluster agent has heard of her grant, and of no shell");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_node_that_somebody_wants_is_called() {
+    let world = World::with(|config| config.limits.standby_nodes = 1).await;
+    world.cluster("edge1").await;
+    let ana = world.user("ana", &["edge1"]).await;
+    let token = world.join_token("edge1", 2, LATE).await;
+    let (first, second) = (world.join_node(&token, "n0").await, world.join_node(&token, "n1").await);
+    serve(world.session(&first).await, "n0");
+    eventually("standing by", async || world.standing_by() == 1.0).await;
+    let dial = async || world.dial(&second, Carrier::Tls, 1).await;
+    assert!(matches!(dial().await, Err(DialError::Refused(goodbye)) if goodbye.code == CloseCode::Parked));
+
+    let answer = world.get(&ana, &format!("{SHELL}?node=n1")).await;
+    assert!(answer.code == 503 && answer.body.contains("is being called"), "{answer:?}");
+    assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    serve(world.session(&second).await, "n1");
+    assert_eq!(world.shell(&ana, "?node=n1").await, (200, "n1 for ana".to_owned()));
+    assert_eq!(world.shell(&ana, "?node=n0").await.1, "n0 for ana", "it took nobody's place");
+}
