@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What a flood of wrong logins does to everybody else: latency of small requests through a cluster, and the hub's memory,
-# before and during 1,000 wrong logins a second from 200 addresses of this machine.
+# before and during 1,000 wrong logins a second from 200 addresses of this machine, from a process of its own that steps back
+# behind the others (nice 10), for strangers do their work elsewhere.
 #
 #   bench/logins.sh
 #

@@ -1,21 +1,24 @@
-//! Small requests at a steady pace, alone and beside a flood of wrong logins.
+//! Small requests at a steady pace, alone and beside a flood of wrong logins. The flood is a process of its own that steps
+//! back behind the others: it stands for strangers, whose work is not done on the hub's machine.
 
 use crate::{
     client::{Connection, Target, Version},
     process::rss_kib,
     table::quantile,
 };
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
+    process::Stdio,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{
+    process::Command,
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, interval_at, sleep},
 };
@@ -30,7 +33,7 @@ const ADDRESSES: u8 = 200;
 const BOUND: f64 = 4.0 * 19.0 + 24.0;
 
 /// What is measured.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// The hub, `127.0.0.1:PORT`.
     hub: String,
@@ -46,6 +49,23 @@ pub struct Args {
     /// Seconds of each half.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
+    /// Nothing but the flood; how often which status came, as JSON.
+    #[arg(long, hide = true)]
+    flood: bool,
+}
+
+impl Args {
+    fn target(&self, headers: Vec<(String, String)>) -> Arc<Target> {
+        Arc::new(Target {
+            name: "hub".to_owned(),
+            address: self.hub.clone(),
+            host: "127.0.0.1".to_owned(),
+            prefix: String::new(),
+            ca: self.ca.clone(),
+            client: None,
+            headers,
+        })
+    }
 }
 
 type Answers = Arc<Mutex<BTreeMap<u16, u64>>>;
@@ -103,29 +123,34 @@ async fn flood(target: Arc<Target>, number: u8, each: Duration, until: Instant, 
     }
 }
 
-async fn half(args: &Args, logins: u32) -> Result<Half> {
+/// Floods from all addresses, and says what came of it.
+async fn strangers(args: &Args) -> Result<()> {
+    let (nobody, answers, mut all) = (args.target(Vec::new()), Answers::default(), JoinSet::new());
     let until = Instant::now() + Duration::from_secs(args.seconds);
-    let target = |headers| {
-        Arc::new(Target {
-            name: "hub".to_owned(),
-            address: args.hub.clone(),
-            host: "127.0.0.1".to_owned(),
-            prefix: String::new(),
-            ca: args.ca.clone(),
-            client: None,
-            headers,
-        })
-    };
-    let user = target(vec![("authorization".to_owned(), format!("Bearer {}", args.token))]);
-    let (mut users, mut strangers, answers) = (JoinSet::new(), JoinSet::new(), Answers::default());
+    let each = Duration::from_secs(1) * u32::from(ADDRESSES) / args.logins;
+    for number in 0..ADDRESSES {
+        all.spawn(flood(Arc::clone(&nobody), number, each, until, Arc::clone(&answers)));
+    }
+    all.join_all().await;
+    let answers = std::mem::take(&mut *answers.lock().unwrap_or_else(PoisonError::into_inner));
+    println!("{}", serde_json::to_string(&answers)?);
+    Ok(())
+}
+
+async fn half(args: &Args, flooded: bool) -> Result<Half> {
+    let strangers = flooded.then(|| {
+        let mut command = Command::new("nice");
+        command.args(["-n", "10"]).arg(std::env::current_exe()?).args(["logins", "--flood", &args.hub]).arg(&args.ca);
+        command.args([&args.token, &args.pid.to_string(), "--logins", &args.logins.to_string()]);
+        command.args(["--seconds", &args.seconds.to_string()]).stdout(Stdio::piped()).kill_on_drop(true);
+        command.spawn().context("the flood does not begin")
+    });
+    let strangers = strangers.transpose()?;
+    let until = Instant::now() + Duration::from_secs(args.seconds);
+    let user = args.target(vec![("authorization".to_owned(), format!("Bearer {}", args.token))]);
+    let mut users = JoinSet::new();
     for _ in 0..CONNECTIONS {
         users.spawn(small(Arc::clone(&user), until));
-    }
-    if 0 < logins {
-        let (nobody, each) = (target(Vec::new()), Duration::from_secs(1) * u32::from(ADDRESSES) / logins);
-        for number in 0..ADDRESSES {
-            strangers.spawn(flood(Arc::clone(&nobody), number, each, until, Arc::clone(&answers)));
-        }
     }
     let mut most_kib = rss_kib(args.pid)?;
     while Instant::now() < until {
@@ -136,17 +161,22 @@ async fn half(args: &Args, logins: u32) -> Result<Half> {
     while let Some(done) = users.join_next().await {
         took.extend(done??);
     }
-    while strangers.join_next().await.is_some() {}
     took.sort_by(f64::total_cmp);
-    let answers = std::mem::take(&mut *answers.lock().unwrap_or_else(PoisonError::into_inner));
+    let answers = match strangers {
+        None => BTreeMap::new(),
+        Some(flood) => serde_json::from_slice(&flood.wait_with_output().await?.stdout).context("the flood failed")?,
+    };
     Ok(Half { took, most_mib: most_kib / 1024.0, answers })
 }
 
 /// Measures both halves and prints them.
 pub async fn run(args: Args) -> Result<()> {
     ensure!(0 < args.logins && 0 < args.seconds, "there is nothing to measure");
-    let alone = half(&args, 0).await?;
-    let flooded = half(&args, args.logins).await?;
+    if args.flood {
+        return strangers(&args).await;
+    }
+    let alone = half(&args, false).await?;
+    let flooded = half(&args, true).await?;
     for (name, half) in [("alone", &alone), ("flooded", &flooded)] {
         let (p50, p99) = (quantile(&half.took, 0.5), quantile(&half.took, 0.99));
         println!(
