@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod book;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod disk;
 mod endpoint;
 mod fake;
 mod hub;
