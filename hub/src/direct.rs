@@ -7,6 +7,7 @@ mod collect;
 mod condition;
 mod deliver;
 mod take;
+mod turns;
 
 use crate::{
     directory::Directory,

@@ -171,9 +171,9 @@ impl Board {
         .await;
     }
 
-    /// Now and then, and when one is `gone`: clusters that had a bundle and whose agents are gone. `wanting` are those of
-    /// which some is here.
-    pub async fn look(&self, gone: bool, wanting: impl Iterator<Item = &str>, now: u64) {
+    /// Now and then, and when one is `gone`: clusters that had a bundle and whose agents are gone. `here` are those of
+    /// which some is.
+    pub async fn look(&self, gone: bool, here: &HashSet<String>, now: u64) {
         {
             let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
             if now < *looked + ROUND && !gone {
@@ -181,7 +181,6 @@ impl Board {
             }
             *looked = now;
         }
-        let here: HashSet<&str> = wanting.collect();
         let Ok(all) = self.records.list::<ClusterSpec>() else { return };
         let mut names = HashSet::new();
         for cluster in all {

@@ -6,6 +6,7 @@ use super::{
     collect::collect,
     condition::{Board, Holding, Stand},
     take::Takes,
+    turns::{Turns, Wish},
 };
 use crate::{
     kinds::DirectStatus,
@@ -25,11 +26,11 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
-    task::{AbortHandle, JoinSet},
-    time::timeout,
+    task::{AbortHandle, Id, JoinError, JoinSet},
+    time::{MissedTickBehavior, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -37,8 +38,6 @@ use tokio_util::sync::CancellationToken;
 const LOOK: Duration = Duration::from_secs(1);
 /// Longest delivery, in either direction.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Deliveries under way.
-const AT_ONCE: usize = 64;
 /// Agents whose recordings are being taken.
 const TAKING: usize = 16;
 /// How often an endpoint is asked what it has recorded.
@@ -100,6 +99,32 @@ struct Given {
     retry: u64,
     /// When it is asked next what was recorded, in seconds since 1970.
     visit: u64,
+    /// It did not answer the last time.
+    doubtful: bool,
+}
+
+impl Given {
+    /// It is tried again after a pause.
+    fn failed() -> Self {
+        Self { retry: now() + PAUSE.as_secs(), doubtful: true, ..Self::default() }
+    }
+}
+
+/// What came of a visit.
+struct Visited {
+    /// Recordings wait to be taken.
+    recordings: bool,
+    /// It did not answer in time.
+    late: bool,
+}
+
+/// What is done at an agent whose turn it is.
+#[derive(Clone, Copy)]
+enum Errand {
+    /// A bundle is due.
+    Bundle,
+    /// It is asked what was recorded.
+    Visit,
 }
 
 /// The delivery of bundles.
@@ -123,6 +148,24 @@ struct Deliverer {
     sum: Arc<AtomicUsize>,
 }
 
+/// What comes of an errand: the session, what it has been given, and from whom recordings are to be taken.
+type Done = (String, Given, Option<Arc<Entry>>);
+
+/// Everything that changes while it delivers.
+struct Round {
+    this: Arc<Deliverer>,
+    given: HashMap<String, Given>,
+    turns: Turns<(Arc<Entry>, Errand)>,
+    under_way: JoinSet<Done>,
+    /// Whose those are, for one that does not come to its end.
+    keys: HashMap<Id, String>,
+    takers: JoinSet<()>,
+    taking: HashMap<String, AbortHandle>,
+    /// Looks at the clusters nobody hears of; one at a time.
+    boards: JoinSet<()>,
+    gone: bool,
+}
+
 impl Delivery {
     /// Delivers until `stop`.
     pub async fn run(self, stop: CancellationToken) {
@@ -133,79 +176,138 @@ impl Delivery {
             metrics: self.metrics.clone(),
             settled: Mutex::default(),
         });
-        let this = Arc::new(Deliverer { board, takes, base: self, sum: Arc::default() });
-        let (mut given, mut busy): (HashMap<String, Given>, HashSet<String>) = Default::default();
-        let mut under_way: JoinSet<(String, Given, Option<Arc<Entry>>)> = JoinSet::new();
-        let (mut takers, mut taking): (JoinSet<()>, HashMap<String, AbortHandle>) = Default::default();
-        let mut kept = this.base.bundles.directory.ended();
+        let mut kept = self.bundles.directory.ended();
+        let mut round = Round {
+            this: Arc::new(Deliverer { board, takes, base: self, sum: Arc::default() }),
+            given: HashMap::new(),
+            turns: Turns::new(),
+            under_way: JoinSet::new(),
+            keys: HashMap::new(),
+            takers: JoinSet::new(),
+            taking: HashMap::new(),
+            boards: JoinSet::new(),
+            gone: false,
+        };
+        // By the clock, however often something else happens in between.
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(LOOK) => {}
-                Some(done) = under_way.join_next() => {
-                    if let Ok((key, result, waits)) = done {
-                        busy.remove(&key);
-                        // One of a cluster at a time, whatever it says of itself: there are others.
-                        if let Some(entry) = waits && taking.len() < TAKING && !taking.contains_key(&entry.cluster) {
-                            let (takes, cluster) = (Arc::clone(&this.takes), entry.cluster.clone());
-                            let task = takers.spawn(async move { takes.take(&entry).await });
-                            taking.insert(cluster, task);
+                _ = looks.tick() => {
+                    let bundles = &round.this.base.bundles;
+                    let ended = bundles.directory.ended();
+                    if ended != kept {
+                        match bundles.keep(&ended).await {
+                            Ok(()) => kept = ended,
+                            Err(error) => tracing::error!("logins that were ended are not kept: {error}"),
                         }
-                        given.insert(key, result);
                     }
-                    continue;
+                    round.look();
                 }
-                Some(_) = takers.join_next() => {
-                    taking.retain(|_, task| !task.is_finished());
-                    continue;
-                }
+                Some(done) = round.under_way.join_next_with_id() => round.settle(done),
+                Some(_) = round.takers.join_next() => round.taking.retain(|_, task| !task.is_finished()),
+                Some(_) = round.boards.join_next() => {}
             }
-            let ended = this.base.bundles.directory.ended();
-            if ended != kept {
-                match this.base.bundles.keep(&ended).await {
-                    Ok(()) => kept = ended,
-                    Err(error) => tracing::error!("logins that were ended are not kept: {error}"),
-                }
-            }
-            let wants = |entry: &Arc<Entry>| !entry.node && entry.fact(WANTED).is_some();
-            let wanting: Vec<_> = this.base.registry.all().into_iter().filter(wants).collect();
-            let alive: HashSet<String> = wanting.iter().map(key).collect();
-            let before = given.len();
-            given.retain(|key, _| alive.contains(key));
-            let gone = given.len() < before;
-            this.board.look(gone, wanting.iter().map(|entry| entry.cluster.as_str()), now()).await;
-            let mut prints: HashMap<String, [u8; 32]> = HashMap::new();
-            let unheard = this.base.rights_without_store < this.base.records.unheard();
-            for entry in wanting {
-                let key = key(&entry);
-                if busy.contains(&key) || AT_ONCE <= under_way.len() {
-                    continue;
-                }
-                let cluster = entry.cluster.clone();
-                let print = *prints.entry(cluster.clone()).or_insert_with(|| this.base.bundles.fingerprint(&cluster));
-                let new = |had: &Given| had.fingerprint != print || had.again <= now();
-                let due = !unheard && given.get(&key).is_none_or(|had| had.retry <= now() && new(had));
-                if due {
-                    busy.insert(key.clone());
-                    let (this, before) = (Arc::clone(&this), given.remove(&key).and_then(|had| had.bundle));
-                    under_way.spawn(async move { (key, this.deliver(&entry, before).await, None) });
-                } else if given.get(&key).is_some_and(|had| had.retry <= now() && had.visit <= now()) {
-                    let Some(had) = given.remove(&key) else { continue };
-                    busy.insert(key.clone());
-                    let this = Arc::clone(&this);
-                    under_way.spawn(async move {
-                        let waits = this.visit(&entry, had.serial).await;
-                        (key, Given { visit: now() + VISIT.as_secs(), ..had }, waits.then_some(entry))
-                    });
-                }
-            }
+            round.begin();
         }
     }
 }
 
+impl Round {
+    /// Finds out who needs what.
+    fn look(&mut self) {
+        let base = &self.this.base;
+        let wants = |entry: &Arc<Entry>| !entry.node && entry.fact(WANTED).is_some();
+        let wanting: Vec<_> = base.registry.all().into_iter().filter(wants).collect();
+        let alive: HashSet<String> = wanting.iter().map(key).collect();
+        let before = self.given.len();
+        self.given.retain(|key, _| alive.contains(key));
+        self.turns.retain(&alive);
+        self.gone |= self.given.len() < before;
+        if self.boards.is_empty() {
+            let here: HashSet<String> = wanting.iter().map(|entry| entry.cluster.clone()).collect();
+            let (this, gone) = (Arc::clone(&self.this), std::mem::take(&mut self.gone));
+            // It writes, and a store that is slow holds up no bundle.
+            self.boards.spawn(async move { this.board.look(gone, &here, now()).await });
+        }
+        let mut prints: HashMap<String, [u8; 32]> = HashMap::new();
+        let unheard = self.this.unheard();
+        for entry in wanting {
+            let key = key(&entry);
+            if self.turns.visits(&key) {
+                continue;
+            }
+            let cluster = entry.cluster.clone();
+            let print = *prints.entry(cluster.clone()).or_insert_with(|| base.bundles.fingerprint(&cluster));
+            let had = self.given.get(&key);
+            let new = |had: &Given| had.fingerprint != print || had.again <= now();
+            let errand = match had {
+                _ if !unheard && had.is_none_or(|had| had.retry <= now() && new(had)) => Errand::Bundle,
+                Some(had) if had.retry <= now() && had.visit <= now() => Errand::Visit,
+                _ => continue,
+            };
+            let (doubtful, urgent) = (had.is_some_and(|had| had.doubtful), matches!(errand, Errand::Bundle));
+            self.turns.wait(Wish { key, cluster, doubtful, urgent, what: (entry, errand) });
+        }
+    }
+
+    /// Sets out for all whose turn it is.
+    fn begin(&mut self) {
+        while let Some(Wish { key, what: (entry, errand), .. }) = self.turns.next(Instant::now()) {
+            // It may have waited since it was looked at.
+            if matches!(errand, Errand::Bundle) && self.this.unheard() {
+                self.turns.over(&key);
+                continue;
+            }
+            let (this, had, name) = (Arc::clone(&self.this), self.given.remove(&key).unwrap_or_default(), key.clone());
+            let task = match errand {
+                Errand::Bundle => {
+                    self.under_way.spawn(async move { (name, this.deliver(&entry, had.bundle).await, None) })
+                }
+                Errand::Visit => self.under_way.spawn(async move {
+                    let Visited { recordings, late } = this.visit(&entry, had.serial).await;
+                    let had = Given { visit: now() + VISIT.as_secs(), doubtful: late, ..had };
+                    (name, had, recordings.then_some(entry))
+                }),
+            };
+            self.keys.insert(task.id(), key);
+        }
+    }
+
+    /// One is back; or was lost to a defect, which costs its own cluster a pause and nobody else anything.
+    fn settle(&mut self, done: Result<(Id, Done), JoinError>) {
+        let (id, done) = match done {
+            Ok((id, done)) => (id, Some(done)),
+            Err(error) => (error.id(), None),
+        };
+        let Some(key) = self.keys.remove(&id) else { return };
+        self.turns.over(&key);
+        let Some((key, given, waits)) = done else {
+            self.given.insert(key, Given::failed());
+            return;
+        };
+        // One of a cluster at a time, whatever it says of itself: there are others.
+        if let Some(entry) = waits
+            && self.taking.len() < TAKING
+            && !self.taking.contains_key(&entry.cluster)
+        {
+            let (takes, cluster) = (Arc::clone(&self.this.takes), entry.cluster.clone());
+            let task = self.takers.spawn(async move { takes.take(&entry).await });
+            self.taking.insert(cluster, task);
+        }
+        self.given.insert(key, given);
+    }
+}
+
 impl Deliverer {
-    /// Asks what was recorded, and how it stands with the bundle `serial`. Whether recordings wait to be taken.
-    async fn visit(&self, entry: &Entry, serial: u64) -> bool {
+    /// Whether what is known of rights is too old to vouch for.
+    fn unheard(&self) -> bool {
+        self.base.rights_without_store < self.base.records.unheard()
+    }
+
+    /// Asks what was recorded, and how it stands with the bundle `serial`.
+    async fn visit(&self, entry: &Entry, serial: u64) -> Visited {
         let result = match timeout(PATIENCE, collect(entry, &self.base.records, &*self.base.audit)).await {
             Ok(Ok(())) => "ok",
             Ok(Err(error)) => {
@@ -215,15 +317,16 @@ impl Deliverer {
             Err(_) => "late",
         };
         self.base.metrics.visits.with_label_values(&[result]).inc();
+        let late = result == "late";
         // Agents before this one have no word of it, and then nothing is said.
         if let Ok(Ok((StatusCode::OK, answer))) =
             timeout(PATIENCE, ask(entry, Method::GET, "/state", Vec::new(), ANSWER)).await
             && let Ok(stand) = serde_json::from_slice::<Stand>(&answer)
         {
             self.board.stands(&entry.cluster, &stand, serial, now()).await;
-            return stand.recordings != 0;
+            return Visited { recordings: stand.recordings != 0, late };
         }
-        false
+        Visited { recordings: false, late }
     }
 
     /// Sends what changed where that is known and enough, or else the whole.
@@ -253,13 +356,12 @@ impl Deliverer {
 
     async fn deliver(&self, entry: &Entry, before: Option<Remembered>) -> Given {
         let count = |result: &str| self.base.metrics.bundles.with_label_values(&[result]).inc();
-        let failed = || Given { retry: now() + PAUSE.as_secs(), ..Given::default() };
         let sealed = match self.base.bundles.make(&entry.cluster) {
             Ok(sealed) => sealed,
             Err(error) => {
                 tracing::error!(cluster = entry.cluster, "no bundle was made: {error}");
                 count("failed");
-                return failed();
+                return Given::failed();
             }
         };
         let cluster = entry.cluster.as_str();
@@ -271,25 +373,25 @@ impl Deliverer {
                 self.board.note(cluster, direct(told, expires), Holding::Current).await;
                 let left = expires.saturating_sub(now());
                 let bundle = Remembered::new(bytes, &self.sum);
-                Given { bundle, serial, fingerprint, again: now() + left / 8, retry: 0, visit: 0 }
+                Given { bundle, serial, fingerprint, again: now() + left / 8, ..Given::default() }
             }
             Ok(Ok((code, answer))) => {
                 let words = String::from_utf8_lossy(&answer).chars().filter(|c| !c.is_control()).take(200).collect();
                 tracing::warn!(cluster, %code, words, "the cluster did not take its bundle");
                 count("refused");
                 self.board.holds(cluster, Holding::Refused(words)).await;
-                failed()
+                Given::failed()
             }
             Ok(Err(why)) => {
                 tracing::debug!(cluster, "a bundle was not delivered: {why}");
                 count("failed");
                 self.board.holds(cluster, Holding::Late).await;
-                failed()
+                Given::failed()
             }
             Err(_) => {
                 count("failed");
                 self.board.holds(cluster, Holding::Late).await;
-                failed()
+                Given::failed()
             }
         }
     }

@@ -5,6 +5,7 @@ use moorline_authz::bundle::{Bundle, open};
 use moorline_link::Carrier;
 use rustls_pki_types::CertificateDer;
 use serde_json::json;
+use std::time::{Duration, Instant};
 
 /// A cluster whose agent asks for bundles.
 async fn edge(world: &World, name: &str) -> Agent {
@@ -113,21 +114,34 @@ async fn a_bundle_can_be_taken_away_by_an_administrator_alone() {
     assert!(world.audit_at_end().await.contains("/auth/bundles/edge1"));
 }
 
-/// F44: one agent that never answers keeps no other cluster waiting.
+/// F44: how far behind the others may be while one cluster does not answer.
+const BEHIND: Duration = Duration::from_secs(5);
+
+/// F44: a cluster of many agents, none of which ever answers, keeps no other cluster waiting.
 #[tokio::test(flavor = "multi_thread")]
 async fn f44_a_cluster_that_does_not_answer_keeps_no_other_waiting() {
+    const SILENT: u32 = 70;
     let world = World::new().await;
     world.cluster("stuck").await;
-    let token = world.join_token("stuck", 1, "2999-01-01T00:00:00Z").await;
-    let member = world.join(&token, "a1", None).await.unwrap();
-    let silent = world.dial_silent(&member, &[("endpoint", "1")]).await;
+    let token = world.join_token("stuck", SILENT, "2999-01-01T00:00:00Z").await;
+    let mut silent = Vec::new();
+    for n in 0..SILENT {
+        let member = world.join(&token, &format!("a{n}"), None).await.unwrap();
+        silent.push(world.dial_silent(&member, &[("endpoint", "1")]).await);
+    }
     let one = edge(&world, "edge1").await;
     eventually("a first one", async || !got(&world, &one, "edge1").is_empty()).await;
-    let begun = std::time::Instant::now();
-    world.user("anna", &["edge1"]).await;
-    eventually("with anna", async || got(&world, &one, "edge1").last().is_some_and(|b| b.users.len() == 2)).await;
-    assert!(begun.elapsed().as_secs() < 25, "{:?}", begun.elapsed());
-    drop(silent);
+    // What holds others up does so each time; a busy moment of the machine does not.
+    let mut best = Duration::MAX;
+    for n in 0..3 {
+        let begun = Instant::now();
+        world.user(&format!("anna{n}"), &["edge1"]).await;
+        eventually("with her", async || got(&world, &one, "edge1").last().is_some_and(|b| b.users.len() == 2 + n))
+            .await;
+        best = best.min(begun.elapsed());
+    }
+    eprintln!("behind by {best:?}");
+    assert!(best < BEHIND, "{best:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
