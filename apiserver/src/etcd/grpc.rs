@@ -103,28 +103,47 @@ impl Etcds {
     }
 
     /// The same for one that is made once, however often it is sent: it goes to the next member as well whenever [`AGAIN`]
-    /// goes by without an answer, or one fails, until `until`. `true`: it was sent more than once, so an answer that it
-    /// was not made may be of a sending after the one that was.
+    /// goes by without an answer, or one fails, until `until`. An answer that it was not made counts once the sendings
+    /// before it have answered too, unless it says whose write was first and `mine` knows it: any of them may have made it.
+    /// `true`: some have not, so nobody knows.
     pub(super) async fn txn_once(
         &mut self,
         request: &pb::TxnRequest,
         until: Instant,
+        mine: impl Fn(&pb::TxnResponse) -> bool,
     ) -> (Result<pb::TxnResponse, Status>, bool) {
         let (mut tries, first, mut sent, mut failed) = (FuturesUnordered::new(), self.at, 0, 0);
+        let mut not_made = None;
         let mut next = Instant::now();
         loop {
             tokio::select! {
                 // An answer that is there counts before another sending.
                 biased;
                 Some((member, answer)) = tries.next() => {
-                    let status: Status = match answer {
+                    let answer: Result<pb::TxnResponse, Status> = answer;
+                    let status = match answer {
+                        Ok(answer) if answer.succeeded || mine(&answer) => {
+                            self.at = member;
+                            return (Ok(answer), false);
+                        }
                         Ok(answer) => {
                             self.at = member;
-                            return (Ok(answer), 1 < sent);
+                            if tries.is_empty() {
+                                return (Ok(answer), 0 < failed);
+                            }
+                            not_made = Some(answer);
+                            continue;
                         }
                         Err(status) => status,
                     };
                     failed += 1;
+                    if let Some(answer) = not_made.take() {
+                        if tries.is_empty() {
+                            return (Ok(answer), true);
+                        }
+                        not_made = Some(answer);
+                        continue;
+                    }
                     let now = Instant::now();
                     // Every member gets its chance at once; when all have failed, a moment later.
                     next = next.min(if failed % self.members() == 0 { now + PAUSE } else { now });
@@ -133,13 +152,13 @@ impl Etcds {
                         return (Err(status), 1 < sent || !final_word);
                     }
                 }
-                () = sleep_until(next), if next < until || sent == 0 => {
+                () = sleep_until(next), if not_made.is_none() && (next < until || sent == 0) => {
                     let at = (first + sent) % self.members().max(1);
                     sent += 1;
                     next = Instant::now() + AGAIN;
                     let (member, request) = (self.member(at), request.clone());
                     tries.push(async move {
-                        let answer: Result<pb::TxnResponse, Status> = match member {
+                        let answer = match member {
                             Ok(member) => unary(member, "/etcdserverpb.KV/Txn", request, MADE).await,
                             Err(status) => Err(status),
                         };

@@ -367,7 +367,15 @@ impl Backend for Etcd {
         let success = self.operations(group, head).map_err(|e| stopped(e.into()))?;
         let look = pb::Request::Range(pb::RangeRequest { key: self.head_key().into(), ..Default::default() });
         let request = pb::TxnRequest { compare: vec![self.expect(self.head)], success, failure: vec![look.into()] };
-        let (answer, doubtful) = self.etcds.txn_once(&request, Instant::now() + WRITE).await;
+        let found = |answer: &pb::TxnResponse| {
+            answer.responses.iter().find_map(|r| match &r.response {
+                Some(pb::Response::Range(range)) => range.kvs.first().cloned(),
+                None => None,
+            })
+        };
+        let wrote = |kv: &pb::KeyValue| read_head(&kv.value).is_ok_and(|head| head.by == by);
+        let mine = |answer: &pb::TxnResponse| found(answer).as_ref().is_some_and(wrote);
+        let (answer, doubtful) = self.etcds.txn_once(&request, Instant::now() + WRITE, mine).await;
         match answer {
             Ok(answer) if answer.succeeded => {
                 let at = answer.header.map_or(0, |h| h.revision);
@@ -375,13 +383,9 @@ impl Backend for Etcd {
                 Ok(())
             }
             Ok(answer) => {
-                let found = answer.responses.into_iter().find_map(|r| match r.response {
-                    Some(pb::Response::Range(range)) => range.kvs.into_iter().next(),
-                    None => None,
-                });
+                let found = found(&answer);
                 self.overtaken = found.as_ref().map_or(0, |kv| kv.mod_revision);
-                let mine = found.filter(|kv| read_head(&kv.value).is_ok_and(|head| head.by == by));
-                match mine {
+                match found.filter(wrote) {
                     // An earlier sending, whose answer did not come.
                     Some(kv) => {
                         (self.head, self.seen, self.revision) = (kv.mod_revision, kv.mod_revision, revision);
