@@ -10,6 +10,10 @@ use std::{
 /// Longest line that is read back, in bytes. The proxy's records are far shorter.
 pub const MAX_LINE: u64 = 1 << 20;
 
+/// Room that a log keeps for itself on its disk beyond its end, in bytes: some eight thousand records, so that what else fills
+/// the disk stops no call before somebody can look after it.
+const AHEAD: u64 = 8 << 20;
+
 /// Where sealed records go.
 pub trait Output: Write + Send + 'static {
     /// Everything that was sealed so far is written: `chain` is where the log is.
@@ -43,6 +47,8 @@ pub struct LogFile {
     file: fs::File,
     head: fs::File,
     bytes: u64,
+    /// Up to where the disk has given room.
+    room: u64,
     /// A pipe has no past and is not set aside.
     regular: bool,
     rotation: Rotation,
@@ -109,7 +115,17 @@ impl LogFile {
         }
         let bytes = file.metadata()?.len();
         let found = Found { chain: chain.unwrap_or_default(), torn, cut };
-        Ok((Self { path: path.to_owned(), file, head, bytes, regular, rotation }, found))
+        let mut log = Self { path: path.to_owned(), file, head, bytes, room: 0, regular, rotation };
+        log.reserve();
+        Ok((log, found))
+    }
+
+    /// Takes room for what comes. Where the disk has none, or its file system cannot, records are written for as long as there
+    /// is some.
+    fn reserve(&mut self) {
+        if self.regular && self.room < self.bytes + AHEAD / 2 && ahead(&self.file, self.bytes) {
+            self.room = self.bytes + AHEAD;
+        }
     }
 
     /// Sets the file aside as `<stem>-<number of its first record>.log` and begins a new one.
@@ -120,10 +136,13 @@ impl LogFile {
         if aside.exists() {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, aside.display().to_string()));
         }
+        // What was kept for it is the next one's.
+        self.file.set_len(self.bytes)?;
         self.file.sync_all()?;
         fs::rename(&self.path, &aside)?;
         self.file = options().append(true).open(&self.path)?;
-        self.bytes = 0;
+        (self.bytes, self.room) = (0, 0);
+        self.reserve();
         let old = rotated(&self.path);
         for gone in old.iter().take(old.len().saturating_sub(self.rotation.keep)) {
             tracing::info!(file = %gone.display(), "the oldest audit file is removed, as so many are kept as was said");
@@ -148,8 +167,19 @@ impl Output for LogFile {
     fn settled(&mut self, chain: &Chain) -> io::Result<()> {
         self.head.seek(SeekFrom::Start(0))?;
         self.head.write_all(format!("{:020} {}\n", chain.next, chain.last).as_bytes())?;
+        self.reserve();
         if self.regular && self.bytes > self.rotation.max_bytes { self.rotate() } else { Ok(()) }
     }
+}
+
+/// Whether the disk keeps [`AHEAD`] bytes from `end` on for this file, whose length stays.
+#[cfg(target_os = "linux")]
+fn ahead(file: &fs::File, end: u64) -> bool {
+    rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, end, AHEAD).is_ok()
+}
+#[cfg(not(target_os = "linux"))]
+fn ahead(_: &fs::File, _: u64) -> bool {
+    false
 }
 
 fn read_head(text: &str) -> Option<Chain> {

@@ -39,6 +39,8 @@ pub struct Across {
     pub hub: Process,
     kubeconfig: PathBuf,
     ops: u16,
+    /// Bytes of the disk that the hub's folder is on, if it is one of its own.
+    disk: Option<u64>,
     dir: TempDir,
     _api: AbortOnDropHandle<()>,
 }
@@ -57,11 +59,23 @@ impl Across {
     /// # Errors
     /// Anything that does not work.
     pub async fn over(link: Link, carrier: &str) -> Result<Self> {
+        Self::start(link, carrier, None).await
+    }
+
+    /// The same with a hub whose folder is on a disk of so many bytes. It is in memory and ends with the hub.
+    ///
+    /// # Errors
+    /// Anything that does not work.
+    pub async fn on_a_disk_of(bytes: u64, carrier: &str) -> Result<Self> {
+        Self::start(Link::make()?, carrier, Some(bytes)).await
+    }
+
+    async fn start(link: Link, carrier: &str, disk: Option<u64>) -> Result<Self> {
         ensure!(binary().exists(), "{} is missing: cargo build -p moorline-cli", binary().display());
         let dir = tempfile::tempdir()?;
         let (port, ops) = (free_port()?, free_port()?);
-        let hub = Process::spawn(hub_command(&dir, &link, port, ops), &dir.path().join("hub.log"))?;
-        let data = dir.path().join("hub");
+        let hub = Process::spawn(hub_command(&dir, &link, port, ops, disk)?, &dir.path().join("hub.log"))?;
+        let data = data_of(&hub, &dir);
         let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let ready = async {
             while ask(ops, "/readyz").await.is_err() {
@@ -82,7 +96,7 @@ impl Across {
         command.arg("--state-dir").arg(dir.path().join("agent")).arg("--kubeconfig").arg(&kubeconfig);
         command.args(["--http-listen", &format!("127.0.0.1:{AGENT_OPS}")]);
         let agent = Process::spawn(command, &dir.path().join("agent.log"))?;
-        let scene = Self { link, admin, agent, hub, kubeconfig, ops, dir, _api: api };
+        let scene = Self { link, admin, agent, hub, kubeconfig, ops, disk, dir, _api: api };
         scene.answers_within(LONG).await.with_context(|| format!("{}\n{}", scene.hub.log(), scene.agent.log()))?;
         Ok(scene)
     }
@@ -276,7 +290,7 @@ impl Across {
     pub fn crash_hub(&mut self) -> Result<()> {
         self.hub.signal(libc::SIGKILL);
         self.hub.wait(LONG)?;
-        let command = hub_command(&self.dir, &self.link, self.admin.hub.port(), self.ops);
+        let command = hub_command(&self.dir, &self.link, self.admin.hub.port(), self.ops, self.disk)?;
         self.hub = Process::spawn(command, &self.dir.path().join("hub.log"))?;
         Ok(())
     }
@@ -284,6 +298,11 @@ impl Across {
     /// Packets that have gone by, both ways.
     pub fn packets(&self) -> u64 {
         self.link.counts(Way::Up).0 + self.link.counts(Way::Down).0
+    }
+
+    /// The hub's own folder, as it sees it.
+    pub fn data(&self) -> PathBuf {
+        data_of(&self.hub, &self.dir)
     }
 
     /// A folder that ends with the scene.
@@ -303,13 +322,29 @@ impl Drop for Across {
     }
 }
 
-fn hub_command(dir: &TempDir, link: &Link, port: u16, ops: u16) -> Command {
-    let mut command = Command::new(binary());
-    command.arg("hub").arg("--data-dir").arg(dir.path().join("hub"));
+/// A hub's folder by way of its process: what is mounted there may be seen by the hub alone.
+fn data_of(hub: &Process, dir: &TempDir) -> PathBuf {
+    let path = dir.path().join("hub");
+    Path::new("/proc").join(hub.id().to_string()).join("root").join(path.strip_prefix("/").unwrap_or(&path))
+}
+
+fn hub_command(dir: &TempDir, link: &Link, port: u16, ops: u16, disk: Option<u64>) -> Result<Command> {
+    let data = dir.path().join("hub");
+    let mut command = match disk {
+        None => Command::new(binary()),
+        Some(bytes) => {
+            std::fs::create_dir_all(&data)?;
+            let mut command = Command::new("unshare");
+            let script = "mount -t tmpfs -o mode=0700,size=$1 tmpfs \"$2\" && shift 2 && exec \"$@\"";
+            command.args(["--mount", "sh", "-c", script, "sh", &bytes.to_string()]).arg(&data).arg(binary());
+            command
+        }
+    };
+    command.arg("hub").arg("--data-dir").arg(&data);
     command.args(["--listen", &format!("0.0.0.0:{port}"), "--ops-listen", &format!("127.0.0.1:{ops}")]);
     command.args(["--name", "localhost", "--name", "127.0.0.1", "--name", &link.subnet.host(1).to_string()]);
     command.env("MOORLINE_LOG", std::env::var("MOORLINE_LOG").unwrap_or_else(|_| "warn".into()));
-    command
+    Ok(command)
 }
 
 /// Ports that the system gives to no connection on its own account (`net.ipv4.ip_local_port_range` begins at 32768): one that

@@ -3,6 +3,7 @@
 
 mod ends;
 mod faults;
+mod full;
 mod herd;
 mod isolation;
 mod ladder;
