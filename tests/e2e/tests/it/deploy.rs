@@ -1,5 +1,9 @@
-//! The manifests and the chart: they say the same, the API server takes them, the agents run from images on the real node,
-//! and no right is given that nothing uses.
+//! The manifests and the chart: the API server takes them, the agents run from images on the real node, and no right is given
+//! that nothing uses.
+
+mod chart;
+
+pub use self::chart::same;
 
 use crate::world::{ALICE, World};
 use anyhow::{Context, Result, bail, ensure};
@@ -50,93 +54,15 @@ pub fn helm(settings: &[&str]) -> Command {
     command
 }
 
-/// A chart and manifests kept apart would drift apart.
-pub fn same(_: &mut World) -> Result<()> {
-    let mut plain = BTreeMap::new();
-    for folder in ["agent", "daemonset", "hub"] {
-        plain.extend(kustomized(folder)?);
-    }
-    let chart = objects(&text(&mut helm(&["nodes.enabled=true", "hub.enabled=true"]))?)?;
-    ensure!(plain.keys().eq(chart.keys()), "{:?}\n{:?}", plain.keys(), chart.keys());
-    for (name, object) in &plain {
-        ensure!(chart.get(name) == Some(object), "{name} differs:\n{object}\n{:?}", chart.get(name));
-    }
-    for bad in ["hubUrl=http://x", "agent.replicas=3", "hub.storage=lots", "token=secret", "policy.api.readonly=true"] {
-        ensure!(text(&mut helm(&[bad])).is_err(), "the chart takes {bad}");
-    }
-    let on = ["endpoint.enabled=true", "endpoint.publicUrl=https://edge1.example.com:30644"];
-    let (plain, chart) = (kustomized("endpoint")?, objects(&text(&mut helm(&on))?)?);
-    ensure!(plain.keys().eq(chart.keys()), "{:?}\n{:?}", plain.keys(), chart.keys());
-    for (name, object) in &plain {
-        ensure!(chart.get(name) == Some(object), "{name} differs:\n{object}\n{:?}", chart.get(name));
-    }
-    for bad in [
-        "endpoint.publicUrl=",
-        "endpoint.publicUrl=http://edge1:1",
-        "endpoint.nodePort=often",
-        "endpoint.serviceType=HostPort",
-        "endpoint.storage=lots",
-        "endpoint.hostPort=6444",
-        "agent.enabled=false",
-    ] {
-        ensure!(text(&mut helm(&[&on[..], &[bad]].concat())).is_err(), "the chart takes {bad}");
-    }
-    rights_by_value()?;
-    // A volume instead of a folder that goes with its pod, and break-glass users.
-    let more = ["endpoint.storage=1Gi", "endpoint.breakGlass={root,ops}", "endpoint.serviceType=LoadBalancer"];
-    let chart = objects(&text(&mut helm(&[&on[..], &more].concat()))?)?;
-    let set = &chart["StatefulSet moorline-system/moorline-agent"]["spec"];
-    ensure!(set["volumeClaimTemplates"][0]["metadata"]["name"] == "endpoint", "{set}");
-    let volumes = set["template"]["spec"]["volumes"].as_array().context("volumes")?;
-    ensure!(volumes.iter().all(|volume| volume["name"] != "endpoint"), "two volumes of a name: {set}");
-    ensure!(chart["ConfigMap moorline-system/moorline-endpoint"]["data"]["MOORLINE_BREAK_GLASS"] == "root,ops");
-    ensure!(chart["Service moorline-system/moorline-endpoint"]["spec"]["type"] == "LoadBalancer");
-    Ok(())
-}
-
-/// Rights for services and for imports are there where they are asked for, and are what the manifests give.
-fn rights_by_value() -> Result<()> {
-    let read = |file: &str| std::fs::read_to_string(root().join("deploy").join(file));
-    let mut plain = kustomized("agent")?;
-    for file in ["services/rbac.yaml", "services/network.yaml", "imports/network.yaml"] {
-        plain.extend(objects(&read(file)?)?);
-    }
-    for namespace in ["shop", "web"] {
-        plain.extend(objects(&read("imports/rbac.yaml")?.replace("NAMESPACE", namespace))?);
-    }
-    let on = ["services.enabled=true", "imports.enabled=true", "imports.namespaces={shop,web}"];
-    let allows = "policy.imports.allow={shop/web}";
-    let chart = objects(&text(&mut helm(&[&on[..], &[allows]].concat()))?)?;
-    ensure!(plain.keys().eq(chart.keys()), "{:?}\n{:?}", plain.keys(), chart.keys());
-    let own = ["StatefulSet moorline-system/moorline-agent", "ConfigMap moorline-system/moorline-edge-policy"];
-    for (name, object) in plain.iter().filter(|(name, _)| !own.contains(&name.as_str())) {
-        ensure!(chart.get(name) == Some(object), "{name} differs:\n{object}\n{:?}", chart.get(name));
-    }
-    let env = chart[own[0]]["spec"]["template"]["spec"]["containers"][0]["env"].clone();
-    let address =
-        json!({ "name": "MOORLINE_IMPORTS_ADDRESS", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } });
-    ensure!(env.as_array().is_some_and(|env| env.contains(&address)), "{env}");
-    let policy = chart[own[1]]["data"]["policy.yaml"].as_str().context("a policy")?;
-    ensure!(policy.contains("imports:") && policy.contains("- shop/web"), "{policy}");
-    for bad in [
-        &on[..],
-        &["imports.enabled=true", allows],
-        &["imports.enabled=true", "imports.namespaces={Shop}", allows],
-        &["imports.enabled=true", "imports.namespaces={shop}", "policy.imports.allow={web}"],
-        &["imports.enabled=true", "imports.namespaces={shop}", allows, "agent.enabled=false"],
-        &["services.enabled=often"],
-        &["services.enabled=true", "agent.enabled=false"],
-        &["policy.services.allowed={shop/web}"],
-    ] {
-        ensure!(text(&mut helm(bad)).is_err(), "the chart takes {bad:?}");
-    }
-    Ok(())
-}
-
-/// Kubernetes 1.20 has the disruption budget as a beta, in the same shape.
+/// Kubernetes 1.20 has the disruption budget as a beta, in the same shape, and does not know of HostProcess pods.
 fn for_1_20(mut object: Value) -> Value {
     if object["kind"] == "PodDisruptionBudget" {
         object["apiVersion"] = json!("policy/v1beta1");
+    }
+    if let Some(pod) = object.pointer_mut("/spec/template/spec").and_then(Value::as_object_mut) {
+        pod.remove("os");
+        let windows = pod.get_mut("securityContext").and_then(|context| context.get_mut("windowsOptions"));
+        windows.and_then(Value::as_object_mut).map(|options| options.remove("hostProcess"));
     }
     object
 }
@@ -152,7 +78,7 @@ pub fn apply<'a>(world: &World, objects: impl IntoIterator<Item = &'a Value>, mo
 }
 
 /// The libraries of a program that is not static, as `moorline-pack` takes them.
-fn libraries(program: &Path) -> Result<Vec<String>> {
+pub fn libraries(program: &Path) -> Result<Vec<String>> {
     let Ok(listed) = text(Command::new("ldd").arg(program)) else { return Ok(vec![]) };
     let paths = listed.split_whitespace().filter(|word| word.starts_with('/'));
     Ok(paths.map(|path| format!("{path}={path}")).collect())
@@ -209,7 +135,7 @@ pub fn installed(world: &mut World) -> Result<()> {
     ]))?)?;
     let is_namespace = |object: &&Value| object["kind"] == "Namespace";
     let mut all = kustomized("agent")?;
-    all.extend(kustomized("daemonset")?);
+    all.extend(kustomized("daemonset-windows")?); // with that for Linux
     all.extend(kustomized("hub")?);
     apply(world, all.values().filter(is_namespace), &[])?;
     apply(world, all.values(), &["--dry-run=server"]).context("the manifests")?;
