@@ -26,6 +26,7 @@ missing=
 for pair in $want; do command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"; done
 [ "${1:-test}" = build ] || [ -x /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
 [ "${1:-test}" = build ] || [ -d /usr/lib/postgresql ] || missing="$missing postgresql"
+[ "${1:-test}" = build ] || [ -e /usr/share/bash-completion/bash_completion ] || missing="$missing bash-completion"
 [ "${1:-test}" = build ] || /usr/bin/python3 -c 'import websockets' 2>/dev/null || missing="$missing python3-websockets"
 [ "${1:-test}" = build ] || { [ -x /usr/sbin/samba ] && [ -e /usr/share/samba/setup/provision.ldif ]; } ||
   missing="$missing samba samba-ad-dc samba-dsdb-modules samba-ad-provision winbind python3-samba ldb-tools"

@@ -8,7 +8,10 @@ use crate::{
     world::{ALICE, World},
 };
 use anyhow::{Context, Result, ensure};
-use moorline_e2e::process::{eventually, text};
+use moorline_e2e::{
+    moorline::kubectl,
+    process::{eventually, run, text},
+};
 use std::{process::Command, time::Duration};
 
 const CLUSTER: &str = "edge1-load";
@@ -75,6 +78,26 @@ fn scale(world: &World, replicas: u8) -> Result<()> {
     world.edge1.admin(&["-n", NAMESPACE, "scale", "statefulset/moorline-agent", &replicas]).map(drop)
 }
 
+/// What the node's runtime is asked about images.
+fn images(world: &World, words: &[&str]) -> Result<()> {
+    let socket = world.edge1.dir.join("run/containerd.sock");
+    text(Command::new("ctr").arg("-a").arg(socket).args(["-n", "k8s.io", "images"]).args(words)).map(drop)
+}
+
+/// Asks for the eviction of the cluster agent's pod, as `kubectl drain` does.
+fn evict(world: &World) -> Result<()> {
+    // Kubernetes 1.20, which the tests' control plane is, has it as a beta.
+    let eviction = serde_json::json!({
+        "apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": { "name": POD, "namespace": NAMESPACE },
+    });
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{POD}/eviction");
+    let mut command = world.edge1.command(kubectl());
+    command.arg("--kubeconfig").arg(world.edge1.kubeconfig()).args(["create", "--raw", &path, "-f", "-"]);
+    let output = run(&mut command, eviction.to_string().as_bytes())?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 /// Pod and session are there again.
 fn serves(world: &World) -> Result<()> {
     back(world, CLUSTER)?;
@@ -127,6 +150,30 @@ fn scene(world: &mut World) -> Result<()> {
     stands_in(world)?;
     load.regain("its pod's network joined again", || {
         drop(cut);
+        serves(world)
+    })?;
+
+    // As when a node is emptied, and the registry has lost what the next pod needs.
+    let counted = || world.hub.metric("moorline_hub_fallback_switches_total", &["to=\"node\""]);
+    let (before, told, switched) = (taken()?, nodes::switches(world, CLUSTER)?, counted()?);
+    load.lose("its pod evicted, and its image gone", KILLED, || {
+        images(world, &["rm", &format!("{REGISTRY}/moorline-agent:0.1.0")])?;
+        evict(world)
+    })?;
+    eventually("a pod without an image", SOON, || {
+        let waits = pod(world, ".status.containerStatuses[0].state.waiting.reason")?;
+        ensure!(waits == "ErrImageNeverPull", "{waits:?}");
+        Ok(())
+    })?;
+    stands_in(world)?;
+    ensure!(before < taken()?, "no request was a node agent's");
+    eventually("what tells it", SOON, || {
+        ensure!(told < nodes::switches(world, CLUSTER)?, "no event");
+        ensure!(switched < counted()?, "no number");
+        Ok(())
+    })?;
+    load.regain("its image is back", || {
+        images(world, &["import", &world.dir.join("moorline-agent.tar").to_string_lossy()])?;
         serves(world)
     })?;
     load.end()

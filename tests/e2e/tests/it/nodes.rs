@@ -1,12 +1,16 @@
 //! Node agents.
 
-use crate::world::{ALICE, BOB, CAROL, World};
+use crate::{
+    deploy::libraries,
+    world::{ALICE, BOB, CAROL, World},
+};
 use anyhow::{Context, Result, ensure};
 use moorline_e2e::{
     moorline::Agent,
-    process::{Process, eventually, run},
+    process::{Process, eventually, run, text},
 };
 use std::{
+    path::Path,
     process::Child,
     time::{Duration, Instant},
 };
@@ -111,19 +115,27 @@ pub fn stands_in(world: &mut World) -> Result<()> {
     world.kubectl(ALICE, &["get", "namespaces"]).map(drop)
 }
 
+/// kubectl as the hub's administrator.
+fn hub_kubectl(world: &World, words: &[&str]) -> Result<String> {
+    let mut command = std::process::Command::new(moorline_e2e::moorline::kubectl());
+    text(command.arg("--kubeconfig").arg(world.hub.data().join("admin.kubeconfig")).args(words))
+}
+
+/// How often an event says that a cluster had to be reached by its nodes' agents.
+pub fn switches(world: &World, cluster: &str) -> Result<u64> {
+    let event = format!("events.moorline.dev/{cluster}.nodeagentonly");
+    let event: serde_json::Value = serde_json::from_str(&hub_kubectl(world, &["get", &event, "-o", "json"])?)?;
+    event["spec"]["count"].as_u64().with_context(|| event.to_string())
+}
+
 /// kubectl shows the switch as what happened to the cluster.
 fn told(world: &World) -> Result<()> {
-    let admin = world.hub.data().join("admin.kubeconfig");
-    let kubectl = |words: &[&str]| {
-        let mut command = std::process::Command::new(moorline_e2e::moorline::kubectl());
-        moorline_e2e::process::text(command.arg("--kubeconfig").arg(&admin).args(words))
-    };
     eventually("an event", Duration::from_secs(20), || {
-        let events = kubectl(&["get", "events"])?;
+        let events = hub_kubectl(world, &["get", "events"])?;
         ensure!(events.contains("NodeAgentOnly") && events.contains("cluster/edge1"), "{events}");
         Ok(())
     })?;
-    let described = kubectl(&["describe", "clusters.moorline.dev", "edge1"])?;
+    let described = hub_kubectl(world, &["describe", "clusters.moorline.dev", "edge1"])?;
     let events = described.split_once("Events:").map(|(_, events)| events.to_owned()).unwrap_or_default();
     println!("$ kubectl describe cluster edge1\n…Events:{events}");
     ensure!(events.contains("NodeAgentOnly") && events.contains("moorline-hub"), "{described}");
@@ -164,7 +176,7 @@ pub fn facts(world: &mut World) -> Result<()> {
     let admin = world.hub.data().join("admin.kubeconfig");
     let mut kubectl = std::process::Command::new(moorline_e2e::moorline::kubectl());
     kubectl.arg("--kubeconfig").arg(admin).args(["get", "nodes.moorline.dev", "-o", "wide"]);
-    let table = moorline_e2e::process::text(&mut kubectl)?;
+    let table = text(&mut kubectl)?;
     println!("{table}");
     ensure!(table.contains(direct.trim()) && table.contains("<none>"), "{table}");
     drop(agent);
@@ -197,6 +209,23 @@ pub fn shell_root(world: &World) -> Result<std::path::PathBuf> {
     std::fs::copy("/bin/busybox", bin.join("busybox"))?;
     for name in ["sh", "ls", "cat", "id", "stty"] {
         std::os::unix::fs::symlink("busybox", bin.join(name))?;
+    }
+    Ok(root)
+}
+
+/// The same with bash, and what completes its lines.
+fn bash_root(world: &World) -> Result<std::path::PathBuf> {
+    let root = world.dir.join("bash-root");
+    let completion = Path::new("/usr/share/bash-completion/bash_completion");
+    let files = libraries(Path::new("/bin/bash"))?;
+    let files = files.iter().filter_map(|pair| pair.split_once('=')).map(|(from, _)| Path::new(from));
+    for file in files.chain([Path::new("/bin/bash"), completion]) {
+        let to = root.join(file.strip_prefix("/")?);
+        std::fs::create_dir_all(to.parent().context("a folder")?)?;
+        std::fs::copy(file, to)?;
+    }
+    for (name, from) in [("kubectl", moorline_e2e::moorline::kubectl()), ("cat", "/bin/busybox".into())] {
+        std::fs::copy(from, root.join("bin").join(name))?;
     }
     Ok(root)
 }
@@ -239,6 +268,14 @@ pub fn shells(world: &mut World) -> Result<()> {
     ensure!(code == Some(1) && said.to_lowercase().contains("forbidden"), "{code:?} {said}");
     let (said, code) = shell(world, ALICE, &["--node", "nobody"], "exit\n")?;
     ensure!(code == Some(1) && said.contains(r#"no node agent "nobody""#), "{code:?} {said}");
+    drop(node);
+
+    // What is completed is what alice may see: the API server's kinds, and a namespace's name.
+    let root = bash_root(world)?.to_string_lossy().into_owned();
+    let node = join(world, &["--shell-root", &root, "--policy-file", &policy.to_string_lossy()])?;
+    let (said, code) = shell(world, ALICE, &[], "kubectl get configm\t-n tea\t\nexit 5\n")?;
+    println!("completed:\n{said}");
+    ensure!(code == Some(5) && said.contains("kube-root-ca.crt"), "{code:?} {said}");
     drop(node);
     Ok(())
 }
