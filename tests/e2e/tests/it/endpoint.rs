@@ -146,7 +146,7 @@ pub fn all(world: &mut World) -> Result<()> {
         Ok(())
     })
     .with_context(logs)?;
-    let ways = Ways { world, config, token: token_of(world, ALICE)? };
+    let ways = Ways { world, config, token: token_of(world, ALICE, "edge2")? };
     parity(&ways).with_context(logs)?;
     drill(world).with_context(logs)
 }
@@ -215,9 +215,10 @@ fn by_token(world: &World, mode: &str, token: &str) -> Result<Output> {
     run(command.arg(ca).args(["--token", token]).args(LOOK), b"")
 }
 
-fn token_of(world: &World, user: &str) -> Result<String> {
+/// A token of `user` for a cluster's endpoint.
+pub fn token_of(world: &World, user: &str, cluster: &str) -> Result<String> {
     let url = world.hub.url();
-    let credential = world.hub.moorline(user, &["kube", "credential", "--hub", &url, "--cluster", "edge2"])?;
+    let credential = world.hub.moorline(user, &["kube", "credential", "--hub", &url, "--cluster", cluster])?;
     let credential: Value = serde_json::from_str(&credential)?;
     credential.pointer("/status/token").and_then(Value::as_str).map(str::to_owned).context("a token")
 }
@@ -227,7 +228,7 @@ const LOOK: [&str; 4] = ["get", "namespaces", "-o", "name"];
 /// The hub is killed under open sessions. The direct ways work at once; who was deactivated before stays out; what is
 /// recorded meanwhile waits on disk, and comes to the hub once and in order.
 fn drill(world: &mut World) -> Result<()> {
-    let (hers, his) = (token_of(world, ALICE)?, token_of(world, "dave")?);
+    let (hers, his) = (token_of(world, ALICE, "edge2")?, token_of(world, "dave", "edge2")?);
     // dave has no rights in the cluster: known is who is forbidden, unknown who is not authenticated.
     let known = |world: &World| -> Result<[bool; 2]> {
         let said = |output: &Output| String::from_utf8_lossy(&output.stderr).contains("orbidden");

@@ -11,6 +11,7 @@ mod endpoint;
 mod endpoint_auto;
 mod endpoint_kept;
 mod endpoint_pods;
+mod endpoint_recorded;
 mod failures;
 mod hub_api;
 mod identity;
@@ -80,6 +81,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("endpoint_answers_as_the_hub_does_and_while_it_is_away", endpoint::all),
     ("f01_one_context_follows_the_way_that_works", endpoint_auto::all),
     ("a_bundle_in_a_secret_outlives_hub_and_folder", endpoint_kept::all),
+    ("terminals_of_the_direct_way_are_recorded_and_taken_over", endpoint_recorded::all),
     ("deploy_endpoint_pods_serve_users_while_the_hub_is_away", endpoint_pods::all),
     // It evicts what others have left on the node.
     ("plans_empty_a_node_first_and_go_on_after_a_reboot", drains::all),
