@@ -9,7 +9,10 @@ use moorline_proto::{
 };
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 use tokio::{
@@ -37,6 +40,8 @@ pub struct Dialler {
     pub memory: Mutex<Option<Memory>>,
     /// Why the newest session is on no better carrier; empty if it is on the best.
     pub why: watch::Sender<String>,
+    /// Dials in a row that ended in TLS.
+    pub shut_out: AtomicU32,
 }
 
 /// What carried the last session, and where this host was then.
@@ -85,8 +90,18 @@ impl Dialler {
     /// Dropping the future closes every connection.
     pub async fn attempt(&self, rungs: Rungs) -> Attempt {
         if let Some(rejoin) = &self.rejoin {
-            rejoin.heal(&self.holder).await;
+            rejoin.heal(&self.holder, limits::SHUT_OUT <= self.shut_out.load(Ordering::Relaxed)).await;
         }
+        let attempt = self.dial(rungs).await;
+        if matches!(attempt, Err(AttemptError::Dial(DialError::Tls { .. }))) {
+            self.shut_out.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.shut_out.store(0, Ordering::Relaxed);
+        }
+        attempt
+    }
+
+    async fn dial(&self, rungs: Rungs) -> Attempt {
         let tls = self.holder.tls()?;
         let proxy = HttpProxy::from_env(&self.hub)?;
         let proxy = proxy.as_ref();

@@ -18,6 +18,7 @@ use moorline_endpoint::{
 };
 use moorline_link::IncomingStream;
 use moorline_proxy::{Body, body, wire};
+use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use std::{
     io,
@@ -27,6 +28,9 @@ use std::{
 };
 use tokio::sync::watch;
 
+/// Whose bundles endpoints take, PEM.
+const HUB_CA: &str = "hub-ca.pem";
+
 /// The folder that an agent shares with the endpoints beside it.
 ///
 /// `bundle` is the newest bundle; `hub-ca.pem` and `cluster` say whose it must be; `endpoint.json` is written by an
@@ -35,6 +39,10 @@ use tokio::sync::watch;
 pub struct Room {
     dir: PathBuf,
     shelf: Shelf,
+    /// Whose bundles the shelf takes.
+    anchors: Anchors,
+    /// Whom the agent believes. The anchors are more while the bundle on the shelf is of an authority that is gone.
+    wanted: Arc<Mutex<Vec<CertificateDer<'static>>>>,
     metrics: Metrics,
     /// Told of each bundle that was kept.
     kept: Arc<watch::Sender<()>>,
@@ -82,15 +90,32 @@ impl Room {
         let dir = config.dir.as_path();
         let failed = |why: String| RoomError { path: dir.to_owned(), why };
         let anchors = Anchors::new(membership.bundle.clone()).map_err(|e| failed(e.to_string()))?;
-        let shelf = Shelf::open(dir, membership.cluster.as_str(), anchors, config.seal_key.as_deref());
+        let shelf = Shelf::open(dir, membership.cluster.as_str(), anchors.clone(), config.seal_key.as_deref());
         let shelf = shelf.map_err(|e| failed(crate::upstream::chain(&e)))?;
-        let pem: String = membership.bundle.iter().map(|der| pem(der)).collect();
-        let keep = |name: &str, text: &str| std::fs::write(dir.join(name), text).map_err(|e| failed(e.to_string()));
-        keep("hub-ca.pem", &pem)?;
-        keep("cluster", membership.cluster.as_str())?;
+        // What was believed here last, should the bundle be signed by one of them and by none of the new ones.
+        let before = Anchors::follow(&dir.join(HUB_CA)).map(|anchors| anchors.all()).unwrap_or_default();
+        believe(&shelf, &anchors, &before, &membership.bundle).map_err(|e| failed(e.to_string()))?;
+        std::fs::write(dir.join("cluster"), membership.cluster.as_str()).map_err(|e| failed(e.to_string()))?;
+        let wanted = Arc::new(Mutex::new(membership.bundle.clone()));
         let copy = config.secret.as_ref().map(|_| "not kept yet".to_owned());
         let (dir, copy) = (dir.to_owned(), Arc::new(Mutex::new(copy)));
-        Ok(Self { dir, shelf, metrics, kept: Arc::default(), seen: Arc::default(), copy })
+        Ok(Self { dir, shelf, anchors, wanted, metrics, kept: Arc::default(), seen: Arc::default(), copy })
+    }
+
+    /// The agent believes these authorities from now on. Blocks.
+    pub fn trust(&self, bundle: &[CertificateDer<'static>]) {
+        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = bundle.to_vec();
+        self.settle();
+    }
+
+    fn settle(&self) {
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.anchors.all();
+        if before != *wanted
+            && let Err(error) = believe(&self.shelf, &self.anchors, &before, &wanted)
+        {
+            tracing::error!("the endpoint does not know of the hub's authority: {error}");
+        }
     }
 
     fn copied(&self, how: impl Into<String>) {
@@ -182,7 +207,11 @@ impl Room {
     /// Keeps a bundle, or what a delta makes of the one that is here: both are checked the same.
     async fn put(&self, bytes: Vec<u8>, delta: bool) -> Response<Body> {
         let shelf = self.shelf.clone();
-        let put = move || if delta { shelf.put_delta(&bytes) } else { shelf.put(&bytes) };
+        let this = self.clone();
+        let put = move || {
+            let put = if delta { shelf.put_delta(&bytes) } else { shelf.put(&bytes) };
+            put.inspect(|_| this.settle())
+        };
         let put = tokio::task::spawn_blocking(put).await;
         match put {
             Ok(Ok(bundle)) => self.took(&bundle, delta),
@@ -233,6 +262,24 @@ impl Room {
             Err(_) => words(StatusCode::INTERNAL_SERVER_ERROR, "failed by a bug"),
         }
     }
+}
+
+/// Makes `wanted` the authorities of the shelf and of the endpoints beside it; and, while the bundle that lies there is of
+/// none of them, those of `before` as well: an endpoint that is started anew would have no bundle else.
+fn believe(
+    shelf: &Shelf,
+    anchors: &Anchors,
+    before: &[CertificateDer<'static>],
+    wanted: &[CertificateDer<'static>],
+) -> io::Result<()> {
+    let mut all = wanted.to_vec();
+    let alone = shelf.believing(Anchors::new(all.clone()).map_err(io::Error::other)?);
+    if matches!(alone.read(None), Err(ShelfError::Refused(_))) {
+        all.extend(before.iter().filter(|old| !wanted.contains(old)).cloned());
+    }
+    anchors.replace(all.clone()).map_err(io::Error::other)?;
+    let text: String = all.iter().map(|der| pem(der)).collect();
+    shelf.keep(HUB_CA, text.as_bytes())
 }
 
 fn number(query: Option<&str>, name: &str) -> u64 {

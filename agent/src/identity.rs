@@ -8,10 +8,8 @@ use moorline_link::tls::{self, TlsError};
 use moorline_proto::id::InstanceId;
 use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
-use std::{
-    sync::{Arc, PoisonError, RwLock},
-    time::UNIX_EPOCH,
-};
+use std::{sync::Arc, time::UNIX_EPOCH};
+use tokio::sync::watch;
 
 /// Why new certificates were not taken.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +29,7 @@ pub struct Holder {
     key: KeyPair,
     state: StateDir,
     hub: String,
-    current: RwLock<Arc<Membership>>,
+    current: watch::Sender<Arc<Membership>>,
     metrics: Metrics,
 }
 
@@ -43,7 +41,7 @@ impl Holder {
             key,
             state,
             hub,
-            current: RwLock::new(Arc::new(membership)),
+            current: watch::Sender::new(Arc::new(membership)),
             metrics,
         };
         holder.gauge();
@@ -52,7 +50,12 @@ impl Holder {
 
     /// Who this agent is, now.
     pub fn membership(&self) -> Arc<Membership> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.current.borrow().clone()
+    }
+
+    /// Hears of each change from now on.
+    pub fn changes(&self) -> watch::Receiver<Arc<Membership>> {
+        self.current.subscribe()
     }
 
     /// The key that every certificate of this agent is for.
@@ -80,8 +83,10 @@ impl Holder {
     ) -> Result<(), AdoptError> {
         let next = Membership { chain, bundle, ..(*self.membership()).clone() };
         next.check(&self.key)?;
+        // First: a token that stays in the configuration must not look like one of another hub after a restart.
+        self.state.forgo(&self.membership().bundle, &next.bundle)?;
         self.state.keep(&self.hub, &next)?;
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        self.current.send_replace(Arc::new(next));
         self.gauge();
         Ok(())
     }

@@ -123,7 +123,8 @@ impl Proof {
         config.token.clone().map(Self::Token).ok_or_else(|| JoinError::Request("there is no token".to_owned()))
     }
 
-    fn pin(&self) -> Option<[u8; 32]> {
+    /// The authority that it is for; `None`: it is no proof.
+    pub(crate) fn pin(&self) -> Option<[u8; 32]> {
         match self {
             Self::Token(token) => TokenText::parse(token).ok()?.pin,
             Self::Account { pin, .. } => Some(*pin),

@@ -212,10 +212,12 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         let places = inside::Inside::new(upstream.clone(), policy.clone(), Some(config.hub.clone()), places);
         let voucher = (config.role == AgentRole::Cluster)
             .then(|| node::vouch::Voucher::new(upstream.clone(), config.node.account.clone()));
+        let more_room = room.clone();
         let more = More { room, inside: Some(places), shells, plans: plans.clone(), voucher };
         let rules = Arc::new(ClusterRules::new(upstream.clone()));
         let service = Service::new(upstream.clone(), rules, policy.clone(), metrics.clone(), more);
         let holder = Arc::new(holder);
+        let believing = believe(holder.changes(), more_room, plans.clone());
         let importing = match config.imports_address {
             None => None,
             Some(address) => {
@@ -234,6 +236,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             limits: moorline_link::Limits::default(),
             memory: std::sync::Mutex::default(),
             why: tokio::sync::watch::Sender::default(),
+            shut_out: std::sync::atomic::AtomicU32::new(0),
         };
         let driver = uplink::Driver::new(dialler, service, metrics.clone());
         let serve = async {
@@ -250,6 +253,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             () = follow => {}
             () = work_on(plans.as_deref()) => {}
             () = keep => {}
+            () = believing => {}
         }
         Ok(())
     };
@@ -259,6 +263,25 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         () = upstream.maintain() => Ok(()),
         () = policy.watch(&metrics) => Ok(()),
     }
+}
+
+/// Tells who checks signatures of the hub which authorities the agent believes. Never ends.
+async fn believe(
+    mut changes: watch::Receiver<Arc<Membership>>,
+    room: Option<Room>,
+    plans: Option<Arc<node::plans::Plans>>,
+) {
+    while changes.changed().await.is_ok() {
+        let now = changes.borrow_and_update().clone();
+        if let Some(plans) = &plans {
+            plans.trust(&now.bundle);
+        }
+        if let Some(room) = room.clone() {
+            // A panic there would be told by the task's own hook; the room then believes as before.
+            let _ = tokio::task::spawn_blocking(move || room.trust(&now.bundle)).await;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Does a node's plans. Never ends.
@@ -299,7 +322,8 @@ async fn membership(
     match (state.membership(key), &config.token) {
         (Ok(Some(kept)), token) => {
             // A token for another hub is an order to go there; one for the same hub has done its work.
-            if token.is_none() || pin.is_some_and(|pin| kept.trusts_pin(&pin)) {
+            let known = |pin| Ok::<_, StateError>(kept.trusts_pin(pin) || state.was_trusted(pin)?);
+            if token.is_none() || pin.as_ref().map(known).transpose()?.unwrap_or_default() {
                 fits(config, &kept)?;
                 // By a proof that is good again the dialler joins anew, now as later. A token may be a new one.
                 if token.is_none() || renewable || !kept.has_expired(SystemTime::now()) {

@@ -56,6 +56,11 @@ pub const SECRET_TRIES: u32 = 8;
 /// Shortest pause after a failure that time alone seldom heals.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
+/// Authorities of the hub that are remembered after they are gone.
+pub const FORMER_PINS: usize = 16;
+/// Dials in a row whose TLS failed before it is looked whether the hub has another authority now.
+pub const SHUT_OUT: u32 = 3;
+
 /// How long a carrier may try before the next one is tried as well.
 pub const HEAD_START: Duration = Duration::from_millis(300);
 /// How often it is looked whether a session still answers.

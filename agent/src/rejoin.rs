@@ -92,35 +92,43 @@ impl Rejoin {
         Some(Self { hub: config.hub.clone(), proof, metrics: metrics.clone() })
     }
 
-    /// Joins anew if the identity's time is over. What comes of it is told and counted; where it comes to nothing the
-    /// old identity stays, for it may be this host's clock that is wrong.
+    /// Joins anew if the identity's time is over; or if it is shut out, and its proof pins an authority that it does not
+    /// believe: the hub has replaced its own while this agent was away. What comes of it is told and counted; where it
+    /// comes to nothing the old identity stays, for it may be this host's clock that is wrong.
     ///
     /// # Cancel safety
     /// Dropping the future may leave a certificate unused; the next attempt gets another.
-    pub async fn heal(&self, holder: &Arc<Holder>) {
-        if !holder.membership().has_expired(SystemTime::now()) {
+    pub async fn heal(&self, holder: &Arc<Holder>, shut_out: bool) {
+        let expired = holder.membership().has_expired(SystemTime::now());
+        if !expired && !shut_out {
             return;
         }
-        let label = match self.join(holder).await {
-            Ok(()) => {
-                tracing::info!(hub = %self.hub, "the certificate had expired; joined anew");
+        let why = if expired { "the certificate has expired" } else { "the hub has another authority" };
+        let label = match self.join(holder, expired).await {
+            Ok(false) => return,
+            Ok(true) => {
+                tracing::info!(hub = %self.hub, why, "joined anew");
                 "rejoined"
             }
             Err(error) => {
                 let advice = "if this host's clock is wrong, set it by NTP";
-                tracing::warn!(hub = %self.hub, cause = %chain(&error), advice, "the certificate has expired, and this agent could not join anew");
+                tracing::warn!(hub = %self.hub, why, cause = %chain(&error), advice, "this agent could not join anew");
                 "not_rejoined"
             }
         };
         self.metrics.renewals.with_label_values(&[label]).inc();
     }
 
-    async fn join(&self, holder: &Arc<Holder>) -> Result<(), RejoinError> {
+    /// Whether there was a reason to.
+    async fn join(&self, holder: &Arc<Holder>, expired: bool) -> Result<bool, RejoinError> {
         let (old, proof) = (holder.membership(), self.proof.proof().await?);
+        if !expired && proof.pin().is_none_or(|pin| old.trusts_pin(&pin)) {
+            return Ok(false);
+        }
         let whom = (&old.name, old.role);
         let new = join::join(&self.hub, &proof, holder.key(), whom, Some(&old.cluster)).await?;
         // Under another name it would be somebody else than the plans, shells and streams of this process are for.
         renew::adopt(holder, new.chain, new.bundle).await??;
-        Ok(())
+        Ok(true)
     }
 }

@@ -1,9 +1,14 @@
 //! What an agent keeps on disk: its key, and who it is.
 //!
-//! Two files in a folder of its owner's alone: `agent.key` (PKCS #8, PEM) and `agent.json` (everything else). Each is
-//! replaced as a whole, so that a crash leaves the old one or the new one.
+//! Two files in a folder of its owner's alone: `agent.key` (PKCS #8, PEM) and `agent.json` (everything else); once the hub
+//! has dropped an authority, `former-pins` too. Each is replaced as a whole, so that a crash leaves the old one or the new
+//! one.
 
-use crate::{config::AgentRole, limits::MAX_FILE};
+use crate::{
+    config::AgentRole,
+    limits::{FORMER_PINS, MAX_FILE},
+};
+use moorline_authz::hex::hex;
 use moorline_link::{Identity, Trust, tls};
 use moorline_proto::id::{AgentName, ClusterId, Role, SpiffeId, TrustDomain};
 use rcgen::{KeyPair, PublicKeyData};
@@ -22,6 +27,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 const KEY: &str = "agent.key";
 const FACTS: &str = "agent.json";
+/// Pins of authorities that were believed once, in hex, one a line: a file of its own, which earlier versions leave alone.
+const FORMER: &str = "former-pins";
 /// Of the layout of `agent.json`.
 const VERSION: u32 = 1;
 
@@ -200,12 +207,45 @@ impl StateDir {
         Ok(())
     }
 
+    /// Remembers which authorities of `old` are not in `new`: a token that pins one of them has done its work.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn forgo(&self, old: &[CertificateDer<'static>], new: &[CertificateDer<'static>]) -> Result<(), StateError> {
+        let mut pins = self.former()?;
+        let before = pins.len();
+        for cert in old.iter().filter(|cert| !new.contains(cert)) {
+            if let Ok(pin) = tls::spki_sha256(cert).map(|pin| hex(&pin))
+                && !pins.contains(&pin)
+            {
+                pins.push(pin);
+            }
+        }
+        if pins.len() == before {
+            return Ok(());
+        }
+        let newest = pins.get(pins.len().saturating_sub(FORMER_PINS)..).unwrap_or_default();
+        self.replace(FORMER, format!("{}\n", newest.join("\n")).as_bytes())
+    }
+
+    /// Whether an authority with this pin was believed once.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn was_trusted(&self, pin: &[u8; 32]) -> Result<bool, StateError> {
+        Ok(self.former()?.contains(&hex(pin)))
+    }
+
+    fn former(&self) -> Result<Vec<String>, StateError> {
+        Ok(self.read(FORMER)?.unwrap_or_default().lines().map(str::to_owned).collect())
+    }
+
     /// What is in the folder, by name.
     ///
     /// # Errors
     /// A file cannot be read.
     pub fn files(&self) -> Result<BTreeMap<String, Vec<u8>>, StateError> {
-        let there = [KEY, FACTS].into_iter().filter_map(|name| match self.read(name) {
+        let there = [KEY, FACTS, FORMER].into_iter().filter_map(|name| match self.read(name) {
             Ok(text) => text.map(|text| Ok((name.to_owned(), text.into_bytes()))),
             Err(e) => Some(Err(e)),
         });
@@ -217,7 +257,7 @@ impl StateDir {
     /// # Errors
     /// One cannot be written.
     pub fn fill(&self, files: &BTreeMap<String, Vec<u8>>) -> Result<(), StateError> {
-        let known = [KEY, FACTS].into_iter().filter_map(|name| files.get_key_value(name));
+        let known = [KEY, FACTS, FORMER].into_iter().filter_map(|name| files.get_key_value(name));
         let mut known = known.filter(|(_, bytes)| !bytes.is_empty());
         known.try_for_each(|(name, bytes)| self.replace(name, bytes))
     }
@@ -445,6 +485,27 @@ mod tests {
         fs::write(&file, "").unwrap();
         let said = StateDir::open(&file.join("state")).unwrap_err().to_string();
         assert!(said.contains("state folder") && said.contains("file/state"), "{said}");
+    }
+
+    #[test]
+    fn f26_what_was_believed_once_is_remembered_and_copied_and_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let key = state.key().unwrap();
+        let all: Vec<_> = (0..FORMER_PINS + 2).map(|_| membership(&key, AGENT).bundle.remove(0)).collect();
+        let pin = |at: usize| tls::spki_sha256(&all[at]).unwrap();
+        state.forgo(&all[..1], &all[..2]).unwrap();
+        assert!(!state.was_trusted(&pin(0)).unwrap(), "it is believed still");
+        for at in 1..all.len() {
+            state.forgo(&all[at - 1..at], &all[at..=at]).unwrap();
+        }
+        let last = all.len() - 1;
+        assert!(state.was_trusted(&pin(last - 1)).unwrap() && !state.was_trusted(&pin(last)).unwrap());
+        assert!(!state.was_trusted(&pin(0)).unwrap(), "the oldest make room");
+        let copy = tempfile::tempdir().unwrap();
+        let other = StateDir::open(copy.path()).unwrap();
+        other.fill(&state.files().unwrap()).unwrap();
+        assert!(other.was_trusted(&pin(last - 1)).unwrap(), "a pod's Secret has it too");
     }
 
     #[test]

@@ -252,7 +252,9 @@ impl<U: Upstream, R: Reviewer> Driver<U, R> {
                     }
                     if matches!(e, DialError::Tls { .. }) {
                         advice = Some(
-                            "if it speaks of expired or not yet valid: check the clocks of this host and of the hub",
+                            "if it speaks of expired or not yet valid: check the clocks of this host and of the hub. If of an \
+                             authority that the hub had replaced meanwhile (moorline hub ca status): delete the state folder and \
+                             start this agent with a new token: moorline token create --cluster <cluster>",
                         );
                     }
                 }

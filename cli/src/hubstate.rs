@@ -93,6 +93,8 @@ Examples:
 Every value is encrypted anew, in a new file: nothing is left that the old key opens, but in backups that were made before.
 Then start the hub with --seal-key-file. For objects in etcd: migrate to redb, rotate, migrate back to another root.")]
     RotateKey(RotateArgs),
+    /// Replace the authority that agents and users know the hub by; nobody is cut off
+    Ca(crate::hubca::Args),
 }
 
 /// `moorline hub rotate-key`
@@ -180,6 +182,7 @@ fn wrong(error: &moorline_hub::PlaceError) -> anyhow::Error {
 pub fn run(command: Command) -> anyhow::Result<()> {
     let folder = |dir: Option<PathBuf>| dir.map_or_else(|| daemon::state_dir("moorline-hub"), Ok);
     let words = match command {
+        Command::Ca(args) => crate::hubca::run(&args, folder)?,
         Command::Backup(args) => {
             let from = args.store.over(StoreSettings::default()).place().map_err(|e| wrong(&e))?;
             let info = backup::backup(&folder(args.data_dir)?, (&from, args.seal.key(None)?), &args.to)?;

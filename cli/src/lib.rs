@@ -24,6 +24,7 @@ mod get;
 mod grant;
 mod group;
 mod hub;
+mod hubca;
 mod hubstate;
 mod import;
 mod kube;

@@ -159,13 +159,23 @@ async fn trust(args: &LoginArgs, url: &HubUrl, known: Option<&KnownHub>) -> anyh
     match (&args.ca_file, args.ca_pin, known) {
         (Some(file), _, _) => tls::ca_from_file(file),
         (None, Some(pin), _) => fetch_ca(url, pin).await,
-        (None, None, Some(hub)) => Ok(hub.ca.clone()),
+        (None, None, Some(hub)) => Ok(followed(url, &hub.ca).await.unwrap_or_else(|| hub.ca.clone())),
         (None, None, None) => {
             let pin = look(url).await?;
             confirm(url, pin)?;
             fetch_ca(url, pin).await
         }
     }
+}
+
+/// What a hub that is known says of its authorities, while it replaces one: over a connection that those vouch for that are
+/// known, and only if one of them is still among them. Whoever is in front of the hub may have others.
+async fn followed(url: &HubUrl, known: &str) -> Option<String> {
+    let client = Client::anonymous(url.clone(), tls::trusting(known).ok()?, STEP);
+    let reply = client.fetch("/auth/ca", "application/x-pem-file, */*").await.ok()?;
+    let pem = String::from_utf8(reply.body.to_vec()).ok()?;
+    let (all, known) = (tls::certificates(&pem).ok()?, tls::certificates(known).ok()?);
+    all.iter().any(|one| known.contains(one)).then_some(pem)
 }
 
 /// The hub's authorities, over a connection that the pin vouches for.

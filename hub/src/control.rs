@@ -1,6 +1,7 @@
 //! A socket in the data folder by which whoever owns that folder asks the running hub for a backup, or to move its store.
 
 use crate::{
+    authority::{CaStatus, CaStep, RotationError, Turning},
     backup::{BackupError, BackupInfo, take, transfer},
     place::{StorePlace, StoreSettings},
 };
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 const SOCKET: &str = "control.sock";
 /// Longest line either way, in bytes.
 const LINE: u64 = 16 << 10;
+const NO_ANSWER: &str = "it gave no answer";
 /// Longest wait for the question.
 const QUESTION: Duration = Duration::from_secs(5);
 /// Longest wait for the answer: a backup of everything.
@@ -35,12 +37,14 @@ const ANSWER: Duration = Duration::from_secs(600);
 pub(crate) enum Question {
     Backup(PathBuf),
     Migrate(StoreSettings),
+    Ca(CaStep),
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum Answer {
     Done(BackupInfo),
+    Ca(CaStatus),
     Failed(String),
 }
 
@@ -59,12 +63,11 @@ pub(crate) fn listen(data: &Path) -> io::Result<UnixListener> {
 /// Answers, one at a time, until `stop`.
 pub(crate) async fn serve(
     listener: UnixListener,
-    store: Store,
-    place: StorePlace,
-    data: PathBuf,
+    (store, place): (Store, StorePlace),
+    turning: Turning,
     stop: CancellationToken,
 ) {
-    let data: Arc<Path> = data.into();
+    let data: Arc<Path> = turning.dir.as_path().into();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         let Ok((mut socket, _)) = accepted else {
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -81,6 +84,14 @@ pub(crate) async fn serve(
                 answer("backed up", move || take(&store, &data, &to)).await
             }
             Ok(Question::Migrate(to)) => migrate(&store, &place, &data, &to).await,
+            Ok(Question::Ca(step)) => {
+                let turning = turning.clone();
+                match tokio::task::spawn_blocking(move || turning.step(step)).await {
+                    Ok(Ok(status)) => Answer::Ca(status),
+                    Ok(Err(error)) => Answer::Failed(crate::authority::words(&error)),
+                    Err(error) => Answer::Failed(error.to_string()),
+                }
+            }
         };
         let mut text = serde_json::to_vec(&answer).unwrap_or_default();
         text.push(b'\n');
@@ -120,7 +131,26 @@ async fn migrate(store: &Store, from: &StorePlace, data: &Arc<Path>, to: &StoreS
 
 /// Asks the hub that runs on `data`; `None`: none runs there.
 pub(crate) fn ask(data: &Path, question: Question) -> Result<Option<BackupInfo>, BackupError> {
-    let failed = |error: io::Error| BackupError::Hub(error.to_string());
+    match put(data, question).map_err(BackupError::Hub)? {
+        None => Ok(None),
+        Some(Answer::Done(info)) => Ok(Some(info)),
+        Some(Answer::Failed(why)) => Err(BackupError::Hub(why)),
+        Some(Answer::Ca(_)) => Err(BackupError::Hub(NO_ANSWER.to_owned())),
+    }
+}
+
+/// The same about its authority.
+pub(crate) fn ask_ca(data: &Path, step: CaStep) -> Result<Option<CaStatus>, RotationError> {
+    match put(data, Question::Ca(step)).map_err(RotationError::Hub)? {
+        None => Ok(None),
+        Some(Answer::Ca(status)) => Ok(Some(status)),
+        Some(Answer::Failed(why)) => Err(RotationError::Hub(why)),
+        Some(Answer::Done(_)) => Err(RotationError::Hub(NO_ANSWER.to_owned())),
+    }
+}
+
+fn put(data: &Path, question: Question) -> Result<Option<Answer>, String> {
+    let failed = |error: io::Error| error.to_string();
     let mut socket = match UnixStream::connect(data.join(SOCKET)) {
         Ok(socket) => socket,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
@@ -134,9 +164,5 @@ pub(crate) fn ask(data: &Path, question: Question) -> Result<Option<BackupInfo>,
     socket.write_all(&question).map_err(failed)?;
     let mut line = String::new();
     BufReader::new(socket.take(LINE)).read_line(&mut line).map_err(failed)?;
-    match serde_json::from_str(&line) {
-        Ok(Answer::Done(info)) => Ok(Some(info)),
-        Ok(Answer::Failed(why)) => Err(BackupError::Hub(why)),
-        Err(_) => Err(BackupError::Hub("it gave no answer".to_owned())),
-    }
+    serde_json::from_str(&line).map(Some).map_err(|_| NO_ANSWER.to_owned())
 }

@@ -16,6 +16,7 @@ use crate::{
     signing::{Signing, now},
 };
 use moorline_authz::bundle::{self, Bundle, Revoked};
+use sha2::{Digest as _, Sha256};
 use std::{
     sync::{
         Arc,
@@ -83,7 +84,7 @@ impl Bundles {
     /// The authority cannot sign: a defect.
     pub fn make(&self, cluster: &str) -> Result<Sealed, CaError> {
         let mut content = self.content(cluster);
-        let fingerprint = bundle::fingerprint(&content);
+        let fingerprint = self.print(&content);
         // Grows over restarts too, without being kept: by the clock.
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let clock = u64::try_from(clock).unwrap_or(u64::MAX);
@@ -99,6 +100,13 @@ impl Bundles {
 
     /// Tells a bundle that says something new from one that does not.
     fn fingerprint(&self, cluster: &str) -> [u8; 32] {
-        bundle::fingerprint(&self.content(cluster))
+        self.print(&self.content(cluster))
+    }
+
+    /// Of the content, and of who vouches for it: under another authority every cluster is to have it anew.
+    fn print(&self, content: &Bundle) -> [u8; 32] {
+        let mut hash = Sha256::new_with_prefix(bundle::fingerprint(content));
+        hash.update(self.authority.serving_pin());
+        hash.finalize().into()
     }
 }

@@ -101,7 +101,7 @@ pub(crate) struct Front {
     pub metrics: Metrics,
     pub proxy_metrics: ProxyMetrics,
     pub limits: Limits,
-    pub ca_pem: String,
+    pub authority: Arc<crate::pki::Authority>,
     pub tasks: TaskTracker,
     /// The hub is shutting down.
     pub finish: CancellationToken,
@@ -306,7 +306,7 @@ impl Front {
                 let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
                 text(code, if ready { "ok\n" } else { "not ready\n" })
             }
-            (&Method::GET | &Method::HEAD, "/auth/ca") => text(StatusCode::OK, &self.ca_pem),
+            (&Method::GET | &Method::HEAD, "/auth/ca") => text(StatusCode::OK, &self.authority.pem()),
             (&Method::POST, "/agent/join") => match self.read_of_stranger(request).await {
                 Ok(body) => join_answer(self.joiner.join(&body, remote).await),
                 Err(response) => response,

@@ -4,7 +4,7 @@ use crate::{
     audit,
     kinds::{AgentRole, AgentSpec, ClusterSpec, JoinTokenSpec},
     metrics::Metrics,
-    pki::Authority,
+    pki::{Authority, Issued},
     rate::RateLimit,
     records::{RecordError, Records},
     sessions::Registry,
@@ -17,7 +17,7 @@ use moorline_authz::{
 };
 use moorline_proto::id::{AgentName, ClusterId, Role, SpiffeId};
 use moorline_proxy::audit::AuditSink;
-use rustls_pki_types::{CertificateSigningRequestDer, pem::PemObject};
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use std::{
     net::{IpAddr, SocketAddr},
@@ -232,8 +232,8 @@ impl Joiner {
             cluster: wanted.clone(),
             name: name.to_string(),
             trust_domain: self.authority.domain().to_string(),
-            chain: vec![pem(&issued.cert), self.authority.pem().to_owned()],
-            bundle: vec![self.authority.pem().to_owned()],
+            chain: issued.chain.iter().map(|cert| pem(cert)).collect(),
+            bundle: issued.bundle.iter().map(|cert| pem(cert)).collect(),
         })
     }
 
@@ -350,8 +350,21 @@ impl Joiner {
     /// A new certificate for an identity that proved itself by its session. The key may be a new one. `holds` is the key
     /// that the session proved, or was given a certificate for: once the object names another, the name is somebody else's.
     pub async fn renew(&self, agent: &str, id: &SpiffeId, holds: &str, csr: &[u8]) -> Result<Renewed, String> {
-        let words = |e: RecordError| format!("the store: {e}");
         let issued = self.authority.issue_agent(csr, id, self.life).map_err(|e| e.to_string())?;
+        self.give(agent, holds, issued).await
+    }
+
+    /// The same unasked, for the key (SubjectPublicKeyInfo, DER) that the session showed: the authority is another now.
+    pub async fn offer(&self, agent: &str, id: &SpiffeId, holds: &str, key: &[u8]) -> Result<Renewed, String> {
+        let issued = self.authority.issue_key(key, id, self.life).map_err(|e| e.to_string())?;
+        if hex(&issued.key_sha256) != holds {
+            return Err("the agent has changed its key since".to_owned());
+        }
+        self.give(agent, holds, issued).await
+    }
+
+    async fn give(&self, agent: &str, holds: &str, issued: Issued) -> Result<Renewed, String> {
+        let words = |e: RecordError| format!("the store: {e}");
         let key = hex(&issued.key_sha256);
         let mut tries = 0;
         let object = loop {
@@ -370,8 +383,9 @@ impl Joiner {
             }
         };
         self.note_expiry(object, issued.expires).await;
-        let ca = self.authority.cert().to_vec();
-        Ok(Renewed { chain: vec![issued.cert.to_vec(), ca.clone()], bundle: vec![ca], expires: issued.expires, key })
+        let der = |certs: &[CertificateDer<'static>]| certs.iter().map(|cert| cert.to_vec()).collect();
+        let (chain, bundle) = (der(&issued.chain), der(&issued.bundle));
+        Ok(Renewed { chain, bundle, expires: issued.expires, key })
     }
 }
 

@@ -228,6 +228,10 @@ pub struct AgentStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub certificate_expires: Option<String>,
+    /// `sha256:` and the hash of the key of the hub's authority that its certificate is of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub authority: Option<String>,
     /// Where it comes from.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]

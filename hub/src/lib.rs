@@ -7,6 +7,7 @@ mod access;
 mod alive;
 mod ask;
 mod audit;
+pub mod authority;
 pub mod backup;
 mod bench;
 mod bootstrap;

@@ -37,6 +37,7 @@ pub(crate) struct Metrics {
     pub plans: IntCounterVec,
     pub imports: IntCounterVec,
     pub certificate_current: IntGauge,
+    pub authority_offers: IntCounterVec,
 }
 
 impl Metrics {
@@ -116,6 +117,11 @@ impl Metrics {
                 "moorline_hub_lockouts_total",
                 "Lockouts for wrong passwords, of user or address",
                 &["of"],
+            )?,
+            authority_offers: counters(
+                "moorline_hub_authority_offers_total",
+                "Certificates offered to agents because the hub's authority is replaced, by result",
+                &["result"],
             )?,
             logins: counters("moorline_hub_logins_total", "Logins by result", &["result"])?,
             connections_refused: counter("moorline_hub_connections_refused_total", "Connections over the bound")?,

@@ -1,18 +1,25 @@
-//! The hub's certificate authority.
+//! The hub's certificate authority, and while it is replaced the next one.
 
+mod files;
+mod root;
+
+use arc_swap::ArcSwap;
 use moorline_link::{Identity, Trust, tls};
 use moorline_proto::id::{Role, SpiffeId, TrustDomain};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, SigningKey as _, SubjectPublicKeyInfo,
-};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
+use rcgen::{DnType, ExtendedKeyUsagePurpose, KeyPair, SanType, SigningKey as _, SubjectPublicKeyInfo};
+use root::Root;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::{
-    fs, io,
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
+use tokio::sync::watch;
 use x509_parser::{certification_request::X509CertificationRequest, oid_registry, prelude::FromDer};
 
 /// Life of the authority's own certificate.
@@ -54,6 +61,17 @@ pub enum CaError {
         /// In words.
         why: String,
     },
+    /// There is a next authority already.
+    #[error("the authority is being replaced already: moorline hub ca status says how far that is")]
+    Turning,
+    /// The authority has a name that this hub would not have given it.
+    #[error(
+        "the authority is called {0}, which the next one cannot repeat: it is of no moorline hub's making, and cannot be replaced in this way"
+    )]
+    Name(String),
+    /// There is no next authority.
+    #[error("there is no next authority: make it first with: moorline hub ca rotate")]
+    Settled,
     /// The library refused.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
@@ -79,104 +97,255 @@ pub enum CsrError {
 /// A certificate that was issued.
 #[derive(Debug, Clone)]
 pub struct Issued {
-    /// The certificate.
-    pub cert: CertificateDer<'static>,
+    /// The certificate, and its authority.
+    pub chain: [CertificateDer<'static>; 2],
+    /// The authorities to believe from then on.
+    pub bundle: Vec<CertificateDer<'static>>,
     /// SHA-256 of its public key (DER).
     pub key_sha256: [u8; 32],
     /// When it ends.
     pub expires: SystemTime,
 }
 
+/// The authorities at one moment.
+struct State {
+    /// Vouches for the hub: signs its certificate, bundles and plans.
+    serving: Root,
+    /// While it is replaced: the one that comes after it, and signs what agents get already.
+    next: Option<Root>,
+    /// `serving`'s key, vouched for by `next`: who believes that one alone recognises the hub too.
+    cross: Option<CertificateDer<'static>>,
+    /// When the last one was dropped, in seconds since 1970. Who was given a certificate before believes that one still.
+    dropped: Option<u64>,
+}
+
+impl State {
+    fn read(dir: &Path) -> Result<Self, CaError> {
+        let place = files::Place::of(dir);
+        let serving = Root::load(&place.cert, &place.key)?;
+        let next = place.has_next()?.then(|| Root::load(&place.next_cert, &place.next_key)).transpose()?;
+        let cross = next.as_ref().map(|next| next.vouch(&serving)).transpose()?;
+        Ok(Self { serving, next, cross, dropped: place.dropped()? })
+    }
+
+    /// All that are believed, the newest first: who takes one alone takes the one that stays.
+    fn all(&self) -> impl Iterator<Item = &Root> {
+        self.next.iter().chain([&self.serving])
+    }
+
+    fn bundle(&self) -> Vec<CertificateDer<'static>> {
+        self.all().map(|root| root.cert.clone()).collect()
+    }
+
+    fn pem(&self) -> String {
+        self.all().map(|root| crate::files::pem("CERTIFICATE", &root.cert)).collect()
+    }
+
+    /// The one first that vouches for the hub.
+    fn stands(&self) -> Vec<Stand> {
+        [&self.serving].into_iter().chain(&self.next).map(|root| (root.pin, root.expires)).collect()
+    }
+}
+
+/// What is done with the authority of a folder on which no hub runs.
+///
+/// `change`: [`Change::Next`] makes the next authority, [`Change::Drop`] drops the old one. Returns the authorities, PEM, and
+/// pin and end of each. Blocks.
+///
+/// # Errors
+/// See [`CaError`].
+pub(crate) fn offline(dir: &Path, change: Option<Change>) -> Result<(String, Vec<Stand>), CaError> {
+    files::settle(dir)?;
+    match change {
+        None => {}
+        Some(Change::Next) => files::begin(dir)?,
+        Some(Change::Drop) => files::retire(dir)?,
+    }
+    let state = State::read(dir)?;
+    Ok((state.pem(), state.stands()))
+}
+
+/// See [`offline`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    Next,
+    Drop,
+}
+
+/// Pin and end of an authority.
+pub(crate) type Stand = ([u8; 32], SystemTime);
+
+/// What a certificate of an agent says of where it is from.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    /// Name of its authority, DER.
+    issuer: Vec<u8>,
+    /// When it was issued, in seconds since 1970.
+    issued: u64,
+    /// Its public key, SubjectPublicKeyInfo, DER.
+    pub key: Vec<u8>,
+}
+
+impl Origin {
+    /// Of a certificate whose chain was checked; one that cannot be read is of nobody.
+    pub fn of(cert: &[u8]) -> Self {
+        x509_parser::parse_x509_certificate(cert).map_or(
+            Self { issuer: Vec::new(), issued: 0, key: Vec::new() },
+            |(_, cert)| {
+                let begin = u64::try_from(cert.validity().not_before.timestamp()).unwrap_or_default();
+                Self {
+                    issuer: cert.issuer().as_raw().to_vec(),
+                    issued: begin + BACKDATE.as_secs(),
+                    key: cert.public_key().raw.to_vec(),
+                }
+            },
+        )
+    }
+}
+
 /// The authority: signs the hub's certificate and those of agents.
+///
+/// It is replaced in two steps ([`Authority::rotate`], [`Authority::retire`]), between which there are two of them. The old
+/// one vouches for the hub until it is dropped, for everybody believes it; agents get their certificates from the new one
+/// and believe both. So at each moment every agent that is not away meets a hub that it knows, and is known there.
 pub struct Authority {
-    cert: CertificateDer<'static>,
-    pem: String,
-    pin: [u8; 32],
-    expires: SystemTime,
-    issuer: Issuer<'static, KeyPair>,
+    dir: PathBuf,
     domain: TrustDomain,
+    state: ArcSwap<State>,
+    /// Counts the changes of `state`.
+    change: AtomicU64,
+    /// The change up to which the hub's listeners believe what `state` says. Before that nobody is given what they would refuse.
+    heard: AtomicU64,
+    /// Told of each change.
+    changed: watch::Sender<()>,
 }
 
 impl Authority {
-    /// Reads `ca.crt` and `ca.key` in `dir`, or makes both if neither is there.
+    /// Reads `ca.crt` and `ca.key` in `dir`, or makes both if neither is there. Ends what was begun when a hub was killed
+    /// while it dropped an authority.
     ///
     /// # Errors
     /// See [`CaError`]. An authority that is broken or half there is never replaced: every agent pins it.
     pub fn open(dir: &Path, domain: &TrustDomain) -> Result<Self, CaError> {
-        let (cert, key) = (dir.join("ca.crt"), dir.join("ca.key"));
-        match (exists(&cert)?, exists(&key)?) {
-            (true, true) => {}
-            (false, false) => generate(&cert, &key, domain)?,
-            (true, false) => return Err(CaError::Half { present: cert, missing: key }),
-            (false, true) => return Err(CaError::Half { present: key, missing: cert }),
-        }
-        Self::load(&cert, &key, domain)
+        files::prepare(dir, domain)?;
+        let state = ArcSwap::from_pointee(State::read(dir)?);
+        Ok(Self {
+            dir: dir.to_owned(),
+            domain: domain.clone(),
+            state,
+            change: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
+            changed: watch::Sender::new(()),
+        })
     }
 
-    fn load(cert_path: &Path, key_path: &Path, domain: &TrustDomain) -> Result<Self, CaError> {
-        let read = |path: &Path| {
-            fs::read_to_string(path).map_err(|source| CaError::Io { action: "read", path: path.to_owned(), source })
-        };
-        let broken =
-            |path: &Path, why: &dyn std::fmt::Display| CaError::Broken { path: path.to_owned(), why: why.to_string() };
-        let (pem, key_pem) = (read(cert_path)?, read(key_path)?);
-        let mut certs = Vec::new();
-        for cert in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-            certs.push(cert.map_err(|e| broken(cert_path, &e))?);
-        }
-        let [cert] = <[_; 1]>::try_from(certs)
-            .map_err(|all| broken(cert_path, &format!("it holds {} certificates, not one", all.len())))?;
-        let key = KeyPair::from_pem(&key_pem).map_err(|_| broken(key_path, &"it is no PKCS #8 private key in PEM"))?;
-        let (_, parsed) = x509_parser::parse_x509_certificate(&cert).map_err(|e| broken(cert_path, &e))?;
-        if !parsed.is_ca() {
-            return Err(broken(cert_path, &"it is no authority (basicConstraints CA)"));
-        }
-        if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
-            return Err(broken(key_path, &"it is not the key of ca.crt"));
-        }
-        let validity = parsed.validity();
-        if !validity.is_valid() {
-            return Err(broken(
-                cert_path,
-                &format!("it is valid from {} to {}", validity.not_before, validity.not_after),
-            ));
-        }
-        let expires = SystemTime::from(validity.not_after.to_datetime());
-        let pin = tls::spki_sha256(&cert).map_err(|e| broken(cert_path, &e))?;
-        let issuer = Issuer::from_ca_cert_der(&cert, key).map_err(|e| broken(cert_path, &e))?;
-        Ok(Self { cert, pem, pin, expires, issuer, domain: domain.clone() })
+    /// Makes the next authority. From then on both are believed, and agents' certificates are of the new one. Blocks.
+    ///
+    /// # Errors
+    /// [`CaError::Turning`], or the disk; nothing changed.
+    pub fn rotate(&self) -> Result<(), CaError> {
+        files::begin(&self.dir)?;
+        self.reread()
     }
 
-    /// The authority's certificate.
-    pub fn cert(&self) -> &CertificateDer<'static> {
-        &self.cert
+    /// Drops the old authority: the next one is the only one. Blocks.
+    ///
+    /// # Errors
+    /// [`CaError::Settled`], or the disk. Where that fails half way this goes on with both, and the next start, or call,
+    /// ends it.
+    pub fn retire(&self) -> Result<(), CaError> {
+        files::retire(&self.dir)?;
+        self.reread()
     }
-    /// The same as text.
-    pub fn pem(&self) -> &str {
-        &self.pem
+
+    fn reread(&self) -> Result<(), CaError> {
+        let state = Arc::new(State::read(&self.dir)?);
+        self.change.fetch_add(1, Ordering::AcqRel);
+        self.state.store(state);
+        self.changed.send_replace(());
+        Ok(())
     }
-    /// SHA-256 of its public key: what join tokens carry.
+
+    /// How often it has changed: to be asked before [`Self::trust`] is.
+    pub(crate) fn change(&self) -> u64 {
+        self.change.load(Ordering::Acquire)
+    }
+
+    /// The listeners believe what [`Self::trust`] said after this change.
+    pub(crate) fn listens(&self, change: u64) {
+        if self.heard.swap(change, Ordering::AcqRel) != change {
+            self.changed.send_replace(());
+        }
+    }
+
+    /// Whether they do after the last one.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.heard.load(Ordering::Acquire) == self.change()
+    }
+
+    /// The one that signs for agents.
+    fn issuing<'a>(&self, state: &'a State) -> &'a Root {
+        state.next.as_ref().filter(|_| self.is_heard()).unwrap_or(&state.serving)
+    }
+
+    /// Hears of each change from now on.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+    /// The authorities to believe, PEM; the one that stays comes first.
+    pub fn pem(&self) -> String {
+        self.state.load().pem()
+    }
+    /// SHA-256 of the public key of the one that stays: what join tokens carry.
     pub fn pin(&self) -> [u8; 32] {
-        self.pin
+        self.issuing(&self.state.load()).pin
     }
-    /// When it ends.
+    /// The same of the one that vouches for the hub.
+    pub(crate) fn serving_pin(&self) -> [u8; 32] {
+        self.state.load().serving.pin
+    }
+    /// When the one ends that vouches for the hub.
     pub fn expires(&self) -> SystemTime {
-        self.expires
+        self.state.load().serving.expires
     }
     /// The trust domain that it signs in.
     pub fn domain(&self) -> &TrustDomain {
         &self.domain
+    }
+    /// Pin and end of each, the one first that vouches for the hub; there are two while it is replaced.
+    pub(crate) fn all(&self) -> Vec<Stand> {
+        self.state.load().stands()
+    }
+    /// Whether there never was another one: then whoever has a certificate has one of it.
+    pub(crate) fn is_first(&self) -> bool {
+        let state = self.state.load();
+        state.next.is_none() && state.dropped.is_none()
     }
     /// Signs `message`, which begins with a word that no certificate begins with.
     ///
     /// # Errors
     /// The library refuses.
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, CaError> {
-        Ok(self.issuer.key().sign(message)?)
+        Ok(self.state.load().serving.issuer.key().sign(message)?)
     }
     /// Whom a TLS configuration of the hub believes.
     pub fn trust(&self) -> Trust {
-        Trust { roots: vec![self.cert.clone()], domain: self.domain.clone() }
+        Trust { roots: self.state.load().bundle(), domain: self.domain.clone() }
+    }
+
+    /// The pin of the authority that a certificate is of; `None`: it is believed no more.
+    pub(crate) fn pin_of(&self, origin: &Origin) -> Option<[u8; 32]> {
+        self.state.load().all().find(|root| root.subject == origin.issuer).map(|root| root.pin)
+    }
+
+    /// Whether who shows such a certificate is to get a new one before its time: it is of the authority that goes, or was
+    /// given while one was believed that is gone.
+    pub(crate) fn is_behind(&self, origin: &Origin) -> bool {
+        let state = self.state.load();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        // By a clock that was set back a new one would be as old. One of the same second may be of either side.
+        let believes_more = state.dropped.is_some_and(|at| origin.issued <= at && at <= now);
+        self.issuing(&state).subject != origin.issuer || believes_more
     }
 
     /// A new key and certificate for the hub itself, with these DNS names and addresses.
@@ -189,6 +358,8 @@ impl Authority {
         names: &[String],
         life: Duration,
     ) -> Result<(Identity, SystemTime), CaError> {
+        let state = self.state.load();
+        let root = &state.serving;
         let key = KeyPair::generate()?;
         let mut sans = vec![SanType::URI(id.to_string().try_into()?)];
         for name in names {
@@ -197,12 +368,18 @@ impl Authority {
                 Err(_) => SanType::DnsName(name.as_str().try_into()?),
             });
         }
-        let (mut params, expires) = self.leaf(life, sans);
+        let (mut params, expires) = root.leaf(life, sans);
         params.distinguished_name.push(DnType::CommonName, "moorline hub");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let cert = params.signed_by(&key, &self.issuer)?;
+        let cert = params.signed_by(&key, &root.issuer)?;
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        Ok((Identity { chain: vec![cert.der().clone(), self.cert.clone()], key }, expires))
+        // Who believes the next one alone comes to it by the certificate across. OpenSSL takes the first that fits, and from
+        // an authority that signed itself goes no further. The last is shown to people who know neither.
+        let mut chain = vec![cert.der().clone()];
+        chain.extend(state.cross.clone());
+        chain.push(root.cert.clone());
+        chain.extend(state.next.as_ref().map(|next| next.cert.clone()));
+        Ok((Identity { chain, key }, expires))
     }
 
     /// Signs the key of a request, for `id`. Whatever else the request asks for is ignored: subject, names, usages
@@ -211,35 +388,29 @@ impl Authority {
     /// # Errors
     /// See [`CsrError`].
     pub fn issue_agent(&self, csr: &[u8], id: &SpiffeId, life: Duration) -> Result<Issued, CsrError> {
-        let spki = checked_key(csr)?;
-        let key = SubjectPublicKeyInfo::from_der(&spki).map_err(|_| CsrError::Key)?;
+        self.issue_key(&checked_key(csr)?, id, life)
+    }
+
+    /// The same for a key (SubjectPublicKeyInfo, DER) that `id` proved to hold.
+    ///
+    /// # Errors
+    /// See [`CsrError`].
+    pub(crate) fn issue_key(&self, spki: &[u8], id: &SpiffeId, life: Duration) -> Result<Issued, CsrError> {
+        let state = self.state.load();
+        let root = self.issuing(&state);
+        let key = SubjectPublicKeyInfo::from_der(spki).map_err(|_| CsrError::Key)?;
         let make = |e: rcgen::Error| CsrError::Make(e.to_string());
         let uri = id.to_string().try_into().map_err(make)?;
-        let (mut params, expires) = self.leaf(life, vec![SanType::URI(uri)]);
+        let (mut params, expires) = root.leaf(life, vec![SanType::URI(uri)]);
         let name = match &id.role {
             Role::Hub(name) => name.to_string(),
             Role::ClusterAgent(_, name) | Role::NodeAgent(_, name) => name.to_string(),
         };
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let cert = params.signed_by(&key, &self.issuer).map_err(make)?.der().clone();
+        let cert = params.signed_by(&key, &root.issuer).map_err(make)?.der().clone();
         let key_sha256 = tls::spki_sha256(&cert).map_err(|_| CsrError::Malformed)?;
-        Ok(Issued { cert, key_sha256, expires })
-    }
-
-    /// What every leaf has in common; never valid beyond the authority.
-    fn leaf(&self, life: Duration, sans: Vec<SanType>) -> (CertificateParams, SystemTime) {
-        let now = SystemTime::now();
-        let expires = (now + life).min(self.expires);
-        let mut params = CertificateParams::default();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.not_before = (now - BACKDATE).into();
-        params.not_after = expires.into();
-        params.subject_alt_names = sans;
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.use_authority_key_identifier_extension = true;
-        (params, expires)
+        Ok(Issued { chain: [cert, root.cert.clone()], bundle: state.bundle(), key_sha256, expires })
     }
 }
 
@@ -269,107 +440,5 @@ fn checked_key(csr: &[u8]) -> Result<Vec<u8>, CsrError> {
     Ok(key.raw.to_vec())
 }
 
-fn exists(path: &Path) -> Result<bool, CaError> {
-    path.try_exists().map_err(|source| CaError::Io { action: "look for", path: path.to_owned(), source })
-}
-
-fn generate(cert_path: &Path, key_path: &Path, domain: &TrustDomain) -> Result<(), CaError> {
-    let key = KeyPair::generate()?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, format!("moorline authority of {domain}"));
-    let now = SystemTime::now();
-    params.not_before = (now - BACKDATE).into();
-    params.not_after = (now + AUTHORITY_LIFE).into();
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-    let cert = params.self_signed(&key)?;
-    // The key first: without its certificate it is of no use to anybody, and the next start says what to do.
-    write_new(key_path, key.serialize_pem().as_bytes(), 0o600)?;
-    write_new(cert_path, cert.pem().as_bytes(), 0o644)
-}
-
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CaError> {
-    crate::files::write_atomically(path, bytes, mode).map_err(|source| CaError::Io {
-        action: "write",
-        path: path.to_owned(),
-        source,
-    })
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
-
-    fn domain() -> TrustDomain {
-        "moorline.local".parse().unwrap()
-    }
-    fn agent() -> SpiffeId {
-        "spiffe://moorline.local/cluster/edge1/agent/a1".parse().unwrap()
-    }
-
-    #[test]
-    fn s66_an_authority_that_is_half_there_or_broken_is_never_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        let pin = Authority::open(dir.path(), &domain()).unwrap().pin();
-        assert_eq!(Authority::open(dir.path(), &domain()).unwrap().pin(), pin, "the second start reads the first's");
-        let (cert, key) = (dir.path().join("ca.crt"), dir.path().join("ca.key"));
-        assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
-        let (good_cert, good_key) = (fs::read(&cert).unwrap(), fs::read(&key).unwrap());
-        for (path, good) in [(&cert, &good_cert), (&key, &good_key)] {
-            fs::remove_file(path).unwrap();
-            assert!(matches!(Authority::open(dir.path(), &domain()), Err(CaError::Half { .. })));
-            for bad in [&b""[..], &good[..good.len() / 2], b"-----BEGIN"] {
-                fs::write(path, bad).unwrap();
-                assert!(matches!(Authority::open(dir.path(), &domain()), Err(CaError::Broken { .. })));
-            }
-            fs::write(path, good).unwrap();
-        }
-        let other = tempfile::tempdir().unwrap();
-        Authority::open(other.path(), &domain()).unwrap();
-        fs::copy(other.path().join("ca.key"), &key).unwrap();
-        assert!(matches!(Authority::open(dir.path(), &domain()), Err(CaError::Broken { .. })), "a foreign key");
-        fs::write(&key, &good_key).unwrap();
-        fs::write(&cert, [&good_cert[..], &good_cert[..40]].concat()).unwrap();
-        assert!(Authority::open(dir.path(), &domain()).is_err(), "a second, broken certificate");
-    }
-
-    #[test]
-    fn an_agent_gets_its_identity_and_nothing_that_it_asked_for() {
-        let dir = tempfile::tempdir().unwrap();
-        let ca = Authority::open(dir.path(), &domain()).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let mut wish = CertificateParams::new(vec!["hub.example".to_owned()]).unwrap();
-        wish.subject_alt_names.push(SanType::URI("spiffe://moorline.local/hub/hub".try_into().unwrap()));
-        wish.distinguished_name.push(DnType::CommonName, "admin");
-        wish.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let csr = wish.serialize_request(&key).unwrap();
-        let issued = ca.issue_agent(csr.der(), &agent(), Duration::from_secs(60)).unwrap();
-        let (_, cert) = x509_parser::parse_x509_certificate(&issued.cert).unwrap();
-        let names = cert.subject_alternative_name().unwrap().unwrap().value.general_names.len();
-        assert_eq!((names, tls::peer_id(&issued.cert).unwrap()), (1, agent()));
-        let usage = cert.extended_key_usage().unwrap().unwrap().value;
-        assert!(usage.client_auth && !usage.server_auth && !cert.is_ca());
-        let life = cert.validity().time_to_expiration().unwrap();
-        assert!(life.whole_seconds() <= 60, "{life}");
-        assert!(!cert.subject().to_string().contains("admin"));
-        // A request that was altered after it was signed.
-        let mut bent = csr.der().to_vec();
-        *bent.last_mut().unwrap() ^= 1;
-        assert!(ca.issue_agent(&bent, &agent(), Duration::from_secs(60)).is_err());
-        assert_eq!(ca.issue_agent(b"", &agent(), Duration::from_secs(60)).unwrap_err(), CsrError::Malformed);
-        let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
-        let csr = CertificateParams::default().serialize_request(&p384).unwrap();
-        assert_eq!(ca.issue_agent(csr.der(), &agent(), Duration::from_secs(60)).unwrap_err(), CsrError::Key);
-    }
-
-    #[test]
-    fn nothing_outlives_the_authority() {
-        let dir = tempfile::tempdir().unwrap();
-        let ca = Authority::open(dir.path(), &domain()).unwrap();
-        let csr = CertificateParams::default().serialize_request(&KeyPair::generate().unwrap()).unwrap();
-        let issued = ca.issue_agent(csr.der(), &agent(), AUTHORITY_LIFE * 2).unwrap();
-        assert_eq!(issued.expires, ca.expires);
-    }
-}
+mod tests;

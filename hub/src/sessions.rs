@@ -1,15 +1,18 @@
 //! The sessions of agents: who is let in, and when it ends.
 
+mod offer;
 mod registry;
 
 pub(crate) use registry::{Entry, Registry};
 
 use crate::{
+    authority,
     config::Limits,
     join::{Joiner, Renewed},
     kinds::{AgentRole, AgentSpec, ClusterSpec},
     metrics::Metrics,
     nodes::Keeper,
+    pki::Origin,
     rate::RateLimit,
     records::Records,
     standby,
@@ -144,7 +147,8 @@ impl Sessions {
         if node && !called && older.is_empty() {
             let zone = greeting.hello.facts.iter().find(|(key, _)| key == "zone").map(|(_, zone)| plain(zone));
             let found = self.registry.place(cluster.as_str(), zone.as_deref(), self.limits.standby_nodes);
-            called = found.is_none() && self.registry.renews(cluster.as_str(), &greeting.peer_cert);
+            let behind = self.joiner.authority.is_behind(&Origin::of(&greeting.peer_cert));
+            called = found.is_none() && self.registry.renews(cluster.as_str(), &greeting.peer_cert, behind);
             if found.is_none() && !called {
                 let pause = self.limits.park_pause.mul_f64(1.0 + rand::random::<f64>());
                 return Err(refused(CloseCode::Parked, "enough node agents of this cluster stand by", pause));
@@ -199,6 +203,7 @@ impl Sessions {
         let Hello { instance, software, facts, .. } = greeting.hello.clone();
         let key = Mutex::new(hex(&greeting.peer_key_sha256));
         let (_, expires) = validity(&greeting.peer_cert);
+        let origin = Origin::of(&greeting.peer_cert);
         let id = SessionId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let now_ms = now_ms();
         let welcome = Welcome { version: VERSION, software: software_name(), capabilities: Vec::new(), now_ms };
@@ -218,6 +223,8 @@ impl Sessions {
             software: plain(&software),
             key,
             control: RateLimit::new(self.limits.control_burst, Duration::from_secs(1), 1),
+            authority: authority::of(&self.joiner.authority, &origin),
+            origin,
             expires: tokio::sync::watch::Sender::new(expires),
         });
         self.registry.insert(Arc::clone(&entry));
@@ -244,7 +251,8 @@ impl Sessions {
         let watched =
             standby::watch(&entry, &self.registry, watch, || self.status.changed(&entry.cluster, &entry.agent));
         let parking = standby::park_again(&entry);
-        tokio::pin!(watched, parking);
+        let authority = self.follow_authority(&entry);
+        tokio::pin!(watched, parking, authority);
         let reason = loop {
             let until = *expires.borrow_and_update() + self.limits.expiry_slack;
             let left = until.duration_since(SystemTime::now()).unwrap_or_default();
@@ -258,6 +266,7 @@ impl Sessions {
                 _ = expires.changed() => {}
                 () = &mut watched => {}
                 () = &mut parking => {}
+                () = &mut authority => {}
                 message = entry.session.recv() => match message {
                     Some(message) => self.hear(&entry, message).await,
                     None => break entry.session.closed().await,

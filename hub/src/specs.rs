@@ -4,6 +4,7 @@ use crate::kinds::{
     AccessRequestSpec, AgentSpec, CONNECTED, ClusterGrantSpec, ClusterSpec, GroupSpec, JoinTokenSpec, ServiceGrantSpec,
     TokenSpec, UserSpec,
 };
+use crate::pki::Authority;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use moorline_apiserver::{ApiError, Cause, Column, Created, KindSpec, Object, Spec, Store, dns_label};
@@ -29,8 +30,8 @@ pub(crate) const PASSWORD: &str = "password";
 /// What the creation of a join token needs to know.
 #[derive(Debug, Clone)]
 pub(crate) struct JoinFacts {
-    /// SHA-256 of the authority's key.
-    pub pin: [u8; 32],
+    /// Whose key is pinned.
+    pub authority: Arc<Authority>,
     /// `https://host:port`
     pub public_url: String,
 }
@@ -326,7 +327,7 @@ fn join_token(store: Store, facts: Arc<JoinFacts>) -> KindSpec {
                 let id = token_id(new.object)?;
                 let cluster = text(new.object, "/spec/cluster").to_owned();
                 own::<ClusterSpec>(&store, new.object, "spec.cluster", &cluster)?;
-                let token = TokenText { id, ..TokenText::generate_join(facts.pin) };
+                let token = TokenText { id, ..TokenText::generate_join(facts.authority.pin()) };
                 let line = format!("moorline agent --hub {} --token {}", facts.public_url, token.reveal().as_str());
                 Ok(Created {
                     response: Some(json!({ "status": { "token": token.reveal().as_str(), "joinCommand": line } })),

@@ -9,6 +9,7 @@ pub use error::HubError;
 use crate::{
     access,
     alive::{Alive, Part},
+    authority::{self, Holding, pin_text},
     bootstrap::bootstrap,
     config::Config,
     direct::{Bundles, Delivery},
@@ -85,7 +86,7 @@ pub struct Hub {
 struct Checks {
     records: Records,
     draining: CancellationToken,
-    ca_expires: SystemTime,
+    authority: Arc<Authority>,
     alive: Arc<Alive>,
     plugins: Arc<Host>,
 }
@@ -93,7 +94,7 @@ struct Checks {
 impl Health for Checks {
     fn checks(&self) -> Vec<(&'static str, Result<(), String>)> {
         let draining = if self.draining.is_cancelled() { Err("shutting down".to_owned()) } else { Ok(()) };
-        let ca = if self.ca_expires > SystemTime::now() { Ok(()) } else { Err("expired".to_owned()) };
+        let ca = if self.authority.expires() > SystemTime::now() { Ok(()) } else { Err("expired".to_owned()) };
         vec![
             ("store", self.records.healthy()),
             ("ca", ca),
@@ -128,7 +129,7 @@ impl Hub {
         let proxy_metrics = ProxyMetrics::new(registry).map_err(|e| internal(&e))?;
         let store = crate::place::open_store(&config).await?;
         let authority = Arc::new(Authority::open(&dir, &config.trust_domain)?);
-        let join_facts = JoinFacts { pin: authority.pin(), public_url: config.public_url.clone() };
+        let join_facts = JoinFacts { authority: Arc::clone(&authority), public_url: config.public_url.clone() };
         let stop = CancellationToken::new();
         let (finish, draining, kill) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let mut host = Host::new(of_config.into_iter().chain(config.plugins.clone()).collect(), registry)?;
@@ -193,6 +194,9 @@ impl Hub {
         let session_registry = Arc::new(Registry::default());
         let links = Links::new(Arc::clone(&session_registry)).map_err(|e| internal(&e))?;
         registry.register(Box::new(links)).map_err(|e| internal(&e))?;
+        let holding = Holding::new(Arc::clone(&session_registry), Arc::clone(&authority)).map_err(|e| internal(&e))?;
+        registry.register(Box::new(holding)).map_err(|e| internal(&e))?;
+        authority::refresh_kubeconfig(&dir, &authority.pem());
         let status = StatusWriter::default();
         let joiner = Arc::new(Joiner {
             authority: Arc::clone(&authority),
@@ -249,7 +253,7 @@ impl Hub {
         let health: Arc<dyn Health> = Arc::new(Checks {
             records: records.clone(),
             draining: draining.clone(),
-            ca_expires: authority.expires(),
+            authority: Arc::clone(&authority),
             alive: Arc::clone(&alive),
             plugins: Arc::clone(&host),
         });
@@ -274,7 +278,7 @@ impl Hub {
             metrics: metrics.clone(),
             proxy_metrics,
             limits: config.limits.clone(),
-            ca_pem: authority.pem().to_owned(),
+            authority: Arc::clone(&authority),
             tasks: front_tasks,
             finish: finish.clone(),
             alive: Arc::clone(&alive),
@@ -335,9 +339,12 @@ impl Hub {
             Ok(socket) => {
                 background.spawn(crate::control::serve(
                     socket,
-                    server_store,
-                    config.store.clone(),
-                    dir.clone(),
+                    (server_store, config.store.clone()),
+                    authority::Turning {
+                        authority: Arc::clone(&authority),
+                        records: records.clone(),
+                        dir: dir.clone(),
+                    },
                     kill.clone(),
                 ));
             }
@@ -385,7 +392,7 @@ impl Hub {
         let writer_stop = CancellationToken::new();
         let writer = tokio::spawn(status.run(session_registry, records, metrics, writer_stop.clone()));
         host.serves(Home { address: port::local(addr), data: dir.clone() });
-        tracing::info!(%addr, ops = %ops_addr, url = config.public_url, pin = pin_text(&front.joiner.authority), "hub serves");
+        tracing::info!(%addr, ops = %ops_addr, url = config.public_url, pin = pin_text(&front.joiner.authority.pin()), "hub serves");
         Ok(Self {
             addr,
             ops_addr,
@@ -444,8 +451,4 @@ impl Hub {
 fn twice(kinds: &[KindSpec]) -> Option<&'static str> {
     let mut seen = std::collections::HashSet::new();
     kinds.iter().map(KindSpec::plural).find(|plural| !seen.insert(*plural))
-}
-
-fn pin_text(authority: &Authority) -> String {
-    format!("sha256:{}", moorline_authz::hex::hex(&authority.pin()))
 }

@@ -125,6 +125,7 @@ async fn write_agent(registry: &Registry, records: &Records, cluster: &str, agen
                 status.connected_since = Some(time(entry.since));
                 status.version = Some(entry.software.clone());
                 status.certificate_expires = Some(time(entry.certificate_expires()));
+                status.authority = Some(entry.authority.clone());
                 status.remote_address = Some(entry.session.remote().ip().to_string());
             }
             None if before.connected_since.is_some() => {

@@ -7,6 +7,7 @@ use crate::{
 };
 use http::StatusCode;
 use moorline_agent::{AgentRole, Config, node::AccountJoin, rejoin::TokenSource, state::StateDir};
+use moorline_authz::token::TokenText;
 use prometheus::Registry;
 use std::{
     path::Path,
@@ -117,5 +118,38 @@ async fn an_expired_agent_takes_a_new_token_and_goes_on_dialling_with_an_old_one
     *hub.shared.join_status.lock().unwrap() = StatusCode::OK;
     let agent = start(site.config(&hub, Some(hub.token())));
     assert_eq!(kube(&hub.session().await, "/x").await.status(), StatusCode::OK);
+    agent.stop().await;
+}
+
+/// The hub has replaced its authority while the agent was away: what it pins is what its owner, or its hub, says now.
+#[tokio::test]
+async fn f26_an_agent_with_a_proof_that_is_good_again_joins_by_the_hubs_next_authority() {
+    for role in [AgentRole::Node, AgentRole::Cluster] {
+        let (hub, site) = (Hub::start().await, Site::new().await);
+        keep(&site.state(), &Authority::new(), role, SystemTime::now() + Duration::from_secs(86_400));
+        let config = site.config(&hub, None);
+        let config = match role {
+            AgentRole::Node => by_account(&site, config, hub.shared.authority.pin()),
+            AgentRole::Cluster => by_tokens(&hub, config),
+        };
+        let agent = start(config);
+        let session = hub.session().await;
+        assert_eq!(session.peer().to_string().contains("/node/"), role == AgentRole::Node);
+        assert_eq!(hub.shared.requests.load(Ordering::SeqCst), 1, "{role}: it joined once");
+        agent.stop().await;
+    }
+}
+
+/// A token that stays in the configuration and pins what the hub has dropped since is not an order to go elsewhere.
+#[tokio::test]
+async fn f26_a_token_of_the_authority_before_has_done_its_work() {
+    let (hub, site, before) = (Hub::start().await, Site::new().await, Authority::new());
+    keep(&site.state(), &hub.shared.authority, AgentRole::Cluster, SystemTime::now() + Duration::from_secs(86_400));
+    let state = StateDir::open(&site.state()).unwrap();
+    state.forgo(&[before.der()], &[hub.shared.authority.der()]).unwrap();
+    let token = TokenText::generate_join(before.pin()).reveal().to_string();
+    let agent = start(site.config(&hub, Some(token)));
+    assert_eq!(kube(&hub.session().await, "/x").await.status(), StatusCode::OK);
+    assert_eq!(hub.shared.requests.load(Ordering::SeqCst), 0, "it went in as who it was");
     agent.stop().await;
 }

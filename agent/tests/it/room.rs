@@ -6,7 +6,7 @@ use http::{Method, Request};
 use http_body_util::BodyExt;
 use moorline_agent::{EndpointConfig, endpoint::Room, metrics::Metrics};
 use moorline_authz::bundle::{self, Bundle, BundleUser, delta};
-use moorline_endpoint::{limits, now, recordings};
+use moorline_endpoint::{limits, now, recordings, shelf::Shelf, trust::Anchors};
 use moorline_proxy::{
     audit::{AuditSink, Event},
     body,
@@ -159,4 +159,37 @@ async fn what_an_endpoint_has_recorded_is_given_piece_by_piece_until_the_hub_has
     assert_eq!(world.ask(Method::DELETE, &had, "").await.0, 200);
     assert_eq!(world.ask(Method::DELETE, &had, "").await.0, 200, "a hub that did not hear the answer asks again");
     assert_eq!(world.ask(Method::GET, "/recordings", "").await.1, "", "and what goes on is not named");
+}
+
+#[tokio::test]
+async fn f26_endpoints_follow_the_hub_to_its_next_authority_and_never_lose_their_bundle() {
+    let world = World::new();
+    let next = Authority::new();
+    let by = |authority: &Authority, n| bundle::seal(&bundle(n), |message| authority.key().sign(message)).unwrap();
+    let file = world.dir.path().join("hub-ca.pem");
+    // An endpoint beside the agent, as it was started before all this, and one that is started now.
+    let early = Anchors::follow(&file).unwrap();
+    let reads = |anchors: Anchors| {
+        Shelf::open(world.dir.path(), "edge1", anchors, None).unwrap().read(None).ok().flatten().map(|b| b.serial)
+    };
+    let now = || Anchors::follow(&file).unwrap();
+    assert_eq!(world.ask(Method::PUT, "/bundle", by(&world.authority, 5)).await.0, 200);
+    assert_eq!(world.ask(Method::PUT, "/bundle", by(&next, 6)).await.0, 409, "a stranger still");
+    world.room.trust(&[next.der(), world.authority.der()]);
+    assert_eq!(now().all(), [next.der(), world.authority.der()]);
+    assert_eq!(world.ask(Method::PUT, "/bundle", by(&world.authority, 6)).await.0, 200);
+
+    // The old one is believed no more; what lies there is of it, and is all that there is.
+    world.room.trust(&[next.der()]);
+    assert_eq!((reads(now()), reads(early.clone())), (Some(6), Some(6)));
+    assert_eq!(world.ask(Method::PUT, "/bundle", by(&next, 7)).await.0, 200);
+    assert_eq!(now().all(), [next.der()], "nothing is left that the old one is needed for");
+    assert_eq!((reads(now()), reads(early)), (Some(7), Some(7)), "one that runs looks again");
+    assert_eq!(world.ask(Method::PUT, "/bundle", by(&world.authority, 8)).await.0, 409);
+    // Nor after a restart of the agent.
+    let config = EndpointConfig { dir: world.dir.path().to_owned(), seal_key: None, secret: None };
+    let member = next.old_member(&KeyPair::generate().unwrap());
+    let again = Room::open(&config, &member, Metrics::new(&prometheus::Registry::new()).unwrap()).unwrap();
+    assert_eq!(now().all(), [next.der()]);
+    drop(again);
 }

@@ -85,6 +85,19 @@ impl Shelf {
         &self.cluster
     }
 
+    /// The same folder as somebody sees it who believes other authorities.
+    pub fn believing(&self, anchors: Anchors) -> Self {
+        Self { anchors, ..self.clone() }
+    }
+
+    /// Writes a file beside the bundle: after a crash there is all of it, or what was there before.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn keep(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        write(&self.dir.join(name), bytes)
+    }
+
     /// The folder.
     pub fn dir(&self) -> &Path {
         &self.dir

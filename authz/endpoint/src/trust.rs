@@ -1,6 +1,12 @@
 //! Whose bundles are believed: those signed by the hub's authority.
 
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, pem::PemObject};
+use std::{
+    fs,
+    io::{self, Read},
+    path::Path,
+    sync::{Arc, PoisonError, RwLock},
+};
 use webpki::{EndEntityCert, aws_lc_rs as algorithms};
 
 /// Every way in which an authority may sign.
@@ -11,9 +17,16 @@ const WAYS: [&dyn SignatureVerificationAlgorithm; 4] = [
     algorithms::RSA_PKCS1_2048_8192_SHA256,
 ];
 
-/// The authorities of the cluster's hub.
+/// Largest file of authorities that is read, in bytes.
+const FILE: u64 = 256 << 10;
+
+/// The authorities of the cluster's hub. Clones share them: they change while the hub replaces its own.
 #[derive(Debug, Clone)]
-pub struct Anchors(Vec<CertificateDer<'static>>);
+pub struct Anchors {
+    all: Arc<RwLock<Vec<CertificateDer<'static>>>>,
+    /// Where somebody else says which they are.
+    file: Option<Arc<Path>>,
+}
 
 /// There is none, or one of them is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -35,17 +48,64 @@ impl Anchors {
     /// # Errors
     /// See [`BadAnchors`].
     pub fn new(all: Vec<CertificateDer<'static>>) -> Result<Self, BadAnchors> {
-        if all.is_empty() || all.iter().any(|der| EndEntityCert::try_from(der).is_err()) {
-            return Err(BadAnchors);
-        }
-        Ok(Self(all))
+        Ok(Self { all: Arc::new(RwLock::new(checked(all)?)), file: None })
+    }
+
+    /// Reads a file, and again when it names others than before and a signature is of none that is known.
+    ///
+    /// # Errors
+    /// The file cannot be read, or see [`BadAnchors`].
+    pub fn follow(path: &Path) -> io::Result<Self> {
+        let all = read(path)?;
+        Ok(Self { all: Arc::new(RwLock::new(all)), file: Some(path.into()) })
+    }
+
+    /// These from now on, for every clone.
+    ///
+    /// # Errors
+    /// See [`BadAnchors`]; then it is those of before.
+    pub fn replace(&self, all: Vec<CertificateDer<'static>>) -> Result<(), BadAnchors> {
+        *self.all.write().unwrap_or_else(PoisonError::into_inner) = checked(all)?;
+        Ok(())
+    }
+
+    /// Those that are believed now.
+    pub fn all(&self) -> Vec<CertificateDer<'static>> {
+        self.all.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether one of them signed `message`.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
-        self.0
-            .iter()
+        self.is_signed(message, signature) || (self.reread() && self.is_signed(message, signature))
+    }
+
+    /// Whether the file says something else now. Half of it is never taken.
+    fn reread(&self) -> bool {
+        let Some(new) = self.file.as_deref().and_then(|path| read(path).ok()) else { return false };
+        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        let other = *all != new;
+        *all = new;
+        other
+    }
+
+    fn is_signed(&self, message: &[u8], signature: &[u8]) -> bool {
+        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+        all.iter()
             .filter_map(|der| EndEntityCert::try_from(der).ok())
             .any(|authority| WAYS.iter().any(|way| authority.verify_signature(*way, message, signature).is_ok()))
     }
+}
+
+fn checked(all: Vec<CertificateDer<'static>>) -> Result<Vec<CertificateDer<'static>>, BadAnchors> {
+    if all.is_empty() || all.iter().any(|der| EndEntityCert::try_from(der).is_err()) {
+        return Err(BadAnchors);
+    }
+    Ok(all)
+}
+
+fn read(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let mut pem = Vec::new();
+    fs::File::open(path)?.take(FILE).read_to_end(&mut pem)?;
+    let all = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+    all.map_err(|_| BadAnchors).and_then(checked).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }

@@ -86,8 +86,11 @@ impl Folder {
             }
         };
         let path = self.hub_ca.clone().unwrap_or_else(|| dir.join("hub-ca.pem"));
-        let pem = files::read_text(&path)?.ok_or_else(|| missing("whose bundles to take", "--hub-ca FILE"))?;
-        let anchors = Anchors::from_pem(&pem).with_context(|| format!("{} cannot be used", path.display()))?;
+        if !path.exists() {
+            return Err(missing("whose bundles to take", "--hub-ca FILE"));
+        }
+        // The agent beside it writes others there when the hub has replaced its authority.
+        let anchors = Anchors::follow(&path).with_context(|| format!("{} cannot be used", path.display()))?;
         Ok(Shelf::open(dir, &cluster, anchors, self.seal_key.as_deref())?)
     }
 }

@@ -1,6 +1,7 @@
 //! Who holds what: the sessions that were let in, and the places that others were promised.
 
 use crate::{
+    pki::Origin,
     rate::RateLimit,
     route::Candidate,
     standby::{self, Called, Place, Standing},
@@ -51,6 +52,10 @@ pub(crate) struct Entry {
     pub(super) key: Mutex<String>,
     /// Control messages that cost something.
     pub(super) control: RateLimit<()>,
+    /// Of which authority its certificate was when it came: `sha256:…`.
+    pub authority: String,
+    /// The same, and the key that it is for.
+    pub origin: Origin,
     /// When its certificate ends; later after a renewal.
     pub(super) expires: tokio::sync::watch::Sender<SystemTime>,
 }
@@ -146,10 +151,11 @@ impl Registry {
     }
 
     /// Whether a node agent of a cluster that has no place is let in for a new certificate.
-    pub(super) fn renews(&self, cluster: &str, cert: &[u8]) -> bool {
+    /// `behind`: the authority is another since it got the one that it has.
+    pub(super) fn renews(&self, cluster: &str, cert: &[u8], behind: bool) -> bool {
         let called =
             |table: &Table| table.clusters.get(cluster).map_or(0, |all| all.iter().filter(|e| e.called).count());
-        standby::is_due(validity(cert), SystemTime::now()) && called(&self.lock()) < standby::RENEWING
+        (behind || standby::is_due(validity(cert), SystemTime::now())) && called(&self.lock()) < standby::RENEWING
     }
 
     /// A place for one more node agent of a cluster, if it is to have one; and whom it replaces.
@@ -176,6 +182,11 @@ impl Registry {
         };
         *table.coming.entry(cluster.to_owned()).or_default() += 1;
         Some((Coming(self, cluster.to_owned()), replaced))
+    }
+
+    /// How many there are.
+    pub fn size(&self) -> usize {
+        self.lock().count
     }
 
     /// How many there are, and how many of one cluster.

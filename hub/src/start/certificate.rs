@@ -29,7 +29,7 @@ pub(super) fn issue(authority: &Authority, config: &Config, given: Option<Arc<Gi
     TlsPair::new(&identity, authority, expires, given)
 }
 
-/// Makes the hub's certificate anew at two thirds of its life.
+/// Makes the hub's certificate anew at two thirds of its life, and when the authority changes.
 pub(super) async fn renew(
     authority: Arc<Authority>,
     (config, given): (Config, Option<Arc<Given>>),
@@ -38,19 +38,32 @@ pub(super) async fn renew(
     stop: CancellationToken,
 ) {
     let life = config.hub_certificate_life;
+    let mut changes = authority.changes();
     loop {
         let left = pair.load().expires.duration_since(SystemTime::now()).unwrap_or_default();
         // Not in a tight loop where none can be made.
-        let wait = left.saturating_sub(life / 3).max(RETRY.min(life / 10));
-        if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+        let retry = RETRY.min(life / 10);
+        let wait = if authority.is_heard() { left.saturating_sub(life / 3).max(retry) } else { retry };
+        let due = async {
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                // Its sender is the authority that is held here.
+                _ = changes.changed() => {}
+            }
+        };
+        if stop.run_until_cancelled(due).await.is_none() {
             return;
         }
+        changes.mark_unchanged();
+        let change = authority.change();
         match issue(&authority, &config, given.clone()) {
             Ok(new) => {
-                if let Err(error) = quic.set_server_config(Arc::clone(&new.tunnel)) {
-                    tracing::error!("QUIC keeps the old certificate: {error}");
-                }
+                let quic = quic.set_server_config(Arc::clone(&new.tunnel));
                 pair.store(Arc::new(new));
+                match quic {
+                    Ok(()) => authority.listens(change),
+                    Err(error) => tracing::error!("QUIC keeps the old certificate: {error}"),
+                }
                 tracing::info!("the hub's certificate was renewed");
             }
             Err(error) => tracing::error!("the hub's certificate was not renewed: {error}"),

@@ -108,7 +108,7 @@ fn z07_bent_certificates_are_nobody_else() {
     let issued = authority(dir.path()).issue_agent(csr.der(), &agent(), Duration::from_secs(60)).unwrap();
     let bend = (any::<prop::sample::Index>(), any::<u8>(), any::<prop::sample::Index>());
     let result = cases(2000).run(&bend, |(at, byte, end)| {
-        let mut der = issued.cert.to_vec();
+        let mut der = issued.chain[0].to_vec();
         *at.get_mut(&mut der) = byte;
         der.truncate(der.len() - end.index(der.len()) % 3);
         let cert = CertificateDer::from(der);
@@ -139,7 +139,7 @@ fn z08_bent_signing_requests_gain_nothing() {
             der.truncate(end.index(der.len()));
         }
         if let Ok(issued) = authority.issue_agent(&der, &agent(), Duration::from_secs(60)) {
-            let cert = CertificateDer::from(issued.cert.to_vec());
+            let cert = CertificateDer::from(issued.chain[0].to_vec());
             prop_assert_eq!(tls::peer_id(&cert).unwrap(), agent());
             let (_, parsed) = x509_parser::parse_x509_certificate(&cert).unwrap();
             prop_assert!(!parsed.is_ca());

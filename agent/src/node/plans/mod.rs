@@ -15,6 +15,7 @@ mod tests;
 use crate::{policy::PolicyFile, state::Membership, upstream::ApiServer};
 use moorline_authz::plan::{Phase, Plan, Progress};
 use moorline_endpoint::trust::{Anchors, BadAnchors};
+use rustls_pki_types::CertificateDer;
 use std::{
     collections::BTreeMap,
     io,
@@ -94,6 +95,13 @@ impl Plans {
             upstream,
             wake: Notify::new(),
         })
+    }
+
+    /// Plans of these authorities are believed from now on.
+    pub fn trust(&self, bundle: &[CertificateDer<'static>]) {
+        if let Err(error) = self.anchors.replace(bundle.to_vec()) {
+            tracing::error!("plans are believed as before: {error}");
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {

@@ -36,7 +36,10 @@ pub(super) fn words(error: &str) -> String {
     } else if has("expired") || has("Expired") {
         return format!("{theirs} has expired: is this machine's clock right? ({error})");
     } else if has("UnknownIssuer") || has("BadSignature") {
-        return format!("{theirs} comes from an authority that this agent does not trust: is this the right hub?");
+        return format!(
+            "{theirs} comes from an authority that this agent does not trust: is this the right hub? If its authority was \
+             replaced while this agent was away, join again with a new token"
+        );
     } else if has("wrong identity") || has("WrongIdentity") {
         return format!("{theirs} is somebody else's ({error})");
     } else if has("InvalidPurpose") {
