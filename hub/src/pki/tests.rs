@@ -73,8 +73,11 @@ fn nothing_outlives_the_authority() {
     assert_eq!(issued.expires, ca.expires());
 }
 
+/// A write, and what it is called.
+type Step<'a> = (&'a str, &'a dyn Fn(&Path));
+
 /// Every folder that a kill can leave behind, by name.
-fn snapshots(of: &Path, steps: &[(&str, &dyn Fn(&Path))]) -> Vec<(String, tempfile::TempDir)> {
+fn snapshots(of: &Path, steps: &[Step<'_>]) -> Vec<(String, tempfile::TempDir)> {
     let mut all = Vec::new();
     let mut last = of.to_owned();
     for (name, step) in steps {
