@@ -13,6 +13,8 @@ pub const MAX_LINE: u64 = 1 << 20;
 /// Room that a log keeps for itself on its disk beyond its end, in bytes: some eight thousand records, so that what else fills
 /// the disk stops no call before somebody can look after it.
 const AHEAD: u64 = 8 << 20;
+/// Least room that is asked for, in bytes, and how much is written before it is asked for again.
+const LEAST: u64 = 64 << 10;
 
 /// Where sealed records go.
 pub trait Output: Write + Send + 'static {
@@ -49,6 +51,8 @@ pub struct LogFile {
     bytes: u64,
     /// Up to where the disk has given room.
     room: u64,
+    /// From which length on it is asked for more.
+    ask: u64,
     /// A pipe has no past and is not set aside.
     regular: bool,
     rotation: Rotation,
@@ -115,17 +119,23 @@ impl LogFile {
         }
         let bytes = file.metadata()?.len();
         let found = Found { chain: chain.unwrap_or_default(), torn, cut };
-        let mut log = Self { path: path.to_owned(), file, head, bytes, room: 0, regular, rotation };
+        let mut log = Self { path: path.to_owned(), file, head, bytes, room: 0, ask: 0, regular, rotation };
         log.reserve();
         Ok((log, found))
     }
 
-    /// Takes room for what comes. Where the disk has none, or its file system cannot, records are written for as long as there
-    /// is some.
+    /// Takes room for what comes, or as much of it as the disk has. Where its file system cannot, records are written for as
+    /// long as there is some.
     fn reserve(&mut self) {
-        if self.regular && self.room < self.bytes + AHEAD / 2 && ahead(&self.file, self.bytes) {
-            self.room = self.bytes + AHEAD;
+        if !self.regular || self.bytes < self.ask || self.bytes + AHEAD / 2 <= self.room {
+            return;
         }
+        let from = self.room.max(self.bytes);
+        if let Some(given) = most(self.bytes + AHEAD - from, |length| ahead(&self.file, from, length)) {
+            self.room = from + given;
+        }
+        // On a full disk each answer takes its time.
+        self.ask = self.bytes + LEAST;
     }
 
     /// Sets the file aside as `<stem>-<number of its first record>.log` and begins a new one.
@@ -136,18 +146,18 @@ impl LogFile {
         if aside.exists() {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, aside.display().to_string()));
         }
-        // What was kept for it is the next one's.
-        self.file.set_len(self.bytes)?;
+        give_back(&self.file);
         self.file.sync_all()?;
         fs::rename(&self.path, &aside)?;
         self.file = options().append(true).open(&self.path)?;
-        (self.bytes, self.room) = (0, 0);
-        self.reserve();
+        (self.bytes, self.room, self.ask) = (0, 0, 0);
         let old = rotated(&self.path);
         for gone in old.iter().take(old.len().saturating_sub(self.rotation.keep)) {
             tracing::info!(file = %gone.display(), "the oldest audit file is removed, as so many are kept as was said");
             fs::remove_file(gone)?;
         }
+        // On a full disk the oldest's room is all there is.
+        self.reserve();
         Ok(())
     }
 }
@@ -172,15 +182,31 @@ impl Output for LogFile {
     }
 }
 
-/// Whether the disk keeps [`AHEAD`] bytes from `end` on for this file, whose length stays.
+/// The most that is given of `wanted` bytes, by halves.
+fn most(wanted: u64, given: impl Fn(u64) -> bool) -> Option<u64> {
+    let halves = std::iter::successors(Some(wanted), |length| Some(length / 2));
+    halves.take_while(|length| LEAST <= *length).find(|length| given(*length))
+}
+
+/// Whether the disk keeps `length` bytes at `from` for this file, whose own length stays.
 #[cfg(target_os = "linux")]
-fn ahead(file: &fs::File, end: u64) -> bool {
-    rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, end, AHEAD).is_ok()
+fn ahead(file: &fs::File, from: u64, length: u64) -> bool {
+    rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, from, length).is_ok()
 }
 #[cfg(not(target_os = "linux"))]
-fn ahead(_: &fs::File, _: u64) -> bool {
+fn ahead(_: &fs::File, _: u64, _: u64) -> bool {
     false
 }
+
+/// What the disk keeps beyond a file's end is the next one's. The length is the file's own: another may have cut it.
+#[cfg(target_os = "linux")]
+fn give_back(file: &fs::File) {
+    if let Err(error) = file.metadata().and_then(|metadata| file.set_len(metadata.len())) {
+        tracing::debug!("an audit file that was set aside keeps the room beyond its end: {error}");
+    }
+}
+#[cfg(not(target_os = "linux"))]
+fn give_back(_: &fs::File) {}
 
 fn read_head(text: &str) -> Option<Chain> {
     let (next, last) = text.trim_end().split_once(' ')?;
@@ -369,5 +395,56 @@ mod tests {
         assert!(report.flaws[0].2.contains("record 4 stands where 3 belongs"), "it stays visible: {report:?}");
         fs::remove_file(&path).unwrap();
         assert!(LogFile::open(&path, Rotation::default()).unwrap().1.cut, "all of it");
+    }
+
+    #[test]
+    fn as_much_room_is_taken_as_there_is() {
+        assert_eq!(most(AHEAD, |_| true), Some(AHEAD));
+        assert_eq!(most(AHEAD, |length| length < AHEAD / 8), Some(AHEAD / 16));
+        assert_eq!(most(AHEAD, |length| length <= LEAST), Some(LEAST));
+        assert_eq!(most(AHEAD, |length| length < LEAST), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn room_is_kept_ahead_of_the_end_and_given_back_with_the_file() {
+        let on_disk = |path: &Path| std::os::unix::fs::MetadataExt::blocks(&fs::metadata(path).unwrap()) * 512;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.log");
+        let (mut log, Found { mut chain, .. }) = LogFile::open(&path, Rotation { max_bytes: AHEAD, keep: 1 }).unwrap();
+        if on_disk(&path) == 0 {
+            return; // A file system that keeps nothing.
+        }
+        let torn = [vec![b'x'; 5 << 20], vec![b'\n']].concat();
+        log.write_all(&torn).unwrap();
+        write(&mut log, &mut chain, &["a"]);
+        assert_eq!(log.room, log.bytes + AHEAD);
+        let taken = on_disk(&path);
+        assert!(log.room <= taken, "without a gap: {taken}, {}", log.room);
+        let (room, ask) = (log.room, log.ask);
+        write(&mut log, &mut chain, &["b"]);
+        assert_eq!((log.room, log.ask), (room, ask), "there is enough");
+        log.write_all(&torn).unwrap();
+        write(&mut log, &mut chain, &["c", "d"]);
+        let [aside, now] = &*all(&path) else { panic!("it was set aside once") };
+        assert!(on_disk(aside) < room, "what it did not need is given back: {}", on_disk(aside));
+        assert!(AHEAD <= on_disk(now), "and the next one has its own: {}", on_disk(now));
+    }
+
+    #[test]
+    fn a_log_that_another_cut_is_set_aside_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.log");
+        let rotation = Rotation { max_bytes: 400, keep: 2 };
+        let (mut log, Found { mut chain, .. }) = LogFile::open(&path, rotation).unwrap();
+        write(&mut log, &mut chain, &["a", "b"]);
+        options().write(true).open(&path).unwrap().set_len(0).unwrap();
+        write(&mut log, &mut chain, &["c", "d", "e", "f"]);
+        let files = all(&path);
+        assert!(files.len() > 1);
+        for file in files {
+            assert!(!fs::read(&file).unwrap().contains(&0), "{}", file.display());
+        }
+        assert_eq!(verify(&path, 10).unwrap().end, chain);
     }
 }
