@@ -63,6 +63,14 @@ impl Holder {
         &self.key
     }
 
+    /// Whether an authority with this pin was believed once, and is not any more. Blocks on the disk.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn was_trusted(&self, pin: &[u8; 32]) -> Result<bool, StateError> {
+        self.state.was_trusted(pin)
+    }
+
     /// For the next dial.
     ///
     /// # Errors

@@ -322,11 +322,13 @@ async fn membership(
     match (state.membership(key), &config.token) {
         (Ok(Some(kept)), token) => {
             // A token for another hub is an order to go there; one for the same hub has done its work.
-            let known = |pin| Ok::<_, StateError>(kept.trusts_pin(pin) || state.was_trusted(pin)?);
-            if token.is_none() || pin.as_ref().map(known).transpose()?.unwrap_or_default() {
+            let trusted = pin.as_ref().is_some_and(|pin| kept.trusts_pin(pin));
+            let dropped = !trusted && pin.as_ref().map(|pin| state.was_trusted(pin)).transpose()?.unwrap_or_default();
+            if token.is_none() || trusted || dropped {
                 fits(config, &kept)?;
-                // By a proof that is good again the dialler joins anew, now as later. A token may be a new one.
-                if token.is_none() || renewable || !kept.has_expired(SystemTime::now()) {
+                // By a proof that is good again the dialler joins anew, now as later. A token may be a new one; but not one
+                // of an authority that was dropped, whose key somebody may have who is not the hub.
+                if token.is_none() || renewable || dropped || !kept.has_expired(SystemTime::now()) {
                     return Ok(Some(kept));
                 }
                 tracing::warn!(cluster = %kept.cluster, "the certificate has expired; joining anew with the token");

@@ -9,11 +9,13 @@ use crate::{
     metrics::Metrics,
     node::AccountJoin,
     renew,
+    state::StateError,
     upstream::chain,
 };
 use futures_util::future::BoxFuture;
 use moorline_link::HubAddress;
 use std::{fmt, sync::Arc, time::SystemTime};
+use tokio::task::spawn_blocking;
 
 /// Where join tokens are made when they are needed: for agents that run beside their hub.
 #[derive(Clone)]
@@ -74,6 +76,10 @@ enum RejoinError {
     Join(#[from] JoinError),
     #[error(transparent)]
     Adopt(#[from] AdoptError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("the proof pins an authority that the hub has dropped: give this agent the hub's new pin")]
+    Dropped,
     #[error("the task ended: {0}")]
     Task(#[from] tokio::task::JoinError),
 }
@@ -121,10 +127,20 @@ impl Rejoin {
 
     /// Whether there was a reason to.
     async fn join(&self, holder: &Arc<Holder>, expired: bool) -> Result<bool, RejoinError> {
-        let (old, proof) = (holder.membership(), self.proof.proof().await?);
-        if !expired && proof.pin().is_none_or(|pin| old.trusts_pin(&pin)) {
-            return Ok(false);
+        let old = holder.membership();
+        // Tokens are made by the hub that this agent runs beside, and whom the last one was for is gone once one is made.
+        if let Renewable::Account(account) = &self.proof {
+            let trusted = old.trusts_pin(&account.hub_pin);
+            if trusted && !expired {
+                return Ok(false);
+            }
+            let (kept, pin) = (holder.clone(), account.hub_pin);
+            // Whoever has the key of an authority that was dropped may stand in the way, and be told the pod's own token.
+            if !trusted && spawn_blocking(move || kept.was_trusted(&pin)).await?? {
+                return if expired { Err(RejoinError::Dropped) } else { Ok(false) };
+            }
         }
+        let proof = self.proof.proof().await?;
         let whom = (&old.name, old.role);
         let new = join::join(&self.hub, &proof, holder.key(), whom, Some(&old.cluster)).await?;
         // Under another name it would be somebody else than the plans, shells and streams of this process are for.

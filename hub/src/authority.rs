@@ -189,7 +189,7 @@ impl Turning {
 
     fn status(&self) -> Result<CaStatus, RotationError> {
         let agents = self.records.list::<AgentSpec>().map_err(|e| RotationError::Store(e.to_string()))?;
-        let pin = pin_text(&self.authority.pin());
+        let pin = pin_text(&self.authority.staying_pin());
         let (now, first) = (jiff::Timestamp::now(), self.authority.is_first());
         let (mut hold, mut behind) = (0, Vec::new());
         for agent in agents {
@@ -309,7 +309,7 @@ impl Collector for Holding {
         self.sessions.desc().into_iter().chain(self.turning.desc()).collect()
     }
     fn collect(&self) -> Vec<MetricFamily> {
-        let pin = self.authority.pin();
+        let pin = self.authority.staying_pin();
         let all = self.registry.all();
         let holds = |entry: &&Arc<Entry>| self.authority.pin_of(&entry.origin) == Some(pin);
         let hold = all.iter().filter(holds).count();

@@ -26,6 +26,9 @@ use x509_parser::{certification_request::X509CertificationRequest, oid_registry,
 pub const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Life of the hub's certificate. It is made anew at each start, and at two thirds of this.
 pub const HUB_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Life of what the hub shows while its authority is replaced: of its certificate, and of the next authority's word for the
+/// old one. It bounds for how long somebody with the old key can still pass for the hub once that is dropped.
+const CROSS_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// How far a certificate's begin lies in the past: what a client's clock may be behind.
 pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
 
@@ -113,8 +116,6 @@ struct State {
     serving: Root,
     /// While it is replaced: the one that comes after it, and signs what agents get already.
     next: Option<Root>,
-    /// `serving`'s key, vouched for by `next`: who believes that one alone recognises the hub too.
-    cross: Option<CertificateDer<'static>>,
     /// When the last one was dropped, in seconds since 1970. Who was given a certificate before believes that one still.
     dropped: Option<u64>,
 }
@@ -124,8 +125,7 @@ impl State {
         let place = files::Place::of(dir);
         let serving = Root::load(&place.cert, &place.key)?;
         let next = place.has_next()?.then(|| Root::load(&place.next_cert, &place.next_key)).transpose()?;
-        let cross = next.as_ref().map(|next| next.vouch(&serving)).transpose()?;
-        Ok(Self { serving, next, cross, dropped: place.dropped()? })
+        Ok(Self { serving, next, dropped: place.dropped()? })
     }
 
     /// All that are believed, the newest first: who takes one alone takes the one that stays.
@@ -139,6 +139,10 @@ impl State {
 
     fn pem(&self) -> String {
         self.all().map(|root| crate::files::pem("CERTIFICATE", &root.cert)).collect()
+    }
+
+    fn hub_life(&self, life: Duration) -> Duration {
+        if self.next.is_some() { life.min(CROSS_LIFE) } else { life }
     }
 
     /// The one first that vouches for the hub.
@@ -244,8 +248,7 @@ impl Authority {
     /// # Errors
     /// [`CaError::Turning`], or the disk; nothing changed.
     pub fn rotate(&self) -> Result<(), CaError> {
-        files::begin(&self.dir)?;
-        self.reread()
+        self.changed_by(files::begin(&self.dir))
     }
 
     /// Drops the old authority: the next one is the only one. Blocks.
@@ -254,8 +257,16 @@ impl Authority {
     /// [`CaError::Settled`], or the disk. Where that fails half way this goes on with both, and the next start, or call,
     /// ends it.
     pub fn retire(&self) -> Result<(), CaError> {
-        files::retire(&self.dir)?;
-        self.reread()
+        self.changed_by(files::retire(&self.dir))
+    }
+
+    /// Goes on with what is in the files by now, also where that could not be done to its end.
+    fn changed_by(&self, done: Result<(), CaError>) -> Result<(), CaError> {
+        if let Err(CaError::Turning | CaError::Settled) = done {
+            return done; // nothing was begun
+        }
+        let read = self.reread();
+        done.and(read)
     }
 
     fn reread(&self) -> Result<(), CaError> {
@@ -299,6 +310,11 @@ impl Authority {
     /// SHA-256 of the public key of the one that stays: what join tokens carry.
     pub fn pin(&self) -> [u8; 32] {
         self.issuing(&self.state.load()).pin
+    }
+    /// The same once the other one is dropped: what an agent has to hold by then.
+    pub(crate) fn staying_pin(&self) -> [u8; 32] {
+        let state = self.state.load();
+        state.next.as_ref().unwrap_or(&state.serving).pin
     }
     /// The same of the one that vouches for the hub.
     pub(crate) fn serving_pin(&self) -> [u8; 32] {
@@ -348,7 +364,12 @@ impl Authority {
         self.issuing(&state).subject != origin.issuer || believes_more
     }
 
-    /// A new key and certificate for the hub itself, with these DNS names and addresses.
+    /// How long the hub's own certificate is good for, where `life` is wished.
+    pub(crate) fn hub_life(&self, life: Duration) -> Duration {
+        self.state.load().hub_life(life)
+    }
+
+    /// A new key and certificate for the hub itself, with these DNS names and addresses, for [`Self::hub_life`].
     ///
     /// # Errors
     /// A name that cannot stand in a certificate.
@@ -368,7 +389,9 @@ impl Authority {
                 Err(_) => SanType::DnsName(name.as_str().try_into()?),
             });
         }
-        let (mut params, expires) = root.leaf(life, sans);
+        let (mut params, expires) = root.leaf(state.hub_life(life), sans);
+        // `serving`'s key, vouched for by `next`: who believes that one alone recognises the hub too.
+        let cross = state.next.as_ref().map(|next| next.vouch(root, expires)).transpose()?;
         params.distinguished_name.push(DnType::CommonName, "moorline hub");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let cert = params.signed_by(&key, &root.issuer)?;
@@ -376,7 +399,7 @@ impl Authority {
         // Who believes the next one alone comes to it by the certificate across. OpenSSL takes the first that fits, and from
         // an authority that signed itself goes no further. The last is shown to people who know neither.
         let mut chain = vec![cert.der().clone()];
-        chain.extend(state.cross.clone());
+        chain.extend(cross);
         chain.push(root.cert.clone());
         chain.extend(state.next.as_ref().map(|next| next.cert.clone()));
         Ok((Identity { chain, key }, expires))

@@ -153,3 +153,38 @@ async fn f26_a_token_of_the_authority_before_has_done_its_work() {
     assert_eq!(hub.shared.requests.load(Ordering::SeqCst), 0, "it went in as who it was");
     agent.stop().await;
 }
+
+/// Whoever has the key of an authority that was dropped may stand where the hub stood. Nobody shows him what joins.
+#[tokio::test]
+async fn f26_nobody_joins_by_an_authority_that_was_dropped() {
+    let (soon, ago) = (SystemTime::now() + Duration::from_secs(86_400), SystemTime::now() - Duration::from_secs(60));
+    for (role, until) in [(AgentRole::Node, soon), (AgentRole::Node, ago), (AgentRole::Cluster, ago)] {
+        let (thief, site, hub) = (Hub::start().await, Site::new().await, Authority::new());
+        keep(&site.state(), &hub, role, until);
+        let state = StateDir::open(&site.state()).unwrap();
+        state.forgo(&[thief.shared.authority.der()], &[hub.der()]).unwrap();
+        drop(state);
+        let config = match role {
+            AgentRole::Node => by_account(&site, site.config(&thief, None), thief.shared.authority.pin()),
+            AgentRole::Cluster => site.config(&thief, Some(thief.token())),
+        };
+        let (registry, stop) = (Registry::new(), CancellationToken::new());
+        let run = moorline_agent::run(config, stop.clone(), &registry);
+        let dialled = async {
+            let dials = || {
+                let all = registry.gather();
+                let dials = all.iter().filter(|family| family.name() == "moorline_agent_dials_total");
+                dials.flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().get_value()).sum::<f64>()
+            };
+            // It thinks of another authority after some that failed for that.
+            while dials() < 5.0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            ended = run => panic!("{role}: it ended: {ended:?}"),
+            done = timeout(LONG, dialled) => done.expect("it goes on dialling"),
+        }
+        assert_eq!(thief.shared.requests.load(Ordering::SeqCst), 0, "{role}: it was told what joins");
+    }
+}

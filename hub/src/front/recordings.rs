@@ -168,11 +168,14 @@ fn find(store: &Store, log: &Path, name: &str) -> io::Result<Option<Found>> {
         recording: Some(name.to_owned()),
         but_verb: Some("replay".to_owned()),
         limit: SPOKEN,
-        from: End::Oldest,
         ..Query::default()
     };
     // The log before the file: what it names by then is over by then, so that other bytes are not those.
     let mut said = search(log, &query, PATIENCE)?;
+    if said.records.len() == SPOKEN {
+        // More than anybody needs: what came first counts.
+        said = search(log, &Query { from: End::Oldest, ..query.clone() }, PATIENCE)?;
+    }
     let Some((kept, mut file)) = store.find(name)? else { return Ok(None) };
     let (sha, bytes) = sha_of(&mut file)?;
     if !kept.open && hash_of(&said).is_none() && !said.partial {

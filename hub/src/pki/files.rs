@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `ca.crt`, `ca.key` | the authority that vouches for the hub |
 //! | `ca-next.crt`, `ca-next.key` | the next one; it is there once its certificate is |
-//! | `ca-retire` | the next one is taking the first one's place, since the second that it names |
+//! | `ca-retire` | the next one is taking the first one's place |
 //! | `ca-retired` | when that was done last, in seconds since 1970 |
 //!
 //! Each file is there as a whole or not at all, and each change leaves a folder that a start understands: what was begun
@@ -103,7 +103,7 @@ impl Place {
             // The next ones stay until both are in place: between these two writes the pair is a mixture.
             write(&self.key, &read(&self.next_key)?, 0o600)?;
             write(&self.cert, &read(&self.next_cert)?, 0o644)?;
-            write(&self.retired, &read(&self.retire)?, 0o644)?;
+            write(&self.retired, format!("{}\n", now()).as_bytes(), 0o644)?;
             self.remove(&self.next_cert)?;
         }
         self.remove(&self.next_key)?;
@@ -163,7 +163,7 @@ pub(super) fn begin(dir: &Path) -> Result<(), CaError> {
     // What nobody has seen yet is tried where a failure costs nothing.
     let tried = place.dir.join("ca-next.tried");
     write(&tried, cert.as_bytes(), 0o644)?;
-    let usable = Root::load(&tried, &place.next_key).and_then(|next| next.vouch(&serving));
+    let usable = Root::load(&tried, &place.next_key).and_then(|next| next.vouch(&serving, SystemTime::now()));
     place.remove(&tried)?;
     usable?;
     write(&place.next_cert, cert.as_bytes(), 0o644)
@@ -175,14 +175,20 @@ pub(super) fn begin(dir: &Path) -> Result<(), CaError> {
 /// [`CaError::Settled`], or the next one cannot be used, and nothing has changed; or the disk.
 pub(super) fn retire(dir: &Path) -> Result<(), CaError> {
     let place = Place::of(dir);
-    place.finish()?;
+    if exists(&place.retire)? {
+        return place.finish(); // an earlier call failed half way
+    }
     if !place.has_next()? {
         return Err(CaError::Settled);
     }
     Root::load(&place.next_cert, &place.next_key)?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    write(&place.retire, format!("{now}\n").as_bytes(), 0o644)?;
+    write(&place.retire, b"", 0o644)?;
     place.finish()
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// An authority's certificate and key, PEM.

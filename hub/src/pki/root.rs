@@ -3,8 +3,8 @@
 use super::{BACKDATE, CaError};
 use moorline_link::tls;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, SanType,
-    SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, SanType, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use std::{
@@ -70,8 +70,9 @@ impl Root {
             .unwrap_or_default()
     }
 
-    /// Name and key of another authority, certified by this one for as long as both last.
-    pub fn vouch(&self, other: &Self) -> Result<CertificateDer<'static>, CaError> {
+    /// Name and key of another authority, certified by this one until then, for servers alone. Everybody is shown it: whoever
+    /// has the other's key is the hub to all who believe this one, for as long as it is good.
+    pub fn vouch(&self, other: &Self, until: SystemTime) -> Result<CertificateDer<'static>, CaError> {
         let unread = |_| rcgen::Error::CouldNotParseCertificate;
         let (_, parsed) = x509_parser::parse_x509_certificate(&other.cert).map_err(unread)?;
         let mut params = CertificateParams::default();
@@ -87,9 +88,10 @@ impl Root {
             params.key_identifier_method = KeyIdMethod::PreSpecified(id);
         }
         params.not_before = (SystemTime::now() - BACKDATE).into();
-        params.not_after = other.expires.min(self.expires).into();
+        params.not_after = until.min(other.expires).min(self.expires).into();
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let key = SubjectPublicKeyInfo::from_der(parsed.public_key().raw)?;
         let cert = params.signed_by(&key, &self.issuer)?.der().clone();

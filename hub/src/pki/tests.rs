@@ -188,6 +188,51 @@ fn f26_the_hub_shows_the_way_to_either_authority() {
     assert_eq!(shown(&ca)[3].0.len(), new.len(), "names do not grow");
 }
 
+/// Everybody can keep what the hub shows. Who has the old authority's key too could be the hub, long after it was dropped.
+#[test]
+fn f26_the_way_across_is_soon_of_no_use_and_for_servers_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = Authority::open(dir.path(), &domain()).unwrap();
+    let id = "spiffe://moorline.local/hub/hub".parse().unwrap();
+    let issue = || ca.issue_hub(&id, &["localhost".to_owned()], HUB_LIFE).unwrap();
+    assert!(issue().1 > SystemTime::now() + HUB_LIFE / 2);
+    ca.rotate().unwrap();
+    let (identity, expires) = issue();
+    let most = SystemTime::now() + CROSS_LIFE;
+    assert!(expires <= most && ca.hub_life(HUB_LIFE) == CROSS_LIFE, "so it is made anew in time");
+    let (_, cross) = x509_parser::parse_x509_certificate(&identity.chain[1]).unwrap();
+    assert!(SystemTime::from(cross.validity().not_after.to_datetime()) <= most);
+    let uses = cross.extended_key_usage().unwrap().expect("what it is for").value;
+    assert!(uses.server_auth && !uses.client_auth && !uses.any);
+    ca.retire().unwrap();
+    assert_eq!(ca.hub_life(HUB_LIFE), HUB_LIFE);
+}
+
+#[test]
+fn f26_what_agents_have_to_hold_is_known_before_anybody_is_given_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = Authority::open(dir.path(), &domain()).unwrap();
+    assert_eq!(ca.staying_pin(), ca.pin());
+    ca.rotate().unwrap();
+    // The listeners do not believe it yet.
+    assert_eq!((ca.pin(), ca.staying_pin()), (ca.all()[0].0, ca.all()[1].0));
+}
+
+#[test]
+fn f26_a_retirement_that_failed_half_way_is_ended_by_the_next_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = Authority::open(dir.path(), &domain()).unwrap();
+    ca.rotate().unwrap();
+    let new = ca.staying_pin();
+    // A folder in the place of the file that comes last: what comes before it is done.
+    fs::create_dir(dir.path().join("ca-retired")).unwrap();
+    assert!(matches!(ca.retire(), Err(CaError::Io { .. })));
+    fs::remove_dir(dir.path().join("ca-retired")).unwrap();
+    ca.retire().unwrap();
+    assert_eq!((ca.all().len(), ca.pin()), (1, new));
+    assert!(matches!(ca.retire(), Err(CaError::Settled)));
+}
+
 #[test]
 fn f26_who_is_behind_is_told_by_the_certificate() {
     let dir = tempfile::tempdir().unwrap();

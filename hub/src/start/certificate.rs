@@ -37,9 +37,9 @@ pub(super) async fn renew(
     quic: Arc<QuicListener>,
     stop: CancellationToken,
 ) {
-    let life = config.hub_certificate_life;
     let mut changes = authority.changes();
     loop {
+        let life = authority.hub_life(config.hub_certificate_life);
         let left = pair.load().expires.duration_since(SystemTime::now()).unwrap_or_default();
         // Not in a tight loop where none can be made.
         let retry = RETRY.min(life / 10);
