@@ -106,7 +106,13 @@ struct Given {
 impl Given {
     /// It is tried again after a pause.
     fn failed() -> Self {
-        Self { retry: now() + PAUSE.as_secs(), doubtful: true, ..Self::default() }
+        Self { retry: now() + PAUSE.as_secs(), ..Self::default() }
+    }
+
+    /// It was asked what it has recorded; `late`: and did not answer in time.
+    fn visited(self, late: bool) -> Self {
+        let retry = if late { now() + PAUSE.as_secs() } else { self.retry };
+        Self { visit: now() + VISIT.as_secs(), retry, doubtful: late, ..self }
     }
 }
 
@@ -267,8 +273,7 @@ impl Round {
                 }
                 Errand::Visit => self.under_way.spawn(async move {
                     let Visited { recordings, late } = this.visit(&entry, had.serial).await;
-                    let had = Given { visit: now() + VISIT.as_secs(), doubtful: late, ..had };
-                    (name, had, recordings.then_some(entry))
+                    (name, had.visited(late), recordings.then_some(entry))
                 }),
             };
             self.keys.insert(task.id(), key);
@@ -317,10 +322,10 @@ impl Deliverer {
             Err(_) => "late",
         };
         self.base.metrics.visits.with_label_values(&[result]).inc();
-        let late = result == "late";
+        let state = timeout(PATIENCE, ask(entry, Method::GET, "/state", Vec::new(), ANSWER)).await;
+        let late = result == "late" || state.is_err();
         // Agents before this one have no word of it, and then nothing is said.
-        if let Ok(Ok((StatusCode::OK, answer))) =
-            timeout(PATIENCE, ask(entry, Method::GET, "/state", Vec::new(), ANSWER)).await
+        if let Ok(Ok((StatusCode::OK, answer))) = state
             && let Ok(stand) = serde_json::from_slice::<Stand>(&answer)
         {
             self.board.stands(&entry.cluster, &stand, serial, now()).await;
@@ -391,7 +396,7 @@ impl Deliverer {
             Err(_) => {
                 count("failed");
                 self.board.holds(cluster, Holding::Late).await;
-                Given::failed()
+                Given { doubtful: true, ..Given::failed() }
             }
         }
     }
@@ -423,4 +428,20 @@ pub(super) async fn ask(
     most: usize,
 ) -> Result<(StatusCode, Vec<u8>), String> {
     crate::ask::ask(entry, Target::Endpoint, (method, path), body, most).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f44_only_who_does_not_answer_is_doubted_and_each_that_failed_is_given_a_pause() {
+        let answered = Given::default().visited(false);
+        assert!(!answered.doubtful && answered.retry <= now() && now() < answered.visit);
+        let late = Given { serial: 7, ..Given::default() }.visited(true);
+        assert!(late.doubtful && now() < late.retry);
+        assert_eq!(late.serial, 7, "it has what it had");
+        let failed = Given::failed();
+        assert!(!failed.doubtful && now() < failed.retry, "the hub's own fault, or a refusal");
+    }
 }

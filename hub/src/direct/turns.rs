@@ -11,7 +11,8 @@ const AT_ONCE: usize = 64;
 const QUICK: Duration = Duration::from_secs(1);
 /// Visits under way in all. So many agents have to fall silent at once before another cluster waits for them.
 const IN_ALL: usize = 512;
-/// Those of one cluster: all of its agents together hold up nobody else.
+/// Those of one cluster: all of its agents together hold up nobody else. Doubtful ones are counted apart: they hold up none
+/// of the cluster's others either.
 const OF_ONE: usize = 4;
 /// Those to agents that did not answer the last time: they have places of their own.
 const DOUBTFUL: usize = 16;
@@ -29,7 +30,7 @@ pub(super) struct Wish<T> {
     pub key: String,
     /// Its cluster.
     pub cluster: String,
-    /// The last visit failed.
+    /// It did not answer the last time.
     pub doubtful: bool,
     /// Before all that is not.
     pub urgent: bool,
@@ -88,8 +89,9 @@ impl<T> Turns<T> {
         }
         let doubtful = under_way.filter(|v| v.doubtful).count();
         let has_place = |wish: &Wish<T>| {
-            let of_one = self.under_way.values().filter(|v| v.cluster == wish.cluster).count();
-            of_one < OF_ONE && (!wish.doubtful || doubtful < DOUBTFUL)
+            let of_one = |v: &&Visit| v.doubtful == wish.doubtful && v.cluster == wish.cluster;
+            // The line may be long: what costs nothing first.
+            (!wish.doubtful || doubtful < DOUBTFUL) && self.under_way.values().filter(of_one).count() < OF_ONE
         };
         let mut lines = self.lines.iter().enumerate();
         let (line, at) = lines.find_map(|(n, line)| Some((n, line.iter().position(has_place)?)))?;
@@ -138,6 +140,14 @@ mod tests {
         assert_eq!(all(&mut turns, now + QUICK * 100), [] as [usize; 0]);
         turns.over("many/1");
         assert_eq!(all(&mut turns, now), [OF_ONE]);
+    }
+
+    #[test]
+    fn f44_a_clusters_agents_that_do_not_answer_leave_its_others_their_places() {
+        let (mut turns, now) = (Turns::new(), Instant::now());
+        (0..OF_ONE * 2).for_each(|n| turns.wait(wish(n, "edge1", true)));
+        turns.wait(wish(OF_ONE * 2, "edge1", false));
+        assert_eq!(all(&mut turns, now), (0..OF_ONE).chain([OF_ONE * 2]).collect::<Vec<_>>());
     }
 
     #[test]
