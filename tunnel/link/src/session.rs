@@ -135,8 +135,9 @@ impl Shared {
         let _ = waiting.send(()); // who gave up does not mind
         true
     }
-    /// A question to be sent, and its answer; `None`: too many wait for theirs.
-    fn question(&self) -> Option<(Control, oneshot::Receiver<()>)> {
+    /// Sends a question; `None`: too many wait for their answers. It takes a place in the outbox that is its own already: what
+    /// is not sent would wait for ever.
+    fn ask(&self, place: mpsc::Permit<'_, Control>) -> Option<oneshot::Receiver<()>> {
         let (answered, answer) = oneshot::channel();
         let mut pings = self.pings();
         if PINGS <= pings.waiting.len() {
@@ -145,7 +146,14 @@ impl Shared {
         pings.next += 1;
         let number = pings.next;
         pings.waiting.insert(number, (Instant::now(), answered));
-        Some((Control::Ping(number), answer))
+        place.send(Control::Ping(number));
+        Some(answer)
+    }
+    /// The same, unless the outbox is full: that is as bad as no answer.
+    fn ask_now(&self) {
+        if let Ok(place) = self.outbox.try_reserve() {
+            let _ = self.ask(place); // hearing it is enough
+        }
     }
     /// Whether an agent has waited for an answer for longer than [`LATE`].
     fn answer_is_late(&self) -> bool {
@@ -168,11 +176,13 @@ impl Shared {
     async fn ping(&self) -> Result<Duration, Closed> {
         let start = Instant::now();
         let answered = async {
-            let Some((question, answer)) = self.question() else { return std::future::pending().await };
-            let sent = self.outbox.send(question).await.is_ok();
-            if !sent || answer.await.is_err() {
-                std::future::pending::<()>().await; // the session is over, which the other branch tells
+            let place = self.outbox.reserve().await.ok();
+            if let Some(answer) = place.and_then(|place| self.ask(place))
+                && answer.await.is_ok()
+            {
+                return;
             }
+            std::future::pending::<()>().await; // the session is over, which the other branch tells, or too many wait
         };
         tokio::select! {
             () = answered => Ok(start.elapsed()),
@@ -460,9 +470,7 @@ async fn alive(shared: &Shared) -> (CloseCode, String) {
         // A path that was away is found by the next thing that is sent: while an answer is late, that must not be long.
         if ask_at <= Instant::now() || shared.answer_is_late() {
             ask_at = Instant::now() + shared.limits.keep_alive;
-            if let Some((question, _)) = shared.question() {
-                let _ = shared.outbox.try_send(question); // a full queue is as bad as no answer
-            }
+            shared.ask_now();
         }
     }
 }
@@ -542,4 +550,28 @@ async fn take_streams(shared: &Shared, arrived: mpsc::Sender<IncomingStream>) ->
 
 async fn read_header(raw: &mut Raw) -> Result<StreamHeader, control::ReadError> {
     Ok(StreamHeader::decode(&control::read_framed(raw).await?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::session_pair_with;
+    use std::{
+        pin::pin,
+        task::{Context, Waker},
+    };
+
+    #[tokio::test]
+    async fn a_question_that_is_not_sent_waits_for_no_answer() {
+        let (_hub, agent) = session_pair_with(&Limits { control_queue: 1, ..Limits::default() });
+        // Nothing is awaited here, so the session sends nothing.
+        agent.shared.ask_now();
+        for _ in 0..=PINGS {
+            agent.shared.ask_now();
+            let asked = pin!(agent.shared.ping()).poll(&mut Context::from_waker(Waker::noop()));
+            assert!(asked.is_pending());
+        }
+        assert_eq!(agent.shared.pings().waiting.len(), 1, "the one that has a place");
+        assert!(timeout(Duration::from_secs(20), agent.ping()).await.is_ok(), "and the next one is asked");
+    }
 }
