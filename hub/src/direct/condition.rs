@@ -6,21 +6,23 @@ use crate::{
     kinds::{BUNDLE_CURRENT, ClusterSpec, Condition, DirectStatus, ENDPOINT_READY},
     metrics::Metrics,
     records::{RecordError, Records},
+    signing::now,
     status::time,
 };
 use serde::Deserialize;
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
 };
+use tokio::sync::Mutex as AsyncMutex;
 
 /// Tries to write a status that others write too.
 const TRIES: u32 = 5;
-/// How often clusters that nobody hears of are looked at, in seconds.
-const ROUND: u64 = 30;
-/// How long an endpoint may take to use what was delivered, in seconds.
-const BEHIND: u64 = 15;
+/// How often clusters that nobody hears of are looked at.
+const ROUND: Duration = Duration::from_secs(30);
+/// How long an endpoint may take to use what was delivered.
+const BEHIND: Duration = Duration::from_secs(15);
 /// What the numbers say of each cluster.
 const STATES: [&str; 5] = ["current", "late", "refused", "gone", "expired"];
 
@@ -127,16 +129,17 @@ struct Written {
     direct: DirectStatus,
     /// Status, reason and message.
     ready: Option<(&'static str, &'static str, String)>,
-    /// When a bundle was delivered, in seconds since 1970.
-    delivered: u64,
+    /// When a bundle was delivered.
+    delivered: Option<Instant>,
 }
 
-/// Knows what was written, so that nothing is written twice.
+/// Knows what was written, so that nothing is written twice. Of one cluster one thing is written at a time, so that what was
+/// written last is what is known.
 pub(super) struct Board {
     records: Records,
     metrics: Metrics,
-    written: Mutex<HashMap<String, Written>>,
-    looked: Mutex<u64>,
+    written: Mutex<HashMap<String, Arc<AsyncMutex<Written>>>>,
+    looked: Mutex<Option<Instant>>,
 }
 
 impl Board {
@@ -144,42 +147,41 @@ impl Board {
         Self { records, metrics, written: Mutex::default(), looked: Mutex::default() }
     }
 
-    fn written(&self) -> MutexGuard<'_, HashMap<String, Written>> {
+    fn written(&self) -> MutexGuard<'_, HashMap<String, Arc<AsyncMutex<Written>>>> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A cluster took its bundle, and said where its endpoint is.
     pub async fn note(&self, cluster: &str, direct: DirectStatus, holding: Holding) {
-        let now = crate::signing::now();
         self.change(cluster, |written| {
-            (written.direct, written.holding, written.delivered) = (direct.clone(), Some(holding.clone()), now);
+            (written.direct, written.holding, written.delivered) = (direct, Some(holding), Some(Instant::now()));
         })
         .await;
     }
 
     /// A cluster did not.
     pub async fn holds(&self, cluster: &str, holding: Holding) {
-        self.change(cluster, |written| written.holding = Some(holding.clone())).await;
+        self.change(cluster, |written| written.holding = Some(holding)).await;
     }
 
     /// What its agent says of its endpoints; `serial` is what it was given.
-    pub async fn stands(&self, cluster: &str, stand: &Stand, serial: u64, now: u64) {
+    pub async fn stands(&self, cluster: &str, stand: &Stand, serial: u64) {
         self.change(cluster, |written| {
-            let lately = now < written.delivered + BEHIND;
+            let lately = written.delivered.is_some_and(|at| at.elapsed() < BEHIND);
             written.ready = Some(stand.condition(serial, lately));
         })
         .await;
     }
 
     /// Now and then, and when one is `gone`: clusters that had a bundle and whose agents are gone. `here` are those of
-    /// which some is.
-    pub async fn look(&self, gone: bool, here: &HashSet<String>, now: u64) {
+    /// which some was there at `since`.
+    pub async fn look(&self, gone: bool, here: &HashSet<String>, since: Instant) {
         {
             let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-            if now < *looked + ROUND && !gone {
+            if looked.is_some_and(|at| since < at + ROUND) && !gone {
                 return;
             }
-            *looked = now;
+            *looked = Some(since);
         }
         let Ok(all) = self.records.list::<ClusterSpec>() else { return };
         let mut names = HashSet::new();
@@ -192,34 +194,42 @@ impl Board {
             }
             let ends = direct.bundle_expires.parse::<jiff::Timestamp>().map_or(0, |at| at.as_second());
             // The hour in which it ends counts: the object has no more than that.
-            let over = u64::try_from(ends).unwrap_or_default() + 3600 <= now;
+            let over = u64::try_from(ends).unwrap_or_default() + 3600 <= now();
             let holding = if over { Holding::Expired } else { Holding::Gone };
             self.change(&name, |written| {
+                // It came back meanwhile.
+                if written.delivered.is_some_and(|at| since <= at) {
+                    return;
+                }
                 let (status, reason, message) = holding.condition();
-                (written.direct, written.holding) = (direct.clone(), Some(holding.clone()));
+                (written.direct, written.holding) = (direct, Some(holding));
                 written.ready = Some((if over { status } else { "Unknown" }, reason, message));
             })
             .await;
         }
         self.written().retain(|name, _| names.contains(name));
+        let all: Vec<_> = self.written().values().cloned().collect();
+        let mut held = Vec::new();
+        for one in all {
+            held.extend(one.lock().await.holding.as_ref().map(Holding::label));
+        }
         for state in STATES {
-            let count =
-                self.written().values().filter(|one| one.holding.as_ref().is_some_and(|h| h.label() == state)).count();
+            let count = held.iter().filter(|label| **label == state).count();
             self.metrics.endpoints.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 
     async fn change(&self, cluster: &str, change: impl FnOnce(&mut Written)) {
-        let before = self.written().get(cluster).cloned();
-        let mut after = before.clone().unwrap_or_default();
+        let one = Arc::clone(self.written().entry(cluster.to_owned()).or_default());
+        let mut written = one.lock().await;
+        let mut after = written.clone();
         change(&mut after);
-        let same = |before: &Written| Written { delivered: after.delivered, ..before.clone() } == after;
-        let same = before.as_ref().is_some_and(same);
+        let same = Written { delivered: after.delivered, ..written.clone() } == after;
         if !same && let Err(error) = self.write(cluster, &after).await {
             tracing::warn!(cluster, "status not written: {error}");
             return;
         }
-        self.written().insert(cluster.to_owned(), after);
+        *written = after;
     }
 
     async fn write(&self, cluster: &str, written: &Written) -> Result<(), RecordError> {
@@ -265,6 +275,12 @@ fn set(all: &mut Vec<Condition>, name: &str, (status, reason, message): (&str, &
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        pki::Authority,
+        specs::{self, JoinFacts},
+    };
+    use moorline_apiserver::{ApiServer, Limits, Object, Store};
+    use tokio_util::sync::CancellationToken;
 
     fn stand(endpoints: &[(u64, bool)]) -> Stand {
         let one = |(serial, current): &(u64, bool)| InUse { mode: "proxy".into(), serial: *serial, current: *current };
@@ -300,5 +316,40 @@ mod tests {
                 .map(Holding::label)
                 .collect();
         assert_eq!(labels.len(), STATES.len());
+    }
+
+    /// A board over a store with one cluster.
+    async fn board(dir: &std::path::Path) -> Board {
+        let path = dir.join("store");
+        let store = tokio::task::spawn_blocking(move || Store::open(&path, &Limits::default()));
+        let store = store.await.unwrap().unwrap();
+        let authority = Arc::new(Authority::open(dir, &"moorline.local".parse().unwrap()).unwrap());
+        let kinds = specs::all(&store, JoinFacts { authority, public_url: "https://hub.example".into() });
+        let (registry, stop) = (prometheus::Registry::new(), CancellationToken::new());
+        let server = ApiServer::new(store.clone(), kinds, Limits::default(), &registry, stop).unwrap();
+        let records = Records::new(store, Arc::new(server));
+        records.create(&Object::<ClusterSpec>::new("edge1", ClusterSpec::default())).await.unwrap();
+        Board::new(records, Metrics::new(&registry).unwrap())
+    }
+
+    #[tokio::test]
+    async fn f44_a_cluster_that_came_back_during_a_look_is_not_told_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let board = board(dir.path()).await;
+        let reason = || {
+            let status = board.records.get::<ClusterSpec>("edge1").unwrap().unwrap().status.unwrap();
+            status.conditions.into_iter().find(|one| one.r#type == BUNDLE_CURRENT).unwrap().reason
+        };
+        let nobody = HashSet::new();
+        let since = Instant::now();
+        let expires = time(SystemTime::now() + Duration::from_secs(7200));
+        let direct = DirectStatus { bundle_expires: expires, ..DirectStatus::default() };
+        board.note("edge1", direct, Holding::Current).await;
+        board.look(true, &nobody, since).await;
+        assert_eq!(reason(), "Delivered");
+        assert_eq!(board.metrics.endpoints.with_label_values(&["current"]).get(), 1);
+        board.look(true, &nobody, Instant::now() + Duration::from_millis(1)).await;
+        assert_eq!(reason(), "AgentGone", "it is gone since");
+        assert_eq!(board.metrics.endpoints.with_label_values(&["current"]).get(), 0);
     }
 }

@@ -223,7 +223,7 @@ impl Delivery {
 impl Round {
     /// Finds out who needs what.
     fn look(&mut self) {
-        let base = &self.this.base;
+        let (base, since) = (&self.this.base, Instant::now());
         let wants = |entry: &Arc<Entry>| !entry.node && entry.fact(WANTED).is_some();
         let wanting: Vec<_> = base.registry.all().into_iter().filter(wants).collect();
         let alive: HashSet<String> = wanting.iter().map(key).collect();
@@ -235,7 +235,7 @@ impl Round {
             let here: HashSet<String> = wanting.iter().map(|entry| entry.cluster.clone()).collect();
             let (this, gone) = (Arc::clone(&self.this), std::mem::take(&mut self.gone));
             // It writes, and a store that is slow holds up no bundle.
-            self.boards.spawn(async move { this.board.look(gone, &here, now()).await });
+            self.boards.spawn(async move { this.board.look(gone, &here, since).await });
         }
         let mut prints: HashMap<String, [u8; 32]> = HashMap::new();
         let unheard = self.this.unheard();
@@ -328,7 +328,7 @@ impl Deliverer {
         if let Ok(Ok((StatusCode::OK, answer))) = state
             && let Ok(stand) = serde_json::from_slice::<Stand>(&answer)
         {
-            self.board.stands(&entry.cluster, &stand, serial, now()).await;
+            self.board.stands(&entry.cluster, &stand, serial).await;
             return Visited { recordings: stand.recordings != 0, late };
         }
         Visited { recordings: false, late }
