@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 /// How long a node agent that was called may take to come, and how long one that came rests before it is parked again.
 pub(crate) const CALLED: Duration = Duration::from_secs(120);
 /// Node agents that are called at a time.
-const CALLS: usize = 1024;
+pub(crate) const CALLS: usize = 1024;
 
 /// Parked node agents of a cluster that are let in at a time for a new certificate. Each stays for about [`CALLED`], and
 /// has a fifth of its certificate's life to come: with a life of a day, those of thousands of nodes.

@@ -1,8 +1,13 @@
 //! Brings plans to nodes, and what nodes tell of them into their objects.
 
-use super::{Files, NodePlanSpec, NodePlanStatus, NodeProgress, holders::Holders, rollout::decide};
+use super::{
+    Files, NodePlanSpec, NodePlanStatus, NodeProgress,
+    holders::{Due, Holders},
+    rollout::decide,
+};
 use crate::{
     ask::ask,
+    kinds::AgentSpec,
     metrics::Metrics,
     nodes::NodeSpec,
     pki::Authority,
@@ -10,7 +15,6 @@ use crate::{
     sessions::{Entry, Registry},
     signing::now,
 };
-use futures_util::{StreamExt, future::ready, stream};
 use http::{Method, StatusCode};
 use moorline_apiserver::Object;
 use moorline_authz::plan::{self, Phase, Plan, Progress};
@@ -18,7 +22,7 @@ use moorline_proto::header::Target;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -64,6 +68,8 @@ impl Driver {
         let this = Arc::new(self);
         let mut probed: HashMap<String, Instant> = HashMap::new();
         let mut holders = Holders::default();
+        // Beside the loop: plans go on while an agent takes its time to hear of another's end.
+        let mut telling = JoinSet::<(String, Vec<String>)>::new();
         while stop.run_until_cancelled(sleep(LOOK)).await.is_some() {
             let plans = match this.records.list::<NodePlanSpec>() {
                 Ok(plans) => plans,
@@ -91,9 +97,20 @@ impl Driver {
             }
             let gone = |uid: &String| !plans.iter().any(|plan| plan.metadata.uid == *uid);
             probed.retain(|uid, _| !gone(uid));
-            let untold = holders.untold(|uid| !gone(uid), Instant::now());
-            if !untold.is_empty() {
-                let _ = stop.run_until_cancelled(this.forget(untold, &mut holders)).await;
+            while let Some(told) = telling.try_join_next() {
+                let (agent, uids) = told.unwrap_or_default();
+                uids.iter().for_each(|uid| holders.told(uid, &agent));
+            }
+            let has_session = |agent: &str| this.session(agent).is_some();
+            // What cannot be read is not gone.
+            let exists = |agent: &str| !matches!(this.records.get::<AgentSpec>(agent), Ok(None));
+            let room = AT_ONCE.saturating_sub(telling.len());
+            let Due { tell, call } = holders.due(|uid| !gone(uid), (has_session, exists), room, Instant::now());
+            call.iter().for_each(|agent| this.registry.call(agent)); // parked, or away: let in when they ask
+            for (agent, uids) in tell {
+                if let Some(session) = this.session(&agent) {
+                    telling.spawn(async move { (agent, forget(&session, uids).await) });
+                }
             }
         }
     }
@@ -143,11 +160,9 @@ impl Driver {
                     .is_some_and(|n| n.sent && (!n.progress.phase.is_over() || !object.spec.probes.is_empty()))
             })
             .collect();
-        self.ask_all(object, &mut nodes, &asked, false).await;
+        self.ask_all(object, &mut nodes, &asked, None).await;
         let decision = decide(&object.spec, &nodes);
-        self.ask_all(object, &mut nodes, &decision.begin, true).await;
-        // Before it is written: the plan may be gone by now.
-        holders.note(object, &nodes);
+        self.ask_all(object, &mut nodes, &decision.begin, Some(holders)).await;
         let decision = decide(&object.spec, &nodes);
         let count = |wanted: fn(Phase) -> bool| {
             u32::try_from(nodes.iter().filter(|n| wanted(n.progress.phase)).count()).unwrap_or(u32::MAX)
@@ -188,13 +203,13 @@ impl Driver {
         Err(RecordError::Conflict)
     }
 
-    /// Asks these nodes how far they are, or hands them the plan.
+    /// Asks these nodes how far they are, or hands them the plan, and notes whom.
     async fn ask_all(
         self: &Arc<Self>,
         object: &Object<NodePlanSpec>,
         nodes: &mut [NodeProgress],
         which: &[usize],
-        begin: bool,
+        mut hand_to: Option<&mut Holders>,
     ) {
         let mut under_way = JoinSet::new();
         let mut answers = Vec::new();
@@ -210,9 +225,11 @@ impl Driver {
             {
                 answers.push(answer);
             }
-            let (this, agent) = (Arc::clone(self), node.agent.clone());
-            let sealed = if begin { self.sealed(object, &agent) } else { None };
-            let (uid, begin) = (object.metadata.uid.clone(), begin);
+            let (this, uid, begin) = (Arc::clone(self), object.metadata.uid.clone(), hand_to.is_some());
+            let sealed = if begin { self.sealed(object, &node.agent) } else { None };
+            if let (Some(holders), Some(_)) = (&mut hand_to, &sealed) {
+                holders.add(&uid, [agent]); // whatever it answers: answers get lost, and the plan may be gone by then
+            }
             under_way.spawn(async move {
                 let said = match (begin, sealed) {
                     (true, Some(sealed)) => this.hand_over(&session, sealed).await,
@@ -302,25 +319,22 @@ impl Driver {
             Err(_) => tracing::warn!(agent = session.agent, sha256, "a file was not delivered in time"),
         }
     }
+}
 
-    /// Tells agents to forget plans that are gone. Who cannot be told now is told later.
-    async fn forget(&self, untold: Vec<(String, String)>, holders: &mut Holders) {
-        let reached = untold.into_iter().filter_map(|(uid, agent)| match self.session(&agent) {
-            Some(session) => Some((uid, agent, session)),
-            None => {
-                self.registry.call(&agent); // it is parked, or away: it is let in when it asks
-                None
-            }
-        });
-        let telling = reached.map(async |(uid, agent, session)| {
-            let path = format!("/plan/{uid}");
-            let ask = ask(&session, Target::Node, (Method::DELETE, &path), Vec::new(), ANSWER);
-            // Whatever it answers, it has heard it.
-            timeout(PATIENCE, ask).await.is_ok_and(|answer| answer.is_ok()).then_some((uid, agent))
-        });
-        let told: Vec<_> = stream::iter(telling).buffer_unordered(AT_ONCE).filter_map(ready).collect().await;
-        told.iter().for_each(|(uid, agent)| holders.told(uid, agent));
+/// Tells an agent to forget plans that are gone, and gives those that it was told of.
+async fn forget(session: &Entry, uids: Vec<String>) -> Vec<String> {
+    let until = Instant::now() + PATIENCE;
+    let mut told = Vec::new();
+    for uid in uids {
+        let path = format!("/plan/{uid}");
+        let ask = ask(session, Target::Node, (Method::DELETE, &path), Vec::new(), ANSWER);
+        match timeout_at(until, ask).await {
+            Ok(Ok(_)) => told.push(uid), // whatever it answers, it has heard it
+            Ok(Err(why)) if why.contains("unknown_target") => told.push(uid), // too old for plans: it has none
+            _ => break,
+        }
     }
+    told
 }
 
 fn read(asked: Result<Result<(StatusCode, Vec<u8>), String>, tokio::time::error::Elapsed>) -> Said {

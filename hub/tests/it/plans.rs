@@ -9,7 +9,10 @@ use moorline_link::Session;
 use moorline_proto::header::Target;
 use moorline_proxy::{body, wire};
 use serde_json::{Value, json};
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
 
 /// A node agent that takes plans and says of them what it is told to say.
 #[derive(Default)]
@@ -19,6 +22,19 @@ struct Node {
     refuses: Mutex<Option<String>>,
     /// Plans that it was told to forget.
     forgotten: Mutex<Vec<String>>,
+    /// It hears, and nobody learns of it: its answers are empty, and to an end there is none.
+    mute: AtomicBool,
+    /// Words that the hub has waited for in vain.
+    given_up: AtomicUsize,
+}
+
+/// A question that is not answered, until whoever asked gives up.
+struct Unanswered(Arc<Node>);
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.given_up.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Node {
@@ -33,6 +49,10 @@ impl Node {
                 let serve = wire::serve(incoming.accept(), async move |request| {
                     if request.method() == Method::DELETE {
                         this.forgotten.lock().unwrap().push(request.uri().path().to_owned());
+                        if this.mute.load(Ordering::Relaxed) {
+                            let _asked = Unanswered(Arc::clone(&this));
+                            std::future::pending::<()>().await;
+                        }
                     }
                     if request.method() == Method::PUT {
                         if let Some(why) = this.refuses.lock().unwrap().clone() {
@@ -44,6 +64,9 @@ impl Node {
                         let verify = |message: &[u8], signature: &[u8]| anchors.verify(message, signature);
                         let plan = plan::open(&bytes, verify, ("edge1", &name), 0).unwrap();
                         this.taken.lock().unwrap().push(plan);
+                        if this.mute.load(Ordering::Relaxed) {
+                            return Response::new(body::full("")); // as good as none
+                        }
                     }
                     Response::new(body::full(serde_json::to_vec(&*this.says.lock().unwrap()).unwrap()))
                 });
@@ -183,4 +206,31 @@ async fn nodes_forget_a_plan_that_is_deleted_and_what_they_print_has_a_bound() {
         let told = async || *node.forgotten.lock().unwrap() == [format!("/plan/{uid}")];
         eventually("told to forget", told).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_answers_are_lost_is_told_of_a_plans_end_and_holds_up_no_other() {
+    let world = World::new().await;
+    let nodes = nodes(&world, 2).await;
+    nodes[0].mute.store(true, Ordering::Relaxed);
+    let of = |node: &str| {
+        let mut spec = spec();
+        (spec["nodeSelector"], spec["nodes"]) = (json!({}), json!([node]));
+        spec
+    };
+    world.create("nodeplans", "NodePlan", "lost", of("n0")).await;
+    eventually("taken", async || nodes[0].taken() > 0).await;
+    let gone = world.call(&world.admin, "DELETE", &format!("{API}/nodeplans/lost"), &Value::Null).await;
+    assert_eq!(gone.code, 200, "{gone:?}");
+    let told = || nodes[0].forgotten.lock().unwrap().len();
+    nodes[1].says(Phase::Running, "");
+    eventually("told, though nobody knows that it took it", async || told() == 1).await;
+
+    world.create("nodeplans", "NodePlan", "p", of("n1")).await;
+    eventually("another begins", async || nodes[1].taken() == 1).await;
+    assert_eq!(nodes[0].given_up.load(Ordering::Relaxed), 0, "while the hub still waits for the first");
+    eventually("given up", async || nodes[0].given_up.load(Ordering::Relaxed) == 1).await;
+    nodes[1].says(Phase::Succeeded, "");
+    eventually("done", async || world.plan().await["phase"] == "Succeeded").await;
+    assert_eq!(told(), 1, "it is told again after a pause");
 }
