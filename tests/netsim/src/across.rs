@@ -10,6 +10,7 @@ use moorline_e2e::{
     binary,
     process::{Process, run},
 };
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
@@ -125,6 +126,39 @@ impl Across {
         command.args(["--hub", &format!("https://{host}:{}", self.admin.hub.port()), "--http-listen", "127.0.0.1:0"]);
         command.arg("--state-dir").arg(self.dir.path().join(name)).arg("--kubeconfig").arg(&self.kubeconfig);
         Process::spawn(command, &self.dir.path().join(format!("{name}.log")))
+    }
+
+    /// Runs an agent again that has joined before, from the folder `state`, with what its owner left in its configuration.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn again(&self, (name, state): (&str, &str), carrier: &str, token: &str, log: &str) -> Result<Process> {
+        let mut command = self.link.inside.command(binary());
+        command.args(["agent", "--name", name, "--carrier", carrier, "--token", token]);
+        let hub = format!("https://{}:{}", self.link.subnet.host(1), self.admin.hub.port());
+        command.args(["--hub", &hub, "--http-listen", "127.0.0.1:0"]);
+        command.arg("--state-dir").arg(self.dir.path().join(state)).arg("--kubeconfig").arg(&self.kubeconfig);
+        Process::spawn(command, &self.dir.path().join(log))
+    }
+
+    /// What `moorline hub ca …` says, on the hub's machine; the error is what it refuses with.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn ca(&self, words: &[&str]) -> Result<String> {
+        let mut command = Command::new(binary());
+        command.args(["hub", "ca"]).args(words).arg("--data-dir").arg(self.dir.path().join("hub"));
+        let said = run(&mut command, b"")?;
+        ensure!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+        Ok(String::from_utf8(said.stdout)?)
+    }
+
+    /// The authority in this file of the hub's data folder.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn authority(&self, file: &str) -> Result<CertificateDer<'static>> {
+        Ok(CertificateDer::from_pem_file(self.dir.path().join("hub").join(file))?)
     }
 
     /// Runs a node agent of the cluster on the far side and waits until it stands by. Called again with the same name it goes

@@ -7,7 +7,7 @@ use std::{fs, time::Duration};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
 /// Requests, one after the other, until told to stop: how many there were. The first that fails ends it.
-fn asking(admin: &Admin) -> (watch::Sender<bool>, JoinHandle<anyhow::Result<usize>>) {
+pub(crate) fn asking(admin: &Admin) -> (watch::Sender<bool>, JoinHandle<anyhow::Result<usize>>) {
     let (stop, stopped) = watch::channel(false);
     let admin = admin.clone();
     let task = tokio::spawn(async move {

@@ -1,6 +1,7 @@
 //! The tunnel on networks as they are.
 #![allow(clippy::unwrap_used)] // tests
 
+mod authority;
 mod ends;
 mod faults;
 mod full;
