@@ -41,16 +41,21 @@ fn by_tokens(hub: &Hub, config: Config) -> Config {
     Config { tokens: Some(TokenSource::new(move || std::future::ready(Ok(token.clone())))), ..config }
 }
 
+/// Whichever of these fits the role.
+fn by_proof(site: &Site, config: Config, role: AgentRole, hub: &Hub) -> Config {
+    match role {
+        AgentRole::Node => by_account(site, config, hub.shared.authority.pin()),
+        AgentRole::Cluster => by_tokens(hub, config),
+    }
+}
+
 #[tokio::test]
 async fn an_identity_that_has_expired_is_replaced_by_a_proof_that_is_good_again() {
     for role in [AgentRole::Node, AgentRole::Cluster] {
         let (hub, site) = (Hub::start().await, Site::new().await);
         keep(&site.state(), &hub.shared.authority, role, SystemTime::now() - Duration::from_secs(3600));
         let (before, config) = (chain(&site.state()), site.config(&hub, None));
-        let config = match role {
-            AgentRole::Node => by_account(&site, config, hub.shared.authority.pin()),
-            AgentRole::Cluster => by_tokens(&hub, config),
-        };
+        let config = by_proof(&site, config, role, &hub);
         let agent = start(config);
         let session = hub.session().await;
         assert_ne!(chain(&site.state()), before, "{role}: kept for the next start");
@@ -76,10 +81,7 @@ async fn an_agent_that_outlived_its_certificate_while_the_hub_was_away_comes_bac
         let until = SystemTime::now() + Duration::from_secs(3);
         keep(&site.state(), &hub.shared.authority, role, until);
         let config = Config { hub: addr.to_string().parse().unwrap(), ..site.config(&hub, None) };
-        let config = match role {
-            AgentRole::Node => by_account(&site, config, hub.shared.authority.pin()),
-            AgentRole::Cluster => by_tokens(&hub, config),
-        };
+        let config = by_proof(&site, config, role, &hub);
         let agent = start(config);
         timeout(LONG, gate.accept()).await.expect("it dials").unwrap();
         drop(gate);
@@ -128,10 +130,7 @@ async fn f26_an_agent_with_a_proof_that_is_good_again_joins_by_the_hubs_next_aut
         let (hub, site) = (Hub::start().await, Site::new().await);
         keep(&site.state(), &Authority::new(), role, SystemTime::now() + Duration::from_secs(86_400));
         let config = site.config(&hub, None);
-        let config = match role {
-            AgentRole::Node => by_account(&site, config, hub.shared.authority.pin()),
-            AgentRole::Cluster => by_tokens(&hub, config),
-        };
+        let config = by_proof(&site, config, role, &hub);
         let agent = start(config);
         let session = hub.session().await;
         assert_eq!(session.peer().to_string().contains("/node/"), role == AgentRole::Node);

@@ -39,8 +39,7 @@ impl Anchors {
     /// # Errors
     /// See [`BadAnchors`].
     pub fn from_pem(pem: &str) -> Result<Self, BadAnchors> {
-        let all = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
-        Self::new(all.map_err(|_| BadAnchors)?)
+        Self::new(certificates(pem.as_bytes())?)
     }
 
     /// These certificates.
@@ -51,7 +50,7 @@ impl Anchors {
         Ok(Self { all: Arc::new(RwLock::new(checked(all)?)), file: None })
     }
 
-    /// Reads a file, and again when it names others than before and a signature is of none that is known.
+    /// Those of a file, as it is whenever a signature is looked at: whoever was dropped there is believed no more.
     ///
     /// # Errors
     /// The file cannot be read, or see [`BadAnchors`].
@@ -74,21 +73,12 @@ impl Anchors {
         self.all.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether one of them signed `message`.
+    /// Whether one of them signed `message`. Reads the file that is followed; one that cannot be read, or is broken, changes
+    /// nothing.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
-        self.is_signed(message, signature) || (self.reread() && self.is_signed(message, signature))
-    }
-
-    /// Whether the file says something else now. Half of it is never taken.
-    fn reread(&self) -> bool {
-        let Some(new) = self.file.as_deref().and_then(|path| read(path).ok()) else { return false };
-        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
-        let other = *all != new;
-        *all = new;
-        other
-    }
-
-    fn is_signed(&self, message: &[u8], signature: &[u8]) -> bool {
+        if let Some(now) = self.file.as_deref().and_then(|path| read(path).ok()) {
+            *self.all.write().unwrap_or_else(PoisonError::into_inner) = now;
+        }
         let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
         all.iter()
             .filter_map(|der| EndEntityCert::try_from(der).ok())
@@ -103,9 +93,12 @@ fn checked(all: Vec<CertificateDer<'static>>) -> Result<Vec<CertificateDer<'stat
     Ok(all)
 }
 
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, BadAnchors> {
+    CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|_| BadAnchors)
+}
+
 fn read(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     let mut pem = Vec::new();
     fs::File::open(path)?.take(FILE).read_to_end(&mut pem)?;
-    let all = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-    all.map_err(|_| BadAnchors).and_then(checked).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    certificates(&pem).and_then(checked).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }

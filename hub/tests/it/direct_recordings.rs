@@ -194,7 +194,7 @@ async fn a_cluster_says_nothing_of_recordings_that_are_not_its_own() {
         std::fs::write(dir.join(format!("{HUBS}.part")), "{}\n").unwrap();
     })
     .await;
-    assert_eq!(replayed(&world, HUBS).await.1, "sealed");
+    eventually("on record", async || replayed(&world, HUBS).await.1 == "sealed").await;
     let (edge, other) = (Edge::new(), Edge::new());
     let (others, seal) = other.session("ee", "edge2", "secret").await;
     other.ended(&others, &seal.sha256);

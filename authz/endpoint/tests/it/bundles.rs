@@ -188,3 +188,21 @@ fn a_delta_is_checked_as_if_it_had_come_whole() {
     assert_eq!(shelf.put_delta(&change).unwrap(), next);
     assert!(matches!(shelf.put_delta(&change), Err(ShelfError::Delta(delta::DeltaError::Base))), "a replayed one");
 }
+
+/// While the hub replaces its authority both are believed, and whoever is dropped in the file is believed no more, though
+/// nothing else called for a look.
+#[test]
+fn f26_authorities_that_are_followed_are_those_of_the_file() {
+    let (dir, old, new) = (tempfile::tempdir().unwrap(), Hub::new(), Hub::new());
+    let file = dir.path().join("hub-ca.pem");
+    std::fs::write(&file, format!("{}{}", new.pem, old.pem)).unwrap();
+    let shelf = Shelf::open(&dir.path().join("a"), "edge1", Anchors::follow(&file).unwrap(), None).unwrap();
+    shelf.put(&old.seal(&bundle(1))).unwrap();
+    shelf.put(&new.seal(&bundle(2))).unwrap();
+    std::fs::write(&file, &new.pem).unwrap();
+    let signature = |put| matches!(put, Err(ShelfError::Refused(BundleError::Signature)));
+    assert!(signature(shelf.put(&old.seal(&bundle(3))).map(drop)));
+    std::fs::write(&file, "half").unwrap();
+    shelf.put(&new.seal(&bundle(4))).unwrap();
+    assert!(signature(shelf.put(&Hub::new().seal(&bundle(5))).map(drop)), "a broken file changes nothing");
+}

@@ -2,6 +2,7 @@
 
 use crate::{
     endpoint::token_of,
+    recordings::{recorded, replayed},
     streams::{Kubectl, Way, pod},
     world::{ALICE, World},
 };
@@ -46,16 +47,7 @@ fn direct(world: &World, room: &Path, token: &str) -> Command {
 }
 
 fn list(world: &World) -> Result<Vec<Value>> {
-    let all = world.hub.moorline("admin", &["audit", "recordings", "--cluster", CLUSTER, "-o", "json"])?;
-    all.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
-}
-
-/// What replays, and that it is sealed.
-fn replayed(world: &World, name: &str) -> Result<Vec<u8>> {
-    let said = run(world.hub.cli("admin").args(["audit", "replay", name]), b"")?;
-    let words = String::from_utf8_lossy(&said.stderr).into_owned();
-    ensure!(said.status.success() && words.contains("sealed: "), "{name}: {words}");
-    Ok(said.stdout)
+    recorded(world, ["--cluster", CLUSTER])
 }
 
 pub fn all(world: &mut World) -> Result<()> {

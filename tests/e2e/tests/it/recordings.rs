@@ -24,12 +24,17 @@ fn newest(world: &World, before: &[Value]) -> Result<String> {
 }
 
 fn list(world: &World) -> Result<Vec<Value>> {
-    let all = world.hub.moorline("admin", &["audit", "recordings", "--user", ALICE, "-o", "json"])?;
+    recorded(world, ["--user", ALICE])
+}
+
+/// The recordings that such a flag chooses.
+pub fn recorded(world: &World, which: [&str; 2]) -> Result<Vec<Value>> {
+    let all = world.hub.moorline("admin", &[&["audit", "recordings", "-o", "json"], &which[..]].concat())?;
     all.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
 /// What replays, and that it is sealed.
-fn replayed(world: &World, name: &str) -> Result<Vec<u8>> {
+pub fn replayed(world: &World, name: &str) -> Result<Vec<u8>> {
     let said = run(world.hub.cli("admin").args(["audit", "replay", name]), b"")?;
     let words = String::from_utf8_lossy(&said.stderr).into_owned();
     ensure!(said.status.success() && words.contains("sealed: "), "{name}: {words}");

@@ -7,6 +7,15 @@ use moorline_e2e::{binary, process::text, root};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, process::Command};
 
+/// Each object of the manifests is in what the chart makes, and nothing else.
+fn alike(plain: &BTreeMap<String, Value>, chart: &BTreeMap<String, Value>) -> Result<()> {
+    ensure!(plain.keys().eq(chart.keys()), "{:?}\n{:?}", plain.keys(), chart.keys());
+    for (name, object) in plain {
+        ensure!(chart.get(name) == Some(object), "{name} differs:\n{object}\n{:?}", chart.get(name));
+    }
+    Ok(())
+}
+
 /// A chart and manifests kept apart would drift apart.
 pub fn same(_: &mut World) -> Result<()> {
     let mut plain = BTreeMap::new();
@@ -18,10 +27,7 @@ pub fn same(_: &mut World) -> Result<()> {
     on.push("nodes.windows.enabled=true");
     plain.extend(kustomized("daemonset-windows")?);
     let chart = objects(&text(&mut helm(&on))?)?;
-    ensure!(plain.keys().eq(chart.keys()), "{:?}\n{:?}", plain.keys(), chart.keys());
-    for (name, object) in &plain {
-        ensure!(chart.get(name) == Some(object), "{name} differs:\n{object}\n{:?}", chart.get(name));
-    }
+    alike(&plain, &chart)?;
     for bad in [
         "hubUrl=http://x",
         "agent.replicas=3",
@@ -35,10 +41,7 @@ pub fn same(_: &mut World) -> Result<()> {
     on_windows(&chart["DaemonSet moorline-nodes/moorline-node-windows"]["spec"]["template"]["spec"])?;
     let on = ["endpoint.enabled=true", "endpoint.publicUrl=https://edge1.example.com:30644"];
     let (plain, chart) = (kustomized("endpoint")?, objects(&text(&mut helm(&on))?)?);
-    ensure!(plain.keys().eq(chart.keys()), "{:?}\n{:?}", plain.keys(), chart.keys());
-    for (name, object) in &plain {
-        ensure!(chart.get(name) == Some(object), "{name} differs:\n{object}\n{:?}", chart.get(name));
-    }
+    alike(&plain, &chart)?;
     for bad in [
         "endpoint.publicUrl=",
         "endpoint.publicUrl=http://edge1:1",
