@@ -103,9 +103,10 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
         tasks.spawn(task.instrument(span));
     }
 
+    /// All but calls to the API server are boxed: a task is as large as its largest branch, and is moved several times.
     async fn stream(&self, incoming: IncomingStream) {
         match (&incoming.header.target, &self.more.inside) {
-            (Target::Echo, _) => return echo(incoming.accept()).await,
+            (Target::Echo, _) => return Box::pin(echo(incoming.accept())).await,
             (Target::Inside(target), Some(inside)) => {
                 let target = target.clone();
                 return Box::pin(inside.serve(incoming, target)).await;
@@ -114,18 +115,18 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
         }
         if incoming.header.target == Target::Endpoint {
             if let Some(room) = &self.more.room {
-                room.serve(incoming).await;
+                Box::pin(room.serve(incoming)).await;
             }
             return;
         }
         if let (Target::Node, Some(plans)) = (&incoming.header.target, &self.more.plans) {
-            return plans.serve(incoming).await;
+            return Box::pin(plans.serve(incoming)).await;
         }
         if let (Target::Node, Some(voucher)) = (&incoming.header.target, &self.more.voucher) {
-            return voucher.serve(incoming).await;
+            return Box::pin(voucher.serve(incoming)).await;
         }
         if let (Target::Shell, Some(shells)) = (&incoming.header.target, &self.more.shells) {
-            return shells.stream(self, incoming).await;
+            return Box::pin(shells.stream(self, incoming)).await;
         }
         let policy = self.policy.current();
         if let Err(e) = serve_kube(incoming, &policy, &*self.upstream, &*self.reviewer).await {

@@ -172,7 +172,7 @@ struct AnyHeader {
 
 /// Whether a text has the outer form of a JSON Web Token, so that it is worth verifying.
 pub fn looks_like_one(text: &str) -> bool {
-    text.len() <= MAX_LEN && text.starts_with("ey") && text.bytes().filter(|b| *b == b'.').count() == 2
+    text.len() <= MAX_LEN && text.starts_with("ey") && memchr::memchr_iter(b'.', text.as_bytes()).count() == 2
 }
 
 /// Verifies a token offline. A pure function of its arguments: `now` in seconds since 1970.

@@ -289,7 +289,7 @@ pub struct Limits {
     pub h2_streams: u32,
     /// Password checks at a time: each takes 19 MiB and a core.
     pub password_checks: usize,
-    /// Password checks waiting; more get 429.
+    /// Password checks waiting; more are told that too many log in (503).
     pub password_queue: usize,
     /// Longest wait for a password check: 503 after it.
     pub password_wait: Duration,

@@ -55,7 +55,7 @@ use moorline_proxy::{
     status::status_response,
 };
 use serde::Deserialize;
-use std::{net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{net::SocketAddr, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, watch},
     time::timeout,
@@ -133,7 +133,9 @@ impl Front {
     /// One request. A panic ends it alone.
     pub async fn serve(&self, request: Request<Incoming>, remote: SocketAddr, sni: Option<&str>) -> Response<Body> {
         let kind = kind_of(request.uri().path());
-        let response = contained(self.answer(request, remote, sni), &self.metrics, kind).await;
+        // Pinned where it is made: it is large, and each move of it copies all of it.
+        let answer = pin!(self.answer(request, remote, sni));
+        let response = contained(answer, &self.metrics, kind).await;
         self.metrics.requests.with_label_values(&[kind, response.status().as_str()]).inc();
         response
     }
@@ -192,16 +194,16 @@ impl Front {
             return response;
         }
         if let Some(asked) = inside::Asked::of(&path) {
-            return self.inside(request, path, asked, who, remote).await;
+            return Box::pin(self.inside(request, path, asked, who, remote)).await;
         }
         if let Some(query) = shell::asked(&path) {
-            return self.shell(request, path, query, who, remote).await;
+            return Box::pin(self.shell(request, path, query, who, remote)).await;
         }
         let grants = self.directory.watch_grants();
         let known = Arc::clone(&grants.borrow());
         let permit = match self.judge(&request, &path, &who, &known) {
             Ok(permit) => permit,
-            Err(refusal) => return self.refuse(refusal, &request, &path, &who, remote).await,
+            Err(refusal) => return Box::pin(self.refuse(refusal, &request, &path, &who, remote)).await,
         };
         if let Some(response) = self.over_quota(self.quotas.take_cluster(path.cluster)) {
             return response;

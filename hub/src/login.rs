@@ -177,13 +177,17 @@ impl Logins {
         if name.is_empty() || 256 < name.len() || *PASSWORD.end() < password.reveal().len() {
             return Err(LoginError::Wrong);
         }
+        let local = provider.name() == LOCAL;
+        // No password is looked at, so nothing is counted against anybody.
+        if local && self.hashing.is_full() {
+            return Err(LoginError::Busy);
+        }
         // Guesses at many users from one address, and at one user from many, must not be for nothing.
         self.attempt_from(remote)?;
         let who = format!("{}/{}", provider.name(), name.to_lowercase());
         let key = (who.clone(), remote);
         self.rate.take(&key, Instant::now()).map_err(LoginError::Often)?;
         self.users.take(&who, Instant::now()).map_err(LoginError::Often)?;
-        let local = provider.name() == LOCAL;
         // Other providers lock accounts by their own rules.
         let attempt = local.then(|| self.lockouts.attempt(&name, remote)).transpose().map_err(LoginError::Often)?;
         let proof = provider.password(&name, &password).await;
@@ -217,7 +221,10 @@ impl Logins {
     /// A provider's refusal, in the words of this hub; the reason goes to the log.
     pub fn understood(&self, provider: &str, error: moorline_logins::LoginError) -> LoginError {
         use moorline_logins::LoginError as Theirs;
-        tracing::info!(provider, reason = error.label(), "a login was refused: {}", error.why());
+        // Of a flood there is a count, and no line each.
+        if !matches!(error, Theirs::Busy) {
+            tracing::info!(provider, reason = error.label(), "a login was refused: {}", error.why());
+        }
         match error {
             Theirs::Wrong { .. } => LoginError::Wrong,
             Theirs::NotAllowed { why } => LoginError::Refused(why),

@@ -61,7 +61,7 @@ pub(crate) struct Over {
 impl Quotas {
     /// At most `remembered` users, addresses and clusters are kept count of.
     pub fn new(limits: &RateLimits, remembered: usize) -> Self {
-        fn one<K: std::hash::Hash + Eq + Clone>(rate: Option<Rate>, remembered: usize) -> Option<RateLimit<K>> {
+        fn one<K: std::hash::Hash + Ord + Clone>(rate: Option<Rate>, remembered: usize) -> Option<RateLimit<K>> {
             rate.map(|rate| RateLimit::new(rate.burst, Duration::from_secs(1) / rate.per_second.max(1), remembered))
         }
         Self {

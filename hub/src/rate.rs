@@ -1,59 +1,77 @@
 //! How often somebody may try something.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     hash::Hash,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-/// Token buckets by key, bounded in number: when full, the bucket that was used longest ago is forgotten.
+/// Token buckets by key, bounded in number: when there are too many, the one that is full first is forgotten.
 #[derive(Debug)]
 pub(crate) struct RateLimit<K> {
     burst: u32,
     every: Duration,
     capacity: usize,
-    buckets: Mutex<HashMap<K, Bucket>>,
+    buckets: Mutex<Buckets<K>>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    /// When it is full again: one number says both how full it is and how old.
-    full_at: Instant,
+/// When each is full again: one number says both how full it is and how old.
+#[derive(Debug)]
+struct Buckets<K> {
+    full_at: HashMap<K, Instant>,
+    /// The same in order: a flood of names that were never seen before must not look through all for the one to forget.
+    order: BTreeSet<(Instant, K)>,
 }
 
-impl<K: Hash + Eq + Clone> RateLimit<K> {
+impl<K: Hash + Ord + Clone> Buckets<K> {
+    fn set(&mut self, key: &K, full_at: Instant) {
+        if let Some(before) = self.full_at.insert(key.clone(), full_at) {
+            self.order.remove(&(before, key.clone()));
+        }
+        self.order.insert((full_at, key.clone()));
+    }
+
+    fn forget_one(&mut self) {
+        if let Some((_, key)) = self.order.pop_first() {
+            self.full_at.remove(&key);
+        }
+    }
+}
+
+impl<K: Hash + Ord + Clone> RateLimit<K> {
     /// `burst` at once, one more each `every`, for at most `capacity` keys.
     pub fn new(burst: u32, every: Duration, capacity: usize) -> Self {
-        Self { burst, every, capacity: capacity.max(1), buckets: Mutex::default() }
+        let buckets = Buckets { full_at: HashMap::new(), order: BTreeSet::new() };
+        Self { burst, every, capacity: capacity.max(1), buckets: Mutex::new(buckets) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Buckets<K>> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes one; `Err`: how long until the next is there.
     pub fn take(&self, key: &K, now: Instant) -> Result<(), Duration> {
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        let full_at = buckets.get(key).map_or(now, |b| b.full_at.max(now));
-        let next = full_at + self.every;
+        let mut buckets = self.lock();
+        let known = buckets.full_at.get(key).copied();
+        let next = known.map_or(now, |full_at| full_at.max(now)) + self.every;
         let most = now + self.every * self.burst;
         if next > most {
             return Err(next - most);
         }
-        if !buckets.contains_key(key) && buckets.len() >= self.capacity {
-            buckets.retain(|_, b| b.full_at > now);
-            if buckets.len() >= self.capacity
-                && let Some(oldest) = buckets.iter().min_by_key(|(_, b)| b.full_at).map(|(k, _)| k.clone())
-            {
-                buckets.remove(&oldest);
-            }
+        if known.is_none() && self.capacity <= buckets.full_at.len() {
+            buckets.forget_one();
         }
-        buckets.insert(key.clone(), Bucket { full_at: next });
+        buckets.set(key, next);
         Ok(())
     }
 
     /// Gives one back: the attempt turned out to be a lawful one.
     pub fn give_back(&self, key: &K) {
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bucket) = buckets.get_mut(key) {
-            bucket.full_at = bucket.full_at.checked_sub(self.every).unwrap_or(bucket.full_at);
+        let mut buckets = self.lock();
+        let before = buckets.full_at.get(key).and_then(|full_at| full_at.checked_sub(self.every));
+        if let Some(full_at) = before {
+            buckets.set(key, full_at);
         }
     }
 }
@@ -74,6 +92,8 @@ mod tests {
         for key in ["b", "c", "d"] {
             assert!(rate.take(&key, now).is_ok());
         }
-        assert!(rate.buckets.lock().unwrap().len() <= 2);
+        let buckets = rate.lock();
+        assert_eq!((buckets.full_at.len(), buckets.order.len()), (2, 2));
+        assert!(buckets.full_at.contains_key("a"), "who tried most is forgotten last");
     }
 }

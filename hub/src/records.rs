@@ -53,11 +53,11 @@ impl std::fmt::Debug for Records {
 }
 
 fn prefix<S: Spec>() -> String {
-    format!("{}/{}/", S::GROUP, S::PLURAL)
+    [S::GROUP, "/", S::PLURAL, "/"].concat()
 }
 
 fn key<S: Spec>(name: &str) -> String {
-    format!("{}{name}", prefix::<S>())
+    prefix::<S>() + name
 }
 
 fn typed<S: Spec>(read: serde_json::Result<Object<S>>) -> Result<Object<S>, RecordError> {

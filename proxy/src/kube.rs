@@ -29,7 +29,7 @@ use moorline_proto::{
     header::{Class, Principal, Refusal, StreamHeader, Target},
     inside::{Inside, Payload},
 };
-use std::{future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::poll_fn, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
@@ -260,8 +260,8 @@ impl<D: Dial> KubeProxy<D> {
         if upgrade {
             head.extensions_mut().insert(WantsUpgrade);
         }
-        let exchange = self.exchange(head, call.count_in(body), &permit, &header);
-        match exchange.instrument(span.clone()).await {
+        let exchange = pin!(self.exchange(head, call.count_in(body), &permit, &header).instrument(span.clone()));
+        match exchange.await {
             Ok(response) => self.answer(response, upgrade, on_upgrade, (call, tape), (span, service)),
             Err(e) => {
                 let response = e.response(permit.cluster(), &trace.id, upgrade);

@@ -33,6 +33,11 @@ impl Hashing {
         Self { slots: Arc::new(Semaphore::new(limits.password_checks)), waiting: AtomicUsize::new(0), limits }
     }
 
+    /// Nobody else is let in to wait.
+    pub fn is_full(&self) -> bool {
+        self.limits.password_queue <= self.waiting.load(Ordering::Relaxed)
+    }
+
     /// `None`: too many wait, or it took too long to begin.
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -78,10 +83,10 @@ impl Local {
         let user = if sound { self.records.get::<UserSpec>(name).map_err(away)? } else { None };
         let hash = user.as_ref().and_then(|user| self.records.password(&user.metadata.name));
         let known = hash.is_some();
-        // For somebody who is not known it takes as long.
-        let hash = hash.unwrap_or_else(|| password::decoy().to_owned());
         let secret = secret.clone();
-        let right = self.hashing.run(move || password::verify(secret.reveal(), &hash)).await.ok_or(LoginError::Busy)?;
+        // For somebody who is not known it takes as long. The first decoy is a hash, too: none is made on the runtime.
+        let verify = move || password::verify(secret.reveal(), hash.as_deref().unwrap_or_else(|| password::decoy()));
+        let right = self.hashing.run(verify).await.ok_or(LoginError::Busy)?;
         let user = user.filter(|_| known && right);
         let user = user.ok_or_else(|| LoginError::Wrong { why: "no such user, no password, or another".to_owned() })?;
         Ok(Proof {

@@ -40,14 +40,11 @@ pub(super) fn check(head: &[u8]) -> Result<Body, Refusal> {
             return Err(Refusal::TooLarge);
         }
         let (name, value) = field(line)?;
-        let plain = name.to_ascii_lowercase();
-        let letters: String = plain.chars().filter(|c| !matches!(c, '-' | '_')).collect();
-        let framing =
-            [("contentlength", "content-length"), ("transferencoding", "transfer-encoding"), ("host", "host")];
-        if framing.iter().any(|(twin, exact)| letters == *twin && plain != *exact) {
+        if is_twin(name) {
             return Err(Bad("the twin of a framing header"));
         }
-        match plain.as_str() {
+        let mut room = [0; LONGEST];
+        match lower(name, &mut room) {
             "host" if host.is_some() => return Err(Bad("two Host headers")),
             "host" => host = Some(std::str::from_utf8(value).ok().and_then(canonical_host).ok_or(Bad("Host"))?),
             "content-length" if length.is_some() => return Err(Bad("two Content-Length headers")),
@@ -100,6 +97,25 @@ pub(super) fn check_trailers(block: &[u8]) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// The longest name that means something here.
+const LONGEST: usize = "transfer-encoding".len();
+
+/// The name in lower case; empty if it is longer than any that means something here.
+fn lower<'a>(name: &str, room: &'a mut [u8; LONGEST]) -> &'a str {
+    let Some(room) = room.get_mut(..name.len()) else { return "" };
+    room.copy_from_slice(name.as_bytes());
+    room.make_ascii_lowercase();
+    std::str::from_utf8(room).unwrap_or_default()
+}
+
+/// Whether somebody else may take the name for that of a header that frames, which it is not.
+fn is_twin(name: &str) -> bool {
+    let letters = || name.bytes().filter(|b| !matches!(b, b'-' | b'_')).map(|b| b.to_ascii_lowercase());
+    ["content-length", "transfer-encoding", "host"]
+        .iter()
+        .any(|exact| !name.eq_ignore_ascii_case(exact) && letters().eq(exact.bytes().filter(|b| *b != b'-')))
+}
+
 /// A chunk's size from its line. Extensions have no use here, and parsers differ on them: refused.
 pub(super) fn chunk_size(line: &[u8]) -> Result<u64, Refusal> {
     let digits = line.strip_suffix(b"\r\n").ok_or(Bad("chunk size"))?;
@@ -110,7 +126,9 @@ pub(super) fn chunk_size(line: &[u8]) -> Result<u64, Refusal> {
 
 /// The lines of a block without their line ends and without the empty one. The reader has seen that each ends in CRLF.
 fn lines(block: &[u8]) -> impl Iterator<Item = &[u8]> {
-    block.split(|&b| b == b'\n').filter_map(|line| line.strip_suffix(b"\r")).filter(|line| !line.is_empty())
+    let mut begin = 0;
+    let lines = memchr::memchr_iter(b'\n', block).map(move |end| &block[std::mem::replace(&mut begin, end + 1)..end]);
+    lines.filter_map(|line| line.strip_suffix(b"\r")).filter(|line| !line.is_empty())
 }
 
 /// Method, target, and whether it is HTTP/1.0.
@@ -151,11 +169,17 @@ fn field(line: &[u8]) -> Result<(&str, &[u8]), Refusal> {
     if name.is_empty() || !name.iter().all(|&b| is_token(b)) {
         return Err(Bad("header name"));
     }
-    if value.iter().any(|&b| b == 0x7f || (b < b' ' && b != b'\t')) {
+    if has_control(value) {
         return Err(Bad("a control character in a header"));
     }
     let value = value.trim_ascii();
     Ok((std::str::from_utf8(name).map_err(|_| Bad("header name"))?, value))
+}
+
+/// Looks at all of a piece, which the compiler does many bytes at a time; tokens are long.
+fn has_control(value: &[u8]) -> bool {
+    let control = |b: u8| (b == 0x7f) | ((b < b' ') & (b != b'\t'));
+    value.chunks(64).any(|piece| piece.iter().fold(false, |found, &b| found | control(b)))
 }
 
 /// RFC 9110 §5.6.2.

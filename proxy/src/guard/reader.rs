@@ -166,22 +166,19 @@ impl Reader {
 
     /// The length of a block of lines up to its empty one. `None`: not all there.
     fn block(&mut self, input: &[u8]) -> Result<Option<usize>, Refusal> {
-        while let Some(&b) = input.get(self.scanned) {
-            let at = self.scanned;
-            if MAX_HEAD <= at {
-                return Err(Refusal::TooLarge);
+        let within = input.get(..MAX_HEAD).unwrap_or(input);
+        while let Some(n) = memchr::memchr(b'\n', within.get(self.scanned..).unwrap_or_default()) {
+            let at = self.scanned + n;
+            if at == self.line || within[at - 1] != b'\r' {
+                return Err(Refusal::Bad("line feed without carriage return"));
             }
-            self.scanned += 1;
-            if b == b'\n' {
-                if at == self.line || input[at - 1] != b'\r' {
-                    return Err(Refusal::Bad("line feed without carriage return"));
-                }
-                if at == self.line + 1 {
-                    return Ok(Some(self.scanned));
-                }
-                self.line = self.scanned;
+            self.scanned = at + 1;
+            if at == self.line + 1 {
+                return Ok(Some(self.scanned));
             }
+            self.line = self.scanned;
         }
-        Ok(None)
+        self.scanned = within.len();
+        if within.len() < input.len() { Err(Refusal::TooLarge) } else { Ok(None) }
     }
 }

@@ -40,9 +40,9 @@ impl Trace {
         if let Some(parent) = only.filter(|text| is_traceparent(text)) {
             return Self { id: parent[3..35].to_owned(), parent: parent.to_owned() };
         }
-        let id = format!("{:032x}", rand::random_range(1..=u128::MAX));
-        let parent = format!("00-{id}-{:016x}-01", rand::random_range(1..=u64::MAX));
-        Self { id, parent }
+        let (id, span) = (rand::random_range(1..=u128::MAX), rand::random_range(1..=u64::MAX));
+        let parent = format!("00-{id:032x}-{span:016x}-01");
+        Self { id: parent[3..35].to_owned(), parent }
     }
 }
 
