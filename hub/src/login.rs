@@ -2,6 +2,7 @@
 
 mod admit;
 mod configured;
+mod kept;
 mod local;
 mod lockout;
 mod recheck;
@@ -19,6 +20,7 @@ use crate::{
     status::time,
 };
 pub(crate) use configured::Configured;
+use kept::Kept;
 use local::{Hashing, Local};
 pub use lockout::Lockout;
 use lockout::Lockouts;
@@ -33,6 +35,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
+use tokio_util::sync::CancellationToken;
 
 /// Lengths of a password, in bytes.
 pub const PASSWORD: std::ops::RangeInclusive<usize> = 8..=1024;
@@ -100,7 +103,9 @@ pub(crate) struct Logins {
     /// What asks again about somebody.
     renewals: Renewals,
     /// Wrong passwords of local users.
-    pub lockouts: Lockouts,
+    pub lockouts: Arc<Lockouts>,
+    /// Who is locked out by them, in the store.
+    kept: Kept,
     rate: RateLimit<(String, IpAddr)>,
     users: RateLimit<String>,
     addresses: RateLimit<IpAddr>,
@@ -119,6 +124,8 @@ impl Logins {
         let hashing = Arc::new(Hashing::new(limits.clone()));
         let local: Arc<dyn LoginProvider> = Arc::new(Local { records: records.clone(), hashing: Arc::clone(&hashing) });
         let renewals = Renewals::open(records.clone(), &config.data_dir)?;
+        let lockouts = Arc::new(Lockouts::new(&config.lockout, limits.remembered));
+        let kept = Kept::open(Arc::clone(&lockouts), &records);
         Ok(Self {
             records,
             directory,
@@ -128,11 +135,24 @@ impl Logins {
             providers: std::iter::once(local).chain(others).collect(),
             rounds: Rounds::new(limits.remembered),
             renewals,
-            lockouts: Lockouts::new(&config.lockout, limits.remembered),
+            lockouts,
+            kept,
             rate: RateLimit::new(limits.login_burst, Duration::from_secs(10), limits.remembered),
             users: RateLimit::new(limits.user_burst, Duration::from_secs(20), limits.remembered),
             addresses: RateLimit::new(limits.address_burst, Duration::from_secs(1), limits.remembered),
         })
+    }
+
+    /// Keeps in the store who is locked out, until `stop`.
+    pub(crate) async fn keep_locks(self: Arc<Self>, stop: CancellationToken) {
+        self.kept.run(&self.records, stop).await;
+    }
+
+    /// Keeps what of it is not kept yet.
+    pub(crate) async fn keep_last_locks(&self) {
+        if let Err(error) = self.kept.write(&self.records).await {
+            tracing::warn!("who was locked out last is forgotten: {error}");
+        }
     }
 
     /// All, the local one first.

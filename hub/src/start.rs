@@ -377,6 +377,7 @@ impl Hub {
         let clock =
             access::clock(records.clone(), Arc::clone(&directory), audit_of_access, metrics.clone(), kill.clone());
         background.spawn(clock);
+        background.spawn(Arc::clone(&logins).keep_locks(kill.clone()));
         background.spawn(logins.recheck(config.recheck_logins, kill.clone()));
         background.spawn(alive.while_running(Part::Tcp, port.serve(tcp)));
         let udp = serve_quic(Arc::clone(&quic), Arc::clone(&sessions), stop.clone());
@@ -441,6 +442,7 @@ impl Hub {
         self.writer_stop.cancel();
         let _ = timeout(LAST_WORDS, &mut self.writer).await;
         let _ = timeout(LAST_WORDS, self.quic.close()).await;
+        let _ = timeout(LAST_WORDS, self.front.logins.keep_last_locks()).await;
         self.audit.close().await;
         self.background.shutdown().await;
         tracing::info!("hub ended");

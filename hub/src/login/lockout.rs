@@ -5,9 +5,13 @@ use std::{
     collections::HashMap,
     hash::Hash,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+use tokio::sync::Notify;
 
 /// When somebody is locked out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -55,6 +59,22 @@ impl Count {
     }
 }
 
+/// That somebody was locked out, or let in again.
+#[derive(Debug, Default)]
+struct News {
+    changes: AtomicU64,
+    told: Notify,
+}
+
+impl News {
+    fn note(&self, changed: bool) {
+        if changed {
+            self.changes.fetch_add(1, Ordering::AcqRel);
+            self.told.notify_one();
+        }
+    }
+}
+
 /// Keys and their failures, bounded in number: the one that failed longest ago is forgotten first, and who is locked out last.
 #[derive(Debug)]
 struct Counts<K> {
@@ -62,6 +82,7 @@ struct Counts<K> {
     life: Duration,
     capacity: usize,
     all: Mutex<HashMap<K, Count>>,
+    news: Arc<News>,
 }
 
 /// What one more attempt is.
@@ -74,8 +95,8 @@ enum Verdict {
 }
 
 impl<K: Hash + Eq + Clone> Counts<K> {
-    fn new(most: u32, life: Duration, capacity: usize) -> Self {
-        Self { most, life, capacity: capacity.max(1), all: Mutex::default() }
+    fn new(most: u32, life: Duration, capacity: usize, news: Arc<News>) -> Self {
+        Self { most, life, capacity: capacity.max(1), all: Mutex::default(), news }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Count>> {
@@ -125,10 +146,27 @@ impl<K: Hash + Eq + Clone> Counts<K> {
         count.pending = count.pending.saturating_sub(1);
         count.failures = count.failures(at, self.life) + 1;
         count.last = if count.failures == 1 { at } else { count.last.max(at) };
+        let locked = self.most <= count.failures;
+        drop(all);
+        self.news.note(locked);
     }
 
     fn forget(&self, key: &K) -> bool {
-        self.lock().remove(key).is_some()
+        let known = self.lock().remove(key);
+        self.news.note(known.is_some_and(|count| self.most <= count.failures));
+        known.is_some()
+    }
+
+    /// Takes up a lock that ends in `left`, which is no longer than one that begins now.
+    fn take_up(&self, key: K, failures: u32, left: Duration, now: Instant) {
+        let gone = self.life.saturating_sub(left);
+        // A clock that begins with the machine may not reach so far back: then it ends later, never sooner.
+        let last = now.checked_sub(gone).unwrap_or(now);
+        let count = Count { failures: failures.max(self.most), last, pending: 0, tried: last };
+        let mut all = self.lock();
+        if all.len() < self.capacity {
+            all.insert(key, count);
+        }
     }
 
     fn locked(&self, now: Instant) -> Vec<(K, u32, Duration)> {
@@ -151,11 +189,28 @@ pub(crate) struct Locked {
     pub until: String,
 }
 
+/// A lock, as it is kept.
+#[derive(Debug, Serialize, Deserialize)]
+struct Lock<K> {
+    of: K,
+    failures: u32,
+    /// Seconds since 1970.
+    until: u64,
+}
+
+/// All locks, as they are kept.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Locks {
+    users: Vec<Lock<String>>,
+    addresses: Vec<Lock<IpAddr>>,
+}
+
 /// All counts.
 #[derive(Debug)]
 pub(crate) struct Lockouts {
     users: Arc<Counts<String>>,
     addresses: Arc<Counts<IpAddr>>,
+    news: Arc<News>,
 }
 
 /// One count's part of an attempt. Dropped, it has failed.
@@ -222,10 +277,51 @@ impl Attempt {
 impl Lockouts {
     pub fn new(rules: &Lockout, remembered: usize) -> Self {
         let life = Duration::from_secs(rules.seconds);
+        let news = Arc::<News>::default();
         Self {
-            users: Arc::new(Counts::new(rules.user_failures, life, remembered)),
-            addresses: Arc::new(Counts::new(rules.address_failures, life, remembered)),
+            users: Arc::new(Counts::new(rules.user_failures, life, remembered, Arc::clone(&news))),
+            addresses: Arc::new(Counts::new(rules.address_failures, life, remembered, Arc::clone(&news))),
+            news,
         }
+    }
+
+    /// How often anybody was locked out or let in again.
+    pub(super) fn changes(&self) -> u64 {
+        self.news.changes.load(Ordering::Acquire)
+    }
+
+    /// Waits for the next time; what came before it was waited for counts too. For one who waits.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn changed(&self) {
+        self.news.told.notified().await;
+    }
+
+    /// All locks, of each kind the `most` that end last.
+    pub(super) fn locks(&self, clock: SystemTime, most: usize) -> Locks {
+        let now = Instant::now();
+        Locks {
+            users: longest(self.users.locked(now), clock, most),
+            addresses: longest(self.addresses.locked(now), clock, most),
+        }
+    }
+
+    /// Takes up what was kept and is not over.
+    pub(super) fn take_up(&self, locks: Locks, clock: SystemTime) {
+        fn all<K: Hash + Eq + Clone>(counts: &Counts<K>, locks: Vec<Lock<K>>, clock: SystemTime) {
+            let now = Instant::now();
+            for lock in locks {
+                let until = UNIX_EPOCH.checked_add(Duration::from_secs(lock.until));
+                if let Some(left) =
+                    until.and_then(|until| until.duration_since(clock).ok()).filter(|left| !left.is_zero())
+                {
+                    counts.take_up(lock.of, lock.failures, left, now);
+                }
+            }
+        }
+        all(&self.users, locks.users, clock);
+        all(&self.addresses, locks.addresses, clock);
     }
 
     /// `Err`: locked out for so long. Names are counted whether or not there is such a user.
@@ -269,6 +365,12 @@ impl Lockouts {
     }
 }
 
+fn longest<K>(mut locked: Vec<(K, u32, Duration)>, clock: SystemTime, most: usize) -> Vec<Lock<K>> {
+    locked.sort_by_key(|(_, _, left)| std::cmp::Reverse(*left));
+    let until = |left: Duration| (clock + left).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() + 1;
+    locked.into_iter().take(most).map(|(of, failures, left)| Lock { of, failures, until: until(left) }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,7 +381,7 @@ mod tests {
     }
 
     fn counts(most: u32, capacity: usize) -> Counts<&'static str> {
-        Counts::new(most, Duration::from_secs(10), capacity)
+        Counts::new(most, Duration::from_secs(10), capacity, Arc::default())
     }
 
     /// One wrong password.
@@ -351,5 +453,37 @@ mod tests {
             all.attempt("bob", at(5)).unwrap().undecided();
         }
         assert!(!all.unlock_user("ann") && !all.unlock_address(at(4)) && !all.unlock_address(at(5)), "nothing stays");
+    }
+
+    #[test]
+    fn what_was_kept_ends_when_it_would_have_and_never_later_than_the_rules_say() {
+        let rules = Lockout { user_failures: 2, address_failures: 2, seconds: 900 };
+        let clock = SystemTime::now();
+        let before = Lockouts::new(&rules, 100);
+        for _ in 0..2 {
+            drop(before.attempt("ann", at(1)));
+        }
+        drop(before.attempt("bob", at(2)));
+        let kept = |most| serde_json::to_vec(&before.locks(clock, most)).unwrap();
+        let begun = |rules: &Lockout, clock, bytes: &[u8]| {
+            let after = Lockouts::new(rules, 100);
+            after.take_up(serde_json::from_slice(bytes).unwrap(), clock);
+            after
+        };
+        let locks = |all: &Lockouts| all.locked().into_iter().map(|one| one.name).collect::<Vec<_>>();
+        let after = begun(&rules, clock + Duration::from_secs(600), &kept(9));
+        assert_eq!(locks(&after), ["192.0.2.1", "ann"]);
+        let wait = after.attempt("ann", at(3)).unwrap_err().as_secs();
+        assert!((299..=301).contains(&wait), "{wait}");
+        assert!(locks(&begun(&rules, clock + Duration::from_secs(902), &kept(9))).is_empty(), "it is over");
+        // Rules and clocks change while nobody looks.
+        let shorter = Lockout { seconds: 60, user_failures: 50, ..rules };
+        let wait = begun(&shorter, clock, &kept(9)).attempt("ann", at(3)).unwrap_err();
+        assert!(wait <= Duration::from_secs(60), "{wait:?}");
+        let set_back = begun(&rules, clock - Duration::from_secs(1 << 30), &kept(9));
+        assert!(set_back.attempt("ann", at(3)).unwrap_err() <= Duration::from_secs(900));
+        let far = br#"{"users":[{"of":"ann","failures":2,"until":18446744073709551615}],"addresses":[]}"#;
+        assert!(begun(&rules, clock, far).locked().len() <= 1, "what no clock can say is no panic");
+        assert_eq!(locks(&begun(&rules, clock, &kept(0))), [""; 0]);
     }
 }

@@ -19,6 +19,11 @@ async fn world(seconds: u64) -> World {
     world
 }
 
+async fn started_anew(world: World) -> World {
+    world.hub.shutdown().await;
+    World::in_folder(world.dir, |_| {}).await
+}
+
 async fn login(world: &World, user: &str, password: &str) -> Answer {
     let body = json!({ "username": user, "password": password }).to_string();
     world.send("POST", "/auth/login", &[], &body).await
@@ -76,6 +81,29 @@ async fn a_lock_ends_with_time() {
     }
     eventually("locked", async || world.metric("moorline_hub_lockouts_total{of=\"user\"}") == 1.0).await;
     eventually("the lock ends", async || login(&world, "ann", "correct horse").await.code == 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s56_a_restart_of_the_hub_lets_nobody_in_again() {
+    let world = world(3600).await;
+    for user in ["ann", "nobody"] {
+        for _ in 0..3 {
+            assert_eq!(login(&world, user, "wrong password").await.code, 401);
+        }
+    }
+    let world = started_anew(world).await;
+    for user in ["ann", "nobody"] {
+        let locked = login(&world, user, "correct horse").await;
+        assert_eq!(locked.code, 429, "{user}: {locked:?}");
+        let after: u64 = locked.header("retry-after").unwrap().parse().unwrap();
+        // The rules of the second hub: no lock is longer than one that begins under them.
+        assert!((800..=901).contains(&after), "{user}: {after}");
+    }
+    let unlocked = world.call(&world.admin, "DELETE", "/auth/lockouts/user/ann", &json!(null)).await;
+    assert_eq!((unlocked.code, unlocked.json()["wasCounted"].as_bool()), (200, Some(true)));
+    let world = started_anew(world).await;
+    assert_eq!(login(&world, "ann", "correct horse").await.code, 200, "nor is anybody locked out again");
+    assert_eq!(login(&world, "nobody", "correct horse").await.code, 429);
 }
 
 /// A pipe without a reader refuses every write, as a full disk does.
