@@ -21,7 +21,7 @@ pub(crate) fn event(
     Event {
         audit_id: uuid::Uuid::new_v4().to_string(),
         stage: Stage::ResponseComplete,
-        request_uri: uri.to_owned(),
+        request_uri: moorline_proxy::audit::recorded(uri),
         verb: verb.to_owned(),
         user: AuditUser { username: user.to_owned(), uid: String::new(), groups: Vec::new() },
         impersonated_user: None,

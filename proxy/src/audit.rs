@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod files;
 pub mod search;
+mod uri;
 
 use chain::Chain;
 use files::{Found, LogFile, Output, Rotation};
@@ -20,6 +21,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::Notify;
+pub use uri::recorded;
 
 /// One audit record, with the field names of Kubernetes' `audit.k8s.io/v1` Event.
 #[derive(Debug, Clone, Serialize)]
@@ -30,7 +32,7 @@ pub struct Event {
     pub audit_id: String,
     /// Where in the call.
     pub stage: Stage,
-    /// Path and query as they came.
+    /// Path and query as they came, but as [`recorded`] leaves them.
     #[serde(rename = "requestURI")]
     pub request_uri: String,
     /// Kubernetes verb.

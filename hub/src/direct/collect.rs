@@ -7,7 +7,7 @@ use crate::{
 };
 use http::{Method, StatusCode};
 use moorline_proxy::{
-    audit::{AuditSink, AuditUser, Event, ObjectRef, ResponseStatus, Stage},
+    audit::{AuditSink, AuditUser, Event, ObjectRef, ResponseStatus, Stage, recorded},
     tape::is_of,
 };
 use serde::Deserialize;
@@ -148,7 +148,7 @@ fn event(line: &[u8], cluster: &str) -> Option<Event> {
     Some(Event {
         audit_id: line.audit_id,
         stage: if line.stage == "ResponseStarted" { Stage::ResponseStarted } else { Stage::ResponseComplete },
-        request_uri: line.request_uri,
+        request_uri: recorded(&line.request_uri),
         verb: line.verb,
         user: user(line.user),
         impersonated_user: line.impersonated_user.map(user),

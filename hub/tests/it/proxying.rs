@@ -98,6 +98,21 @@ async fn s09_s13_only_the_authorization_header_lets_anybody_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn s13_a_token_in_a_query_is_on_no_record_whether_the_call_is_made_or_refused() {
+    let world = World::new().await;
+    let _agent = world.connected("edge1", Carrier::Tls).await;
+    world.cluster("edge2").await;
+    let token = world.user("anna", &["edge1"]).await;
+    for (cluster, code) in [("edge1", 200), ("edge2", 403)] {
+        let path = format!("/k8s/clusters/{cluster}/api/v1/pods?limit=7&access_token={token}");
+        assert_eq!(world.get(&token, &path).await.code, code);
+    }
+    let log = world.audit_at_end().await;
+    assert_eq!(log.matches("\"/api/v1/pods?limit=7&access_token=***\"").count(), 2, "{log}");
+    assert!(!log.contains(&token), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn unknown_clusters_are_told_to_those_alone_who_may_know() {
     let world = World::new().await;
     world.cluster("edge1").await;

@@ -89,7 +89,7 @@ impl Call {
         let event = Event {
             audit_id: uuid::Uuid::new_v4().to_string(),
             stage: Stage::ResponseStarted,
-            request_uri: target.to_owned(),
+            request_uri: audit::recorded(target),
             verb: info.verb.clone(),
             user: user(permit.principal()),
             impersonated_user: permit.act_as().map(|ActAs(who)| user(who)),
