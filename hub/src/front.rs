@@ -22,7 +22,7 @@ use crate::{
     issue::{Issued, Issuer},
     join::Joiner,
     known::Known,
-    login::Logins,
+    login::{LOCAL, Logins},
     metrics::Metrics,
     ops::{Health, readiness},
     plugins,
@@ -121,8 +121,10 @@ pub(crate) struct Front {
 }
 
 /// Of a login's body, for its record.
-#[derive(Deserialize)]
-struct ProviderAsked {
+#[derive(Default, Deserialize)]
+struct LoginAsked {
+    #[serde(default)]
+    username: String,
     provider: Option<String>,
 }
 
@@ -435,12 +437,18 @@ impl Front {
             return Err(self.audit_full());
         }
         let result = self.logins.login(body, remote.ip()).await;
-        let user = result.as_ref().map(|answer| answer.user.clone()).unwrap_or_default();
+        let asked: LoginAsked = serde_json::from_slice(body).unwrap_or_default();
+        let provider = asked.provider.as_deref().unwrap_or(LOCAL);
+        let user = match &result {
+            Ok(issued) => Some(issued.user.clone()),
+            // Whom it was tried for, so that attacks on somebody are found.
+            Err(_) => self.logins.meant(provider, &asked.username),
+        };
         let result = result.map_err(|error| login_refused(&error));
         let code = result.as_ref().map_or_else(Response::status, |_| StatusCode::OK);
-        let asked = serde_json::from_slice::<ProviderAsked>(body).ok().and_then(|asked| asked.provider);
-        let known = asked.filter(|name| self.logins.provider(name).is_ok()).unwrap_or_default();
-        self.audit_login("/auth/login", &user, &known, remote, code);
+        let named = asked.provider.as_deref().filter(|name| self.logins.provider(name).is_ok());
+        let (user, named) = (user.unwrap_or_default(), named.unwrap_or_default());
+        self.audit_login("/auth/login", &user, named, remote, code);
         result
     }
 

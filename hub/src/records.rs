@@ -166,6 +166,10 @@ impl Records {
         self.store.commit(batch).await.map(drop).map_err(|e| RecordError::Failed(e.to_string()))
     }
 
+    pub fn user_exists(&self, name: &str) -> bool {
+        self.store.has(&key::<UserSpec>(name))
+    }
+
     pub fn cluster_exists(&self, name: &str) -> bool {
         self.store.has(&key::<ClusterSpec>(name))
     }

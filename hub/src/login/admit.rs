@@ -1,6 +1,6 @@
 //! From what a provider proved to the hub's user.
 
-use super::{LOCAL, LoginError};
+use super::{LOCAL, LoginError, Logins};
 use crate::{
     directory::Directory,
     kinds::{IdentityStatus, UserIdentity, UserSpec, UserStatus},
@@ -151,6 +151,19 @@ pub(crate) async fn tell_again(
         }
     }
     Err(RecordError::Conflict)
+}
+
+impl Logins {
+    /// The user of this hub who is meant by a name that was typed, if anybody could have come in by it. For records of what
+    /// failed: what else is typed there may be a password.
+    pub(crate) fn meant(&self, provider: &str, typed: &str) -> Option<String> {
+        if provider == LOCAL {
+            let name = typed.to_lowercase();
+            return self.records.user_exists(&name).then_some(name);
+        }
+        let user = self.records.get::<UserSpec>(&user_name(typed).ok()?).ok()??;
+        user.spec.identities.iter().any(|i| i.provider == provider).then_some(user.metadata.name)
+    }
 }
 
 /// A name that the hub's API takes, from what a provider calls somebody: lower-case, `@` as `.`, `_` and blanks as `-`.

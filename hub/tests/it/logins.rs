@@ -75,6 +75,37 @@ async fn a_login_is_a_signed_token_that_anybody_verifies_and_a_refresh_token_tha
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_fails_is_on_record_with_whom_it_was_tried_for_if_there_is_such_a_user() {
+    let world = World::new().await;
+    user(&world, "anna", &[]).await;
+    let attempt = async |name: &str, provider: &str| {
+        let body = json!({ "username": name, "password": "tr0ub4dor", "provider": provider }).to_string();
+        world.send("POST", "/auth/login", &[], &body).await
+    };
+    let wrong = attempt("anna", "local").await;
+    for name in ["Anna", "s3cret typed too early", "ghost", "anna/password"] {
+        let answer = attempt(name, "local").await;
+        assert_eq!((answer.code, answer.body), (401, wrong.body.clone()), "{name}: all are told the same");
+    }
+    assert_eq!(attempt("anna", "elsewhere").await.code, 400);
+    let mut codes = Vec::new();
+    eventually("written", async || {
+        let found = world.get(&world.admin, "/auth/audit?user=anna&resource=logins").await.json();
+        let items = found["items"].as_array().unwrap();
+        codes = items.iter().map(|one| one["responseStatus"]["code"].as_u64().unwrap()).collect();
+        1 < codes.len()
+    })
+    .await;
+    assert_eq!(codes, [401, 401], "by any spelling of hers, and by no provider that she does not come by");
+    let log = world.audit_at_end().await;
+    assert_eq!(log.matches("\"/auth/login\"").count(), 6, "{log}");
+    assert_eq!(log.matches("\"username\":\"\"").count(), 4, "{log}");
+    for word in ["s3cret", "ghost", "tr0ub4dor"] {
+        assert!(!log.contains(word), "{word}: {log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn s51_a_refresh_token_that_comes_a_second_time_ends_the_login_and_what_is_open() {
     let world = World::new().await;
     let _agent = world.connected("edge1", Carrier::Tls).await;
