@@ -95,6 +95,7 @@ pub(crate) async fn decide(
         match records.update_status(&request).await {
             Ok(decided) => {
                 directory.access_changed(&Change::Put(Box::new(decided.clone())));
+                directory.settled().await;
                 return Ok(decided);
             }
             Err(RecordError::Conflict) => {}
@@ -113,7 +114,11 @@ pub(crate) async fn clock(
     stop: CancellationToken,
 ) {
     while stop.run_until_cancelled(tokio::time::sleep(TICK)).await.is_some() {
-        for name in directory.end_access(SystemTime::now()) {
+        let over = directory.end_access(SystemTime::now());
+        if !over.is_empty() {
+            directory.settled().await;
+        }
+        for name in over {
             metrics.access_ended.inc();
             let Ok(Some(mut request)) = records.get::<AccessRequestSpec>(&name) else { continue };
             let Some(status) = &mut request.status else { continue };

@@ -1,6 +1,7 @@
 //! Users, tokens and grants in memory, kept up to date by the store's own watches: who asks is decided without I/O.
 
 mod bundle;
+mod index;
 
 use crate::{
     kinds::{AccessRequestSpec, ClusterGrantSpec, ClusterSpec, GroupSpec, ServiceGrantSpec, TokenSpec, UserSpec},
@@ -10,6 +11,7 @@ use crate::{
     metrics::Metrics,
     records::{Change, Records},
 };
+use index::{Edit, Index};
 use moorline_apiserver::{Object, Spec};
 use moorline_authz::{
     access::{Grant, Grants, Recording, ServiceGrant},
@@ -19,10 +21,7 @@ use moorline_authz::{
 };
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::SystemTime,
 };
 use tokio::sync::watch;
@@ -95,33 +94,25 @@ struct UserEntry {
 struct Maps {
     tokens: HashMap<String, TokenEntry>,
     users: HashMap<String, UserEntry>,
-    grants: BTreeMap<String, Grant>,
     /// What requests for access grant, by their names, and until when.
     access: BTreeMap<String, (Grant, SystemTime)>,
     members: Members,
     /// Provider and subject to user.
     owners: HashMap<(String, String), String>,
-    services: BTreeMap<String, ServiceGrant>,
-    /// What clusters say of recordings.
-    recorded: HashMap<String, Recording>,
 }
 
 /// The index. Cutting open streams is its job too: each hangs on the tokens handed out here.
 #[derive(Debug)]
 pub(crate) struct Directory {
     maps: RwLock<Maps>,
-    /// All grants as they are now. Open streams follow it.
-    index: watch::Sender<Arc<Grants>>,
-    /// Whether many changes come, and the index is made after them.
-    waits: AtomicBool,
+    /// All grants.
+    index: Index,
     records: Records,
     metrics: Metrics,
     verifier: Arc<Verifier>,
     /// Names of the login providers that are configured.
     providers: Vec<String>,
     ended: Mutex<bundle::Ended>,
-    /// What is recorded where nothing is said.
-    usual: Recording,
 }
 
 impl Directory {
@@ -129,20 +120,18 @@ impl Directory {
     pub fn new(records: Records, metrics: Metrics, verifier: Arc<Verifier>, providers: Vec<String>) -> Self {
         Self {
             maps: RwLock::default(),
-            index: watch::Sender::default(),
-            waits: AtomicBool::new(false),
+            index: Index::new(Recording::Never),
             records,
             metrics,
             verifier,
             providers,
             ended: Mutex::default(),
-            usual: Recording::Never,
         }
     }
 
     /// With what is recorded of sessions where neither cluster nor grants say anything.
     pub fn recording(self, usual: Recording) -> Self {
-        Self { usual, ..self }
+        Self { index: Index::new(usual), ..self }
     }
 
     /// A change of a cluster.
@@ -151,14 +140,7 @@ impl Directory {
             Change::Put(cluster) => (&cluster.metadata.name, cluster.spec.record),
             Change::Gone(name) => (name, None),
         };
-        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
-        let before = match said {
-            Some(said) => maps.recorded.insert(name.clone(), said),
-            None => maps.recorded.remove(name),
-        };
-        if before != said {
-            self.rebuild(&maps);
-        }
+        self.index.edit(Edit::Recorded(name.clone(), said));
     }
 
     /// Who is this at that provider, as far as is known here.
@@ -175,12 +157,13 @@ impl Directory {
         };
         let granted = granted.filter(|(_, ends)| *ends > SystemTime::now());
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        let grant = granted.as_ref().map(|(grant, _)| grant.clone());
         let changed = match granted {
             Some(granted) => maps.access.insert(name.clone(), granted.clone()) != Some(granted),
             None => maps.access.remove(name).is_some(),
         };
         if changed {
-            self.rebuild(&maps);
+            self.index.edit(Edit::Access(name.clone(), grant));
         }
     }
 
@@ -189,22 +172,20 @@ impl Directory {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         let over = maps.access.iter().filter(|(_, (_, ends))| *ends <= now);
         let names: Vec<String> = over.map(|(name, _)| name.clone()).collect();
-        if !names.is_empty() {
-            names.iter().for_each(|name| drop(maps.access.remove(name)));
-            self.rebuild(&maps);
+        for name in &names {
+            maps.access.remove(name);
+            self.index.edit(Edit::Access(name.clone(), None));
         }
         names
     }
 
-    /// Grants and granted requests as one index. Open streams follow it.
-    fn rebuild(&self, maps: &Maps) {
-        if self.waits.load(Ordering::Acquire) {
-            return;
-        }
-        let access = maps.access.values().map(|(grant, _)| grant);
-        let grants = Grants::new(maps.grants.values().chain(access).cloned());
-        let grants = grants.with_recording(self.usual, maps.recorded.clone());
-        self.index.send_replace(Arc::new(grants.with_services(maps.services.values().cloned())));
+    /// Waits until every change of rights that was told before counts: changes are taken in at once, and until then what was
+    /// before them is answered.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn settled(&self) {
+        self.index.settled().await;
     }
 
     /// What was just written, before the watch tells it.
@@ -241,12 +222,12 @@ impl Directory {
 
     /// All grants.
     pub fn grants(&self) -> Arc<Grants> {
-        Arc::clone(&self.index.borrow())
+        self.index.grants()
     }
 
     /// All grants, and every change of them.
     pub fn watch_grants(&self) -> watch::Receiver<Arc<Grants>> {
-        self.index.subscribe()
+        self.index.watch()
     }
 
     /// Who presents this token; `None` whatever the reason.
@@ -337,11 +318,7 @@ impl Directory {
 
     /// Takes in many changes; the index is made once, after them.
     pub fn at_once<T>(&self, changes: impl FnOnce() -> T) -> T {
-        self.waits.store(true, Ordering::Release);
-        let done = changes();
-        self.waits.store(false, Ordering::Release);
-        self.rebuild(&self.maps.read().unwrap_or_else(PoisonError::into_inner));
-        done
+        self.index.at_once(changes)
     }
 
     /// A change of a user.
@@ -379,11 +356,7 @@ impl Directory {
     pub fn grant_changed(&self, change: &Change<ClusterGrantSpec>) {
         match change {
             Change::Put(grant) => self.put_grant(grant),
-            Change::Gone(name) => {
-                let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
-                maps.grants.remove(name);
-                self.rebuild(&maps);
-            }
+            Change::Gone(name) => self.index.edit(Edit::Grant(name.clone(), None)),
         }
     }
 
@@ -391,11 +364,7 @@ impl Directory {
     pub fn service_grant_changed(&self, change: &Change<ServiceGrantSpec>) {
         match change {
             Change::Put(grant) => self.put_service_grant(grant),
-            Change::Gone(name) => {
-                let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
-                maps.services.remove(name);
-                self.rebuild(&maps);
-            }
+            Change::Gone(name) => self.index.edit(Edit::Service(name.clone(), None)),
         }
     }
 
@@ -412,9 +381,7 @@ impl Directory {
             hosts: spec.hosts.iter().filter_map(|host| host.parse().ok()).collect(),
             labels: spec.labels.into_iter().collect(),
         };
-        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
-        maps.services.insert(grant.metadata.name.clone(), made);
-        self.rebuild(&maps);
+        self.index.edit(Edit::Service(grant.metadata.name.clone(), Some(made)));
     }
 
     fn cut(&self, gone: &CancellationToken) {
@@ -499,9 +466,7 @@ impl Directory {
             as_groups: spec.as_groups,
             record: spec.record,
         };
-        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
-        maps.grants.insert(grant.metadata.name.clone(), made);
-        self.rebuild(&maps);
+        self.index.edit(Edit::Grant(grant.metadata.name.clone(), Some(made)));
     }
 }
 

@@ -320,3 +320,26 @@ impl<S: Spec> Changes<S> {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::{
+        pki::Authority,
+        specs::{self, JoinFacts},
+    };
+    use moorline_apiserver::Limits;
+    use tokio_util::sync::CancellationToken;
+
+    /// Those of an empty store in that folder.
+    pub(crate) async fn records(dir: &std::path::Path) -> Records {
+        let path = dir.join("store");
+        let store = tokio::task::spawn_blocking(move || Store::open(&path, &Limits::default()));
+        let store = store.await.unwrap().unwrap();
+        let authority = Arc::new(Authority::open(dir, &"moorline.local".parse().unwrap()).unwrap());
+        let kinds = specs::all(&store, JoinFacts { authority, public_url: "https://hub.example".into() });
+        let (registry, stop) = (prometheus::Registry::new(), CancellationToken::new());
+        let server = ApiServer::new(store.clone(), kinds, Limits::default(), &registry, stop).unwrap();
+        Records::new(store, Arc::new(server))
+    }
+}

@@ -275,12 +275,8 @@ fn set(all: &mut Vec<Condition>, name: &str, (status, reason, message): (&str, &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        pki::Authority,
-        specs::{self, JoinFacts},
-    };
-    use moorline_apiserver::{ApiServer, Limits, Object, Store};
-    use tokio_util::sync::CancellationToken;
+    use crate::records::tests::records;
+    use moorline_apiserver::Object;
 
     fn stand(endpoints: &[(u64, bool)]) -> Stand {
         let one = |(serial, current): &(u64, bool)| InUse { mode: "proxy".into(), serial: *serial, current: *current };
@@ -320,16 +316,9 @@ mod tests {
 
     /// A board over a store with one cluster.
     async fn board(dir: &std::path::Path) -> Board {
-        let path = dir.join("store");
-        let store = tokio::task::spawn_blocking(move || Store::open(&path, &Limits::default()));
-        let store = store.await.unwrap().unwrap();
-        let authority = Arc::new(Authority::open(dir, &"moorline.local".parse().unwrap()).unwrap());
-        let kinds = specs::all(&store, JoinFacts { authority, public_url: "https://hub.example".into() });
-        let (registry, stop) = (prometheus::Registry::new(), CancellationToken::new());
-        let server = ApiServer::new(store.clone(), kinds, Limits::default(), &registry, stop).unwrap();
-        let records = Records::new(store, Arc::new(server));
+        let records = records(dir).await;
         records.create(&Object::<ClusterSpec>::new("edge1", ClusterSpec::default())).await.unwrap();
-        Board::new(records, Metrics::new(&registry).unwrap())
+        Board::new(records, Metrics::new(&prometheus::Registry::new()).unwrap())
     }
 
     #[tokio::test]

@@ -62,9 +62,11 @@ impl Directory {
     /// Who may use `cluster`, by what, and with which keys of their own. Serial, times, issuer and signing keys are left
     /// to whoever signs.
     pub fn bundle(&self, cluster: &str) -> Bundle {
-        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
         let about = |clusters: &[String]| clusters.iter().any(|name| name == "*" || name == cluster);
-        let held: Vec<_> = maps.grants.values().filter(|grant| about(&grant.clusters)).cloned().collect();
+        let (held, record) = self.index.read(|entries| {
+            let held: Vec<_> = entries.grants.values().filter(|grant| about(&grant.clusters)).cloned().collect();
+            (held, entries.recorded.get(cluster).copied().unwrap_or(self.index.usual()))
+        });
         let grants = held.iter().map(|grant| BundleGrant {
             users: grant.users.clone(),
             groups: grant.groups.clone(),
@@ -73,6 +75,7 @@ impl Directory {
         });
         let grants: Vec<_> = grants.collect();
         let index = Grants::new(held);
+        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
         let mut users: Vec<_> = maps
             .users
             .iter()
@@ -105,7 +108,6 @@ impl Directory {
             })
             .collect();
         api_keys.sort_by(|a, b| a.id.cmp(&b.id));
-        let record = maps.recorded.get(cluster).copied().unwrap_or(self.usual);
         drop(maps);
         Bundle {
             cluster: cluster.to_owned(),
