@@ -8,8 +8,10 @@ use crate::{
 use serde::Deserialize;
 
 mod plans;
+mod reviews;
 mod services;
 
+pub use reviews::Asked;
 pub use services::Terrain;
 
 /// A policy. The default is what applies where no file is named: nobody passes as a part of Kubernetes itself.

@@ -21,8 +21,9 @@ Examples:
   moorline auth can-i create deployments.apps --cluster edge1 --as anna      administrators ask about others
   moorline auth can-i create pods/exec --cluster edge1 -o json
 
-Two decide, one after the other: the hub, by its grants, and the cluster, by its own RBAC. The edge policy of the
-cluster's owner, which the hub does not know, may still refuse. The exit code is 0 for yes and 1 for no.")]
+Two decide, one after the other: the hub, by its grants, and the cluster, by the edge policy of
+its owner and its own RBAC. About somebody else the RBAC alone is asked. The exit code is 0 for
+yes and 1 for no.")]
     CanI(Args),
 }
 

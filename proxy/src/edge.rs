@@ -21,6 +21,8 @@ use moorline_proto::{
     header::{Principal, Refusal},
 };
 
+mod review;
+
 /// Why the API server gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
@@ -133,6 +135,7 @@ async fn admit<R: Reviewer>(
     }
     // The hub has removed these; the edge does not rely on it.
     strip_identity(request.headers_mut());
+    let mut request = review::look(request, &info, policy).await?;
     let said = headers_for(act_as.map_or(principal, |ActAs(who)| who));
     let said = said.map_err(|e| forbidden(&e.to_string()))?;
     for (name, value) in said {

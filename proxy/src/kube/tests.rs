@@ -183,6 +183,44 @@ async fn text(response: Response<Body>) -> String {
 }
 
 #[tokio::test]
+async fn whether_one_may_is_answered_by_the_edge_where_it_would_refuse() {
+    let world = world("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {api: {readOnly: true}}");
+    let ask = |verb: &str| {
+        let attributes = serde_json::json!({ "verb": verb, "resource": "pods", "namespace": "shop" });
+        let spec = serde_json::json!({ "resourceAttributes": attributes });
+        let kind = "SelfSubjectAccessReview";
+        let body =
+            serde_json::json!({ "apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec }).to_string();
+        let to = "/k8s/clusters/a/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+        let request = Request::post(to).header("content-type", "application/json").header("content-length", body.len());
+        (request.body(body::full(body.clone())).unwrap(), body)
+    };
+    let (request, sent) = ask("delete");
+    let no = world.call(request).await;
+    assert_eq!(
+        (no.status().as_u16(), &no.headers()["content-type"]),
+        (201, &HeaderValue::from_static("application/json"))
+    );
+    let no: serde_json::Value = serde_json::from_str(&text(no).await).unwrap();
+    let reason = "the cluster's edge policy is read-only and refuses verb \"delete\"";
+    assert_eq!(no["status"], serde_json::json!({ "allowed": false, "denied": true, "reason": reason }));
+    assert_eq!(
+        no["spec"],
+        serde_json::from_str::<serde_json::Value>(&sent).unwrap()["spec"],
+        "and the question stands there"
+    );
+    assert_eq!(world.up.seen(), [""; 0], "the cluster's own rules do not matter");
+    // Where the edge lets it pass, the cluster decides; so it does about what is no such question.
+    let (request, sent) = ask("get");
+    assert_eq!(text(world.call(request).await).await, "{}");
+    assert!(world.up.seen()[0].ends_with(&format!("\n{sent}")) && world.up.seen()[0].contains("impersonate-user: ann"));
+    let (mut request, _) = ask("delete");
+    *request.body_mut() = body::full("x".repeat(sent.len() + 3));
+    assert_eq!(text(world.call(request).await).await, "{}");
+    assert_eq!(world.up.seen().len(), 2);
+}
+
+#[tokio::test]
 async fn a_call_arrives_as_its_caller_and_with_the_bytes_that_came() {
     let world = world("");
     let request = get("/api/v1/namespaces/x/services/y:80/proxy/a%2Fb?q=%20")
