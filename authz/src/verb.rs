@@ -26,6 +26,13 @@ pub struct RequestInfo {
     pub endless: bool,
 }
 
+impl RequestInfo {
+    /// Whether the API server hands it on to a pod, a service or a node, as it is.
+    pub fn is_proxied(&self) -> bool {
+        self.verb == "proxy" || self.subresource == "proxy"
+    }
+}
+
 /// Takes a request apart. `path` and `query` are the raw bytes that came; segments are percent-decoded for the
 /// answer only, never for what is sent on.
 ///

@@ -2,7 +2,10 @@
 
 use moorline_plugin::Plugin;
 use moorline_proto::id::{HubName, TrustDomain};
-use moorline_proxy::audit::{OnFailure, files::Rotation};
+use moorline_proxy::{
+    audit::{OnFailure, files::Rotation},
+    pace::Pace,
+};
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -285,6 +288,8 @@ pub struct Limits {
     pub bodies_of_strangers: usize,
     /// Longest wait for that body: 408 after it.
     pub body_wait: Duration,
+    /// How slowly the bodies of requests to API servers may come: 408 and the end of the connection below it.
+    pub body_pace: Pace,
     /// Requests open at a time on one HTTP/2 connection.
     pub h2_streams: u32,
     /// Password checks at a time: each takes 19 MiB and a core.
@@ -341,6 +346,7 @@ impl Default for Limits {
             body_of_strangers: 16 << 10,
             bodies_of_strangers: 2048,
             body_wait: Duration::from_secs(10),
+            body_pace: Pace::default(),
             h2_streams: 250,
             password_checks: std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 4)),
             password_queue: 64,

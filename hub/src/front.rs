@@ -223,6 +223,7 @@ impl Front {
     fn proxy_over<D: moorline_proxy::kube::Dial>(&self, dial: D) -> KubeProxy<D> {
         KubeProxy::new(Arc::new(dial), Arc::clone(&self.audit), self.proxy_metrics.clone(), self.tasks.clone())
             .recording(Arc::clone(&self.recordings))
+            .pace(self.limits.body_pace)
     }
 
     fn dial(&self, who: &Authenticated, grants: watch::Receiver<Arc<Grants>>) -> CallDial {

@@ -4,6 +4,7 @@ use crate::{
     Body, BodyError,
     audit::AuditSink,
     headers::{clean_request, clean_response, clean_service_request},
+    pace::{Pace, Paced},
     path::ClusterPath,
     status::{Details, reason_of, status_response, status_with},
     upgrade::{Counted, Io, UpgradedIo, copy_both},
@@ -144,12 +145,19 @@ pub struct KubeProxy<D> {
     metrics: ProxyMetrics,
     tasks: TaskTracker,
     store: Option<Arc<crate::tape::Store>>,
+    pace: Pace,
 }
 
 impl<D: Dial> KubeProxy<D> {
     /// `tasks` owns the tasks of upgraded connections: the hub waits for it when it ends.
     pub fn new(dial: Arc<D>, audit: Arc<dyn AuditSink>, metrics: ProxyMetrics, tasks: TaskTracker) -> Self {
-        Self { dial, audit, metrics, tasks, store: None }
+        Self { dial, audit, metrics, tasks, store: None, pace: Pace::default() }
+    }
+
+    /// With another pace for the bodies of requests to API servers.
+    #[must_use]
+    pub fn pace(self, pace: Pace) -> Self {
+        Self { pace, ..self }
     }
 
     /// One call. `request` is as the client sent it (with hyper's `OnUpgrade` extension); `path` is [`crate::path::split`] of its target.
@@ -260,6 +268,11 @@ impl<D: Dial> KubeProxy<D> {
         if upgrade {
             head.extensions_mut().insert(WantsUpgrade);
         }
+        // What goes through to a service may be a stream without an end, and is the service's to bound.
+        let body = match service {
+            None if !info.is_proxied() => Paced::wrap(body, self.pace, self.metrics.slow_bodies.clone()),
+            _ => body,
+        };
         let exchange = pin!(self.exchange(head, call.count_in(body), &permit, &header).instrument(span.clone()));
         match exchange.await {
             Ok(response) => self.answer(response, upgrade, on_upgrade, (call, tape), (span, service)),

@@ -1,7 +1,7 @@
 //! The HTTP data plane: one request over one stream.
 //!
 //! The hub takes a request ([`guard`], [`path`], [`headers`]), asks for a stream ([`kube::Dial`]) and writes the request
-//! into it ([`wire`]); the agent reads it there, decides ([`edge`]) and sends it on. Every call is [`audit`]ed.
+//! into it ([`wire`]), as long as it keeps its [`pace`]; the agent reads it there, decides ([`edge`]) and sends it on. Every call is [`audit`]ed.
 #![forbid(unsafe_code)]
 
 pub mod audit;
@@ -12,6 +12,7 @@ pub mod guard;
 pub mod headers;
 pub mod judge;
 pub mod kube;
+pub mod pace;
 pub mod path;
 pub mod splice;
 pub mod status;

@@ -93,6 +93,7 @@ pub fn reason_of(code: StatusCode) -> &'static str {
         404 => "NotFound",
         405 => "MethodNotAllowed",
         406 => "NotAcceptable",
+        408 => "RequestTimeout",
         409 => "Conflict",
         410 => "Expired",
         413 => "RequestEntityTooLarge",

@@ -282,5 +282,27 @@ async fn s77_a_slow_reader_is_not_cut_off() {
     }
 }
 
+/// S77: who sends nothing more of a body is told so, and the connection ends; it costs the cluster nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn s77_a_body_that_stalls_is_ended_with_its_connection() {
+    let pace = moorline_proxy::pace::Pace { bytes: 100, over: Duration::from_millis(300) };
+    let world = World::with(|config| config.limits.body_pace = pace).await;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    let before = agent.lines().len();
+    let mut stream = world.connect("localhost", &[b"http/1.1"]).await;
+    let head = format!(
+        "POST /k8s/clusters/edge1/n HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Length: 1000\r\n\r\nsome",
+        world.admin
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
+    let mut answer = Vec::new();
+    let read = timeout(SOON, stream.read_to_end(&mut answer)).await.expect("the connection ends");
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("came too slowly"), "{read:?}: {answer}");
+    assert_eq!(world.metric("moorline_proxy_slow_bodies_total"), 1.0);
+    assert_eq!(agent.lines().len(), before, "nothing that is whole arrived");
+}
+
 /// More than the buffers of two sockets, the hub, the tunnel and the agent together.
 pub const LARGE: usize = 64 << 20;

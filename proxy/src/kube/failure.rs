@@ -3,6 +3,7 @@
 use super::DialError;
 use crate::{
     Body, BodyError,
+    pace::TooSlow,
     status::{Details, of_refusal, reason_of, status_with},
     wire::WireError,
 };
@@ -26,9 +27,15 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// The client did not send the request's body in time.
+    fn is_slow(&self) -> bool {
+        matches!(self, Self::Wire(WireError::Stream(error)) if TooSlow::is(error))
+    }
+
     /// How the audit log says it.
     pub(super) fn ended(&self) -> &'static str {
         match self {
+            _ if self.is_slow() => "slow_body",
             Self::Dial(DialError::NotConnected { .. }) => "not_connected",
             Self::Dial(DialError::NoNode { .. }) => "no_node",
             Self::Dial(DialError::Busy { .. }) => "busy",
@@ -42,6 +49,7 @@ impl Failure {
 
     pub(super) fn status(&self) -> StatusCode {
         match self {
+            _ if self.is_slow() => StatusCode::REQUEST_TIMEOUT,
             Self::Dial(e) => e.status(),
             Self::Wire(WireError::Head(_)) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Wire(WireError::Stream(BodyError::Source(_))) => StatusCode::BAD_REQUEST,
@@ -54,6 +62,7 @@ impl Failure {
     /// What a client may know: no addresses, no text of ours.
     pub(super) fn message(&self, cluster: &str) -> String {
         match self {
+            _ if self.is_slow() => "the request's body came too slowly".to_owned(),
             Self::Dial(DialError::NotConnected { since: Some(since), .. }) => {
                 format!("cluster {cluster:?} has not been connected since {since}")
             }
@@ -98,6 +107,8 @@ impl Failure {
             _ => None,
         };
         let message = format!("{} (trace {trace})", self.message(cluster));
+        // What is left of a body that was given up would be read as the next request.
+        let close = close || self.is_slow();
         status_with(code, self.reason(), &message, &Details { retry_after, close, ..Details::default() })
     }
 }

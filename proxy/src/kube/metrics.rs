@@ -11,6 +11,7 @@ pub struct ProxyMetrics {
     pub(super) bytes_in: IntCounter,
     pub(super) bytes_out: IntCounter,
     pub(super) audit_refusals: IntCounter,
+    pub(super) slow_bodies: IntCounter,
     pub(super) recordings: IntCounterVec,
     pub(super) recordings_open: IntGauge,
     pub(super) recordings_lost: IntCounter,
@@ -42,6 +43,10 @@ impl ProxyMetrics {
                 "moorline_proxy_audit_refusals_total",
                 "Calls refused as the audit log was full.",
             )?,
+            slow_bodies: IntCounter::new(
+                "moorline_proxy_slow_bodies_total",
+                "Calls that were ended as their clients sent the body too slowly.",
+            )?,
             recordings: IntCounterVec::new(
                 Opts::new(
                     "moorline_proxy_recordings_total",
@@ -61,6 +66,7 @@ impl ProxyMetrics {
         registry.register(Box::new(this.bytes_in.clone()))?;
         registry.register(Box::new(this.bytes_out.clone()))?;
         registry.register(Box::new(this.audit_refusals.clone()))?;
+        registry.register(Box::new(this.slow_bodies.clone()))?;
         registry.register(Box::new(this.recordings.clone()))?;
         registry.register(Box::new(this.recordings_open.clone()))?;
         registry.register(Box::new(this.recordings_lost.clone()))?;

@@ -220,6 +220,41 @@ async fn whether_one_may_is_answered_by_the_edge_where_it_would_refuse() {
     assert_eq!(world.up.seen().len(), 2);
 }
 
+/// One byte after each pause.
+fn trickle(bytes: usize, pause: std::time::Duration) -> Body {
+    let pieces = futures_util::stream::unfold(bytes, move |left| async move {
+        tokio::time::sleep(pause).await;
+        let byte = http_body::Frame::data(Bytes::from_static(b"x"));
+        Some((Ok::<_, std::io::Error>(byte), left.checked_sub(1)?))
+    });
+    body::from(http_body_util::StreamBody::new(pieces))
+}
+
+#[tokio::test(start_paused = true)]
+async fn s77_a_body_that_trickles_in_is_ended_and_counted() {
+    let world = world("");
+    let post = |path: &str, pause| {
+        let (bytes, pause) = (600, std::time::Duration::from_millis(pause));
+        Request::post(format!("/k8s/clusters/a{path}")).body(trickle(bytes, pause)).unwrap()
+    };
+    let slow = world.call(post("/api/v1/namespaces/x/configmaps", 1000)).await;
+    assert_eq!((slow.status().as_u16(), &slow.headers()["connection"]), (408, &HeaderValue::from_static("close")));
+    assert!(text(slow).await.contains("the request's body came too slowly"));
+    assert_eq!(world.ended(), [(408, "slow_body".to_owned())]);
+    world.up.dropped.notified().await;
+    assert_eq!(world.up.seen(), [""; 0], "nothing that is whole arrived");
+    let counted = || {
+        let all = prometheus::TextEncoder::new().encode_to_string(&world.registry.gather()).unwrap();
+        all.contains("moorline_proxy_slow_bodies_total 1\n")
+    };
+    assert!(counted());
+    // As fast as it has to be; and to a pod, which knows itself how long it wants to listen.
+    for (path, pause) in [("/api/v1/namespaces/x/configmaps", 9), ("/api/v1/namespaces/x/pods/y/proxy/in", 1000)] {
+        assert_eq!(world.call(post(path, pause)).await.status().as_u16(), 200, "{path}");
+    }
+    assert!(counted());
+}
+
 #[tokio::test]
 async fn a_call_arrives_as_its_caller_and_with_the_bytes_that_came() {
     let world = world("");
