@@ -1,6 +1,6 @@
 //! Services by path, and connections into clusters: who gets there, and what is kept from whom.
 
-use crate::world::{API, World, eventually, read_answer};
+use crate::world::{API, REVOKED, World, eventually, read_answer};
 use moorline_link::{Carrier, IncomingStream};
 use moorline_proto::{
     code::RefuseCode,
@@ -107,7 +107,7 @@ async fn s51_a_withdrawn_grant_cuts_connections() {
     stream.flush().await.unwrap();
     assert_eq!(read_answer(&mut stream).await.code, 101);
     world.patch(&format!("{API}/servicegrants/anna"), &json!({ "spec": { "services": ["down"] } })).await;
-    let ended = timeout(Duration::from_secs(10), stream.read_to_end(&mut Vec::new())).await;
+    let ended = timeout(REVOKED, stream.read_to_end(&mut Vec::new())).await;
     // Without TLS's goodbye: a cut is no end.
     assert!(ended.expect("an end in time").is_err());
     assert_eq!(world.get(&anna, &format!("{WEB}/")).await.code, 403);

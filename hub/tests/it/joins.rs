@@ -1,6 +1,6 @@
 //! Join tokens, and what they let in.
 
-use crate::world::{API, LONG, Member, World, eventually};
+use crate::world::{API, Member, REVOKED, World, eventually};
 use moorline_link::{Carrier, DialError};
 use moorline_proto::code::CloseCode;
 
@@ -52,6 +52,28 @@ async fn s16_unknown_used_and_revoked_tokens_get_one_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn s16_a_token_that_has_expired_joins_nobody_and_the_try_is_on_record() {
+    let world = World::with(|config| config.limits.join_burst = 10_000).await;
+    world.cluster("edge1").await;
+    let expires = jiff::Timestamp::now() + std::time::Duration::from_secs(3);
+    let (short, long) =
+        (world.join_token("edge1", 9, &expires.to_string()).await, world.join_token("edge1", 9, FAR).await);
+    let used = world.join("mlj_x", "a1", None).await.err().unwrap();
+    // Asked for another cluster, a token that is good says so and loses no use: that ends when its time is up.
+    eventually("its end", async || world.join(&short, "other", Some("edge2")).await.err().unwrap().code == 401).await;
+    assert!(expires <= jiff::Timestamp::now(), "not before its time");
+    let late = world.join(&short, "late", None).await.err().unwrap();
+    assert_eq!((late.code, &late.body), (401, &used.body), "one answer for all that is not valid");
+    assert!(world.join(&long, "good", None).await.is_ok(), "another token of the same cluster stays good");
+    let agents = world.get(&world.admin, &format!("{API}/agents")).await.json();
+    assert_eq!(agents["items"].as_array().unwrap().len(), 1, "{agents}");
+    let log = world.audit_at_end().await;
+    let refused = |line: &&str| line.contains("/agent/join") && line.contains("\"code\":401") && line.contains("late");
+    assert_eq!(log.lines().filter(refused).count(), 1, "{log}");
+    assert!(!log.contains(&short), "no secret in the audit log");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn s17_a_token_of_one_cluster_joins_no_other() {
     let world = World::new().await;
     world.cluster("edge1").await;
@@ -70,7 +92,7 @@ async fn s68_an_agent_whose_object_is_gone_is_closed_and_refused() {
     let agent = world.dial(&member, Carrier::Tls, 1).await.unwrap();
     let gone = world.call(&world.admin, "DELETE", &format!("{API}/agents/edge1.a1"), &serde_json::Value::Null).await;
     assert_eq!(gone.code, 200, "{gone:?}");
-    let reason = tokio::time::timeout(LONG, agent.session.closed()).await.unwrap();
+    let reason = tokio::time::timeout(REVOKED, agent.session.closed()).await.unwrap();
     assert_eq!((reason.code, reason.by_peer), (CloseCode::CredentialGone, true));
     let refused = world.dial(&member, Carrier::Tls, 1).await.err().unwrap();
     assert!(refused.to_string().contains("join again"), "{refused}");

@@ -1,6 +1,6 @@
 //! kubectl's path, from the front door to what the agent is given.
 
-use crate::world::{API, LONG, World, eventually, read_answer};
+use crate::world::{API, LONG, REVOKED, World, eventually, read_answer};
 use moorline_link::Carrier;
 use moorline_proto::code::CloseCode;
 use serde_json::{Value, json};
@@ -179,7 +179,7 @@ async fn s51_a_revoked_token_cuts_what_is_open() {
     let id = token.strip_prefix("mlt_").unwrap().split('.').next().unwrap().to_owned();
     let gone = world.call(&world.admin, "DELETE", &format!("{API}/tokens/{id}"), &Value::Null).await;
     assert_eq!(gone.code, 200);
-    let rest = timeout(LONG, stream.read_to_end(&mut all)).await.expect("cut in time");
+    let rest = timeout(REVOKED, stream.read_to_end(&mut all)).await.expect("cut in time");
     assert!(rest.is_err() || !String::from_utf8_lossy(&all).ends_with("0\r\n\r\n"));
     eventually("refused", async || world.get(&token, "/k8s/clusters/edge1/api").await.code == 401).await;
 }
@@ -248,7 +248,7 @@ async fn an_upgrade_carries_bytes_both_ways_until_the_user_is_disabled() {
     );
     assert_eq!(world.raw(ask.as_bytes()).await.code, 200);
     let mut rest = Vec::new();
-    let end = timeout(LONG, stream.read_to_end(&mut rest)).await;
+    let end = timeout(REVOKED, stream.read_to_end(&mut rest)).await;
     assert!(end.is_ok(), "s51: still open");
     assert_eq!(world.get(&token, "/k8s/clusters/edge1/api").await.code, 401);
 }

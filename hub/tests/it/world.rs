@@ -32,6 +32,8 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 pub const API: &str = "/apis/moorline.dev/v1alpha1";
 /// Far more than anything here takes: what guards against waiting for ever.
 pub const LONG: Duration = Duration::from_secs(20);
+/// The product's own bound, S51 and S54: a right that is gone has cut what it opened.
+pub const REVOKED: Duration = Duration::from_secs(5);
 
 pub struct World {
     pub hub: Hub,
@@ -393,13 +395,18 @@ fn whole(all: &[u8]) -> Option<Answer> {
     (chunked && answer.body.ends_with("0\r\n\r\n")).then_some(answer)
 }
 
-pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub async fn eventually(what: &str, holds: impl AsyncFnMut() -> bool) {
+    within(LONG, what, holds).await;
+}
+
+/// Waits for what a bound of the product promises.
+pub async fn within(bound: Duration, what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(LONG, wait).await.unwrap_or_else(|_| panic!("{what}: not in time"));
+    timeout(bound, wait).await.unwrap_or_else(|_| panic!("{what}: not within {bound:?}"));
 }
 
 /// What an agent got when it joined.
@@ -553,7 +560,7 @@ async fn answer(
     if path.contains("forbidden") {
         return http::Response::builder().status(403).body(body::full("no")).unwrap();
     }
-    if upgrade && path.contains("exec") {
+    if upgrade && (path.contains("exec") || path.contains("portforward")) {
         let (near, far) = tokio::io::duplex(1024);
         tokio::spawn(async move {
             let (mut read, mut write) = tokio::io::split(far);

@@ -1,7 +1,8 @@
 //! Proxy mode: who gets through, as whom, and what ends what is open.
 
-use crate::world::{SOON, World, api_key, bundle, no_tokens, revoked, token};
+use crate::world::{REVOKED, SOON, World, api_key, bundle, no_tokens, revoked, token};
 use moorline_authz::access::Recording;
+use std::time::Duration;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -11,6 +12,7 @@ use tokio_rustls::client::TlsStream;
 
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
 pub const EXEC: &str = "/api/v1/namespaces/a/pods/b/exec?command=sh";
+const PORT_FORWARD: &str = "/api/v1/namespaces/a/pods/b/portforward?ports=80";
 
 /// A call without an end of its own.
 pub async fn open(world: &World, token: &str, path: &str, more: &str) -> TlsStream<TcpStream> {
@@ -29,9 +31,14 @@ pub async fn open(world: &World, token: &str, path: &str, more: &str) -> TlsStre
     stream
 }
 
-pub async fn ended(mut stream: TlsStream<TcpStream>, what: &str) {
+/// Cut because a right is gone.
+async fn ended(stream: TlsStream<TcpStream>, what: &str) {
+    ended_within(REVOKED, stream, what).await;
+}
+
+pub async fn ended_within(bound: Duration, mut stream: TlsStream<TcpStream>, what: &str) {
     let mut rest = Vec::new();
-    assert!(timeout(SOON, stream.read_to_end(&mut rest)).await.is_ok(), "{what}: still open");
+    assert!(timeout(bound, stream.read_to_end(&mut rest)).await.is_ok(), "{what}: still open after {bound:?}");
     assert!(!rest.ends_with(b"0\r\n\r\n"), "{what}: ended as if it were whole");
 }
 
@@ -170,13 +177,13 @@ async fn s51_s54_a_newer_bundle_ends_what_is_open_and_nothing_else() {
     let watch = watch.replace("/api/v1/pods", "/api/v1/endless");
     let (hers, shell) =
         (open(&world, &token("anna"), &watch, "").await, open(&world, &token("anna"), EXEC, UPGRADE).await);
+    let forward = open(&world, &token("anna"), PORT_FORWARD, UPGRADE).await;
     let mut his = open(&world, &secret, EXEC, UPGRADE).await;
     let mut without = with_key.clone();
     without.serial = 3;
     without.users.retain(|user| user.name != "anna");
     world.next(&without).await;
-    ended(hers, "a watch").await;
-    ended(shell, "a shell").await;
+    tokio::join!(ended(hers, "a watch"), ended(shell, "a shell"), ended(forward, "a port-forward"));
     assert_eq!(world.get(&token("anna"), "/api").await.code, 401);
     his.write_all(b"hello").await.unwrap();
     his.flush().await.unwrap();

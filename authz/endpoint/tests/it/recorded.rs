@@ -1,7 +1,7 @@
 //! Sessions in terminals that are recorded on the direct way.
 
 use crate::{
-    proxying::{EXEC, ended, open},
+    proxying::{EXEC, ended_within, open},
     world::{SOON, World, bundle, eventually, token},
 };
 use moorline_authz::access::Recording;
@@ -125,7 +125,7 @@ async fn one_that_is_as_long_as_may_be_ends_and_what_a_crash_cut_short_is_sealed
         std::io::Result::Ok(())
     }
     .await;
-    ended(shell, "a session whose recording is too long").await;
+    ended_within(SOON, shell, "a session whose recording is too long").await;
     eventually(|| so_far(&world).contains("recording_too_long")).await;
 
     struct Told(std::sync::Mutex<Vec<moorline_proxy::audit::Event>>);

@@ -41,6 +41,8 @@ use zeroize::Zeroizing;
 
 pub const ISSUER: &str = "spiffe://moorline.local";
 pub const SOON: Duration = Duration::from_secs(20);
+/// The product's own bound, S51 and S54: a right that is gone from the rights at hand has cut what it opened.
+pub const REVOKED: Duration = Duration::from_secs(5);
 
 /// A hub's authority.
 pub struct Hub {
@@ -186,7 +188,9 @@ impl Upstream for Recorder {
             if path.contains("forbidden") {
                 return Ok(http::Response::builder().status(403).body(body::full("no")).unwrap());
             }
-            if path.contains("exec") && parts.extensions.get::<moorline_proxy::wire::WantsUpgrade>().is_some() {
+            if (path.contains("exec") || path.contains("portforward"))
+                && parts.extensions.get::<moorline_proxy::wire::WantsUpgrade>().is_some()
+            {
                 let (near, far) = tokio::io::duplex(1024);
                 tokio::spawn(async move {
                     let (mut read, mut write) = tokio::io::split(far);
