@@ -153,7 +153,7 @@ impl Front {
                     return response;
                 }
                 // Services of one domain are one site to a browser: the cookie alone does not say whose page asks.
-                if !is_own_page(&request, &authority) {
+                if !cookie_counts(&request, &authority) {
                     self.count_refusal("origin");
                     return closing(StatusCode::FORBIDDEN, "a page of another origin asks with this service's cookie");
                 }
@@ -277,7 +277,7 @@ impl Front {
             }
             Method::POST => {
                 let own = self.names.public_url.strip_prefix("https://").unwrap_or_default().to_owned();
-                if !is_own_page(&request, &own) {
+                if own_page(&request, &own) == Some(false) {
                     self.count_refusal("origin");
                     return closing(StatusCode::FORBIDDEN, "logins are sent by the hub's own page alone");
                 }
@@ -360,15 +360,26 @@ impl Front {
     }
 }
 
-/// Whether a request with a cookie comes from a page of this host, or from none. What only navigates there is let in; it
-/// reads nothing of the answer.
-fn is_own_page(request: &Request<Incoming>, authority: &str) -> bool {
-    let harmless = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS)
-        && !request.headers().contains_key(header::UPGRADE);
-    match request.headers().get(header::ORIGIN).map(|origin| origin.to_str().unwrap_or_default()) {
-        Some(origin) => origin.strip_prefix("https://").is_some_and(|origin| origin.eq_ignore_ascii_case(authority)),
-        // Browsers name the origin of everything that may change something.
-        None => harmless || request.headers().get("sec-fetch-site").is_none_or(|site| site == "same-origin"),
+/// Whether a request comes from a page of this host. `None`: it does not say.
+fn own_page(request: &Request<Incoming>, authority: &str) -> Option<bool> {
+    let headers = request.headers();
+    if let Some(origin) = headers.get(header::ORIGIN) {
+        let host = origin.to_str().unwrap_or_default().strip_prefix("https://");
+        return Some(host.is_some_and(|host| host.eq_ignore_ascii_case(authority)));
+    }
+    headers.get("sec-fetch-site").map(|site| site == "same-origin")
+}
+
+/// Whether a cookie says whose wish a request is. What only navigates to a page is let in: it reads nothing of the answer.
+/// Of everything else browsers say whose page asks, and of an upgrade its origin.
+fn cookie_counts(request: &Request<Incoming>, authority: &str) -> bool {
+    let says_origin = request.headers().contains_key(header::ORIGIN);
+    let upgrades = request.headers().contains_key(header::UPGRADE);
+    let navigates = !upgrades && matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    match says_origin {
+        false if navigates => true,
+        false if upgrades => false,
+        _ => own_page(request, authority) == Some(true),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Services by host name, and the login in front of them.
 
-use crate::world::{Answer, World, eventually, read_answer};
+use crate::world::{Answer, REVOKED, World, eventually, read_answer, within};
 use moorline_link::Carrier;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
@@ -128,13 +128,27 @@ async fn s08_s14_s15_s46_s73_a_service_has_an_origin_and_a_login_of_its_own() {
         ("GET", vec!["Origin: null"], 403),
         ("GET", vec!["Origin: https://evil.example", "Connection: Upgrade", "Upgrade: websocket"], 403),
         ("POST", vec!["Sec-Fetch-Site: same-site"], 403),
+        ("POST", vec!["Sec-Fetch-Site: cross-site"], 403),
+        ("POST", vec![], 403),
         ("POST", vec!["Origin: https://web--shop--edge1.services.example"], 200),
+        ("POST", vec!["Sec-Fetch-Site: same-origin"], 200),
         ("GET", vec!["Sec-Fetch-Site: cross-site"], 200),
+        // Upgraded: /exec is answered 101 where it is let through.
+        ("GET", vec!["Connection: Upgrade", "Upgrade: websocket"], 403),
+        ("GET", vec!["Connection: Upgrade", "Upgrade: websocket", "Sec-Fetch-Site: same-origin"], 403),
+        (
+            "GET",
+            vec!["Connection: Upgrade", "Upgrade: websocket", "Origin: https://web--shop--edge1.services.example"],
+            101,
+        ),
     ] {
         let all: Vec<&str> = headers.iter().copied().chain([cookies.as_str()]).collect();
-        let answer = ask(&world, WEB, method, "/", &all, if method == "POST" { "a=b" } else { "" }).await;
+        let answer = ask(&world, WEB, method, "/exec", &all, if method == "POST" { "a=b" } else { "" }).await;
         assert_eq!(answer.code, code, "{method} {headers:?}: {answer:?}");
     }
+    // What shows a token of its own is no browser that somebody's page could use.
+    let upgraded = ask(&world, WEB, "GET", "/exec", &[&bearer, "Connection: Upgrade", "Upgrade: websocket"], "").await;
+    assert_eq!(upgraded.code, 101, "{upgraded:?}");
     // What a service sets for the hub's names, or for others, does not stay.
     let moved = ask(&world, WEB, "GET", "/moved", &[&cookies], "").await;
     assert_eq!(moved.header("location"), Some("/login?a=%2F"));
@@ -208,7 +222,7 @@ async fn s51_a_deleted_user_is_out_of_services_too() {
     let header = format!("Cookie: {cookie}");
     eventually("grant", async || ask(&world, WEB, "GET", "/", &[&header], "").await.code == 200).await;
     world.patch(path, &json!({ "spec": { "disabled": true } })).await;
-    eventually("out", async || ask(&world, WEB, "GET", "/", &[&header], "").await.code == 401).await;
+    within(REVOKED, "out", async || ask(&world, WEB, "GET", "/", &[&header], "").await.code == 401).await;
 }
 
 /// The certificate that a connection with this name is shown.
