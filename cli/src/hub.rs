@@ -235,7 +235,7 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
     config.lockout = file.lockout;
     config.audit_on_failure = file.audit.on_failure;
     if let Some(mib) = file.audit.max_file_mib {
-        config.audit_rotation.max_bytes = mib << 20;
+        config.audit_rotation.max_bytes = mib.saturating_mul(1 << 20);
     }
     if let Some(keep) = file.audit.keep_files {
         config.audit_rotation.keep = keep;
@@ -293,6 +293,63 @@ mod tests {
         assert_eq!(made.names, ["file.example"]);
         assert_eq!(made.limits.standby_nodes, 5);
         assert_eq!(config(&["--config", file, "--standby-nodes", "0"]).unwrap().limits.standby_nodes, 0);
+    }
+
+    /// S66: how the audit log is kept is said as a whole or not at all, and what is not said is the strict way.
+    #[test]
+    fn s66_what_the_file_says_of_the_audit_log_is_whole_or_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hub.yaml");
+        let file = path.to_str().unwrap().to_owned();
+        let with = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            config(&["--data-dir", "x", "--config", &file])
+                .map(|made| made.audit_on_failure)
+                .map_err(|e| format!("{e:#}"))
+        };
+        let whole = "names: [a.example]\naudit:\n  onFailure: continue\n  maxFileMib: 8\n  keepFiles: 3\n";
+        assert_eq!(with(whole), Ok(OnFailure::Continue));
+        for unsaid in ["", "\n", "names: [a.example]\n", "audit: {}\n", "audit: {maxFileMib: 8}\n"] {
+            assert_eq!(with(unsaid), Ok(OnFailure::Refuse), "{unsaid:?}");
+        }
+        for broken in [
+            "audit: {onFailure: continue",
+            "audit:\n  onFailure: contin\n",
+            "audit:\n  onFailure:\n",
+            "audit:\n  onFailure: \"continue\n",
+            "audit:\n  onfailure: refuse\n",
+            "audit:\n  onFailure: refuse\n  onFailure: continue\n",
+            "audit:\n  maxFileMib: -1\n",
+            "audit:\n  maxFileMib: a lot\n",
+            "audit:\n  keepFiles: 1.5\n",
+            "audit: continue\n",
+            "audit: [onFailure]\n",
+            "audti:\n  onFailure: refuse\n",
+            "- audit\n",
+            "aud",
+        ] {
+            assert!(with(broken).is_err_and(|why| why.contains("hub.yaml")), "{broken:?}");
+        }
+        // What would be nothing is refused, also where it would be nothing for being too much.
+        for (nothing, most) in [("maxFileMib: 0", false), ("keepFiles: 0", false), ("maxFileMib: 17592186044416", true)]
+        {
+            std::fs::write(&path, format!("names: [a.example]\naudit: {{{nothing}}}\n")).unwrap();
+            let made = config(&["--data-dir", "x", "--config", &file]).unwrap();
+            assert_eq!(made.validate().is_ok(), most, "{nothing}");
+        }
+        // Cut anywhere it is refused, or says less: never is the strict way lost to half a word.
+        for end in 0..whole.len() {
+            let said = with(&whole[..end]);
+            let complete = whole[..end].contains("continue");
+            assert!(
+                said.as_ref().map_or(true, |policy| (*policy == OnFailure::Continue) == complete),
+                "{end}: {said:?}"
+            );
+        }
+        std::fs::write(&path, b"audit:\n  onFailure: \xff\n").unwrap();
+        assert!(config(&["--data-dir", "x", "--config", &file]).is_err(), "no text");
+        std::fs::remove_file(&path).unwrap();
+        assert!(config(&["--data-dir", "x", "--config", &file]).is_err(), "a file that is named and is not there");
     }
 
     #[test]

@@ -149,6 +149,12 @@ impl Config {
         if let Err(why) = self.recordings.validate() {
             return wrong("recordings", why);
         }
+        if self.audit_rotation.max_bytes == 0 || self.audit_rotation.keep == 0 {
+            return wrong(
+                "audit",
+                "maxFileMib and keepFiles are at least 1: a log that is removed as it is written holds nothing",
+            );
+        }
         if self.login_life.is_zero() || self.login_life > self.login_life_max {
             return wrong("loginLife", "more than nothing, and at most loginLifeMax");
         }
@@ -382,6 +388,8 @@ mod tests {
         assert_eq!(wrong(|c| c.public_url = "https://a/b".into()), "publicUrl");
         assert_eq!(wrong(|c| c.login_life = Duration::ZERO), "loginLife");
         assert_eq!(wrong(|c| c.access_life = Duration::from_secs(3601)), "accessLife");
+        assert_eq!(wrong(|c| c.audit_rotation.max_bytes = 0), "audit");
+        assert_eq!(wrong(|c| c.audit_rotation.keep = 0), "audit");
         assert_eq!(wrong(|c| c.limits.standby_nodes = 129), "standbyNodes");
         assert_eq!(wrong(|c| c.signing_key_life = Duration::from_secs(60)), "signingKeyLife");
     }
