@@ -241,4 +241,27 @@ mod tests {
             assert!(refused(&text).contains(why), "{text}: {}", refused(&text));
         }
     }
+
+    /// S66: whatever kind of provider it is for, half a file of authorities keeps the hub from its start.
+    #[test]
+    fn s66_no_provider_is_made_with_half_of_its_authorities() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ca, secret) = (dir.path().join("ca.pem"), dir.path().join("secret"));
+        std::fs::write(&secret, "s3cret\n").unwrap();
+        let pem = rcgen::generate_simple_self_signed(vec!["ca.example".to_owned()]).unwrap().cert.pem();
+        let half = &pem[..pem.len() / 2];
+        let (at, secret) = (ca.display(), secret.display());
+        for kind in [
+            format!("ldap: {{url: 'ldaps://dc', userBase: 'dc=x', caFile: {at}}}"),
+            format!("activeDirectory: {{url: 'ldaps://dc', userBase: 'dc=x', caFile: {at}}}"),
+            format!("oidc: {{issuer: 'https://id.example', clientId: a, caFile: {at}}}"),
+            format!("github: {{clientId: a, clientSecretFile: {secret}, organizations: [acme], caFile: {at}}}"),
+        ] {
+            let text = format!("- name: a\n  {kind}");
+            std::fs::write(&ca, format!("{pem}{pem}")).unwrap();
+            assert_eq!(read(&text).map(|made| made.len()), Ok(1), "{text}");
+            std::fs::write(&ca, format!("{pem}{half}")).unwrap();
+            assert!(refused(&text).contains("ca.pem"), "{text}: {}", refused(&text));
+        }
+    }
 }

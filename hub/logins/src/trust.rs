@@ -38,3 +38,53 @@ pub(crate) fn tls(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TrustErro
     let config = builder.map_err(|e| TrustError(e.to_string()))?.with_root_certificates(roots).with_no_client_auth();
     Ok(Arc::new(config))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn authority() -> String {
+        rcgen::generate_simple_self_signed(vec!["ca.example".to_owned()]).unwrap().cert.pem()
+    }
+
+    /// S66: one half of a file is no file, and never is it the system's authorities.
+    #[test]
+    fn s66_a_file_of_authorities_is_read_as_a_whole_or_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            tls(Some(&path)).map(drop).map_err(|why| why.to_string())
+        };
+        let (first, second) = (authority(), authority());
+        assert_eq!(read(&first), Ok(()));
+        assert_eq!(read(&format!("# two of them\n{first}\n{second}")), Ok(()));
+        let lines: Vec<&str> = second.lines().collect();
+        let without = |line: usize| {
+            let kept = lines.iter().enumerate().filter(|(n, _)| *n != line).map(|(_, line)| *line);
+            kept.collect::<Vec<_>>().join("\n")
+        };
+        let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        for (what, broken) in [
+            ("text that is no base64", second.replacen(lines[2], "!!!!", 1)),
+            ("a line too few", without(2)),
+            ("no end", without(lines.len() - 1)),
+            ("half of it", second[..second.len() / 2].to_owned()),
+            ("an end of something else", second.replace("END CERTIFICATE", "END PUBLIC KEY")),
+            ("no certificate", garbage.to_owned()),
+        ] {
+            let told = read(&format!("{first}{broken}"));
+            assert!(
+                told.as_ref().is_err_and(|why| why.contains("caFile") && why.contains("ca.pem")),
+                "{what}: {told:?}"
+            );
+            assert!(read(&broken).is_err(), "{what} alone");
+        }
+        for empty in ["", "\n", "no PEM\n"] {
+            assert!(read(empty).is_err_and(|why| why.contains("holds no certificate")), "{empty:?}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(tls(Some(&path)).is_err(), "a file that is gone");
+        assert!(tls(Some(dir.path())).is_err(), "a folder");
+    }
+}

@@ -102,3 +102,6 @@ fn azp(claims: Map<String, Value>, client: &str) -> Result<Map<String, Value>, L
         _ => Ok(claims),
     }
 }
+
+#[cfg(test)]
+mod tests;
