@@ -238,4 +238,77 @@ users:
             assert_eq!(Document::read(nothing).unwrap(), Document::empty(), "{nothing:?}");
         }
     }
+
+    const VALID: &str = r#"apiVersion: v1
+kind: Config
+preferences: {colors: true}
+current-context: mine
+clusters:
+- name: mine
+  cluster: {server: "https://1.2.3.4:6443", certificate-authority-data: QUJD, tls-server-name: 'a b'}
+contexts:
+- name: mine
+  context:
+    cluster: mine
+    user: me
+    namespace: team
+users:
+- name: me
+  user:
+    exec: {apiVersion: client.authentication.k8s.io/v1, command: moorline, args: [credential, "--hub=x"], interactiveMode: Never}
+- name: other
+  user:
+    token: |
+      a
+      b
+"#;
+
+    /// Reads, changes, writes and reads again; `None`: it was refused. Whatever comes in, nothing panics.
+    fn through(text: &str) -> Option<()> {
+        let mut doc = Document::read(text).ok()?;
+        let (before, current) = (doc.clone(), doc.current_context().map(str::to_owned));
+        for section in [Section::Clusters, Section::Users, Section::Contexts] {
+            let _ = doc.entry(section, "mine");
+        }
+        let again = Document::read(&doc.write().unwrap()).unwrap();
+        assert_eq!(again, before, "what is written is what was read");
+        doc.put(Section::Users, "ours", &map(json!({ "token": "t" })));
+        let again = Document::read(&doc.write().unwrap()).unwrap();
+        assert_eq!(again.entry(Section::Users, "ours").and_then(|user| user.get("token")), Some(&json!("t")));
+        assert_eq!(again.current_context().map(str::to_owned), current);
+        Some(())
+    }
+
+    #[test]
+    fn z08_the_file_that_is_bent_below_is_good() {
+        assert_eq!(through(VALID), Some(()));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn z08_bytes_that_nobody_chose(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400)) {
+            let _ = through(&String::from_utf8_lossy(&bytes));
+        }
+
+        /// A good file of which pieces are cut out, doubled, moved and replaced.
+        #[test]
+        fn z08_a_good_file_bent(
+            bends in proptest::collection::vec((0..VALID.len(), 0usize..40, 0..VALID.len(), 0u8..4, proptest::prelude::any::<char>()), 1..5),
+        ) {
+            let mut text: Vec<char> = VALID.chars().collect();
+            for (at, length, to, how, other) in bends {
+                let at = at.min(text.len());
+                let end = (at + length).min(text.len());
+                let to = to.min(text.len());
+                let piece: Vec<char> = text[at..end].to_vec();
+                match how {
+                    0 => drop(text.drain(at..end)),
+                    1 => drop(text.splice(to..to, piece)),
+                    2 => drop(text.splice(at..end, [other])),
+                    _ => text.truncate(end),
+                }
+            }
+            let _ = through(&text.into_iter().collect::<String>());
+        }
+    }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use proptest::prelude::*;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 fn event(user: &str) -> Event {
@@ -57,6 +58,100 @@ async fn z14_one_record_is_one_line() {
         std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions()) & 0o777,
         0o600
     );
+}
+
+/// Any text, and often one that would matter to whoever reads line by line.
+fn words() -> impl Strategy<Value = String> {
+    let odd = [
+        "\n",
+        "\r\n",
+        "\0",
+        "\u{2028}",
+        "\u{85}",
+        "\"}\n{\"fake\":1}",
+        "\",\"hash\":\"",
+        "\\",
+        "}",
+        "\u{feff}",
+        "\u{1b}[2J",
+    ];
+    prop_oneof![
+        any::<String>(),
+        prop::collection::vec(prop::sample::select(odd.to_vec()), 0..6).prop_map(|all| all.concat())
+    ]
+}
+
+prop_compose! {
+    fn any_user()(username in words(), uid in words(), groups in prop::collection::vec(words(), 0..4)) -> AuditUser {
+        AuditUser { username, uid, groups }
+    }
+}
+
+prop_compose! {
+    fn any_object()(all in prop::array::uniform6(words())) -> ObjectRef {
+        let [resource, namespace, name, api_group, api_version, subresource] = all;
+        ObjectRef { resource, namespace, name, api_group, api_version, subresource }
+    }
+}
+
+prop_compose! {
+    fn any_event()(
+        texts in prop::array::uniform6(words()),
+        started in any::<bool>(),
+        user in any_user(),
+        impersonated_user in prop::option::of(any_user()),
+        source_ips in prop::collection::vec(words(), 0..3),
+        object_ref in prop::option::of(any_object()),
+        code in prop::option::of(any::<u16>()),
+        notes in prop::collection::vec(words(), 0..4),
+    ) -> Event {
+        let [audit_id, request_uri, verb, user_agent, request_received_timestamp, stage_timestamp] = texts;
+        let keys = ["moorline.dev/cluster", "moorline.dev/trace-id", "moorline.dev/for", "moorline.dev/ended"];
+        Event {
+            audit_id,
+            stage: if started { Stage::ResponseStarted } else { Stage::ResponseComplete },
+            request_uri,
+            verb,
+            user,
+            impersonated_user,
+            source_ips,
+            user_agent,
+            object_ref,
+            response_status: code.map(|code| ResponseStatus { code }),
+            request_received_timestamp,
+            stage_timestamp,
+            annotations: keys.into_iter().zip(notes).collect(),
+        }
+    }
+}
+
+proptest! {
+    /// Whatever stands in them: a record is a line, what is read back is what was recorded, and the chain goes through.
+    #[test]
+    fn z14_any_records_are_as_many_lines_and_one_chain(events in prop::collection::vec(any_event(), 1..6)) {
+        let disk = Disk::default();
+        lock(&disk.0).0 = usize::MAX;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let sink = FileSink::to_writer(disk.clone(), Chain::default(), QUEUE, OnFailure::Refuse).unwrap();
+            events.iter().for_each(|event| sink.push(event.clone()));
+            sink.close().await;
+        });
+        let text = lock(&disk.0).1.clone();
+        prop_assert!(text.ends_with(b"\n"));
+        let lines: Vec<&[u8]> = text[..text.len() - 1].split(|byte| *byte == b'\n').collect();
+        prop_assert_eq!(lines.len(), events.len());
+        let mut chain = Chain::default();
+        for (line, event) in lines.into_iter().zip(&events) {
+            prop_assert_eq!(chain.follow(line), Ok(()));
+            prop_assert!(line.iter().all(|byte| *byte >= b' '), "what a line is read by stays escaped");
+            let mut back: serde_json::Value = serde_json::from_slice(line).unwrap();
+            for own in ["seq", "prev", "hash"] {
+                prop_assert!(back.as_object_mut().unwrap().remove(own).is_some());
+            }
+            prop_assert_eq!(back, serde_json::to_value(event).unwrap());
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
