@@ -5,7 +5,10 @@ mod chart;
 
 pub use self::chart::same;
 
-use crate::world::{ALICE, World};
+use crate::{
+    nodes::{shell_of, shell_root},
+    world::{ALICE, World},
+};
 use anyhow::{Context, Result, bail, ensure};
 use moorline_e2e::{
     binary, cache,
@@ -41,6 +44,20 @@ pub fn objects(yaml: &str) -> Result<BTreeMap<String, Value>> {
 
 pub fn kustomized(folder: &str) -> Result<BTreeMap<String, Value>> {
     objects(&text(Command::new(kubectl()).arg("kustomize").arg(root().join("deploy").join(folder)))?)
+}
+
+/// What an overlay of the node agents' manifests makes of them with these components.
+pub fn with_components(world: &World, components: &[&str]) -> Result<BTreeMap<String, Value>> {
+    let overlay = world.dir.join("overlay");
+    std::fs::create_dir_all(&overlay)?;
+    text(Command::new("cp").arg("-rT").arg(root().join("deploy")).arg(overlay.join("deploy")))?;
+    let components: Vec<String> = components.iter().map(|component| format!("deploy/{component}")).collect();
+    let text_of = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [deploy/daemonset]\ncomponents: [{}]\n",
+        components.join(", ")
+    );
+    std::fs::write(overlay.join("kustomization.yaml"), text_of)?;
+    objects(&text(Command::new(kubectl()).arg("kustomize").arg(overlay))?)
 }
 
 /// What the chart makes of these settings.
@@ -128,6 +145,9 @@ pub fn installed(world: &mut World) -> Result<()> {
         "image.pullPolicy=Never",
         "nodes.enabled=true",
         &format!("nodes.stateDir={}", world.dir.join("node").display()),
+        "nodes.shells.enabled=true",
+        &format!("nodes.shells.root={}", shell_root(world)?.display()),
+        "policy.shells.allow=true",
         // There is neither kube-proxy nor DNS here.
         "hostNetwork=true",
         "extraEnv[0].name=KUBERNETES_SERVICE_HOST,extraEnv[0].value=127.0.0.1",
@@ -140,6 +160,10 @@ pub fn installed(world: &mut World) -> Result<()> {
     apply(world, all.values().filter(is_namespace), &[])?;
     apply(world, all.values(), &["--dry-run=server"]).context("the manifests")?;
     apply(world, kustomized("endpoint")?.values(), &["--dry-run=server"]).context("the endpoint's manifests")?;
+    for components in chart::COMPONENTS {
+        let all = with_components(world, components)?;
+        apply(world, all.values(), &["--dry-run=server"]).with_context(|| format!("{components:?}"))?;
+    }
     apply(world, chart.values(), &["--force-conflicts"]).context("the chart")?;
     let outcome = live(world);
     let logs = world.edge1.admin(&["-n", "moorline-system", "logs", "moorline-agent-0", "--tail=20"]);
@@ -203,6 +227,12 @@ fn live(world: &mut World) -> Result<()> {
         Ok(())
     })?;
     traffic()?;
+
+    // A shell in the node agent's pod, by the rights that it is given for that.
+    let (said, code) = shell_of(world, ALICE, CLUSTER, &[], "id -u; ls /; kubectl get pods -n team; exit 3\n")?;
+    println!("a shell in a pod:\n{said}");
+    ensure!(code == Some(3) && said.contains("1900000000"), "{code:?} {said}");
+    ensure!(!said.contains("var"), "nothing of the pod's is there: {said}");
 
     for (account, objects) in [
         (

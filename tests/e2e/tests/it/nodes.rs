@@ -230,10 +230,15 @@ fn bash_root(world: &World) -> Result<std::path::PathBuf> {
     Ok(root)
 }
 
-/// What a shell of `user` prints when this is typed into it, and its exit code.
+/// What a shell of `user` on edge1 prints when this is typed into it, and its exit code.
 fn shell(world: &World, user: &str, more: &[&str], typed: &str) -> Result<(String, Option<i32>)> {
+    shell_of(world, user, "edge1", more, typed)
+}
+
+/// The same on any cluster.
+pub fn shell_of(world: &World, user: &str, cluster: &str, more: &[&str], typed: &str) -> Result<(String, Option<i32>)> {
     let mut command = world.hub.cli(user);
-    command.args(["shell", "edge1"]).args(more);
+    command.args(["shell", cluster]).args(more);
     let output = run(&mut command, typed.as_bytes())?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok((format!("{}{}", text(&output.stdout), text(&output.stderr)), output.status.code()))

@@ -1,6 +1,6 @@
 //! The manifests and the chart say the same.
 
-use super::{helm, kustomized, objects};
+use super::{helm, kustomized, objects, with_components};
 use crate::world::World;
 use anyhow::{Context, Result, ensure};
 use moorline_e2e::{binary, process::text, root};
@@ -16,8 +16,71 @@ fn alike(plain: &BTreeMap<String, Value>, chart: &BTreeMap<String, Value>) -> Re
     Ok(())
 }
 
+/// What node agents may have besides, as kustomize has it.
+pub const COMPONENTS: &[&[&str]] = &[
+    &["node-shells"],
+    &["node-plans"],
+    &["node-drain"],
+    &["node-pki"],
+    &["node-rotation"],
+    &["node-shells", "node-plans", "node-drain", "node-rotation"],
+];
+
+/// The same as the chart has it.
+const VALUES: &[&[&str]] = &[
+    &["nodes.shells.enabled=true"],
+    &["nodes.plans.folders={/var/lib/moorline-plans}"],
+    &["nodes.plans.drain=true"],
+    &["nodes.pki.enabled=true"],
+    &["nodes.pki.enabled=true", "nodes.pki.rotate=true"],
+    &[
+        "nodes.shells.enabled=true",
+        "nodes.plans.folders={/var/lib/moorline-plans}",
+        "nodes.plans.drain=true",
+        "nodes.pki.enabled=true",
+        "nodes.pki.rotate=true",
+    ],
+];
+
+/// What node agents may have besides is there where it is asked for, and nowhere else.
+fn more_on_nodes(world: &World) -> Result<()> {
+    ensure!(COMPONENTS.len() == VALUES.len(), "a component without values");
+    for (components, values) in COMPONENTS.iter().zip(VALUES) {
+        let mut plain = kustomized("agent")?;
+        plain.extend(with_components(world, components)?);
+        let chart = objects(&text(&mut helm(&[&["nodes.enabled=true"], *values].concat()))?)?;
+        alike(&plain, &chart).with_context(|| format!("{components:?}"))?;
+    }
+    // Without being asked for, a node agent has no right that is not everybody's, and no folder of the node's but its own.
+    let bare = kustomized("daemonset")?;
+    let pod = &bare["DaemonSet moorline-nodes/moorline-node"]["spec"]["template"]["spec"];
+    ensure!(pod["containers"][0]["securityContext"]["capabilities"] == json!({ "drop": ["ALL"] }), "{pod}");
+    let volumes = pod["volumes"].as_array().context("volumes")?;
+    let folders: Vec<&Value> = volumes.iter().filter(|volume| !volume["hostPath"].is_null()).collect();
+    ensure!(folders.len() == 1 && folders[0]["name"] == "state", "{folders:?}");
+    // A node agent on its node's own network finds the node's etcd.
+    let on = ["nodes.enabled=true", "nodes.pki.enabled=true", "hostNetwork=true"];
+    let chart = objects(&text(&mut helm(&on))?)?;
+    let pod = &chart["DaemonSet moorline-nodes/moorline-node"]["spec"]["template"]["spec"];
+    let dirs = json!({ "name": "MOORLINE_PKI_DIRS", "value": "/etc/kubernetes/pki,/var/lib/kubelet/pki" });
+    ensure!(pod["containers"][0]["env"].as_array().is_some_and(|env| env.contains(&dirs)), "{pod}");
+    for bad in [
+        "nodes.shells.enabled=often",
+        "nodes.shells.root=bin",
+        "nodes.shells.root=/",
+        "nodes.shells.root=/a/../b",
+        "nodes.shells.privileged=true",
+        "nodes.plans.folders={var}",
+        "nodes.plans.folders={/}",
+        "nodes.pki.rotate=true",
+    ] {
+        ensure!(text(&mut helm(&["nodes.enabled=true", bad])).is_err(), "the chart takes {bad}");
+    }
+    Ok(())
+}
+
 /// A chart and manifests kept apart would drift apart.
-pub fn same(_: &mut World) -> Result<()> {
+pub fn same(world: &mut World) -> Result<()> {
     let mut plain = BTreeMap::new();
     for folder in ["agent", "daemonset", "hub"] {
         plain.extend(kustomized(folder)?);
@@ -54,6 +117,7 @@ pub fn same(_: &mut World) -> Result<()> {
         ensure!(text(&mut helm(&[&on[..], &[bad]].concat())).is_err(), "the chart takes {bad}");
     }
     rights_by_value()?;
+    more_on_nodes(world)?;
     // A volume instead of a folder that goes with its pod, and break-glass users.
     let more = ["endpoint.storage=1Gi", "endpoint.breakGlass={root,ops}", "endpoint.serviceType=LoadBalancer"];
     let chart = objects(&text(&mut helm(&[&on[..], &more].concat()))?)?;
