@@ -13,8 +13,17 @@ pub const PROCESSES: u64 = 256;
 pub const FILES: u64 = 1024;
 /// Largest file that a process may write, in bytes.
 pub const FILE_SIZE: u64 = 256 << 20;
-/// Bytes of memory that one process may ask for as data. kubectl takes some tens of MiB.
-pub const DATA: u64 = 1 << 30;
+/// Bytes of memory that one process may ask for as data: half of [`HELD`], so that one alone cannot have it all. kubectl
+/// takes some tens of MiB.
+pub const DATA: u64 = 512 << 20;
+/// Bytes of memory that all processes of a shell may hold together (Linux). The kernel bounds each alone, and
+/// [`PROCESSES`] times [`DATA`] is more than a node has.
+pub const HELD: u64 = 1 << 30;
+/// How often it is looked how many they hold. A processor fills some hundred MiB in that time.
+pub const MEMORY_LOOK: Duration = Duration::from_millis(100);
+/// How much sooner than others a shell's processes are killed where memory is short: the most that there is (proc(5),
+/// `oom_score_adj`).
+pub const OOM_SCORE: &str = "1000";
 /// Bytes of memory that all processes of a shell may commit together, where the system counts them so (Windows).
 pub const MEMORY: usize = 2 << 30;
 /// How often it is tried to remove a shell's folder, while its processes still end (Windows).

@@ -1,10 +1,12 @@
 //! From the agent's binary, started anew, to a shell that can do little.
 //!
 //! Two processes. The *outer* one makes the namespaces, hands a listener of the new network back to the agent, and
-//! waits: its end, or the agent's, is the end of all. The *inner* one is the first process of the new process
-//! namespace: it makes the root, gives up every right, and becomes the shell. When it ends the kernel ends all others.
+//! waits, with an eye on the memory of all others: its end, or the agent's, is the end of all. The *inner* one is the
+//! first process of the new process namespace: it makes the root, gives up every right, and becomes the shell. When it
+//! ends the kernel ends all others.
 
 mod filter;
+mod memory;
 mod network;
 pub(crate) use network::receive_fd;
 mod root;
@@ -20,13 +22,13 @@ use nix::{
     unistd::{Gid, Uid, setgroups, sethostname, setresgid, setresuid, setsid},
 };
 use rustix::{
-    event::{PollFd, PollFlags, poll},
-    process::{Pid, PidfdFlags, pidfd_open},
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, getpid, pidfd_open},
 };
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU};
 use std::{
-    env,
+    env, fs,
     io::{self, BufRead, BufReader, Read},
     os::{
         fd::{AsFd, OwnedFd},
@@ -91,6 +93,10 @@ fn outer() -> io::Result<ExitCode> {
     let control = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?);
     let mut line = String::new();
     BufReader::new((&control).take(64 << 10)).read_line(&mut line).map_err(at("read the plan"))?;
+    let plan: Plan = serde_json::from_str(&line).map_err(io::Error::other)?;
+    // Handed down to all that comes from here: where the node's memory, or the pod's, is at its end, the kernel looks
+    // here for what to kill, and not at the agent.
+    fs::write("/proc/self/oom_score_adj", limits::OOM_SCORE).map_err(at("be the first to go"))?;
     // What the sandbox needs and a container often lacks is named as a whole.
     let all = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
@@ -103,17 +109,25 @@ fn outer() -> io::Result<ExitCode> {
     network::send_fd(&control, listener.as_fd()).map_err(at("hand the listener to the agent"))?;
     drop(listener);
     let terminal: OwnedFd = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
+    let own = pidfd_open(getpid(), PidfdFlags::empty()).map_err(at("be watched"))?;
     let mut inner = Command::new("/proc/self/exe");
-    inner.arg(INNER).env_clear().env(PLAN, line).stdin(Stdio::from(terminal));
+    inner.arg(INNER).env_clear().env(PLAN, line).stdin(Stdio::from(terminal)).stdout(Stdio::from(own));
     let mut inner = inner.spawn().map_err(at("start the inner process"))?;
+    // Its death signal, too, is one from a user to another: without CAP_KILL, as in a pod, the shell's own user may send it.
+    let root = Uid::from_raw(0);
+    setresuid(Uid::from_raw(plan.uid), root, root).map_err(at("be one with the shell's user"))?;
     // The agent is gone, or has had enough: so has the shell, by the death signal of its parent. No thread could wait
     // for that: with a process namespace for its children a process can start none.
     let id = i32::try_from(inner.id()).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::other("no process id"))?;
     let alive = pidfd_open(id, PidfdFlags::empty()).map_err(at("watch the inner process"))?;
     let mut either = [PollFd::new(&alive, PollFlags::IN), PollFd::new(&control, PollFlags::IN)];
-    while let Err(error) = poll(&mut either, None) {
-        if error != rustix::io::Errno::INTR {
-            return Err(error.into());
+    let look = Timespec::try_from(limits::MEMORY_LOOK).map_err(io::Error::other)?;
+    loop {
+        match poll(&mut either, Some(&look)) {
+            Ok(0) => memory::bound(plan.uid)?,
+            Ok(_) => break,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     if either[0].revents().is_empty() {
@@ -134,6 +148,9 @@ fn hear_signals() -> io::Result<()> {
 }
 
 fn inner() -> io::Result<ExitCode> {
+    // What stands in the place of its output: its parent. It is in no process namespace of this one's and has no number.
+    let parent = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
+    rustix::stdio::dup2_stdout(rustix::stdio::stdin())?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     hear_signals().map_err(at("hear signals"))?;
     let plan = env::var(PLAN).map_err(io::Error::other)?;
@@ -145,6 +162,12 @@ fn inner() -> io::Result<ExitCode> {
     rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).map_err(at("take the terminal"))?;
     bound()?;
     give_up(plan.uid)?;
+    // A change of the user has cleared it.
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    let mut gone = [PollFd::new(&parent, PollFlags::IN)];
+    if 0 < poll(&mut gone, Some(&Timespec::default()))? {
+        return Err(io::Error::other("its parent is gone"));
+    }
     filter::apply().map_err(at("filter system calls"))?;
 
     let shell = ["/bin/bash", "/bin/sh"].into_iter().find(|path| PathBuf::from(path).exists());
@@ -168,6 +191,8 @@ fn bound() -> io::Result<()> {
         (Resource::RLIMIT_DATA, limits::DATA),
         (Resource::RLIMIT_CORE, 0),
         (Resource::RLIMIT_MEMLOCK, 0),
+        // Messages that nobody takes are the kernel's memory.
+        (Resource::RLIMIT_MSGQUEUE, 0),
     ];
     for (resource, most) in bounds {
         setrlimit(resource, most, most).map_err(at("bound resources"))?;
@@ -181,8 +206,10 @@ fn give_up(uid: u32) -> io::Result<()> {
     for bit in 0..u64::BITS {
         // The first that this kernel does not know ends the list.
         let one = rustix::thread::CapabilitySet::from_bits_retain(1 << bit);
-        if rustix::thread::remove_capability_from_bounding_set(one).is_err() {
-            break;
+        match rustix::thread::remove_capability_from_bounding_set(one) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::INVAL) => break,
+            Err(error) => return Err(at("give up capabilities (the node agent needs CAP_SETPCAP for shells)")(error)),
         }
     }
     setgroups(&[]).map_err(at("leave all groups"))?;

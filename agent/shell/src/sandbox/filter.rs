@@ -1,5 +1,6 @@
 //! The system calls that a shell has no use for: those that make or enter namespaces, mount, load, trace what is not
-//! its own, or type into a terminal. They fail as if the right were missing; without a capability most would anyway.
+//! its own, keep memory that is no process's, or type into a terminal. They fail as if the right were missing; without a
+//! capability most would anyway.
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
@@ -32,6 +33,7 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_mount,
     libc::SYS_mount_setattr,
     libc::SYS_move_mount,
+    libc::SYS_msgget,
     libc::SYS_name_to_handle_at,
     libc::SYS_open_by_handle_at,
     libc::SYS_open_tree,
@@ -44,9 +46,11 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_quotactl,
     libc::SYS_reboot,
     libc::SYS_request_key,
+    libc::SYS_semget,
     libc::SYS_setdomainname,
     libc::SYS_sethostname,
     libc::SYS_setns,
+    libc::SYS_shmget,
     libc::SYS_swapoff,
     libc::SYS_swapon,
     libc::SYS_syslog,
@@ -86,7 +90,28 @@ pub(super) fn apply() -> io::Result<()> {
     let errno = |code: libc::c_int| u32::try_from(code).unwrap_or(1);
     install(rules, errno(libc::EPERM))?;
     // Its flags are behind a pointer, where no filter sees them: the C library takes `clone` where this is missing.
-    install([(libc::SYS_clone3, Vec::new())].into(), errno(libc::ENOSYS))
+    // Memory files are nobody's memory: what is in one that no process has mapped is counted nowhere.
+    install([libc::SYS_clone3, libc::SYS_memfd_create].map(|call| (call, Vec::new())).into(), errno(libc::ENOSYS))?;
+    #[cfg(target_arch = "x86_64")]
+    seccompiler::apply_filter(&no_x32(errno(libc::EPERM))).map_err(io::Error::other)?;
+    Ok(())
+}
+
+/// Where the kernel has the x32 interface, each call has a second number there, of the same architecture: the filters above
+/// would not know it.
+#[cfg(target_arch = "x86_64")]
+fn no_x32(errno: u32) -> BpfProgram {
+    /// The bit that makes a number x32's (`__X32_SYSCALL_BIT`).
+    const X32: u32 = 0x4000_0000;
+    let step =
+        |code: u32, jt, jf, k| seccompiler::sock_filter { code: u16::try_from(code).unwrap_or_default(), jt, jf, k };
+    vec![
+        // The call's number is what `struct seccomp_data` begins with.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0, 1, X32),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | errno),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
 }
 
 fn rule(arg: u8, length: SeccompCmpArgLen, op: SeccompCmpOp, value: u64) -> io::Result<SeccompRule> {

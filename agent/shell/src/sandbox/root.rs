@@ -5,7 +5,7 @@ use crate::limits;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::stat::{Mode, umask},
-    unistd::{Gid, Uid, chdir, chown, pivot_root},
+    unistd::{Gid, Uid, chdir, pivot_root, setegid, seteuid},
 };
 use std::{
     fs, io,
@@ -46,13 +46,15 @@ pub(super) fn make(plan: &Plan, home: &str) -> io::Result<()> {
     for folder in ["proc", "tmp", "old", home.trim_start_matches('/')] {
         fs::create_dir_all(new.join(folder))?;
     }
-    // A new process namespace, a new view: only the shell's own processes are in it.
-    mount(Some("proc"), &new.join("proc"), Some("proc"), SAFE | MsFlags::MS_NOEXEC, NONE).map_err(at("mount proc"))?;
+    // A new process namespace, a new view: only the shell's own processes are in it. Nothing is written there, such as
+    // that somebody else should go first when memory is short.
+    let flags = SAFE | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY;
+    mount(Some("proc"), &new.join("proc"), Some("proc"), flags, NONE).map_err(at("mount proc"))?;
     let size = limits::TMPFS_MIB;
     tmpfs(&new.join("tmp"), &format!("size={size}m,mode=1777"), SAFE)?;
     let at_home = new.join(home.trim_start_matches('/'));
     tmpfs(&at_home, &format!("size={size}m,mode=700,uid={0},gid={0}", plan.uid), SAFE)?;
-    profile(&at_home, plan)?;
+    as_user(plan.uid, || profile(&at_home, plan)).map_err(at("furnish its home"))?;
 
     pivot_root(new, &new.join("old")).map_err(at("enter its root"))?;
     chdir("/").map_err(at("enter its root"))?;
@@ -142,6 +144,17 @@ fn devices(new: &Path) -> io::Result<()> {
     symlink("pts/ptmx", dev.join("ptmx"))
 }
 
+/// Does this as the user: what it makes is the user's at once. Root that may neither pass over modes nor give files away,
+/// as in a pod, could not do it otherwise.
+fn as_user(uid: u32, does: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    setegid(Gid::from_raw(uid))?;
+    seteuid(Uid::from_raw(uid))?;
+    let done = does();
+    seteuid(Uid::from_raw(0))?;
+    setegid(Gid::from_raw(0))?;
+    done
+}
+
 /// What greets the user: kubectl's configuration, its completion, a prompt that names the cluster.
 fn profile(home: &Path, plan: &Plan) -> io::Result<()> {
     let kube = home.join(".kube");
@@ -154,10 +167,6 @@ fn profile(home: &Path, plan: &Plan) -> io::Result<()> {
     for (path, text) in &files {
         fs::write(path, text)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    }
-    let (uid, gid) = (Some(Uid::from_raw(plan.uid)), Some(Gid::from_raw(plan.uid)));
-    for path in [&kube].into_iter().chain(files.iter().map(|(path, _)| path)) {
-        chown(path, uid, gid).map_err(at("give its home away"))?;
     }
     Ok(())
 }

@@ -66,14 +66,23 @@ impl House {
 
     /// A shell with neither echo nor prompt.
     pub async fn enter(&self) -> Client {
-        let mut client = self.enter_with("columns=80&rows=24&term=dumb").await;
+        self.enter_as(self.visitor()).await
+    }
+
+    /// The same, for somebody else.
+    pub async fn enter_as(&self, visitor: Visitor) -> Client {
+        let mut client = self.begin("columns=80&rows=24&term=dumb", visitor).await;
         client.type_in("stty -echo; PS1=; PS2=; set +m; echo be''gin\r").await;
         client.until("begin\r\n").await;
         client
     }
 
     pub async fn enter_with(&self, query: &str) -> Client {
-        let mut response = self.shells.serve(self.request(query), self.visitor()).await;
+        self.begin(query, self.visitor()).await
+    }
+
+    async fn begin(&self, query: &str, visitor: Visitor) -> Client {
+        let mut response = self.shells.serve(self.request(query), visitor).await;
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS, "{:?}", response);
         let io = response.extensions_mut().remove::<UpgradedIo>().and_then(|io| io.take()).unwrap();
         let socket = WebSocketStream::from_raw_socket(io, Role::Client, None).await;
@@ -179,9 +188,15 @@ impl Client {
     }
 }
 
-/// Processes of the user ids that shells have.
-pub fn processes() -> usize {
+/// What `/proc` says of the processes of the user ids that shells have. One that has ended and was not asked for its exit
+/// code yet is none.
+pub fn statuses() -> Vec<String> {
     let all = std::fs::read_dir("/proc").unwrap().flatten();
     let statuses = all.filter_map(|entry| std::fs::read_to_string(entry.path().join("status")).ok());
-    statuses.filter(|status| status.contains("\nUid:\t19000")).count()
+    statuses.filter(|status| status.contains("\nUid:\t19000") && !status.contains("\nState:\tZ")).collect()
+}
+
+/// How many these are.
+pub fn processes() -> usize {
+    statuses().len()
 }

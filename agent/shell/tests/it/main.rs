@@ -4,6 +4,9 @@
 
 mod attacks;
 mod client;
+mod escapes;
+mod memory;
+mod rights;
 mod uses;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -19,14 +22,18 @@ fn main() -> ExitCode {
     if let Some(code) = moorline_shell::inside() {
         return code;
     }
-    // As an agent that something in the background has started: what it ignores, a shell must not.
+    let root = std::fs::read_to_string("/proc/self/status").unwrap().contains("\nUid:\t0\t");
+    // As an agent that something in the background has started: what it ignores, a shell must not. And as one in a pod:
+    // with the rights that it has there, and no other.
     if std::env::var_os(IGNORING).is_none() {
+        if root {
+            rights::keep();
+        }
         let mut again = Command::new("/bin/sh");
         again.args(["-c", "trap '' INT QUIT HUP TSTP; exec \"$@\"", "sh"]).arg(std::env::current_exe().unwrap());
-        again.args(std::env::args_os().skip(1)).env(IGNORING, "1");
+        again.args(std::env::args_os().skip(1)).env(IGNORING, "1").env("MOORLINE_TOKEN", escapes::CANARY);
         panic!("no /bin/sh: {}", again.exec());
     }
-    let root = std::fs::read_to_string("/proc/self/status").unwrap().contains("\nUid:\t0\t");
     let mut trials = Vec::new();
     macro_rules! trials {
         ($($(#[$only:meta])? $module:ident :: $name:ident),+ $(,)?) => {$($(#[$only])? {
@@ -65,10 +72,19 @@ fn main() -> ExitCode {
         attacks::a_fork_bomb_is_bounded_and_ends_with_its_shell,
         attacks::a_client_that_does_not_read_holds_up_nobody,
         attacks::nothing_outlives_its_client,
+        attacks::what_does_not_hear_its_terminal_ends_with_its_shell,
+        escapes::no_secret_of_the_agent_or_the_node_is_found,
+        escapes::no_link_leads_out,
+        escapes::another_users_shell_is_out_of_reach,
+        memory::who_eats_memory_is_ended_and_nobody_else,
+        memory::the_shells_processes_go_before_the_agent,
+        memory::nothing_is_kept_that_is_no_processs_memory,
+        rights::each_that_it_is_given_is_needed,
     );
     // One at a time, and no other run beside: each counts the processes of the user ids that shells have.
     // Without root there is nothing to be alone for, and the file may be root's.
-    let alone = root.then(|| std::fs::File::create(std::env::temp_dir().join("moorline-shell-tests.lock")).unwrap());
+    let alone = (root && !rights::lacks_one())
+        .then(|| std::fs::File::create(std::env::temp_dir().join("moorline-shell-tests.lock")).unwrap());
     alone.iter().for_each(|file| file.lock().unwrap());
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     libtest_mimic::run(&arguments, trials).exit_code()
