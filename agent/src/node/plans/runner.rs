@@ -137,7 +137,11 @@ impl Plans {
                         continue;
                     }
                     due.insert(key, Instant::now() + Duration::from_secs(watch.every_seconds.max(5).into()));
-                    let said = self.probe(&watch.probe).await;
+                    // The owner may have thought better of it since the plan was done.
+                    let said = match self.policy.current().plan(&plan) {
+                        Ok(()) => self.probe(&watch.probe).await,
+                        Err(denial) => Err(denial.to_string()),
+                    };
                     let message =
                         said.as_ref().err().map(|why| tail(why.as_bytes(), limits::PLAN_CAUSE)).unwrap_or_default();
                     let result = ProbeResult { name: watch.name.clone(), ok: said.is_ok(), message };

@@ -1,5 +1,7 @@
 //! Plans as the hub hands them over, done by an agent that may be stopped at any time.
 
+mod watch;
+
 use super::*;
 use crate::{AgentRole, UpstreamConfig, metrics::Metrics};
 use http::{Method, Request, StatusCode};
@@ -69,15 +71,17 @@ impl Site {
         self.sealed_for("n1", steps)
     }
     fn sealed_for(&self, agent: &str, steps: &[Step]) -> Vec<u8> {
+        self.seal(Plan { agent: agent.to_owned(), steps: steps.to_vec(), ..Plan::default() })
+    }
+    /// A plan of this hub's for this cluster.
+    fn seal(&self, plan: Plan) -> Vec<u8> {
         let plan = Plan {
             name: "test".to_owned(),
             uid: "0-1".to_owned(),
             cluster: "edge1".to_owned(),
-            agent: agent.to_owned(),
             issued: now(),
             expires: now() + 60,
-            steps: steps.to_vec(),
-            ..Plan::default()
+            ..plan
         };
         plan::seal(&plan, |message| self.key.sign(message)).unwrap()
     }
