@@ -1,7 +1,7 @@
 //! The binaries of other platforms, run: Arm64 by qemu, Windows by Wine, static x86_64 by itself.
 //!
-//! Each says its version, joins a native hub over each carrier, and serves a request to a real API server; a Windows node
-//! gives a shell. Run by
+//! Each says its version, joins a native hub over each carrier, and serves a request to a real API server; as a node agent it
+//! tells how its node is, stands in and does plans; a Windows node gives a shell. Run by
 //! `make test-long`, which builds them first: `cross/build.sh` into `MOORLINE_DIST` (default `target/dist`).
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +9,7 @@ use libtest_mimic::{Arguments, Trial};
 use moorline_e2e::{
     cluster::Cluster,
     moorline::{Hub, kubectl},
-    process::{Process, run, text},
+    process::{Process, eventually, run, text},
     root,
 };
 use std::{
@@ -154,6 +154,71 @@ fn serves(world: &World, platform: Platform, label: &str, carrier: &str) -> Resu
     outcome.with_context(|| log)
 }
 
+/// A node agent: it tells how its node is, stands in where the cluster has no other agent, and does a plan.
+fn node(world: &World, platform: Platform, label: &str) -> Result<()> {
+    let name = format!("{label}-node");
+    let home = world.home(&name)?;
+    let (work, policy) = (home.join("work"), home.join("policy.yaml"));
+    let pki = work.join("pki");
+    std::fs::create_dir_all(&work)?;
+    text(Command::new("cp").arg("-r").arg(world.cluster.dir.join("pki")).arg(&pki))?;
+    let allowed = format!("{{allow: true, commands: [/bin/uname], paths: [{}]}}", work.display());
+    let text_of = format!("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {{plans: {allowed}}}\n");
+    std::fs::write(&policy, text_of)?;
+    let mut command = platform.command("moorline-agent", &home)?;
+    command.args(world.hub.join_command(&name)?.iter().skip(2));
+    command.args(["--role", "node", "--carrier", "tls", "--name", "n1", "--node-name", "n1", "--state-dir"]);
+    command.arg(home.join("state")).arg("--kubeconfig").arg(world.cluster.kubeconfig());
+    command.arg("--policy-file").arg(&policy).arg("--pki-dirs").arg(&pki);
+    let mut agent = Process::spawn(command, &home.join("agent.log"))?;
+    let outcome = (|| {
+        world.hub.wait_connected(&name, START)?;
+        eventually("what the node tells", START, || {
+            let node = world.hub.moorline("admin", &["get", "nodes", &format!("{name}.n1"), "-o", "json"])?;
+            let node: serde_json::Value = serde_json::from_str(&node)?;
+            for resource in ["memory", "disk"] {
+                let left = &node["status"][format!("{resource}AvailablePercent")];
+                ensure!(left.as_u64().is_some_and(|left| 0 < left && left <= 100), "{resource}: {node}");
+            }
+            let certificates = node["status"]["certificates"].as_array().context("certificates")?;
+            ensure!(certificates.iter().any(|certificate| certificate["name"] == "apiserver.crt"), "{node}");
+            Ok(())
+        })?;
+
+        let cluster = world.hub.moorline("admin", &["clusters", &name, "-o", "json"])?;
+        ensure!(cluster.contains("NodeAgentOnly"), "another agent is there: {cluster}");
+        world
+            .hub
+            .moorline("admin", &["grant", "create", &format!("alice-{name}"), "--user", "alice", "--cluster", &name])?;
+        let config = world.hub.kubeconfig("alice", &name)?;
+        let namespaces = text(Command::new(kubectl()).arg("--kubeconfig").arg(&config).args(["get", "namespaces"]))?;
+        ensure!(namespaces.contains("kube-system"), "{namespaces}");
+
+        let plan = |words: &[&str]| -> Result<String> {
+            let mut command = world.hub.cli("admin");
+            command.arg("plan").args(words).args(["-c", &name, "--node", "n1", "--wait"]);
+            let output = run(&mut command, b"")?;
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said).into_owned();
+            ensure!(output.status.success(), "{said}");
+            Ok(said)
+        };
+        let folder = pki.display().to_string();
+        let said = plan(&["certificates", &format!("look-{label}"), "--dir", &folder])?;
+        ensure!(said.contains("apiserver.crt: ") && said.contains(" days left"), "{said}");
+        let said =
+            plan(&["certificates", &format!("renew-{label}"), "--dir", &folder, "--rotate", "--within-days", "0"])?;
+        ensure!(said.contains("apiserver.crt: renewed, "), "{said}");
+        let said = plan(&["support-bundle", &format!("help-{label}"), "--command", "/bin/uname -a"])?;
+        ensure!(said.contains("uname"), "{said}");
+        Ok(())
+    })();
+    let log = agent.log();
+    agent.signal(libc::SIGTERM);
+    let _ = agent.wait(Duration::from_secs(40));
+    outcome.with_context(|| log)
+}
+
 /// What Windows is told of a service. Wine's own service manager starts no service of a prefix without a desktop.
 fn service(world: &World) -> Result<()> {
     let home = world.home("service")?;
@@ -277,6 +342,9 @@ fn main() {
         for &carrier in platform.carriers() {
             let name = format!("{label}_serves_over_{carrier}");
             scenes.push((name, Box::new(move |world| serves(world, platform, label, carrier))));
+        }
+        if platform != Platform::Windows {
+            scenes.push((format!("{label}_is_a_node"), Box::new(move |world| node(world, platform, label))));
         }
     }
     let trials = scenes.into_iter().map(|(name, scene)| {

@@ -27,6 +27,7 @@ mod services_http;
 mod shares;
 mod store;
 mod streams;
+mod terminals;
 mod units;
 mod world;
 
@@ -55,6 +56,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("a_node_tells_how_it_is", nodes::facts),
     ("plans_bring_a_deleted_namespace_back", plans::all),
     ("a_shell_on_a_node_is_its_users", nodes::shells),
+    ("a_shells_terminal_is_raw_tells_its_size_and_is_given_back", terminals::all),
     ("sessions_in_terminals_are_recorded_and_replayed", recordings::all),
     ("deploy_manifests_and_chart_say_the_same", deploy::same),
     ("deploy_every_right_has_its_reason", deploy_reasons::all),

@@ -189,6 +189,11 @@ fn certificates(world: &World, cluster: &Cluster, dir: &Path) -> Result<()> {
     text(Command::new("cp").arg("-r").arg(cluster.dir.join("pki")).arg(&pki))?;
     let before = fs::read(pki.join("apiserver.crt"))?;
     let folder = pki.display().to_string();
+    // Without --rotate they are told, and stay as they are.
+    let look = ["certificates", "look", "-c", "edge3", "--node", "control-1", "--dir", &folder, "--wait"];
+    let (ok, said) = plan(world, &look)?;
+    ensure!(ok && said.lines().any(|line| line.contains("apiserver.crt: ") && line.ends_with(" days left")), "{said}");
+    ensure!(before == fs::read(pki.join("apiserver.crt"))?, "a report has changed a certificate");
     let words = [
         "certificates",
         "renew",
