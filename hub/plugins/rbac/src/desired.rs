@@ -1,6 +1,9 @@
 //! What a cluster should have, and what users may do at the hub: pure functions of the hub's objects.
 
-use crate::kinds::{GlobalRoleBindingSpec, GlobalRoleSpec, PolicyRule, RoleTemplateSpec, TemplateBindingSpec};
+use crate::{
+    kinds::{GlobalRoleBindingSpec, GlobalRoleSpec, PolicyRule, RoleTemplateSpec, TemplateBindingSpec},
+    powers::may_give,
+};
 use moorline_plugin::{
     All, ClusterFacts, HubRule,
     mirror::{Key, Objects},
@@ -92,11 +95,16 @@ pub(crate) fn published(roles: &All<GlobalRoleSpec>, bindings: &All<GlobalRoleBi
         for (rule, resource) in
             rules.iter().flat_map(|rule| rule.resources.iter().map(move |resource| (rule, resource)))
         {
+            // A role that was written before a kind was found to give too much gives it no more.
+            let verbs: Vec<_> = rule.verbs.iter().filter(|verb| may_give(resource, verb).is_ok()).cloned().collect();
+            if verbs.is_empty() {
+                continue;
+            }
             all.push(HubRule {
                 users: binding.spec.users.clone(),
                 groups: binding.spec.groups.clone(),
                 resource: resource.clone(),
-                verbs: rule.verbs.clone(),
+                verbs,
                 names: (!rule.resource_names.is_empty()).then(|| rule.resource_names.clone()),
                 field: None,
             });
@@ -214,8 +222,10 @@ mod tests {
         assert_eq!(role(&["users"], &["get", "patch"]), 1);
         assert_eq!(role(&["users/password"], &["update"]), 1);
         assert_eq!(role(&["globalrolebindings"], &["create"]), 1);
+        assert_eq!(role(&["projects", "sharedsecrets", "nodeplans", "clusterimports"], &["create", "patch"]), 4);
+        assert_eq!(role(&["clusterimports"], &["get"]), 1, "a kubeconfig stands in it");
         assert_eq!(role(&["*"], &["get"]), 1);
-        assert_eq!(role(&["clusters"], &["*"]), 1);
+        assert_eq!(role(&["clusters"], &["*"]), 2, "no such verb, and none that is given");
         let binding = |user: &str| {
             let users = vec![user.to_owned()];
             check_binding(&HubObject::new("b", TemplateBindingSpec { users, ..TemplateBindingSpec::default() })).len()
@@ -232,7 +242,14 @@ mod tests {
             verbs: vec!["create".to_owned()],
             ..GlobalRule::default()
         };
-        let roles = all(vec![("op", GlobalRoleSpec { rules: vec![rule] })]);
+        // As one may stand in a store from before: it gives what may be given.
+        let older = GlobalRule {
+            resources: vec!["projects".to_owned(), "sharedsecrets".to_owned()],
+            verbs: vec!["get".to_owned(), "create".to_owned()],
+            ..GlobalRule::default()
+        };
+        let roles =
+            all(vec![("op", GlobalRoleSpec { rules: vec![rule] }), ("older", GlobalRoleSpec { rules: vec![older] })]);
         let bind = |role: &str| GlobalRoleBindingSpec {
             role: role.to_owned(),
             users: vec!["ann".to_owned()],
@@ -244,5 +261,8 @@ mod tests {
             (rules[0].users[0].as_str(), rules[0].resource.as_str(), &rules[0].names),
             ("ann", "clusters", &None)
         );
+        let left = published(&roles, &all(vec![("b", bind("older"))]));
+        let left: Vec<_> = left.iter().map(|rule| (rule.resource.as_str(), rule.verbs.join(","))).collect();
+        assert_eq!(left, [("projects", "get".to_owned())], "s55");
     }
 }

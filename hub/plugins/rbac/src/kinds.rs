@@ -1,5 +1,6 @@
 //! The kinds of this plugin.
 
+use crate::powers::may_give;
 use moorline_plugin::{Cause, ClusterSelector, Condition, HubObject, Spec, mirror::Tally};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -135,19 +136,6 @@ pub struct GlobalRoleBindingSpec {
     pub groups: Vec<String>,
 }
 
-/// Who writes these could give themselves anything: that is for administrators alone, whatever a role says.
-const POWERS: [&str; 9] = [
-    "users",
-    "tokens",
-    "clustergrants",
-    "groups",
-    "globalroles",
-    "globalrolebindings",
-    "roletemplates",
-    "templatebindings",
-    "apikeys",
-];
-const READS: [&str; 3] = ["get", "list", "watch"];
 const VERBS: [&str; 7] = ["get", "list", "watch", "create", "update", "patch", "delete"];
 
 /// What is wrong with a global role.
@@ -161,14 +149,14 @@ pub fn check_global(role: &HubObject<GlobalRoleSpec>) -> Vec<Cause> {
                 format!("{verb:?}: each verb has to be named: {}", VERBS.join(", ")),
             ));
         }
-        let writes = rule.verbs.iter().any(|verb| !READS.contains(&verb.as_str()));
         for resource in &rule.resources {
-            let plural = resource.split('/').next().unwrap_or_default();
             if resource.contains('*') {
                 wrong.push(Cause::invalid(field("resources"), "each kind has to be named"));
-            } else if writes && POWERS.contains(&plural) {
-                let why = format!("{resource:?}: who writes these could take any right, so only administrators do");
-                wrong.push(Cause::invalid(field("resources"), why));
+                continue;
+            }
+            // Once for each kind, however many verbs of it are too many.
+            if let Some(why) = rule.verbs.iter().find_map(|verb| may_give(resource, verb).err()) {
+                wrong.push(Cause::invalid(field("resources"), format!("{resource:?}: {why}")));
             }
         }
     }

@@ -8,6 +8,7 @@
 
 mod desired;
 pub mod kinds;
+pub mod powers;
 
 use desired::{Inputs, desired, name_there, published};
 use futures_util::{FutureExt, future::BoxFuture};
