@@ -2,12 +2,18 @@
 
 /// A quantity in thousandths of its unit; `None`: not one.
 ///
-/// The forms of <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/> without exponents.
+/// The forms of <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/> without exponents. What is
+/// finer than a thousandth is rounded up, as Kubernetes does.
 pub fn parse(text: &str) -> Option<i128> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
+    let parts: i128 = match suffix {
+        "n" => 1_000_000,
+        "u" => 1000,
+        _ => 1,
+    };
     let unit: i128 = match suffix {
-        "m" => 1,
+        "n" | "u" | "m" => 1,
         "" => 1000,
         "k" => 1000 * 1000,
         "M" => 1000 * 1000i128.pow(2),
@@ -27,7 +33,8 @@ pub fn parse(text: &str) -> Option<i128> {
     }
     let digits = |text: &str| if text.is_empty() { Some(0) } else { text.parse::<i128>().ok() };
     let scale = 10i128.pow(u32::try_from(fraction.len()).ok()?);
-    Some(digits(whole)? * unit + digits(fraction)? * unit / scale)
+    let amount = digits(whole)? * unit + digits(fraction)? * unit / scale;
+    Some((amount + parts - 1) / parts)
 }
 
 /// As an API server writes it, so that what comes back is what was sent.
@@ -59,6 +66,10 @@ mod tests {
             ("1Ki", 1_024_000),
             ("0.5Gi", 536_870_912_000),
             (".5", 500),
+            ("156340625n", 157),
+            ("1000000n", 1),
+            ("0n", 0),
+            ("1500u", 2),
         ];
         for (text, thousandths) in table {
             assert_eq!(parse(text), Some(thousandths), "{text}");

@@ -1,16 +1,26 @@
-//! How clusters are: nodes, what they have for pods, pods, warnings; a condition `Ready` in each cluster's object; and, in
-//! memory, what it was like over the last hours, at `/plugins/health/clusters/<name>`.
+//! How clusters are, each and all together: nodes, what they have and what is used of it, pods, the control plane's parts,
+//! warnings; a condition `Ready` in each cluster's object; and, in memory, what it was like over the last hours, at
+//! `/plugins/health/clusters/<name>` and `/plugins/health/fleet`.
 //!
 //! It asks little: nodes are watched and forgotten but for a few numbers, pods are counted by the API server
-//! (`remainingItemCount`), and only those in trouble are listed, as metadata.
+//! (`remainingItemCount`), only those in trouble are listed, as metadata, and usage is asked for as the sums that each node
+//! has. All of it is bounded for each cluster: `look`, `usage`, `components` and `history` name their bounds.
 #![forbid(unsafe_code)]
 
+mod ask;
+mod components;
+mod fleet;
+mod history;
 pub mod kinds;
 mod look;
+mod usage;
 
 use bytes::Bytes;
+use components::Pulses;
+use fleet::Fleet;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
-use kinds::{ClusterHealthSpec, ClusterHealthStatus};
+use history::History;
+use kinds::{ClusterHealthSpec, ClusterHealthStatus, FLEET, FleetHealthSpec, State};
 use kube::{
     Api, ResourceExt,
     api::{
@@ -19,7 +29,7 @@ use kube::{
     },
     runtime::{WatchStreamExt, watcher},
 };
-use look::{Node, sum, warnings};
+use look::{Node, Numbers, steady, sum, texts, warnings};
 use moorline_plugin::{
     ClusterView, Condition, Configured, HubObject, HubView, Plugin, PluginError, PluginKind, Registration, RouteAnswer,
     RouteRequest, set_condition,
@@ -27,20 +37,21 @@ use moorline_plugin::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use usage::Meter;
 
 /// The condition of a Cluster that says whether it can work.
 pub const CONDITION: &str = "Ready";
-/// Points that are kept of each cluster: six hours, a minute each.
-const POINTS: usize = 360;
 /// Pods in trouble that are counted.
 const TROUBLE: u32 = 500;
 /// Events that are read at a time.
 const EVENTS: u32 = 500;
+/// The fleet's object is written at most this often.
+const FLEET_PAUSE: Duration = Duration::from_secs(5);
 /// Pods that neither run nor have ended well.
 const IN_TROUBLE: &str = "status.phase!=Running,status.phase!=Succeeded";
 
@@ -58,22 +69,13 @@ impl Default for Config {
     }
 }
 
-/// One moment of a cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Point {
-    /// Unix time, in seconds.
-    at: i64,
-    nodes: u32,
-    ready: u32,
-    pods: u64,
-    trouble: u32,
-}
-
 /// The plugin.
 #[derive(Debug)]
 pub struct Health {
     every: Duration,
-    history: Arc<Mutex<HashMap<String, VecDeque<Point>>>>,
+    history: Arc<Mutex<HashMap<String, History>>>,
+    fleet: Arc<Fleet>,
+    meter: Meter,
 }
 
 impl Configured for Health {
@@ -83,7 +85,8 @@ impl Configured for Health {
         if !(10..=3600).contains(&config.every) {
             return Err("every: 10 to 3600 seconds".to_owned());
         }
-        Ok(Self { every: Duration::from_secs(config.every), history: Arc::default() })
+        let every = Duration::from_secs(config.every);
+        Ok(Self { every, history: Arc::default(), fleet: Arc::default(), meter: Meter::default() })
     }
 }
 
@@ -102,27 +105,48 @@ impl Plugin for Health {
     }
 
     fn register(&self, into: &mut Registration) {
-        let history = Arc::clone(&self.history);
+        let (history, fleet) = (Arc::clone(&self.history), Arc::clone(&self.fleet));
         let kind = PluginKind::of::<ClusterHealthSpec>()
             .column("Nodes", "/status/nodes")
             .column("Ready", "/status/nodesReady")
             .column("CPU", "/status/allocatable/cpu")
+            .column("CPU-Used", "/status/used/cpu")
+            .wide_column("Memory", "/status/allocatable/memory")
+            .wide_column("Memory-Used", "/status/used/memory")
             .column("Pods", "/status/pods")
-            .column("Trouble", "/status/podsInTrouble");
-        into.kind(kind).writes(&["clusters"]).per_cluster().route(move |request| {
-            let answer = plot(&history, &request);
+            .column("Trouble", "/status/podsInTrouble")
+            .column("Unhealthy", "/status/componentsUnhealthy");
+        let whole = PluginKind::of::<FleetHealthSpec>()
+            .column("Clusters", "/status/clusters")
+            .column("Known", "/status/clustersKnown")
+            .column("Ready", "/status/clustersReady")
+            .column("Nodes", "/status/nodes")
+            .column("Nodes-Ready", "/status/nodesReady")
+            .column("CPU", "/status/allocatable/cpu")
+            .column("Pods", "/status/pods")
+            .column("Trouble", "/status/podsInTrouble")
+            .column("Unhealthy", "/status/componentsUnhealthy");
+        into.kind(kind).kind(whole).writes(&["clusters"]).per_cluster().route(move |request| {
+            let answer = plot(&history, &fleet, &request);
             async move { answer }.boxed()
         });
     }
 
     fn run(self: Arc<Self>, hub: HubView) -> BoxFuture<'static, Result<(), PluginError>> {
-        async move { self.whole(hub).await }.boxed()
+        async move {
+            tokio::select! {
+                ended = self.whole(&hub) => ended,
+                ended = self.tell_fleet(&hub) => ended,
+            }
+        }
+        .boxed()
     }
 
     fn run_cluster(self: Arc<Self>, hub: HubView, cluster: ClusterView) -> BoxFuture<'static, Result<(), PluginError>> {
         async move {
             let result = self.one(&hub, &cluster).await;
             if let Err(error) = &result {
+                self.fleet.forget(&cluster.name);
                 let why = error.to_string();
                 let reason = if why.contains("edge policy") { "NotAllowed" } else { "CannotAsk" };
                 let mut unknown = Condition::new(CONDITION, false, reason, why);
@@ -137,11 +161,12 @@ impl Plugin for Health {
 
 impl Health {
     /// Nobody knows how a cluster is that is not connected; and what is said of one that is gone goes too.
-    async fn whole(&self, hub: HubView) -> Result<(), PluginError> {
-        let (api, all): (Api<HubObject<ClusterHealthSpec>>, _) = (Api::all(hub.client.clone()), clusters(&hub));
+    async fn whole(&self, hub: &HubView) -> Result<(), PluginError> {
+        let (api, all): (Api<HubObject<ClusterHealthSpec>>, _) = (Api::all(hub.client.clone()), clusters(hub));
         let mut changes = hub.clusters.clone();
         loop {
             let now = Arc::clone(&changes.borrow_and_update());
+            self.fleet.touch();
             for facts in now.values().filter(|facts| !facts.connected) {
                 let mut unknown = Condition::new(CONDITION, false, "NotConnected", "no agent is connected");
                 "Unknown".clone_into(&mut unknown.status);
@@ -170,12 +195,44 @@ impl Health {
         }
     }
 
+    /// Writes how all clusters are together, when that changes, and remembers it as often as each cluster is looked at.
+    async fn tell_fleet(&self, hub: &HubView) -> Result<(), PluginError> {
+        let mut tick = interval(self.every);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tick.reset();
+        loop {
+            tokio::select! {
+                () = self.fleet.changed() => {
+                    self.write_fleet(hub).await?;
+                    sleep(FLEET_PAUSE).await;
+                }
+                _ = tick.tick() => self.fleet.remember(jiff::Timestamp::now()),
+            }
+        }
+    }
+
+    async fn write_fleet(&self, hub: &HubView) -> Result<(), PluginError> {
+        let api: Api<HubObject<FleetHealthSpec>> = Api::all(hub.client.clone());
+        let mut stored = match api.get_opt(FLEET).await? {
+            Some(object) => object,
+            None => api.create(&PostParams::default(), &HubObject::new(FLEET, FleetHealthSpec {})).await?,
+        };
+        let now = Arc::clone(&hub.clusters.borrow());
+        self.fleet.retain(|name| now.get(name).is_some_and(|facts| facts.connected));
+        let status = Some(self.fleet.status(now.len()));
+        if stored.status != status {
+            stored.status = status;
+            api.replace_status(FLEET, &PostParams::default(), &stored).await?;
+        }
+        Ok(())
+    }
+
     async fn one(&self, hub: &HubView, cluster: &ClusterView) -> Result<(), PluginError> {
         let nodes: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &core("Node", "nodes"));
         let mut changes = Box::pin(watcher(nodes, watcher::Config::default()).default_backoff());
         let (mut known, mut listing, mut listed) = (BTreeMap::new(), BTreeMap::new(), false);
         let node = |object: &DynamicObject| (object.name_any(), Node::of(&json!({ "status": object.data["status"] })));
-        let mut tick = interval(self.every);
+        let (mut tick, mut pulses) = (interval(self.every), Pulses::new());
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -196,7 +253,7 @@ impl Health {
                 },
                 _ = tick.tick() => {
                     if listed {
-                        self.look(hub, cluster, &known).await?;
+                        self.look(hub, cluster, &known, &mut pulses).await?;
                     }
                 }
             }
@@ -209,6 +266,7 @@ impl Health {
         hub: &HubView,
         cluster: &ClusterView,
         nodes: &BTreeMap<String, Node>,
+        pulses: &mut Pulses,
     ) -> Result<(), PluginError> {
         let pods: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &core("Pod", "pods"));
         let counted = pods.list_metadata(&ListParams::default().limit(1)).await?;
@@ -216,29 +274,37 @@ impl Health {
         let trouble = pods.list_metadata(&ListParams::default().fields(IN_TROUBLE).limit(TROUBLE)).await?;
         let events: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &core("Event", "events"));
         let events = events.list(&ListParams::default().fields("type=Warning").limit(EVENTS)).await?;
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let status = ClusterHealthStatus {
-            nodes: count(nodes.len()),
-            nodes_ready: count(nodes.values().filter(|node| node.ready).count()),
-            allocatable: sum(nodes.values().map(|node| &node.allocatable)),
-            pods: more + counted.items.len() as u64,
-            pods_in_trouble: count(trouble.items.len()),
-            warnings: warnings(events.items.iter().map(|event| &event.data)),
-        };
-        self.remember(&cluster.name, &status);
+        let (used, usage) = self.meter.read(&cluster.client).await;
+        let components = components::read(&cluster.client, pulses).await;
         let api: Api<HubObject<ClusterHealthSpec>> = Api::all(hub.client.clone());
-        let stored = match api.get_opt(&cluster.name).await? {
+        let mut stored = match api.get_opt(&cluster.name).await? {
             Some(object) => object,
             None => api.create(&PostParams::default(), &HubObject::new(&cluster.name, ClusterHealthSpec {})).await?,
         };
-        if stored.status.as_ref() != Some(&status) {
-            let mut new = serde_json::to_value(&status).unwrap_or_default();
-            let before = stored.status.unwrap_or_default().allocatable;
-            new["allocatable"] = in_place_of(before.keys(), &status.allocatable);
-            let patch = Patch::Merge(json!({ "status": new }));
-            api.patch_status(&cluster.name, &PatchParams::default(), &patch).await?;
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let before = stored.status.take().unwrap_or_default();
+        let allocatable = sum(nodes.values().map(|node| &node.allocatable));
+        let capacity = texts(&sum(nodes.values().map(|node| &node.capacity)));
+        let status = ClusterHealthStatus {
+            nodes: count(nodes.len()),
+            nodes_ready: count(nodes.values().filter(|node| node.ready).count()),
+            capacity: capacity.clone(),
+            used: steady(&before.used, &used, &allocatable),
+            allocatable: texts(&allocatable),
+            usage,
+            pods: more + counted.items.len() as u64,
+            pods_in_trouble: count(trouble.items.len()),
+            components_unhealthy: count(components.iter().filter(|one| one.state == State::Unhealthy).count()),
+            components,
+            warnings: warnings(events.items.iter().map(|event| &event.data)),
+        };
+        let numbers = Numbers::of(&status, nodes, &used);
+        self.remember(&cluster.name, &numbers);
+        self.fleet.put(&cluster.name, numbers, status.warnings.clone());
+        if before != status {
+            stored.status = Some(status.clone());
+            api.replace_status(&cluster.name, &PostParams::default(), &stored).await?;
         }
-        let capacity = sum(nodes.values().map(|node| &node.capacity));
         let object = clusters(hub).get_opt(&cluster.name).await?.map(|object| object.data).unwrap_or_default();
         let there = &object["status"];
         let before: BTreeMap<String, String> = serde_json::from_value(there["capacity"].clone()).unwrap_or_default();
@@ -257,16 +323,9 @@ impl Health {
         Ok(())
     }
 
-    fn remember(&self, cluster: &str, status: &ClusterHealthStatus) {
-        let at = jiff::Timestamp::now().as_second();
-        let (nodes, ready) = (status.nodes, status.nodes_ready);
-        let point = Point { at, nodes, ready, pods: status.pods, trouble: status.pods_in_trouble };
+    fn remember(&self, cluster: &str, numbers: &Numbers) {
         let mut all = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        let points = all.entry(cluster.to_owned()).or_default();
-        if points.len() == POINTS {
-            points.pop_front();
-        }
-        points.push_back(point);
+        all.entry(cluster.to_owned()).or_default().remember(jiff::Timestamp::now(), numbers);
     }
 }
 
@@ -277,18 +336,19 @@ fn in_place_of<'a>(before: impl Iterator<Item = &'a String>, amounts: &BTreeMap<
     Value::Object(gone.chain(now).collect())
 }
 
-/// Answers `GET /plugins/health/clusters/<name>` to who may see that cluster.
-fn plot(history: &Mutex<HashMap<String, VecDeque<Point>>>, request: &RouteRequest) -> RouteAnswer {
-    let name = request.path.strip_prefix("/clusters/").unwrap_or_default();
-    let all = history.lock().unwrap_or_else(PoisonError::into_inner);
-    // The same answer for one that is unknown and for one that the caller may not see.
-    let points = all.get(name).filter(|_| (request.may_see)(name) && request.method == http::Method::GET);
-    let (code, body) = match points {
-        Some(points) => {
-            let rows: Vec<_> = points.iter().map(|p| json!([p.at, p.nodes, p.ready, p.pods, p.trouble])).collect();
-            let columns = ["time", "nodes", "nodesReady", "pods", "podsInTrouble"];
-            (200, json!({ "columns": columns, "points": rows }))
+/// Answers `GET /plugins/health/clusters/<name>` to who may see that cluster, and `/plugins/health/fleet` to administrators.
+fn plot(history: &Mutex<HashMap<String, History>>, fleet: &Fleet, request: &RouteRequest) -> RouteAnswer {
+    let gets = request.method == http::Method::GET;
+    let found = match request.path.strip_prefix("/clusters/") {
+        // The same answer for one that is unknown and for one that the caller may not see.
+        Some(name) if gets && (request.may_see)(name) => {
+            history.lock().unwrap_or_else(PoisonError::into_inner).get(name).map(History::plot)
         }
+        None if gets && request.path == "/fleet" && request.admin => Some(fleet.plot()),
+        _ => None,
+    };
+    let (code, body) = match found {
+        Some(plot) => (200, plot),
         None => (404, json!({ "message": "nothing is known of this cluster" })),
     };
     let mut answer = RouteAnswer::new(Bytes::from(body.to_string()));
@@ -316,9 +376,10 @@ mod tests {
     fn history_is_bounded_and_for_those_who_see_the_cluster() {
         let health = Health::new(Config::default()).unwrap();
         for pods in 0..1000 {
-            health.remember("edge1", &ClusterHealthStatus { pods, ..ClusterHealthStatus::default() });
+            health.remember("edge1", &Numbers { pods, ..Numbers::default() });
         }
-        let ask = |path: &str, sees: bool| {
+        health.fleet.remember(jiff::Timestamp::now());
+        let ask = |path: &str, sees: bool, admin: bool| {
             let request = RouteRequest {
                 method: http::Method::GET,
                 path: path.to_owned(),
@@ -326,15 +387,17 @@ mod tests {
                 body: Bytes::new(),
                 user: "ann".to_owned(),
                 may_see: Arc::new(move |_| sees),
-                admin: false,
+                admin,
             };
-            let answer = plot(&health.history, &request);
+            let answer = plot(&health.history, &health.fleet, &request);
             let body: Value = serde_json::from_slice(answer.body()).unwrap();
             (answer.status().as_u16(), body["points"].as_array().map_or(0, Vec::len), body["points"][359][3].clone())
         };
-        assert_eq!(ask("/clusters/edge1", true), (200, POINTS, json!(999)));
-        assert_eq!(ask("/clusters/edge1", false).0, 404);
-        assert_eq!(ask("/clusters/edge2", true).0, 404);
+        assert_eq!(ask("/clusters/edge1", true, false), (200, history::POINTS, json!(999)));
+        assert_eq!(ask("/clusters/edge1", false, false).0, 404);
+        assert_eq!(ask("/clusters/edge2", true, false).0, 404);
+        assert_eq!((ask("/fleet", true, true).0, ask("/fleet", true, true).1), (200, 1));
+        assert_eq!(ask("/fleet", true, false).0, 404, "sums tell of clusters that one may not see");
         assert!(Health::new(Config { every: 1 }).is_err());
     }
 }

@@ -1,23 +1,36 @@
 //! What is made of what a cluster tells: pure functions.
 
-use crate::kinds::Warning;
+use crate::kinds::{ClusterHealthStatus, Usage, Warning};
 use moorline_plugin::quantity;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Warnings that a status holds.
 const WARNINGS: usize = 20;
-/// Longest message of one, in letters.
+/// Longest message of one, and longest of its other words, in letters.
 const MESSAGE: usize = 200;
+const WORD: usize = 128;
+/// Usage is written anew when it has changed by this part of what the nodes have: it moves all the time.
+const STEP: i128 = 20;
+
+/// Largest amount of a node that is believed, in thousandths: no sum of these is too large for its type.
+const LARGEST: i128 = 1 << 80;
+
+/// What a node says that it has or uses of something, in thousandths.
+pub(crate) fn amount(text: &str) -> Option<i128> {
+    quantity::parse(text).filter(|amount| *amount <= LARGEST)
+}
+
+/// Amounts by name, in thousandths.
+pub(crate) type Amounts = BTreeMap<String, i128>;
 
 /// What counts of a node. Everything else of it is forgotten at once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Node {
     pub ready: bool,
-    /// In thousandths.
-    pub allocatable: BTreeMap<String, i128>,
+    pub allocatable: Amounts,
     /// The same, with what the node keeps for itself.
-    pub capacity: BTreeMap<String, i128>,
+    pub capacity: Amounts,
 }
 
 impl Node {
@@ -25,20 +38,119 @@ impl Node {
         let conditions = object.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
         let ready = conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
         let amounts = |of: &str| {
-            let amount = |name: &str| quantity::parse(object.pointer(&format!("/status/{of}/{name}"))?.as_str()?);
-            ["cpu", "memory", "pods"].into_iter().filter_map(|name| Some((name.to_owned(), amount(name)?))).collect()
+            let said = |name: &str| amount(object.pointer(&format!("/status/{of}/{name}"))?.as_str()?);
+            ["cpu", "memory", "pods"].into_iter().filter_map(|name| Some((name.to_owned(), said(name)?))).collect()
         };
         Self { ready, allocatable: amounts("allocatable"), capacity: amounts("capacity") }
     }
 }
 
-/// What all nodes have together, as text.
-pub(crate) fn sum<'a>(nodes: impl Iterator<Item = &'a BTreeMap<String, i128>>) -> BTreeMap<String, String> {
-    let mut all: BTreeMap<&str, i128> = BTreeMap::new();
-    for (name, amount) in nodes.flatten() {
-        *all.entry(name).or_default() += amount;
+/// What all nodes have together.
+pub(crate) fn sum<'a>(nodes: impl Iterator<Item = &'a Amounts>) -> Amounts {
+    let mut all = Amounts::new();
+    nodes.for_each(|amounts| add(&mut all, amounts, 1));
+    all
+}
+
+fn add(all: &mut Amounts, more: &Amounts, sign: i128) {
+    for (name, amount) in more {
+        *all.entry(name.clone()).or_default() += sign * amount;
     }
-    all.into_iter().map(|(name, amount)| (name.to_owned(), quantity::write(amount))).collect()
+}
+
+/// Amounts as Kubernetes writes them.
+pub(crate) fn texts(amounts: &Amounts) -> BTreeMap<String, String> {
+    amounts.iter().map(|(name, amount)| (name.clone(), quantity::write(*amount))).collect()
+}
+
+/// What a cluster, or several, come to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Numbers {
+    pub clusters: u64,
+    pub clusters_ready: u64,
+    /// Clusters whose usage is known.
+    pub measured: u64,
+    pub nodes: u64,
+    pub nodes_ready: u64,
+    pub pods: u64,
+    pub pods_in_trouble: u64,
+    pub components_unhealthy: u64,
+    pub capacity: Amounts,
+    pub allocatable: Amounts,
+    pub used: Amounts,
+    /// Of `allocatable`, what is of clusters whose usage is known.
+    pub measurable: Amounts,
+}
+
+impl Numbers {
+    /// One cluster's.
+    pub fn of(status: &ClusterHealthStatus, nodes: &BTreeMap<String, Node>, used: &Amounts) -> Self {
+        let allocatable = sum(nodes.values().map(|node| &node.allocatable));
+        let measured = status.usage == Usage::Measured;
+        Self {
+            clusters: 1,
+            clusters_ready: u64::from(status.nodes > 0 && status.nodes == status.nodes_ready),
+            measured: u64::from(measured),
+            nodes: status.nodes.into(),
+            nodes_ready: status.nodes_ready.into(),
+            pods: status.pods,
+            pods_in_trouble: status.pods_in_trouble.into(),
+            components_unhealthy: status.components_unhealthy.into(),
+            capacity: sum(nodes.values().map(|node| &node.capacity)),
+            measurable: if measured { allocatable.clone() } else { Amounts::new() },
+            allocatable,
+            used: used.clone(),
+        }
+    }
+
+    fn counts(&mut self) -> [&mut u64; 8] {
+        [
+            &mut self.clusters,
+            &mut self.clusters_ready,
+            &mut self.measured,
+            &mut self.nodes,
+            &mut self.nodes_ready,
+            &mut self.pods,
+            &mut self.pods_in_trouble,
+            &mut self.components_unhealthy,
+        ]
+    }
+
+    fn amounts(&mut self) -> [&mut Amounts; 4] {
+        [&mut self.capacity, &mut self.allocatable, &mut self.used, &mut self.measurable]
+    }
+
+    /// Adds a cluster's.
+    pub fn add(&mut self, other: &Self) {
+        let mut other = other.clone();
+        self.counts().into_iter().zip(other.counts()).for_each(|(sum, n)| *sum = sum.wrapping_add(*n));
+        self.amounts().into_iter().zip(other.amounts()).for_each(|(sum, more)| add(sum, more, 1));
+    }
+
+    /// Takes off what was added. What a hostile cluster says may go round: it comes back the same way.
+    pub fn subtract(&mut self, other: &Self) {
+        let mut other = other.clone();
+        self.counts().into_iter().zip(other.counts()).for_each(|(sum, n)| *sum = sum.wrapping_sub(*n));
+        for (sum, less) in self.amounts().into_iter().zip(other.amounts()) {
+            add(sum, less, -1);
+            sum.retain(|_, amount| *amount != 0);
+        }
+    }
+}
+
+/// What is written of usage: what stands there already, as long as it is about right.
+pub(crate) fn steady(
+    before: &BTreeMap<String, String>,
+    used: &Amounts,
+    allocatable: &Amounts,
+) -> BTreeMap<String, String> {
+    let near = |(name, amount): (&String, &i128)| {
+        let was = before.get(name).and_then(|text| quantity::parse(text))?;
+        let whole = allocatable.get(name).copied().unwrap_or(0);
+        ((was - amount).abs() * STEP < whole).then_some(())
+    };
+    let all_near = before.len() == used.len() && used.iter().all(|one| near(one).is_some());
+    if all_near { before.clone() } else { texts(used) }
 }
 
 fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
@@ -65,13 +177,14 @@ pub(crate) fn warnings<'a>(events: impl Iterator<Item = &'a Value>) -> Vec<Warni
     }
     let made = |((reason, kind, namespace), (objects, newest)): (_, (BTreeSet<&str>, &Value))| {
         let (reason, kind, namespace): (&str, &str, &str) = (reason, kind, namespace);
+        let word = |text: &str| text.chars().take(WORD).collect();
         Warning {
-            reason: reason.to_owned(),
-            kind: kind.to_owned(),
-            namespace: namespace.to_owned(),
+            reason: word(reason),
+            kind: word(kind),
+            namespace: word(namespace),
             message: text(newest, "/message").chars().take(MESSAGE).collect(),
             objects: u32::try_from(objects.len()).unwrap_or(u32::MAX),
-            last: time(newest).to_owned(),
+            last: word(time(newest)),
         }
     };
     let mut all: Vec<Warning> = all.into_iter().map(made).collect();
@@ -94,7 +207,7 @@ mod tests {
         };
         let all = [node("True", "1500m"), node("False", "2"), Node::of(&json!({}))];
         assert_eq!(all.iter().map(|node| node.ready).collect::<Vec<_>>(), [true, false, false]);
-        let sum = sum(all.iter().map(|node| &node.allocatable));
+        let sum = texts(&sum(all.iter().map(|node| &node.allocatable)));
         assert_eq!((sum["cpu"].as_str(), sum["memory"].as_str(), sum["pods"].as_str()), ("3500m", "2147483648", "220"));
         assert_eq!(sum.len(), 3);
     }
@@ -119,7 +232,20 @@ mod tests {
         let many: Vec<Value> =
             (0..100).map(|n| event(&format!("r{n}"), "p", "2030-01-01T00:00:00Z", "Warning")).collect();
         assert_eq!(warnings(many.iter()).len(), WARNINGS, "bounded");
-        let long = event("x", &"y".repeat(9999), "2030-01-01T00:00:00Z", "Warning");
-        assert_eq!(warnings([&long].into_iter())[0].message.len(), MESSAGE);
+        let long = event(&"x".repeat(9999), &"y".repeat(9999), "2030-01-01T00:00:00Z", "Warning");
+        let long = &warnings([&long].into_iter())[0];
+        assert_eq!((long.message.len(), long.reason.len()), (MESSAGE, WORD));
+    }
+
+    #[test]
+    fn usage_that_hardly_moves_is_not_written_anew() {
+        let amounts = |cpu: i128| Amounts::from([("cpu".to_owned(), cpu)]);
+        let (before, whole) = (texts(&amounts(1000)), amounts(10_000));
+        assert_eq!(steady(&before, &amounts(1499), &whole), before);
+        assert_eq!(steady(&before, &amounts(1500), &whole)["cpu"], "1500m");
+        assert_eq!(steady(&before, &amounts(499), &whole)["cpu"], "499m");
+        assert_eq!(steady(&before, &Amounts::new(), &whole), BTreeMap::new(), "nobody measures it any more");
+        assert_eq!(steady(&BTreeMap::new(), &amounts(7), &whole)["cpu"], "7m");
+        assert_eq!(steady(&before, &amounts(1001), &Amounts::new())["cpu"], "1001m");
     }
 }

@@ -366,6 +366,14 @@ pub fn health(world: &mut World) -> Result<()> {
         ensure!(health["pods"].as_u64() >= Some(1) && health["podsInTrouble"].as_u64() >= Some(1), "{health}");
         let warnings = health["warnings"].as_array().context("warnings")?;
         ensure!(warnings.iter().any(|w| w["reason"] == "FailedScheduling"), "{health}");
+        // What a real API server says of itself. Nobody elects a leader there, nor measures usage.
+        let parts = health["components"].as_array().context("components")?;
+        for name in ["kube-apiserver", "etcd"] {
+            ensure!(parts.iter().any(|part| part["name"] == name && part["state"] == "Healthy"), "{name}: {health}");
+        }
+        ensure!(health["usage"] == "NotServed" && health["used"] == json!({}), "{health}");
+        let fleet = hub.json(&["fleethealth", "fleet"])?["status"].clone();
+        ensure!(fleet["clustersKnown"].as_u64() >= Some(1) && fleet["nodes"].as_u64() >= Some(1), "{fleet}");
         Ok(())
     })?;
     eventually("edge2 lets it not in", SOON, || {
