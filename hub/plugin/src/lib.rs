@@ -51,8 +51,3 @@ pub use plugin::{Plugin, PluginError};
 pub use register::{Registration, RouteAnswer, RouteRequest};
 pub use select::ClusterSelector;
 pub use view::{ClusterFacts, ClusterView, Clusters, Home, HubView};
-
-/// The guide's code is built and run as a test.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/src/write-a-plugin.md")]
-struct Guide;
