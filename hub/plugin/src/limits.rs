@@ -31,8 +31,8 @@ pub const REQUESTS: usize = 16;
 pub const REQUEST: usize = 4 << 20;
 /// How long a plugin may take to end with the hub.
 pub const END: Duration = Duration::from_secs(5);
-/// By how much a plugin's threads step back behind the traffic (nice(2)).
-pub const NICE: i32 = 5;
+/// By how much a plugin's threads step back behind the traffic (nice(2)), as those that check passwords do.
+pub const NICE: i32 = 10;
 /// Changes of one moment are looked at once.
 pub const GATHER: Duration = Duration::from_millis(100);
 /// First pause before an object that could not be written is tried again. Doubled each time, with jitter.

@@ -1,15 +1,18 @@
-//! What a plugin that panics again and again costs the traffic.
+//! What a plugin that panics again and again costs the traffic, and what one that never gives its thread back.
 
-use crate::world::{World, eventually, read_answer};
+use crate::world::{LONG, World, eventually, read_answer};
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use moorline_link::Carrier;
 use moorline_plugin::{HubView, Plugin, PluginError, Registration};
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Notify, time::timeout};
 use tokio_rustls::client::TlsStream;
 
 /// Panics whenever it is asked for something, and whenever it runs.
@@ -111,4 +114,102 @@ async fn f42_a_plugin_that_panics_all_the_time_costs_the_traffic_little() {
     eventually("a second try", async || restarts() >= 2.0).await;
     assert!(restarts() < 10.0, "never a tight loop: {}", restarts());
     assert_eq!(line.get("/k8s/clusters/edge1/api").await.0, 200);
+}
+
+/// One that answers, beside another that does not.
+struct Calm;
+impl Plugin for Calm {
+    fn name(&self) -> &'static str {
+        "calm"
+    }
+    fn register(&self, into: &mut Registration) {
+        into.route(|_| async { http::Response::new(Bytes::from_static(b"well")) }.boxed());
+    }
+}
+
+/// Keeps its thread for as long as a test says.
+#[derive(Default)]
+struct Spinning {
+    on: AtomicBool,
+    spins: AtomicBool,
+    go: Notify,
+}
+
+impl Spinning {
+    /// Switches it, and waits until it is so.
+    async fn switch(&self, on: bool) {
+        self.on.store(on, Ordering::SeqCst);
+        self.go.notify_one();
+        let switched = async {
+            while self.spins.load(Ordering::SeqCst) != on {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(LONG, switched).await.expect("it has a thread of its own");
+    }
+}
+
+impl Plugin for Spinning {
+    fn name(&self) -> &'static str {
+        "spinning"
+    }
+    fn register(&self, _: &mut Registration) {}
+    fn run(self: Arc<Self>, _: HubView) -> BoxFuture<'static, Result<(), PluginError>> {
+        async move {
+            loop {
+                self.go.notified().await;
+                while self.on.load(Ordering::SeqCst) {
+                    self.spins.store(true, Ordering::SeqCst);
+                    std::hint::spin_loop();
+                }
+                self.spins.store(false, Ordering::SeqCst);
+            }
+        }
+        .boxed()
+    }
+}
+
+/// How often it spins, and how many requests of each kind are made beside it each time.
+const SPINS: usize = 100;
+
+/// F42: beside a plugin that is in an endless loop the slowest hundredth of the requests, to a cluster and to another plugin,
+/// takes at most twice the time. The median of several tries, each with and without the loop in turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn f42_a_plugin_in_an_endless_loop_costs_the_traffic_and_other_plugins_little() {
+    let spinning = Arc::new(Spinning::default());
+    let plugins: Vec<Arc<dyn Plugin>> = vec![spinning.clone(), Arc::new(Calm)];
+    let world = World::with(|config| {
+        config.plugins = plugins;
+        (config.limits.user_burst, config.limits.address_burst) = (100_000, 100_000);
+    })
+    .await;
+    let _agent = world.connected("edge1", Carrier::Tls).await;
+    let anna = world.user("anna", &["edge1"]).await;
+    let mut line = Line::open(&world, &anna).await;
+    let mut seen = Vec::new();
+    for _ in 0..TRIES {
+        // Without and beside: to the cluster, and to the other plugin.
+        let mut took: [[Vec<Duration>; 2]; 2] = Default::default();
+        for _ in 0..SPINS {
+            for on in [false, true] {
+                spinning.switch(on).await;
+                for _ in 0..BESIDE {
+                    for (to, path) in ["/k8s/clusters/edge1/api", "/plugins/calm/well"].into_iter().enumerate() {
+                        let (code, time) = line.get(path).await;
+                        assert_eq!(code, 200);
+                        took[usize::from(on)][to].push(time);
+                    }
+                }
+            }
+        }
+        spinning.switch(false).await;
+        let [without, beside] = took.map(|both| both.map(p99));
+        eprintln!("p99 to the cluster and to a plugin: without {without:?}, beside a loop {beside:?}");
+        seen.push([0, 1].map(|to| beside[to].as_secs_f64() / without[to].as_secs_f64()));
+    }
+    for (to, name) in ["the cluster", "another plugin"].into_iter().enumerate() {
+        let mut ratios: Vec<f64> = seen.iter().map(|ratios| ratios[to]).collect();
+        ratios.sort_by(f64::total_cmp);
+        assert!(ratios[TRIES / 2] <= 2.0, "to {name}, each with the loop as a part of without: {ratios:.2?}");
+    }
 }

@@ -1,6 +1,6 @@
 //! Plugins in a real hub: kube-rs without sockets, and what happens when one of them goes wild.
 
-use crate::world::{API, LONG, World, eventually};
+use crate::world::{API, World, eventually};
 use bytes::Bytes;
 use futures_util::{
     FutureExt, StreamExt,
@@ -241,11 +241,9 @@ async fn f42_what_goes_wrong_in_a_plugin_stays_there() {
     assert!(readyz(&world).await.contains("[!]plugin-wild failed"));
     assert!(readyz(&world).await.contains("[+]plugin-calm ok"));
     assert_eq!(world.metric("moorline_plugin_ready{plugin=\"spinning\"}"), 0.0);
-    // Traffic and the other plugin go on.
+    // Traffic and the other plugin go on; how fast is compared in `plugin_panics`.
     for _ in 0..20 {
-        let begun = Instant::now();
         assert_eq!(world.get(&anna, "/k8s/clusters/edge1/api").await.code, 200);
-        assert!(begun.elapsed() < LONG);
     }
     assert!(agent.lines().len() >= 20);
     let buoy = |name: &str, colour: &str| json!({ "apiVersion": "moorline.dev/v1alpha1", "kind": "Buoy", "metadata": { "name": name }, "spec": { "colour": colour } });
