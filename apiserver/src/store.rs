@@ -329,7 +329,7 @@ impl Store {
     }
 
     /// How long others may have written what is not known here: since its etcd was seen not to answer, which a silent one is
-    /// after six seconds. Nothing while it answers, nor for a file, which has one owner.
+    /// after nine seconds. Nothing while it answers, nor for a file, which has one owner.
     pub fn unheard(&self) -> Duration {
         let silent = *self.shared.silent.lock().unwrap_or_else(PoisonError::into_inner);
         silent.map_or(Duration::ZERO, |since| since.elapsed())

@@ -61,7 +61,7 @@ pub struct Config {
     /// How often providers are asked again about those who are logged in through them.
     pub recheck_logins: Duration,
     /// How long what is known of logins and rights counts while the store's etcd does not answer: then callers are refused
-    /// until it does. The six seconds after which a silent etcd is noticed come on top.
+    /// until it does. The nine seconds after which a silent etcd is noticed come on top.
     pub rights_without_store: Duration,
     /// When a file of the audit log is set aside, and how many are kept.
     pub audit_rotation: Rotation,
@@ -102,7 +102,7 @@ impl Config {
             signing_key_life: Duration::from_secs(30 * 24 * 3600),
             logins: Vec::new(),
             recheck_logins: Duration::from_secs(60),
-            rights_without_store: Duration::from_secs(24),
+            rights_without_store: Duration::from_secs(21),
             audit_rotation: Rotation::default(),
             rate_limits: crate::quota::RateLimits::default(),
             audit_on_failure: OnFailure::default(),

@@ -44,8 +44,12 @@ const MADE: Duration = Duration::from_millis(1500);
 /// member is given before it knows of it goes to the leader that is no more, and is lost. So it takes this much longer than
 /// the election, and not [`MADE`]; and an etcd whose disk is slow is asked twice, and not ten times.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How often a silent connection is asked whether it lives, and how long that answer may take.
-const ALIVE: Duration = Duration::from_secs(3);
+/// How often a silent connection is asked whether it lives. etcd ends one that asks more often than every five seconds
+/// (`--grpc-keepalive-min-time`, etcd's configuration reference: "minimum duration interval that a client should wait before
+/// pinging server", 5 s unless told), with `too_many_pings`.
+const ALIVE: Duration = Duration::from_secs(6);
+/// How long that answer may take. Together they are when a silent etcd is noticed by who only listens.
+const ALIVE_ANSWER: Duration = Duration::from_secs(3);
 /// Largest answer, in bytes: a page of [`PAGE`] objects of etcd's largest size.
 const LARGEST: usize = 128 << 20;
 /// Keys of one page.
@@ -65,8 +69,10 @@ impl Etcds {
             let endpoint = Endpoint::from_shared(format!("http://{member}"))
                 .map_err(|e| EtcdError::Address { address: place.to_string(), why: e.to_string() })?
                 .http2_keep_alive_interval(ALIVE)
-                .keep_alive_timeout(ALIVE)
-                .keep_alive_while_idle(true);
+                .keep_alive_timeout(ALIVE_ANSWER)
+                // Of a connection without a watch or a call nobody waits for anything, and etcd takes no questions on it:
+                // gRPC permits one in two hours there.
+                .keep_alive_while_idle(false);
             let connector = Connector { member: member.as_str().into(), tls: tls.clone() };
             Ok(endpoint.connect_with_connector_lazy(connector))
         };

@@ -6,6 +6,7 @@
 
 mod faults;
 mod histories;
+mod idle;
 #[path = "../model/mod.rs"]
 mod model;
 mod moves;
