@@ -175,9 +175,13 @@ impl Etcds {
         }
     }
 
-    pub(super) async fn compact(&self, revision: i64) -> Result<(), Status> {
-        let request = pb::CompactionRequest { revision };
-        self.unary("/etcdserverpb.KV/Compact", request, ANSWER).await.map(|_: pb::CompactionResponse| ())
+    /// The call does not borrow this, so that it may outlive whoever begins it.
+    pub(super) fn compact(&self, revision: i64) -> impl Future<Output = Result<(), Status>> + Send + use<> {
+        let (member, request) = (self.member(self.at), pb::CompactionRequest { revision });
+        async move {
+            let _: pb::CompactionResponse = unary(member?, "/etcdserverpb.KV/Compact", request, ANSWER).await?;
+            Ok(())
+        }
     }
 
     /// Every change of the keys from `key` to before `end`, from a revision on.

@@ -7,10 +7,14 @@
 //!
 //! etcd's own revisions count other changes too and are seen by nobody outside this module.
 
+#[cfg(test)]
+mod fake;
 mod grpc;
 mod pb;
 mod place;
 mod read;
+#[cfg(test)]
+mod tests;
 
 pub use place::{EtcdPlace, EtcdTls};
 
@@ -30,6 +34,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status, Streaming};
 
 /// The format of what is kept. A higher number was written by a newer version and is refused untouched.
@@ -122,6 +127,8 @@ pub(crate) struct Etcd {
     seal: Option<Arc<Seal>>,
     /// etcd's revision of the head that this process knows; 0: there was none.
     head: i64,
+    /// Whose it is.
+    by: String,
     /// etcd's revision up to which everything is known.
     seen: i64,
     /// The store's revision there.
@@ -135,6 +142,8 @@ pub(crate) struct Etcd {
     me: uuid::Uuid,
     written: u64,
     forget: (Instant, i64),
+    /// The call that says so. Who listens is interrupted by orders, and the call is not.
+    forgetting: Option<AbortOnDropHandle<()>>,
 }
 
 fn told(status: &Status) -> String {
@@ -164,6 +173,7 @@ impl Etcd {
             root: format!("/{}/", place.root),
             seal: None,
             head: 0,
+            by: String::new(),
             seen: 0,
             revision: 0,
             overtaken: 0,
@@ -172,6 +182,7 @@ impl Etcd {
             me: uuid::Uuid::new_v4(),
             written: 0,
             forget: (Instant::now() + COMPACT, 0),
+            forgetting: None,
         })
     }
 
@@ -380,6 +391,7 @@ impl Backend for Etcd {
             Ok(answer) if answer.succeeded => {
                 let at = answer.header.map_or(0, |h| h.revision);
                 (self.head, self.seen, self.revision) = (at, at, revision);
+                self.by = by;
                 Ok(())
             }
             Ok(answer) => {
@@ -389,6 +401,7 @@ impl Backend for Etcd {
                     // An earlier sending, whose answer did not come.
                     Some(kv) => {
                         (self.head, self.seen, self.revision) = (kv.mod_revision, kv.mod_revision, revision);
+                        self.by = by;
                         Ok(())
                     }
                     None if doubtful => Err(WriteError::Doubtful(CommitError::Unavailable(
@@ -436,10 +449,15 @@ impl Backend for Etcd {
                 },
                 () = sleep_until(forget_at) => {
                     self.forget = (Instant::now() + COMPACT, self.seen);
-                    // It may have been done by another, or be refused: there is a next time.
-                    if 0 < forget && let Err(status) = self.etcds.compact(forget).await {
-                        tracing::debug!(%status, "etcd was not compacted");
-                    }
+                    self.forgetting = (0 < forget).then(|| {
+                        let asked = self.etcds.compact(forget);
+                        AbortOnDropHandle::new(tokio::spawn(async move {
+                            // It may have been done by another, or be refused: there is a next time.
+                            if let Err(status) = asked.await {
+                                tracing::debug!(%status, "etcd was not compacted");
+                            }
+                        }))
+                    });
                 }
             }
         }

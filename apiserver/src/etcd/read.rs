@@ -85,6 +85,7 @@ impl Etcd {
             state.private.insert(key, record);
         }
         (self.head, self.seen, self.revision) = (kv.mod_revision, at, head.revision);
+        self.by = head.by;
         self.overtaken = 0;
         self.watch = None;
         self.ready.clear();
@@ -112,7 +113,8 @@ impl Etcd {
     /// The next portion of the watch, into `ready`.
     ///
     /// # Cancel safety
-    /// Safe: what was taken off the watch is there.
+    /// Safe: what was taken off the watch is there, or comes again: a watch of which something could not be read is left,
+    /// and the next one begins at what is known.
     pub(super) async fn listen(&mut self) -> Result<(), ReadError> {
         let watch = match &mut self.watch {
             Some(watch) => watch,
@@ -146,15 +148,14 @@ impl Etcd {
             transactions.entry(kv.mod_revision).or_default().push((kv, put));
         }
         for (at, changes) in transactions {
-            if let Some(landing) = self.landing(at, changes)? {
-                self.ready.push_back(landing);
-            }
+            let landing = self.landing(at, changes).inspect_err(|_| self.watch = None)?;
+            self.ready.push_back(landing);
         }
         Ok(())
     }
 
-    /// What one transaction of somebody's brought; `None`: nothing of the store's.
-    fn landing(&mut self, at: i64, changes: Vec<(pb::KeyValue, bool)>) -> Result<Option<Landing>, ReadError> {
+    /// What one transaction of somebody's brought. After an error nothing of it counts.
+    pub(super) fn landing(&mut self, at: i64, changes: Vec<(pb::KeyValue, bool)>) -> Result<Landing, ReadError> {
         let (head_key, objects, private) = (self.head_key(), self.object_key(""), self.private_key(""));
         let (mut head, mut changed, mut landing) = (None, HashMap::new(), Landing::default());
         for (kv, put) in changes {
@@ -176,13 +177,16 @@ impl Etcd {
         if before != Some(self.revision) {
             return Err(ReadError::Lost);
         }
-        for (revision, key) in (self.revision + 1..).zip(head.changes) {
+        for (place, key) in head.changes.into_iter().enumerate() {
+            // At most the head's, of which their number was just taken off.
+            let revision = self.revision + 1 + place as u64;
             let value = changed.remove(&key).ok_or(ReadError::Lost)?;
             let after = value.map(|text| self.read_object(&key, &text)).transpose()?.map(|(stored, _)| stored);
             landing.events.push(Landed { revision, key: key.into(), after });
         }
         (self.head, self.seen, self.revision) = (at, at, head.revision);
-        Ok(Some(landing))
+        self.by = head.by;
+        Ok(landing)
     }
 
     fn read_object(&self, key: &str, value: &[u8]) -> Result<(Stored, u64), ReadError> {
@@ -200,7 +204,9 @@ impl Etcd {
     /// Everything up to the newest head, into `ready`.
     pub(super) async fn catch_up(&mut self) -> Result<(), ReadError> {
         let late = |_| Status::unavailable("changes that are there do not come");
-        if self.head < self.overtaken {
+        // On a watch that is open it is on its way. One that had to be left may have ended with its etcd, and one that was
+        // put back from a backup since may never come there: then it is asked what there is.
+        if self.watch.is_some() && self.head < self.overtaken {
             while self.head < self.overtaken {
                 timeout(CATCH_UP, self.listen()).await.map_err(late)??;
             }
@@ -209,9 +215,11 @@ impl Etcd {
         let key = Bytes::from(self.head_key());
         let answer = self.etcds.range(pb::RangeRequest { key, ..Default::default() }).await?;
         let at = answer.header.map_or(0, |h| h.revision);
-        let newest = answer.kvs.first().ok_or(ReadError::Lost)?.mod_revision;
-        // Older than what is known: an etcd that was put back from a backup.
-        if newest < self.head {
+        let kv = answer.kvs.first().ok_or(ReadError::Lost)?;
+        let newest = kv.mod_revision;
+        // Older than what is known, or another with the same number: an etcd that was put back from a backup. A watch from
+        // what is known would wait for what it does not have yet, and not tell what it writes until then.
+        if newest < self.head || at < self.seen || (newest == self.head && read_head(&kv.value)?.by != self.by) {
             return Err(ReadError::Lost);
         }
         while self.head < newest {

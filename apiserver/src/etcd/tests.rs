@@ -1,0 +1,197 @@
+//! What becomes of a store when its etcd is put back, and when orders come in the middle of a reading.
+
+use super::{
+    fake::{Fake, PATIENCE},
+    *,
+};
+use crate::store::StoreEvent;
+use proptest::prelude::*;
+use serde_json::json;
+use std::sync::Arc;
+use tokio::time::timeout;
+
+/// How often a store in doubt asks again here before it counts as stuck.
+const TRIES: usize = 10;
+
+/// A group that makes one object.
+fn group(etcd: &Etcd, key: &str) -> Group {
+    let revision = etcd.revision + 1;
+    let value = json!({ "metadata": { "name": key, "resourceVersion": revision.to_string() } });
+    let mut group = Group::default();
+    let after = Some(group.fresh(Arc::new(value)));
+    group.events.push(StoreEvent { revision, key: key.into(), after, before: None });
+    group
+}
+
+async fn two(fake: &Fake) -> [Etcd; 2] {
+    let one = Etcd::open(&fake.place(), None).await.unwrap().0;
+    [one, Etcd::open(&fake.place(), None).await.unwrap().0]
+}
+
+/// What a store is told until it is well, and whether that was all of the store.
+async fn recovers(etcd: &mut Etcd) -> News {
+    for _ in 0..TRIES {
+        match timeout(PATIENCE, etcd.recover(&Group::default(), 0)).await.expect("it is answered") {
+            Ok(news) => return news,
+            Err(WriteError::Doubtful(_)) => {}
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    panic!("it waits for what never comes");
+}
+
+/// All of the store, as it is read anew.
+fn everything(news: News) -> State {
+    match news {
+        News::Everything(state) => *state,
+        News::Landings(landings) => panic!("{} transactions", landings.len()),
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_lost_against_what_a_backup_does_not_have_is_well_again() {
+    let fake = Fake::start().await;
+    let [mut mine, mut other] = two(&fake).await;
+    mine.write(&group(&mine, "g/1")).await.unwrap();
+    let backup = fake.content();
+    mine.listen().await.unwrap_or_else(|_| panic!("it listens"));
+    recovers(&mut other).await;
+    // It has not heard yet what it loses against.
+    fake.turn(|course| course.silent = true);
+    for key in ["g/2", "g/3"] {
+        other.write(&group(&other, key)).await.unwrap();
+    }
+    assert!(matches!(mine.write(&group(&mine, "g/4")).await, Err(WriteError::Behind)));
+    fake.put_back(backup);
+    // The others have lost what they had written: all of it is read anew.
+    let _ = recovers(&mut mine).await;
+    // It writes as much as the other had, so that etcd's numbers are the same: it is another history all the same.
+    for key in ["g/4", "g/5"] {
+        mine.write(&group(&mine, key)).await.unwrap();
+    }
+    assert_eq!((mine.head, mine.revision), (other.head, other.revision));
+    assert!(everything(recovers(&mut other).await).objects.contains_key("g/5"));
+}
+
+#[tokio::test]
+async fn a_backup_that_has_the_newest_head_and_not_what_was_there_beside_it_is_read_anew() {
+    let fake = Fake::start().await;
+    let [mut mine, mut other] = two(&fake).await;
+    mine.write(&group(&mine, "g/1")).await.unwrap();
+    recovers(&mut other).await;
+    let backup = fake.content();
+    // etcd counts what is no store's too: `mine` knows of all of it.
+    for _ in 0..5 {
+        fake.put("/another/key", "");
+    }
+    recovers(&mut mine).await;
+    fake.put_back(backup);
+    other.write(&group(&other, "g/2")).await.unwrap();
+    // A watch from what is known would skip this.
+    assert!(everything(recovers(&mut mine).await).objects.contains_key("g/2"));
+    other.write(&group(&other, "g/3")).await.unwrap();
+    let News::Landings(landings) = timeout(PATIENCE, mine.news()).await.expect("it is told").unwrap() else {
+        panic!("it comes as a change")
+    };
+    assert_eq!(&*landings[0].events[0].key, "g/3");
+}
+
+#[tokio::test]
+async fn a_gap_that_an_order_comes_upon_is_read_over_after_it() {
+    let fake = Fake::start().await;
+    let mut etcd = Etcd::open(&fake.place(), None).await.unwrap().0;
+    etcd.listen().await.unwrap_or_else(|_| panic!("it listens"));
+    // Somebody with etcdctl, whose change has no head; the reading of all of it takes a while.
+    let before = fake.course().readings;
+    fake.turn(|course| course.still = true);
+    fake.put("/fake/objects/g/odd", r#"{"metadata":{"resourceVersion":"1"}}"#);
+    tokio::select! {
+        _ = etcd.news() => panic!("it is not answered"),
+        // As an order that came does.
+        () = fake.until(|course| before < course.readings) => {}
+    }
+    fake.turn(|course| course.still = false);
+    let news = timeout(PATIENCE, etcd.news()).await.expect("the gap is seen again").unwrap();
+    assert!(everything(news).objects.contains_key("g/odd"));
+}
+
+#[tokio::test]
+async fn etcd_is_told_to_forget_although_orders_come_all_the_time() {
+    let fake = Fake::start().await;
+    let mut etcd = Etcd::open(&fake.place(), None).await.unwrap().0;
+    etcd.listen().await.unwrap_or_else(|_| panic!("it listens"));
+    etcd.forget = (Instant::now(), 1);
+    while etcd.forget.0 <= Instant::now() {
+        tokio::select! {
+            biased;
+            _ = etcd.news() => panic!("there are none"),
+            // An order that is there already.
+            () = std::future::ready(()) => {}
+        }
+        tokio::task::yield_now().await;
+    }
+    fake.until(|course| course.compactions == [1]).await;
+}
+
+/// A store's keys and values, right and nearly right, so that more than the first check is met. It is at `known`.
+fn change(known: u64) -> impl Strategy<Value = (pb::KeyValue, bool)> {
+    let object = (0u64..4).prop_map(|at| format!(r#"{{"metadata":{{"resourceVersion":"{at}"}}}}"#).into_bytes());
+    let bytes = |most| prop::collection::vec(any::<u8>(), 0..most);
+    let named = |part: &'static str, name: Vec<u8>| [format!("/fake/{part}").as_bytes(), &name].concat();
+    let pair = prop_oneof![
+        4 => head(known).prop_map(move |value| (named("head", vec![]), value)),
+        4 => ("[abc]", object).prop_map(move |(name, value)| (named("objects/", name.into()), value)),
+        1 => (bytes(4), bytes(40)).prop_map(move |(name, value)| (named("objects/", name), value)),
+        1 => (bytes(4), bytes(40)).prop_map(move |(name, value)| (named("private/", name), value)),
+        1 => (bytes(20), bytes(40)),
+    ];
+    (pair, prop::bool::weighted(0.8))
+        .prop_map(|((key, value), put)| (pb::KeyValue { key: key.into(), mod_revision: 0, value: value.into() }, put))
+}
+
+/// A head, mostly a sound one.
+fn head(known: u64) -> impl Strategy<Value = Vec<u8>> {
+    let changes = prop::collection::vec("[abc]", 0..3);
+    let bent = prop::option::weighted(0.2, any::<(prop::sample::Index, u8)>());
+    (changes, prop::option::weighted(0.2, any::<u64>()), bent).prop_map(move |(changes, other, bent)| {
+        let revision = other.unwrap_or(known.saturating_add(changes.len() as u64));
+        let head = Head { format: PLAIN, revision, by: "x".to_owned(), changes };
+        let mut bytes = serde_json::to_vec(&head).unwrap();
+        if let Some((at, byte)) = bent {
+            *at.get_mut(&mut bytes) = byte;
+        }
+        bytes
+    })
+}
+
+/// What a store is at, and what comes then.
+fn next() -> impl Strategy<Value = (u64, Vec<(pb::KeyValue, bool)>)> {
+    let known = prop_oneof![0u64..4, (u64::MAX - 2)..=u64::MAX];
+    known.prop_flat_map(|known| (Just(known), prop::collection::vec(change(known), 0..6)))
+}
+
+proptest! {
+    /// Z10: whatever stands in etcd is a transaction that goes on where the one before it ended, or is refused with nothing
+    /// of it taken over.
+    #[test]
+    fn z10_any_bytes_in_etcd_are_the_next_transaction_or_none(
+        (known, changes) in next(),
+        loose in prop::collection::vec(any::<u8>(), 0..60),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _within = runtime.enter();
+        let _ = read_head(&loose);
+        let place = EtcdPlace::parse("etcd://127.0.0.1:1/fake", None).unwrap();
+        let mut etcd = Etcd::new(&place).unwrap();
+        (etcd.head, etcd.seen, etcd.revision) = (7, 8, known);
+        match etcd.landing(9, changes) {
+            Ok(landing) => {
+                let revisions: Vec<u64> = landing.events.iter().map(|event| event.revision).collect();
+                prop_assert_eq!(etcd.revision - known, revisions.len() as u64);
+                prop_assert!(revisions.iter().copied().eq((known..etcd.revision).map(|before| before + 1)));
+                prop_assert_eq!((etcd.head, etcd.seen), (9, 9));
+            }
+            Err(_) => prop_assert_eq!((etcd.head, etcd.seen, etcd.revision), (7, 8, known)),
+        }
+    }
+}
