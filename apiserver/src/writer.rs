@@ -204,6 +204,10 @@ impl<B: Backend> Writer<B> {
         let mut group = Group::default();
         let mut revision = state.revision;
         while let Some(Order { batch, done }) = orders.pop_front() {
+            if done.is_closed() {
+                // Nobody waits for it any more: who was told that it took too long may have asked for something else.
+                continue;
+            }
             let full = bounds.keys <= group.keys() + batch.private.len() || bounds.bytes <= group.bytes;
             let again = bounds.once
                 && batch.object.as_ref().is_some_and(|(key, ..)| group.events.iter().any(|e| *e.key == **key));

@@ -2,7 +2,7 @@
 
 use super::*;
 use futures_util::FutureExt;
-use moorline_apiserver::{Disk, StorageBackend};
+use moorline_apiserver::{Batch, CommitError, Disk, Expect, StorageBackend};
 use redb::backends::InMemoryBackend;
 use std::{
     io,
@@ -125,4 +125,30 @@ async fn a_disk_that_stands_still_holds_up_nobody_who_reads() {
     assert_eq!(world.server.store().healthy(), Ok(()));
     let event = watcher.next().await.unwrap().unwrap();
     assert_eq!((event.revision, &*event.key), (at + 1, "moorline.dev/boats/first"), "no gap");
+}
+
+/// Who was told that it took too long may have asked for something else since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_waits_for_any_more_is_not_written() {
+    let disk = Slow::default();
+    let store = Store::open_on(disk.clone(), &Limits { write_time: PATIENCE, ..limits() }).unwrap();
+    let put = |key: &str| {
+        let object = Some((format!("t/{key}"), Expect::Absent, Some(json!({ "metadata": {} }))));
+        store.commit(Batch { object, private: vec![] })
+    };
+    disk.stand(true);
+    let late = async {
+        while !disk.waits() {
+            tokio::task::yield_now().await;
+        }
+        put("second").await
+    };
+    let (first, second) = tokio::join!(put("first"), late);
+    assert_eq!((first, second), (Err(CommitError::Overloaded), Err(CommitError::Overloaded)));
+    disk.stand(false);
+    // Whoever comes after them has them behind it.
+    let after = async { while let Err(CommitError::Overloaded) = put("third").await {} };
+    tokio::time::timeout(Duration::from_secs(20), after).await.expect("it is taken again");
+    assert!(store.has("t/first"), "it was being written");
+    assert!(!store.has("t/second"), "it was not, and was refused");
 }
