@@ -237,12 +237,28 @@ impl Etcds {
     pub fn kill(&self, member: usize) {
         self.members.borrow_mut()[member].child.kill().unwrap();
     }
-    /// After it was killed: as it was, from what it had on its disk.
+    /// After it was killed: as it was, from what it had on its disk. Once it answers.
     pub fn revive(&self, member: usize) {
-        let mut members = self.members.borrow_mut();
-        let member = &mut members[member];
-        member.child.wait().unwrap();
-        member.child = begin(&member.words, &member.log);
+        {
+            let mut members = self.members.borrow_mut();
+            let dead = &mut members[member];
+            dead.child.wait().unwrap();
+            dead.child = begin(&dead.words, &dead.log);
+        }
+        let until = Instant::now() + PATIENCE;
+        while self.ask(member, "maintenance/status", &json!({})).is_none() {
+            self.lives(member);
+            assert!(Instant::now() < until, "member {member} does not come back");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// One that ends by itself says why.
+    fn lives(&self, member: usize) {
+        let member = &mut self.members.borrow_mut()[member];
+        if let Some(status) = member.child.try_wait().unwrap() {
+            panic!("etcd ended, {status}:\n{}", std::fs::read_to_string(&member.log).unwrap_or_default());
+        }
     }
 
     pub fn count(&self) -> usize {

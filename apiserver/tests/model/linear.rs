@@ -8,7 +8,7 @@ use bytes::Bytes;
 use moorline_apiserver::{Batch, CommitError, Expect, Store, Watcher};
 use serde_json::json;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -18,6 +18,8 @@ use std::{
 
 /// Objects that they work at.
 const KEYS: u64 = 5;
+/// One in so many changes of an object deletes it.
+const DELETED: u64 = 4;
 /// How long who was refused waits, as a client does that is told when to come back.
 const PAUSE: Duration = Duration::from_millis(30);
 
@@ -32,14 +34,17 @@ pub struct Done {
 
 #[derive(Debug, Clone, PartialEq)]
 enum What {
-    /// Of the object at that revision (0: of none) one with this value, and at which revision that is; `None`: whether it
-    /// was made is not known.
-    Changed { of: u64, value: u64, at: Option<u64> },
+    /// Of the object at that revision (0: of none) one with this value (`None`: no object), and at which revision that is;
+    /// `None`: whether it was made is not known.
+    Changed { of: u64, value: Option<u64>, at: Option<u64> },
     /// Refused, for it is at this revision, or not there.
     Lost { found: Option<u64> },
     /// Read: revision and value.
     Read { seen: Option<(u64, u64)> },
 }
+
+/// Of each revision the key and its value after it; `None`: it was deleted.
+pub type History = BTreeMap<u64, (String, Option<u64>)>;
 
 /// What all of them share: the clock, and how much was done.
 #[derive(Debug, Clone, Default)]
@@ -66,11 +71,13 @@ impl Course {
         Done { began, ended: self.now(), key, what: What::Read { seen } }
     }
 
-    async fn change(&self, store: &Store, key: u64, of: u64) -> (Done, bool) {
-        let value = self.values.fetch_add(1, Ordering::SeqCst) + 1;
+    async fn change(&self, store: &Store, key: u64, of: u64, delete: bool) -> (Done, bool) {
+        let value = (!delete).then(|| self.values.fetch_add(1, Ordering::SeqCst) + 1);
         let expect = if of == 0 { Expect::Absent } else { Expect::Revision(of) };
-        let object = Some((name(key), expect, Some(json!({ "metadata": { "name": name(key) }, "spec": value }))));
-        let private = vec![(format!("{}/n", name(key)), Some(Bytes::from(value.to_string())))];
+        let after = value.map(|value| json!({ "metadata": { "name": name(key) }, "spec": value }));
+        let object = Some((name(key), expect, after));
+        let record = |value: u64| (format!("{}/n", name(key)), Some(Bytes::from(value.to_string())));
+        let private = value.map(record).into_iter().collect();
         let began = self.now();
         let told = store.commit(Batch { object, private }).await;
         let refused = matches!(told, Err(CommitError::Unavailable(_) | CommitError::Overloaded));
@@ -102,7 +109,8 @@ impl Course {
                 tokio::task::yield_now().await;
                 continue;
             }
-            let (done, refused) = self.change(&store, key, of).await;
+            let delete = of != 0 && (dice >> 32).is_multiple_of(DELETED);
+            let (done, refused) = self.change(&store, key, of, delete).await;
             all.push(done);
             if refused {
                 tokio::time::sleep(PAUSE).await;
@@ -123,7 +131,7 @@ pub fn runs() -> (u64, u64) {
 }
 
 /// What a watch that began at the beginning sees, until all that anybody was told of is among it.
-pub async fn history(watcher: &mut Watcher, told: &[Vec<Done>]) -> BTreeMap<u64, (String, u64)> {
+pub async fn history(watcher: &mut Watcher, told: &[Vec<Done>]) -> History {
     let at = |done: &Done| match done.what {
         What::Changed { at, .. } => at.unwrap_or(0),
         What::Lost { found } => found.unwrap_or(0),
@@ -133,7 +141,7 @@ pub async fn history(watcher: &mut Watcher, told: &[Vec<Done>]) -> BTreeMap<u64,
     let mut seen = BTreeMap::new();
     while seen.keys().last().copied().unwrap_or(0) < newest {
         let event = watcher.next().await.unwrap().unwrap();
-        let value = event.value().unwrap()["spec"].as_u64().unwrap();
+        let value = event.value().map(|object| object["spec"].as_u64().unwrap());
         assert_eq!(seen.insert(event.revision, (event.key.to_string(), value)), None, "a change came twice");
     }
     seen
@@ -146,7 +154,7 @@ pub fn acknowledged(told: &[Vec<Done>]) -> usize {
 
 /// Holds what everybody was told to the history that a watch saw: revision, key and value of each change, in order.
 /// `everywhere`: a read shows the newest state of all; otherwise that of its own process, which may be behind others'.
-pub fn judge(history: &BTreeMap<u64, (String, u64)>, told: &[Vec<Done>], everywhere: bool) {
+pub fn judge(history: &History, told: &[Vec<Done>], everywhere: bool) {
     let all = || told.iter().flatten();
     assert!(history.keys().zip(history.keys().skip(1)).all(|(a, b)| a + 1 == *b), "a gap in the history");
     let mut made: BTreeMap<u64, &Done> = BTreeMap::new();
@@ -156,17 +164,20 @@ pub fn judge(history: &BTreeMap<u64, (String, u64)>, told: &[Vec<Done>], everywh
         assert_eq!(history.get(&at), Some(&(name(done.key), value)), "{done:?} was acknowledged");
         assert!(made.insert(at, done).is_none(), "one revision was given to two: {done:?}");
     }
-    // Each was made of the state right before it.
-    let mut newest: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-    let asked: BTreeMap<u64, u64> = all()
+    // Each was made of the state right before it. Values are given once, and a state is deleted once.
+    let mut newest: BTreeMap<&str, u64> = BTreeMap::new();
+    let asked: BTreeSet<(String, u64, Option<u64>)> = all()
         .filter_map(|done| match done.what {
-            What::Changed { of, value, .. } => Some((value, of)),
+            What::Changed { of, value, .. } => Some((name(done.key), of, value)),
             _ => None,
         })
         .collect();
     for (at, (key, value)) in history {
-        let before = newest.insert(key, (*at, *value)).map_or(0, |(before, _)| before);
-        assert_eq!(asked.get(value), Some(&before), "revision {at} was made of another state than was asked for");
+        let before = newest.remove(&**key).unwrap_or(0);
+        assert!(asked.contains(&(key.clone(), before, *value)), "nobody asked for revision {at} of the state {before}");
+        if value.is_some() {
+            newest.insert(key, *at);
+        }
     }
     // What was over before something began comes before it.
     let mut order: Vec<&Done> = made.values().copied().collect();
@@ -191,26 +202,41 @@ pub fn judge(history: &BTreeMap<u64, (String, u64)>, told: &[Vec<Done>], everywh
         let mut last: BTreeMap<u64, u64> = BTreeMap::new();
         for done in mine {
             let (at, value) = match &done.what {
-                What::Read { seen } => seen.map_or((0, None), |(at, value)| (at, Some(value))),
-                What::Lost { found } => (found.unwrap_or(0), None),
-                What::Changed { at: Some(at), value, .. } => (*at, Some(*value)),
+                What::Read { seen } => (seen.map(|seen| seen.0), seen.map(|seen| seen.1)),
+                What::Lost { found } => (*found, None),
+                What::Changed { at: Some(at), value, .. } => (Some(*at), *value),
                 What::Changed { .. } => continue,
             };
-            if let Some(value) = value {
-                assert_eq!(history.get(&at), Some(&(name(done.key), value)), "{done:?} was never so");
+            if let (Some(at), Some(value)) = (at, value) {
+                assert_eq!(history.get(&at), Some(&(name(done.key), Some(value))), "{done:?} was never so");
             }
             let before = last.entry(done.key).or_default();
-            assert!(*before <= at, "{done:?} after {before}: back in time");
-            *before = at;
-            if everywhere && matches!(done.what, What::Read { .. }) {
-                is_of_its_time(done, at, &states, &made);
-            }
+            let of_its_time = |at: u64| {
+                !everywhere || !matches!(done.what, What::Read { .. }) || is_of_its_time(done, at, &states, &made)
+            };
+            // Where nothing was found, that is since any of its ends; which of them is not told.
+            let now = match at {
+                Some(at) => (*before <= at && of_its_time(at)).then_some(at),
+                None => absent(done.key, history, &states).find(|at| *before <= *at && of_its_time(*at)),
+            };
+            *before = now.unwrap_or_else(|| panic!("{done:?}: back in time, after {before}, or not of its time"));
         }
     }
 }
 
+/// The revisions since which there was none of a key, from the beginning on.
+fn absent<'a>(
+    key: u64,
+    history: &'a History,
+    states: &'a BTreeMap<String, Vec<u64>>,
+) -> impl Iterator<Item = u64> + 'a {
+    let revisions = states.get(&name(key)).map_or(&[][..], Vec::as_slice);
+    let ends = revisions.iter().copied().filter(|at| history.get(at).is_some_and(|(_, value)| value.is_none()));
+    [0].into_iter().chain(ends)
+}
+
 /// Of each key, the revisions that it had.
-fn states(history: &BTreeMap<u64, (String, u64)>) -> BTreeMap<String, Vec<u64>> {
+fn states(history: &History) -> BTreeMap<String, Vec<u64>> {
     let mut all: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for (at, (key, _)) in history {
         all.entry(key.clone()).or_default().push(*at);
@@ -218,14 +244,65 @@ fn states(history: &BTreeMap<u64, (String, u64)>) -> BTreeMap<String, Vec<u64>> 
     all
 }
 
-/// What was read had not been replaced by a change that was over before, and had been begun by the read's end.
-fn is_of_its_time(read: &Done, at: u64, states: &BTreeMap<String, Vec<u64>>, made: &BTreeMap<u64, &Done>) {
+/// Whether what was read had not been replaced by a change that was over before, and had been begun by the read's end.
+fn is_of_its_time(read: &Done, at: u64, states: &BTreeMap<String, Vec<u64>>, made: &BTreeMap<u64, &Done>) -> bool {
     let revisions = states.get(&name(read.key)).map_or(&[][..], Vec::as_slice);
     let newer = revisions.iter().find(|revision| at < **revision);
-    if let Some(change) = newer.and_then(|revision| made.get(revision)) {
-        assert!(read.began < change.ended, "{read:?} is older than {change:?}, which was over before");
+    let replaced = newer.and_then(|revision| made.get(revision)).is_some_and(|change| change.ended <= read.began);
+    let to_come = made.get(&at).is_some_and(|change| read.ended <= change.began);
+    !replaced && !to_come
+}
+
+/// Histories by hand, right and wrong.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn done(began: u64, what: What) -> Done {
+        Done { began, ended: began + 1, key: 0, what }
     }
-    if let Some(change) = made.get(&at) {
-        assert!(change.began < read.ended, "{read:?} is of the future: {change:?}");
+
+    fn changed(of: u64, value: Option<u64>, at: u64) -> What {
+        What::Changed { of, value, at: Some(at) }
+    }
+
+    /// Made, deleted, and made again.
+    fn thrice() -> (History, Vec<Done>) {
+        let history = [(2, Some(1)), (3, None), (4, Some(2))].map(|(at, value)| (at, (name(0), value)));
+        let writer =
+            vec![done(10, changed(0, Some(1), 2)), done(20, changed(2, None, 3)), done(30, changed(0, Some(2), 4))];
+        (history.into(), writer)
+    }
+
+    fn holds(reads: Vec<Done>) -> bool {
+        let (history, writer) = thrice();
+        std::panic::catch_unwind(|| judge(&history, &[writer, reads], true)).is_ok()
+    }
+
+    #[test]
+    fn reads_of_what_is_deleted_are_held_to_their_time() {
+        let nothing = || What::Read { seen: None };
+        let first = || What::Read { seen: Some((2, 1)) };
+        assert!(holds(vec![done(5, nothing()), done(15, first()), done(25, nothing())]));
+        assert!(holds(vec![
+            done(15, first()),
+            done(25, What::Lost { found: None }),
+            done(35, What::Lost { found: Some(4) })
+        ]));
+        assert!(!holds(vec![done(15, nothing())]), "it was there");
+        assert!(!holds(vec![done(35, nothing())]), "it was there again");
+        assert!(!holds(vec![done(25, first())]), "it was deleted");
+        assert!(
+            !holds(vec![done(35, What::Lost { found: Some(4) }), done(37, What::Lost { found: None })]),
+            "back in time"
+        );
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_not_in_a_history() {
+        let (mut history, writer) = thrice();
+        judge(&history, &[writer.clone()], true);
+        history.insert(5, (name(0), None));
+        assert!(std::panic::catch_unwind(|| judge(&history, &[writer], true)).is_err());
     }
 }
