@@ -14,7 +14,7 @@ mod shared;
 mod world;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use model::{holds, limits, op};
+use model::{cases, holds, limits, op};
 use moorline_apiserver::{Batch, CommitError, EtcdError, EtcdPlace, Expect, OpenError, SealError, Store, StoreKey};
 use proptest::prelude::*;
 use serde_json::json;
@@ -31,7 +31,7 @@ fn put(key: &str, expect: Expect, spec: impl serde::Serialize) -> Batch {
 fn the_store_is_its_model() {
     let etcds = Etcds::start(1);
     let rounds = std::cell::Cell::new(0);
-    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(16) };
+    let config = ProptestConfig { failure_persistence: None, ..cases(16) };
     let mut runner = proptest::test_runner::TestRunner::new(config);
     let done = runner.run(&prop::collection::vec(op(), 1..60), |ops| {
         rounds.set(rounds.get() + 1);

@@ -1,6 +1,7 @@
 //! Power that goes at any write: the store against a disk that forgets what was not synced.
 
 use super::*;
+use crate::model::cases;
 use moorline_apiserver::{Batch, CommitError, Disk, Expect, StorageBackend};
 use proptest::prelude::*;
 use std::{
@@ -190,7 +191,7 @@ fn content(store: &Store) -> Result<Seen, TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(cases(64))]
     /// The power goes at any write or sync, and any part of what was not synced is lost: what was acknowledged is there,
     /// and what was not is there whole or not at all.
     #[test]

@@ -1,6 +1,6 @@
 //! Stores whose values only their key opens.
 
-use crate::model::{holds, limits, op};
+use crate::model::{cases, holds, limits, op};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use moorline_apiserver::{
@@ -48,7 +48,7 @@ fn why(opened: Result<Store, OpenError>) -> SealError {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(8))]
+    #![proptest_config(cases(8))]
     #[test]
     fn a_sealed_store_is_its_model_too(ops in prop::collection::vec(op(), 1..60)) {
         let dir = tempfile::tempdir().unwrap();

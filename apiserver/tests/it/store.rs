@@ -1,7 +1,7 @@
 //! The store in a file, against a model of it.
 
 use crate::model::{
-    holds, limits,
+    cases, holds, limits,
     linear::{self, Course},
     op,
 };
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(cases(24))]
     #[test]
     fn the_store_is_its_model(ops in prop::collection::vec(op(), 1..60)) {
         let dir = tempfile::tempdir().unwrap();

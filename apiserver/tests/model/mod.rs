@@ -13,6 +13,13 @@ pub fn limits() -> Limits {
     Limits { body: 64 * 1024, history: 50, object: 1024 * 1024, ..Limits::default() }
 }
 
+/// So many cases of a property, or `PROPTEST_CASES`, which a number that is given with it would override.
+pub fn cases(usual: u32) -> ProptestConfig {
+    let told = std::env::var_os("PROPTEST_CASES").is_some();
+    let config = ProptestConfig::default();
+    if told { config } else { ProptestConfig { cases: usual, ..config } }
+}
+
 #[derive(Debug, Clone)]
 pub enum Op {
     Put { key: u8, right: bool, value: u32 },

@@ -243,8 +243,15 @@ impl World {
     }
 }
 
+/// So many cases, or `PROPTEST_CASES`, which a number that is given with it would override.
+fn cases(usual: u32) -> ProptestConfig {
+    let told = std::env::var_os("PROPTEST_CASES").is_some();
+    let config = ProptestConfig::default();
+    if told { config } else { ProptestConfig { cases: usual, ..config } }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(cases(150))]
 
     /// Bytes arrive exact and in order; an end is an end and a reset a reset; credit and memory stay in bounds.
     #[test]
