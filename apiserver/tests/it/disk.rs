@@ -22,9 +22,34 @@ const LATE: u8 = 4;
 #[derive(Debug, Clone, Default)]
 struct Faulty(Arc<Inner>);
 
+/// What a system has of a file: what it shows to who reads, and what is on the disk.
+#[derive(Debug, Default)]
+struct Pages {
+    seen: Vec<u8>,
+    kept: Vec<u8>,
+    /// What of the one is not in the other yet. `None` for the bytes: it was made longer or shorter.
+    dirty: Vec<(usize, Option<Vec<u8>>)>,
+}
+
+impl Pages {
+    /// Linux takes what a failed sync could not write for written: who reads sees it, and no later sync writes it.
+    fn sync(&mut self, fails: bool) {
+        for (at, data) in self.dirty.drain(..).filter(|_| !fails) {
+            match data {
+                None => self.kept.resize(at, 0),
+                Some(data) => {
+                    let end = self.kept.len().max(at + data.len());
+                    self.kept.resize(end, 0);
+                    self.kept[at..at + data.len()].copy_from_slice(&data);
+                }
+            }
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Inner {
-    bytes: Mutex<Vec<u8>>,
+    pages: Mutex<Pages>,
     fault: AtomicU8,
     /// Writes that still succeed once the fault is set.
     grace: AtomicI64,
@@ -34,6 +59,13 @@ impl Faulty {
     fn set(&self, fault: u8, after: i64) {
         self.0.grace.store(after, Ordering::SeqCst);
         self.0.fault.store(fault, Ordering::SeqCst);
+    }
+
+    /// The machine starts anew: what did not get to the disk is gone.
+    fn restart(&self) {
+        let mut pages = self.0.pages.lock().unwrap();
+        pages.seen = pages.kept.clone();
+        pages.dirty.clear();
     }
 
     fn is_full(&self, fault: u8) -> io::Result<()> {
@@ -46,30 +78,36 @@ impl Faulty {
 
 impl StorageBackend for Faulty {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.bytes.lock().unwrap().len() as u64)
+        Ok(self.0.pages.lock().unwrap().seen.len() as u64)
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let (offset, bytes) = (usize::try_from(offset).unwrap(), self.0.bytes.lock().unwrap());
-        out.copy_from_slice(&bytes[offset..offset + out.len()]);
+        let (offset, pages) = (usize::try_from(offset).unwrap(), self.0.pages.lock().unwrap());
+        out.copy_from_slice(&pages.seen[offset..offset + out.len()]);
         Ok(())
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.is_full(FULL)?;
-        self.0.bytes.lock().unwrap().resize(usize::try_from(len).unwrap(), 0);
+        let (len, mut pages) = (usize::try_from(len).unwrap(), self.0.pages.lock().unwrap());
+        pages.seen.resize(len, 0);
+        pages.dirty.push((len, None));
         Ok(())
     }
     fn sync_data(&self) -> io::Result<()> {
-        match self.0.fault.load(Ordering::SeqCst) {
-            SYNC => return Err(io::Error::from_raw_os_error(5)),
-            SYNC_FULL => return Err(io::ErrorKind::StorageFull.into()),
-            _ => {}
+        let fault = self.0.fault.load(Ordering::SeqCst);
+        self.0.pages.lock().unwrap().sync(matches!(fault, SYNC | SYNC_FULL));
+        match fault {
+            SYNC => Err(io::Error::from_raw_os_error(5)),
+            SYNC_FULL => Err(io::ErrorKind::StorageFull.into()),
+            _ => Ok(()),
         }
-        Ok(())
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.is_full(FULL)?;
-        let offset = usize::try_from(offset).unwrap();
-        self.0.bytes.lock().unwrap()[offset..offset + data.len()].copy_from_slice(data);
+        {
+            let (offset, mut pages) = (usize::try_from(offset).unwrap(), self.0.pages.lock().unwrap());
+            pages.seen[offset..offset + data.len()].copy_from_slice(data);
+            pages.dirty.push((offset, Some(data.to_vec())));
+        }
         self.is_full(LATE)
     }
 }
@@ -201,6 +239,15 @@ async fn fails_to_sync(fault: u8) {
     assert!(world.server.store().healthy().is_err());
     assert_eq!(world.get("/boats/ada").await.0, 200);
     drop(world);
+    disk.restart();
+    let store = Store::open_on(disk.clone(), &quick()).unwrap();
+    assert!(store.has("moorline.dev/boats/ada"));
+    assert!(!store.has("moorline.dev/boats/bob"), "this test loses what the sync did not write");
+    // Of what is written now all is kept.
+    let (at, thing) = (store.revision(), thing(1));
+    assert_eq!(store.commit(thing).await, Ok(at + 1));
+    store.close();
+    disk.restart();
     let store = Store::open_on(disk, &quick()).unwrap();
-    assert!(store.get("moorline.dev/boats/ada").is_some());
+    assert!(store.has("moorline.dev/boats/ada") && store.has("t/things/1"));
 }
