@@ -312,7 +312,34 @@ impl Link {
     }
 }
 
-/// A TCP forwarder that lets so many bytes towards the target, and then nothing more.
+/// Whose bytes are counted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Way {
+    There,
+    Back,
+}
+
+/// Passes on what there is `left` of; `None` once that is spent.
+async fn pass(
+    from: &mut (impl AsyncReadExt + Unpin),
+    to: &mut (impl AsyncWriteExt + Unpin),
+    left: &AtomicUsize,
+) -> Option<()> {
+    let mut buffer = vec![0; 2048];
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        let had = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |l| Some(l.saturating_sub(count)));
+        let part = had.unwrap().min(count);
+        if to.write_all(&buffer[..part]).await.is_err() {
+            return Some(());
+        }
+        if part < count {
+            return None;
+        }
+    }
+    Some(())
+}
+
+/// A TCP forwarder that lets so many bytes pass towards the target, or back from it, and then nothing more.
 pub struct Budget {
     pub port: u16,
     _task: AbortOnDropHandle<()>,
@@ -320,7 +347,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    pub async fn to(target: u16, bytes: usize) -> Self {
+    pub async fn of(target: u16, way: Way, bytes: usize) -> Self {
         let port = free_port();
         let listener = AsyncListener::bind(("127.0.0.1", port)).await.unwrap();
         let (spent, left) = (CancellationToken::new(), Arc::new(AtomicUsize::new(bytes)));
@@ -331,23 +358,18 @@ impl Budget {
                 let (left, told) = (Arc::clone(&left), told.clone());
                 connections.spawn(async move {
                     let Ok(far) = TcpStream::connect(("127.0.0.1", target)).await else { return };
-                    let ((mut from, mut back), (mut answers, mut to)) = (near.into_split(), far.into_split());
-                    let forth = async {
-                        let mut buffer = vec![0; 2048];
-                        while let Ok(count @ 1..) = from.read(&mut buffer).await {
-                            let had = left
-                                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |l| Some(l.saturating_sub(count)));
-                            let part = had.unwrap().min(count);
-                            if to.write_all(&buffer[..part]).await.is_err() {
-                                return;
-                            }
-                            if part < count {
-                                told.cancel();
-                                std::future::pending::<()>().await;
-                            }
+                    let ((from, back), (answers, to)) = (near.into_split(), far.into_split());
+                    let (mut counted, mut free) = match way {
+                        Way::There => ((from, to), (answers, back)),
+                        Way::Back => ((answers, back), (from, to)),
+                    };
+                    let bounded = async {
+                        if pass(&mut counted.0, &mut counted.1, &left).await.is_none() {
+                            told.cancel();
+                            std::future::pending::<()>().await;
                         }
                     };
-                    tokio::join!(forth, async { drop(tokio::io::copy(&mut answers, &mut back).await) });
+                    tokio::join!(bounded, async { drop(tokio::io::copy(&mut free.0, &mut free.1).await) });
                 });
             }
         }));
