@@ -4,6 +4,7 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail by panicking")]
 
+mod backup;
 mod faults;
 mod histories;
 mod idle;
@@ -48,12 +49,16 @@ fn p12_what_is_no_store_of_this_version_is_refused_untouched() {
     let connect = |root: &str| Store::connect(etcds.place(root), None, &limits()).map(drop);
     etcds.put("/newer/head", r#"{"format":99,"revision":5,"by":"x"}"#);
     etcds.put("/cut/objects/g/k/1", "{}");
+    etcds.put("/broken/head", "{");
+    let content = || ["newer", "cut", "broken"].map(|root| etcds.content(root));
+    let before = content();
+    assert!(before.iter().all(|found| found.as_array().is_some_and(|keys| keys.len() == 1)), "{before:?}");
     for _ in 0..2 {
         assert!(matches!(connect("newer"), Err(OpenError::Etcd { source: EtcdError::Newer { found: 99 }, .. })));
         assert!(matches!(connect("cut"), Err(OpenError::Etcd { source: EtcdError::Unfinished, .. })));
+        assert!(matches!(connect("broken"), Err(OpenError::Etcd { source: EtcdError::Corrupt(_), .. })));
     }
-    etcds.put("/broken/head", "{");
-    assert!(matches!(connect("broken"), Err(OpenError::Etcd { source: EtcdError::Corrupt(_), .. })));
+    assert_eq!(content(), before, "not a key of them was written, nor written again");
     // A store beside them, whose root begins with the same letters, is another one.
     connect("new").unwrap();
 }

@@ -265,6 +265,12 @@ impl Etcds {
         self.members.borrow().len()
     }
 
+    /// All that is under a root: keys, values, and when they were written.
+    pub fn content(&self, root: &str) -> Value {
+        let key = |end: &str| STANDARD.encode(format!("/{root}{end}"));
+        self.insist("kv/range", &json!({ "key": key("/"), "range_end": key("0") }))["kvs"].clone()
+    }
+
     /// How many keys there are under a root.
     pub fn keys(&self, root: &str) -> u64 {
         let key = |end: &str| STANDARD.encode(format!("/{root}{end}"));
