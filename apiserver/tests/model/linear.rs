@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn what_nobody_asked_for_is_not_in_a_history() {
         let (mut history, writer) = thrice();
-        judge(&history, &[writer.clone()], true);
+        judge(&history, std::slice::from_ref(&writer), true);
         history.insert(5, (name(0), None));
         assert!(std::panic::catch_unwind(|| judge(&history, &[writer], true)).is_err());
     }

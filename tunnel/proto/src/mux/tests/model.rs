@@ -1,5 +1,7 @@
 //! Two sessions, a carrier that delivers when it likes, and any order of calls.
 
+extern crate std;
+
 use super::*;
 use alloc::collections::{BTreeMap, VecDeque};
 use proptest::prelude::*;
