@@ -10,7 +10,9 @@ use serde_json::Value;
 /// `moorline principals`
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Find users and groups by a part of their name, at the hub and at every login provider that can be searched
+    /// Find users and groups by a part of their name, at the hub and at every login provider
+    ///
+    /// A provider that cannot be searched, as OpenID Connect and GitHub, shows those who came in through it and their groups.
     #[command(after_help = "\
 Examples:
   moorline principals search unix

@@ -8,6 +8,7 @@ mod lockout;
 mod recheck;
 mod renewals;
 mod rounds;
+mod seen;
 
 use crate::{
     config::Config,
@@ -26,7 +27,7 @@ pub use lockout::Lockout;
 use lockout::Lockouts;
 use moorline_apiserver::Object;
 use moorline_authz::password;
-use moorline_logins::{LoginProvider, Proof, Providers, Secret};
+use moorline_logins::{LoginProvider, Principal, Proof, Providers, Secret};
 use renewals::Renewals;
 pub(crate) use rounds::{AtProvider, Redeemable, Rounds, Turn};
 use serde::Deserialize;
@@ -164,6 +165,21 @@ impl Logins {
     pub fn provider(&self, name: &str) -> Result<&Arc<dyn LoginProvider>, LoginError> {
         let found = self.providers.iter().find(|provider| provider.name() == name);
         found.ok_or(LoginError::Bad("this hub has no such login provider; see: moorline login --list"))
+    }
+
+    /// Users and groups with `text` in their names; of a provider that cannot be searched those who came in through it.
+    pub async fn search(
+        &self,
+        provider: &dyn LoginProvider,
+        text: &str,
+        most: usize,
+    ) -> Result<Vec<Principal>, moorline_logins::LoginError> {
+        use moorline_logins::LoginError::{Unavailable, Unsupported};
+        match provider.search(text, most).await {
+            Err(Unsupported) => seen::search(&self.records, provider.name(), text, most)
+                .map_err(|e| Unavailable { why: format!("the store: {e}") }),
+            found => found,
+        }
     }
 
     /// One login with a password, counted. The name of the provider, where one was asked.

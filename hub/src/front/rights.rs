@@ -44,10 +44,8 @@ impl Front {
             return status_response(StatusCode::BAD_REQUEST, "q=TEXT is wanted, of 1 to 100 bytes");
         }
         let asked = self.logins.providers().iter().map(|provider| async move {
-            use moorline_logins::LoginError::Unsupported;
-            match provider.search(text, most).await {
+            match self.logins.search(&**provider, text, most).await {
                 Ok(found) => (provider.name(), Some(found)),
-                Err(Unsupported) => (provider.name(), Some(Vec::new())),
                 Err(error) => {
                     tracing::warn!(provider = provider.name(), "a search failed: {}", error.why());
                     (provider.name(), None)

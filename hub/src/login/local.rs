@@ -151,7 +151,7 @@ mod tests {
 
     #[tokio::test]
     async fn s56_who_hangs_up_gets_no_further_hash_for_free() {
-        let limits = Limits { password_checks: 1, ..Limits::default() };
+        let limits = Limits { password_checks: 1, password_queue: 1, ..Limits::default() };
         let hashing = Arc::new(Hashing::new(limits));
         let (begun, has_begun) = oneshot::channel();
         let (end, ends) = mpsc::channel::<()>();
@@ -166,9 +166,11 @@ mod tests {
             }
         });
         has_begun.await.unwrap();
+        assert!(hashing.is_full() && hashing.run(|| 8).await.is_none());
         first.abort();
         assert!(first.await.unwrap_err().is_cancelled());
         assert_eq!(hashing.slots.available_permits(), 0, "the hash is still at work");
+        assert!(!hashing.is_full(), "and nobody waits for it");
         end.send(()).unwrap();
         assert_eq!(hashing.run(|| 7).await, Some(7));
     }

@@ -128,15 +128,3 @@ async fn s70_nobody_is_let_in_again_of_whom_there_is_no_record() {
     let shown = world.get(&world.admin, "/auth/lockouts").await.json();
     assert_eq!(shown["items"][0]["name"], "ann", "{shown}");
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn who_finds_no_place_to_be_hashed_has_tried_nothing() {
-    let world = World::with(|config| {
-        config.limits.password_queue = 0;
-        (config.limits.login_burst, config.limits.user_burst, config.limits.address_burst) = (1, 1, 1);
-    })
-    .await;
-    for _ in 0..3 {
-        assert_eq!(login(&world, "ann", "correct horse").await.code, 503);
-    }
-}

@@ -62,6 +62,15 @@ async fn a_plugin_brings_a_place_to_log_in() {
     let token = made.json()["token"].as_str().unwrap_or_else(|| panic!("{made:?}")).to_owned();
     let me = world.get(&token, "/auth/whoami").await.json();
     assert_eq!((&me["user"], &me["groups"]), (&json!("ann"), &json!(["pier:crew"])), "its groups carry its name");
+    // It cannot be searched; who came in through it is known all the same.
+    let mut found = Vec::new();
+    for text in ["NN", "rew", "nobody"] {
+        let answer = world.get(&world.admin, &format!("/auth/principals?q={text}")).await.json();
+        let of_it = answer["items"].as_array().unwrap().iter().filter(|item| item["provider"] == "pier");
+        found.extend(of_it.map(|item| (item["kind"].clone(), item["name"].clone(), item["subject"].clone())));
+    }
+    let (ann, crew) = ((json!("user"), json!("ann"), json!("id-ann")), (json!("group"), json!("crew"), json!(null)));
+    assert_eq!(found, [ann, crew]);
 }
 
 #[tokio::test]
