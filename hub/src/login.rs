@@ -210,10 +210,12 @@ impl Logins {
             .map_err(|_| LoginError::Bad("the body must be {\"username\", \"password\"}"))?;
         let provider = self.provider(request.provider.as_deref().unwrap_or(LOCAL))?;
         let (name, password) = (request.username, Secret::new(request.password));
-        if name.is_empty() || 256 < name.len() || *PASSWORD.end() < password.reveal().len() {
+        let local = provider.name() == LOCAL;
+        // Nobody is called so, and nothing is hashed: it is no attempt at anybody.
+        let longest = if local { local::NAME } else { 256 };
+        if name.is_empty() || longest < name.len() || *PASSWORD.end() < password.reveal().len() {
             return Err(LoginError::Wrong);
         }
-        let local = provider.name() == LOCAL;
         // No password is looked at, so nothing is counted against anybody.
         if local && self.hashing.is_full() {
             return Err(LoginError::Busy);

@@ -91,7 +91,9 @@ impl Paced {
                 alarm.as_mut().reset(due);
                 continue;
             }
-            if self.bytes < self.pace.bytes {
+            // Nobody looked for a while, as after a machine was suspended: what has come meanwhile may not be at hand yet.
+            let late = due + LATE < Instant::now();
+            if !late && self.bytes < self.pace.bytes {
                 return Poll::Ready(());
             }
             (self.bytes, self.waited, self.since) = (0, Duration::ZERO, None);

@@ -53,6 +53,8 @@ pub const SESSION: std::ops::RangeInclusive<usize> = 32..=64;
 pub const START: Duration = Duration::from_secs(10);
 /// Longest wait for what the shell's last process wrote, after it ended.
 pub const LAST_OUTPUT: Duration = Duration::from_secs(2);
+/// Longest wait for a sandbox to end its programs; then it is ended itself.
+pub const END: Duration = Duration::from_secs(5);
 /// Bytes moved between terminal and network at a time.
 pub const CHUNK: usize = 16 << 10;
 /// Largest message that a client may send, in bytes.

@@ -23,7 +23,7 @@ use nix::{
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, getpid, pidfd_open},
+    process::{Pid, PidfdFlags, getpid, pidfd_open, pidfd_send_signal},
 };
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU};
@@ -131,6 +131,9 @@ fn outer() -> io::Result<ExitCode> {
         }
     }
     if either[0].revents().is_empty() {
+        // Its death signal is one that a program may renounce.
+        let _ = pidfd_send_signal(&alive, rustix::process::Signal::KILL); // it may just have ended by itself
+        inner.wait()?;
         return Ok(ExitCode::from(NOT_MADE));
     }
     let ended = inner.wait()?;

@@ -90,9 +90,7 @@ async fn a_disk_that_stands_still_holds_up_nobody_who_reads() {
     disk.stand(true);
     let begun = Instant::now();
     let (asked, read) = (boat("first"), async {
-        while !disk.waits() {
-            tokio::task::yield_now().await;
-        }
+        waits(&disk).await;
         // What is not known to be on the disk is shown to nobody.
         for _ in 0..50 {
             assert_eq!(world.get("/boats/ada").await.0, 200);
@@ -127,6 +125,16 @@ async fn a_disk_that_stands_still_holds_up_nobody_who_reads() {
     assert_eq!((event.revision, &*event.key), (at + 1, "moorline.dev/boats/first"), "no gap");
 }
 
+/// Until a write has come to the disk.
+async fn waits(disk: &Slow) {
+    let comes = async {
+        while !disk.waits() {
+            tokio::task::yield_now().await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(20), comes).await.is_ok(), "no write comes to the disk");
+}
+
 /// Who was told that it took too long may have asked for something else since.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_nobody_waits_for_any_more_is_not_written() {
@@ -138,9 +146,7 @@ async fn what_nobody_waits_for_any_more_is_not_written() {
     };
     disk.stand(true);
     let late = async {
-        while !disk.waits() {
-            tokio::task::yield_now().await;
-        }
+        waits(&disk).await;
         put("second").await
     };
     let (first, second) = tokio::join!(put("first"), late);

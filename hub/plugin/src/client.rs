@@ -72,6 +72,9 @@ impl tower_service::Service<Request<kube::client::Body>> for Wire {
             let (parts, body) = request.into_parts();
             let bytes = Limited::new(body, limits::REQUEST).collect().await?.to_bytes();
             let request = Request::from_parts(parts, bytes);
+            // A watch has no end; whatever else a cluster answers is collected, and a cluster may be in other hands.
+            let watch = request.uri().query().is_some_and(|query| query.contains("watch="));
+            let bounded = matches!(target, Target::Cluster(_)) && !watch;
             let answer = async {
                 // Until the head of the answer: a watch that is open takes no place.
                 let _place = match &target {
@@ -86,7 +89,9 @@ impl tower_service::Service<Request<kube::client::Body>> for Wire {
                 drop(backend);
                 answer.await
             };
-            within(limits::ANSWER, answer).await
+            let answer = within(limits::ANSWER, answer).await?;
+            let limited = |body| Limited::new(body, limits::ANSWER_SIZE).boxed_unsync();
+            Ok(if bounded { answer.map(limited) } else { answer })
         })
     }
 }

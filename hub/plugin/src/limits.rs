@@ -29,6 +29,8 @@ pub const ANSWER: Duration = Duration::from_secs(30);
 pub const REQUESTS: usize = 16;
 /// Longest request that a plugin may send, in bytes.
 pub const REQUEST: usize = 4 << 20;
+/// Largest answer of a cluster that is no watch, in bytes: a page of 500 nodes with all their images has some 15 MiB.
+pub const ANSWER_SIZE: usize = 64 << 20;
 /// How long a plugin may take to end with the hub.
 pub const END: Duration = Duration::from_secs(5);
 /// By how much a plugin's threads step back behind the traffic (nice(2)), as those that check passwords do.

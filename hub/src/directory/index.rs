@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
-use tokio::{runtime::Handle, sync::watch};
+use tokio::sync::watch;
 
 /// A change: what is there by a name now, if anything.
 #[derive(Debug)]
@@ -126,12 +126,13 @@ impl Index {
         }
     }
 
-    /// Has it made; where there is no runtime, before this returns.
+    /// Has it made. Not where other work stands in line: rights that are gone count until it is made.
     fn begin(&self) {
         let inner = Arc::clone(&self.0);
-        match Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(move || inner.make())),
-            Err(_) => inner.make(),
+        let thread = std::thread::Builder::new().name("grants".to_owned()).spawn(move || inner.make());
+        if let Err(error) = thread {
+            tracing::warn!("no thread for the index of grants, which is made here: {error}");
+            self.0.make();
         }
     }
 

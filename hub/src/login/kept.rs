@@ -15,7 +15,7 @@ const RECORD: &str = "moorline.dev/lockouts";
 /// Locks of users, and of addresses, that are kept at most: those that end last. A name has 256 bytes at most, so all of
 /// them stay under what one write to etcd may have (1.5 MiB).
 const MOST: usize = 500;
-/// After a write that failed.
+/// Between two writes, whether the first failed or not.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// What is kept, and until when of all changes it is.
@@ -75,6 +75,8 @@ impl Kept {
                 tracing::warn!("who is locked out is known to this run of the hub alone: {error}");
                 tokio::time::sleep(PAUSE).await;
             }
+            // Strangers lock out whom they like: what they cause is one write now and then.
+            tokio::time::sleep(PAUSE).await;
         }
     }
 }

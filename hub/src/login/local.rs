@@ -68,6 +68,9 @@ fn yield_to_others() {
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
 
+/// Longest name of an object (RFC 1123), and so of a user, in bytes.
+pub(super) const NAME: usize = 253;
+
 pub(crate) struct Local {
     pub records: Records,
     pub hashing: Arc<Hashing>,
@@ -75,7 +78,7 @@ pub(crate) struct Local {
 
 impl Local {
     async fn check(&self, name: &str, secret: &Secret) -> Result<Proof, LoginError> {
-        if *PASSWORD.end() < secret.reveal().len() || name.is_empty() || 253 < name.len() {
+        if *PASSWORD.end() < secret.reveal().len() || name.is_empty() || NAME < name.len() {
             return Err(LoginError::Wrong { why: "an empty or overlong user name or password".to_owned() });
         }
         let away = |e: crate::records::RecordError| LoginError::Unavailable { why: format!("the store: {e}") };

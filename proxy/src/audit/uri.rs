@@ -4,10 +4,11 @@ use moorline_authz::verb::percent_decode;
 
 /// What stands in place of a value.
 const HIDDEN: &str = "***";
-/// How names of such parameters end; only their letters and digits are looked at, whatever their case.
-const ENDS: [&str; 6] = ["token", "secret", "password", "passwd", "apikey", "signature"];
+/// How names of such parameters end, but for digits; only their letters and digits are looked at, whatever their case.
+const ENDS: [&str; 9] =
+    ["token", "secret", "password", "passwd", "passphrase", "apikey", "accesskey", "signature", "assertion"];
 /// Other names of such parameters.
-const NAMES: [&str; 4] = ["authorization", "jwt", "pwd", "sig"];
+const NAMES: [&str; 5] = ["authorization", "jwt", "pwd", "sig", "samlresponse"];
 
 /// `target` without the values of parameters that carry credentials by their name: `?token=…`, `access_token`, ….
 ///
@@ -35,7 +36,8 @@ fn is_credential(name: &str) -> bool {
     let bytes = percent_decode(name).unwrap_or_else(|| name.as_bytes().to_vec());
     let name: String =
         bytes.into_iter().filter(u8::is_ascii_alphanumeric).map(|b| char::from(b.to_ascii_lowercase())).collect();
-    NAMES.contains(&name.as_str()) || ENDS.iter().any(|end| name.ends_with(end))
+    let name = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    NAMES.contains(&name) || ENDS.iter().any(|end| name.ends_with(end))
 }
 
 #[cfg(test)]
@@ -56,6 +58,7 @@ mod tests {
             ("/api?token%5B%5D=x&filter.client_secret=y", "/api?token%5B%5D=***&filter.client_secret=***"),
             ("/api?%zztoken=x", "/api?%zztoken=***"),
             ("/api?token==x=y", "/api?token=***"),
+            ("/api?token[0]=x&password1=y&client_assertion=z", "/api?token[0]=***&password1=***&client_assertion=***"),
             ("/api?a=1;token=x;y", "/api?a=1;token=***"),
             ("/api?a=1?token=x&token=?y", "/api?a=1?token=x&token=***"),
             ("/api?API_KEY=x&Password=y&sig=z&jwt=w", "/api?API_KEY=***&Password=***&sig=***&jwt=***"),

@@ -10,6 +10,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     os::fd::OwnedFd,
+    path::Path,
 };
 
 /// Ends the largest processes of the shell's user until the rest hold no more than they may.
@@ -31,7 +32,17 @@ fn process(entry: &fs::DirEntry, uid: u32) -> Option<(u64, OwnedFd)> {
     let file = openat(&folder, "status", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     File::from(file).read_to_string(&mut status).ok()?;
     let user: u32 = field(&status, "Uid:")?.parse().ok()?;
+    if field(&status, "RssAnon:").is_none() {
+        status = living(&entry.path()).unwrap_or(status);
+    }
     (user == uid).then(|| (held(&status), folder))
+}
+
+/// Of a process whose first thread has ended the others tell what it holds.
+fn living(process: &Path) -> Option<String> {
+    let threads = fs::read_dir(process.join("task")).ok()?.flatten();
+    let mut said = threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
+    said.find(|status| field(status, "RssAnon:").is_some())
 }
 
 /// The first word of a line of `/proc/PID/status`.
@@ -39,10 +50,10 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()
 }
 
-/// Bytes that are its own, or shared and in no file. What it shares with a parent counts for both.
+/// Bytes that are its own, or shared and in no file, and the kernel's tables for them. What it shares with a parent counts for both.
 fn held(status: &str) -> u64 {
     let kib = |name| field(status, name).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or_default();
-    ["RssAnon:", "RssShmem:", "VmSwap:"].map(kib).iter().sum::<u64>().saturating_mul(1024)
+    ["RssAnon:", "RssShmem:", "HugetlbPages:", "VmPTE:", "VmSwap:"].map(kib).iter().sum::<u64>().saturating_mul(1024)
 }
 
 /// Of these the largest, as many as it takes for the rest to be no more than `most`.
@@ -71,9 +82,8 @@ mod tests {
 
     #[test]
     fn what_is_in_files_is_not_held() {
-        let status =
-            "Name:\tx\nVmRSS:\t 900 kB\nRssAnon:\t 100 kB\nRssFile:\t 700 kB\nRssShmem:\t 20 kB\nVmSwap:\t 3 kB\n";
-        assert_eq!(held(status), 123 << 10);
+        let status = "Name:\tx\nVmRSS:\t 900 kB\nRssAnon:\t 100 kB\nRssFile:\t 700 kB\nRssShmem:\t 20 kB\nVmPTE:\t 8 kB\nVmSwap:\t 3 kB\n";
+        assert_eq!(held(status), 131 << 10);
         assert_eq!(held("Name:\tkthreadd\n"), 0);
     }
 }

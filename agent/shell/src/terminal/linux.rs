@@ -14,6 +14,7 @@ use rustix::{
 };
 use std::{
     io::{self, Write},
+    net::Shutdown,
     os::{
         fd::OwnedFd,
         unix::{net::UnixStream, process::ExitStatusExt},
@@ -22,7 +23,9 @@ use std::{
 use tokio::{
     net::{TcpListener, unix::pipe},
     process::{Child, Command},
+    runtime::Handle,
     task::spawn_blocking,
+    time::timeout,
 };
 
 /// A shell that runs. Dropping it ends every process of it.
@@ -31,9 +34,21 @@ pub(crate) struct Terminal {
     /// The same, as what the runtime can wait for: to it a terminal is a pipe each way.
     shown: pipe::Receiver,
     typed: pipe::Sender,
-    child: Child,
+    child: Option<Child>,
     /// Closed, the sandbox ends.
-    _control: UnixStream,
+    control: UnixStream,
+}
+
+impl Drop for Terminal {
+    /// Has the sandbox end by itself: ended by a signal it would leave what it waits for to others, and nobody waits for
+    /// orphans in a pod.
+    fn drop(&mut self) {
+        let _ = self.control.shutdown(Shutdown::Both); // who has ended has closed it
+        if let (Some(mut child), Ok(runtime)) = (self.child.take(), Handle::try_current()) {
+            // Dropped there, it is ended after all.
+            runtime.spawn(async move { drop(timeout(limits::END, child.wait()).await) });
+        }
+    }
 }
 
 impl Terminal {
@@ -74,7 +89,7 @@ impl Terminal {
         .await??;
         let shown = pipe::Receiver::from_owned_fd_unchecked(master.try_clone()?)?;
         let typed = pipe::Sender::from_owned_fd_unchecked(master.try_clone()?)?;
-        let terminal = Self { master, shown, typed, child, _control: control };
+        let terminal = Self { master, shown, typed, child: Some(child), control };
         let Some(listener) = listener else {
             let mut said = vec![0; 1024];
             let n = tokio::time::timeout(limits::LAST_OUTPUT, terminal.read(&mut said)).await.map_or(Ok(0), |n| n)?;
@@ -130,7 +145,8 @@ impl Terminal {
     /// # Cancel safety
     /// Safe.
     pub async fn ended(&mut self) -> io::Result<i32> {
-        let status = self.child.wait().await?;
+        let child = self.child.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        let status = child.wait().await?;
         Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()))
     }
 }

@@ -298,4 +298,15 @@ pub async fn what_does_not_hear_its_terminal_ends_with_its_shell() {
     eventually("it is another program", sleeps).await;
     drop(client);
     eventually("all of it has ended", || processes() == 0 && house.shells.open() == 0).await;
+    // Nor the signal of its parent's death: it has renounced that (PR_SET_PDEATHSIG of prctl(2)).
+    let mut client = house.enter().await;
+    let prctl = if cfg!(target_arch = "x86_64") { 157 } else { 167 };
+    let deaf = format!(
+        "exec perl -e '$SIG{{$_}} = \"IGNORE\" for qw(HUP INT QUIT TERM); syscall({prctl}, 1, 0, 0, 0, 0); $| = 1; \
+         print \"renoun\", \"ces\\n\"; sleep 1000 while 1'\r"
+    );
+    client.type_in(&deaf).await;
+    client.until("renounces\r\n").await;
+    drop(client);
+    eventually("all of that has ended", || processes() == 0 && house.shells.open() == 0).await;
 }

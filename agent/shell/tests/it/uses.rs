@@ -173,7 +173,8 @@ pub async fn nothing_is_lost_or_shown_twice_when_a_client_comes_back() {
     client.is_taken().await;
     let seen = client.shown;
     drop(client);
-    while crate::client::processes() > 0 {
+    // Its exit code waits to be asked for.
+    while crate::client::statuses().iter().any(|status| !status.contains("\nState:\tZ")) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let mut client = house.enter_with(&format!("session={id}&attach=1&seen={seen}")).await;

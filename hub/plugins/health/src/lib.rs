@@ -41,7 +41,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use usage::Meter;
 
 /// The condition of a Cluster that says whether it can work.
@@ -50,10 +50,22 @@ pub const CONDITION: &str = "Ready";
 const TROUBLE: u32 = 500;
 /// Events that are read at a time.
 const EVENTS: u32 = 500;
+/// Nodes of one cluster that are known at a time.
+const NODES: usize = 20_000;
+/// Longest time for one look at a cluster.
+const LOOK: Duration = Duration::from_secs(300);
 /// The fleet's object is written at most this often.
 const FLEET_PAUSE: Duration = Duration::from_secs(5);
 /// Pods that neither run nor have ended well.
 const IN_TROUBLE: &str = "status.phase!=Running,status.phase!=Succeeded";
+
+/// Somebody else has written the object meanwhile: it is written with the next look.
+fn unless_changed<T>(done: Result<T, kube::Error>) -> Result<(), kube::Error> {
+    match done {
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        done => done.map(drop),
+    }
+}
 
 /// Settings.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -222,7 +234,7 @@ impl Health {
         let status = Some(self.fleet.status(now.len()));
         if stored.status != status {
             stored.status = status;
-            api.replace_status(FLEET, &PostParams::default(), &stored).await?;
+            unless_changed(api.replace_status(FLEET, &PostParams::default(), &stored).await)?;
         }
         Ok(())
     }
@@ -253,9 +265,13 @@ impl Health {
                 },
                 _ = tick.tick() => {
                     if listed {
-                        self.look(hub, cluster, &known, &mut pulses).await?;
+                        let look = timeout(LOOK, self.look(hub, cluster, &known, &mut pulses)).await;
+                        look.unwrap_or_else(|_| Err(PluginError::Other("the cluster answers too slowly".to_owned())))?;
                     }
                 }
+            }
+            if NODES < known.len().max(listing.len()) {
+                return Err(PluginError::Other(format!("the cluster names more than {NODES} nodes")));
             }
         }
     }
@@ -303,7 +319,7 @@ impl Health {
         self.fleet.put(&cluster.name, numbers, status.warnings.clone());
         if before != status {
             stored.status = Some(status.clone());
-            api.replace_status(&cluster.name, &PostParams::default(), &stored).await?;
+            unless_changed(api.replace_status(&cluster.name, &PostParams::default(), &stored).await)?;
         }
         let object = clusters(hub).get_opt(&cluster.name).await?.map(|object| object.data).unwrap_or_default();
         let there = &object["status"];

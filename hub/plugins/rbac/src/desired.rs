@@ -97,6 +97,14 @@ pub(crate) fn published(roles: &All<GlobalRoleSpec>, bindings: &All<GlobalRoleBi
         {
             // A role that was written before a kind was found to give too much gives it no more.
             let verbs: Vec<_> = rule.verbs.iter().filter(|verb| may_give(resource, verb).is_ok()).cloned().collect();
+            if verbs.len() < rule.verbs.len() {
+                let role = &binding.spec.role;
+                tracing::warn!(
+                    role,
+                    resource,
+                    "a global role names verbs that only administrators have; they give nothing"
+                );
+            }
             if verbs.is_empty() {
                 continue;
             }

@@ -40,12 +40,12 @@ pub const KINDS: &[(&str, Reach)] = &[
     // what `manageNamespaces` gives.
     ("projectnamespaces", Reach::Seen),
     ("projects", Reach::Seen),
-    // What they say is done on machines, or opens a way into a cluster.
-    ("nodeplans", Reach::Seen),
+    // What they say opens a way into a cluster.
     ("serviceexports", Reach::Seen),
     ("serviceimports", Reach::Seen),
-    // A kubeconfig; and Secrets, which are laid into any namespace.
+    // A kubeconfig; Secrets, which are laid into any namespace; files that are written on machines, and what commands printed.
     ("clusterimports", Reach::Hidden),
+    ("nodeplans", Reach::Hidden),
     ("sharedsecrets", Reach::Hidden),
 ];
 

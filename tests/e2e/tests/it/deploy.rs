@@ -229,10 +229,19 @@ fn live(world: &mut World) -> Result<()> {
     traffic()?;
 
     // A shell in the node agent's pod, by the rights that it is given for that.
-    let (said, code) = shell_of(world, ALICE, CLUSTER, &[], "id -u; ls /; kubectl get pods -n team; exit 3\n")?;
+    let (said, code) = shell_of(
+        world,
+        ALICE,
+        CLUSTER,
+        &[],
+        "id -u; echo var:$(ls / | grep -cx var); kubectl get pods -n team && echo kube-o''k; exit 3\n",
+    )?;
     println!("a shell in a pod:\n{said}");
     ensure!(code == Some(3) && said.contains("1900000000"), "{code:?} {said}");
-    ensure!(!said.contains("var"), "nothing of the pod's is there: {said}");
+    ensure!(
+        said.contains("var:0") && said.contains("kube-ok"),
+        "nothing of the pod's is there, and the cluster is: {said}"
+    );
 
     for (account, objects) in [
         (
