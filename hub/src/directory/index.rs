@@ -278,19 +278,21 @@ mod tests {
         assert_eq!(reached(&directory), 3, "who waited for their change sees it");
     }
 
-    #[test]
-    fn what_changes_meanwhile_is_in_the_next_index_all_at_once() {
+    #[tokio::test]
+    async fn what_changes_meanwhile_is_in_the_next_index_all_at_once() {
         let index = Index::new(Recording::Never);
         index.0.work().busy = true;
         let edit = |name: &str, said| index.edit(Edit::Recorded(name.to_owned(), said));
         (0..3).for_each(|n| edit(&format!("edge{n}"), Some(Recording::Always)));
         let (edits, upto) = index.0.next().unwrap();
         assert_eq!((edits.len(), upto, index.0.next().is_none()), (3, 3, true));
-        // There is no runtime here, so it is made before this returns; and not where nothing has changed.
+        // It is not made where nothing has changed.
         let before = index.grants();
         edit("edge1", None);
+        index.settled().await;
         assert!(Arc::ptr_eq(&before, &index.grants()) && *index.0.holds.borrow() == 4);
         edit("edge1", Some(Recording::Always));
+        index.settled().await;
         assert!(!Arc::ptr_eq(&before, &index.grants()) && index.read(|all| all.recorded.len()) == 1);
     }
 }
