@@ -4,7 +4,7 @@
 //!
 //! It asks little: nodes are watched and forgotten but for a few numbers, pods are counted by the API server
 //! (`remainingItemCount`), only those in trouble are listed, as metadata, and usage is asked for as the sums that each node
-//! has. All of it is bounded for each cluster: `look`, `usage`, `components` and `history` name their bounds.
+//! has. What is kept and collected of each cluster is bounded: here, and in `look`, `usage`, `components` and `history`.
 #![forbid(unsafe_code)]
 
 mod ask;
