@@ -33,6 +33,8 @@ MOORLINE_P13_RUNS=100 MOORLINE_P13_OPERATIONS=2000 cargo test --locked --release
 # S71: as many strangers' words as there may be, and no more series.
 MOORLINE_S71=100000 cargo test --locked --release -p moorline-proxy --lib -- s71_
 MOORLINE_S71=1000 cargo test --locked --release -p moorline-hub --test it -- s71_
+# F42: what plugins that panic, or never give their thread back, cost the traffic.
+cargo test --locked --release -p moorline-hub --test it -- --ignored --nocapture --test-threads 1 f42_
 tests/fuzz/run.sh "${FUZZ:-300}"
 # Built for speed, and one after the other: what they print is a figure.
 cargo build --locked --release -p moorline-cli

@@ -69,51 +69,72 @@ fn p99(mut took: Vec<Duration>) -> Duration {
     took[took.len() * 99 / 100]
 }
 
-/// F42: the slowest hundredth of the requests takes at most twice the time, while a plugin panics a hundred times; it is
-/// tried again with pauses, and nobody else is bothered.
-#[tokio::test(flavor = "multi_thread")]
-async fn f42_a_plugin_that_panics_all_the_time_costs_the_traffic_little() {
+/// What the slowest hundredth of the requests may take beside it, as a part of what it takes without.
+const TWICE: f64 = 2.0;
+
+/// A hub whose plugin panics, and an agent.
+async fn with_panics() -> (World, crate::world::Agent) {
     let world = World::with(|config| {
         config.plugins = vec![Arc::new(Wild) as Arc<dyn Plugin>];
         (config.limits.user_burst, config.limits.address_burst) = (100_000, 100_000);
     })
     .await;
-    let _agent = world.connected("edge1", Carrier::Tls).await;
-    let anna = world.user("anna", &["edge1"]).await;
-    let (mut line, mut other) = (Line::open(&world, &anna).await, Line::open(&world, &world.admin).await);
-    assert_eq!(other.get("/plugins/wild/well").await.0, 200);
-    let mut seen = Vec::new();
-    for _ in 0..TRIES {
-        let (mut quiet, mut beside) = (Vec::new(), Vec::new());
-        for _ in 0..PANICS {
-            // In turn, so that whatever else this machine does is in both: with an answer, and with a panic in its place.
-            for (path, code, into) in
-                [("/plugins/wild/well", 200, &mut quiet), ("/plugins/wild/panic", 500, &mut beside)]
-            {
-                let traffic = async {
-                    for _ in 0..BESIDE {
-                        let (code, took) = line.get("/k8s/clusters/edge1/api").await;
-                        assert_eq!(code, 200);
-                        into.push(took);
-                    }
-                };
-                let ((answered, _), ()) = tokio::join!(other.get(path), traffic);
-                assert_eq!(answered, code);
-            }
-        }
-        let (without, with) = (p99(quiet), p99(beside));
-        eprintln!("p99 without {without:?}, beside {PANICS} panics {with:?}");
-        seen.push((without, with));
-        if with <= without * 2 {
-            break;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    (world, agent)
+}
+
+/// How long requests take that are made while a plugin answers, and while it panics in the answer's place.
+async fn beside_panics(world: &World, anna: &str) -> [Vec<Duration>; 2] {
+    let (mut line, mut other) = (Line::open(world, anna).await, Line::open(world, &world.admin).await);
+    let mut took: [Vec<Duration>; 2] = Default::default();
+    for _ in 0..PANICS {
+        // In turn, so that whatever else this machine does is in both: with an answer, and with a panic in its place.
+        for (into, (path, code)) in [("/plugins/wild/well", 200), ("/plugins/wild/panic", 500)].into_iter().enumerate()
+        {
+            let traffic = async {
+                for _ in 0..BESIDE {
+                    let (code, time) = line.get("/k8s/clusters/edge1/api").await;
+                    assert_eq!(code, 200);
+                    took[into].push(time);
+                }
+            };
+            let ((answered, _), ()) = tokio::join!(other.get(path), traffic);
+            assert_eq!(answered, code);
         }
     }
-    assert!(seen.last().is_some_and(|(without, with)| *with <= *without * 2), "{seen:?}");
+    took
+}
+
+/// F42: while a plugin panics a hundred times every request of others is answered; its own run is tried again with pauses,
+/// and nobody else is bothered.
+#[tokio::test(flavor = "multi_thread")]
+async fn f42_a_plugin_that_panics_all_the_time_costs_the_traffic_nothing_but_time() {
+    let (world, _agent) = with_panics().await;
+    let anna = world.user("anna", &["edge1"]).await;
+    beside_panics(&world, &anna).await;
     // Its own run failed all the time too, and was tried again with pauses.
     let restarts = || world.metric("moorline_plugin_restarts_total{cause=\"panic\",plugin=\"wild\"}");
     eventually("a second try", async || restarts() >= 2.0).await;
     assert!(restarts() < 10.0, "never a tight loop: {}", restarts());
-    assert_eq!(line.get("/k8s/clusters/edge1/api").await.0, 200);
+    assert_eq!(Line::open(&world, &anna).await.get("/k8s/clusters/edge1/api").await.0, 200);
+}
+
+/// F42, the figure: the slowest hundredth of the requests takes at most twice the time.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a figure, for a machine that does nothing else: tests/long.sh"]
+async fn f42_beside_panics_the_slowest_hundredth_takes_at_most_twice_the_time() {
+    let (world, _agent) = with_panics().await;
+    let anna = world.user("anna", &["edge1"]).await;
+    let mut seen = Vec::new();
+    for _ in 0..TRIES {
+        let [without, beside] = beside_panics(&world, &anna).await.map(p99);
+        eprintln!("p99 without {without:?}, beside {PANICS} panics {beside:?}");
+        seen.push(beside.as_secs_f64() / without.as_secs_f64());
+        if seen.last().is_some_and(|ratio| *ratio <= TWICE) {
+            return;
+        }
+    }
+    panic!("with panics as a part of without: {seen:.2?}");
 }
 
 /// One that answers, beside another that does not.
@@ -172,11 +193,8 @@ impl Plugin for Spinning {
 /// How often it spins, and how many requests of each kind are made beside it each time.
 const SPINS: usize = 100;
 
-/// F42: beside a plugin that is in an endless loop the slowest hundredth of the requests, to a cluster and to another plugin,
-/// takes at most twice the time. With and without the loop in turn; tried again as with panics, for the loop, other tests and this one
-/// share the cores.
-#[tokio::test(flavor = "multi_thread")]
-async fn f42_a_plugin_in_an_endless_loop_costs_the_traffic_and_other_plugins_little() {
+/// A hub with a plugin that can be put into an endless loop, and another beside it.
+async fn with_a_loop() -> (World, crate::world::Agent, Arc<Spinning>) {
     let spinning = Arc::new(Spinning::default());
     let plugins: Vec<Arc<dyn Plugin>> = vec![spinning.clone(), Arc::new(Calm)];
     let world = World::with(|config| {
@@ -184,31 +202,69 @@ async fn f42_a_plugin_in_an_endless_loop_costs_the_traffic_and_other_plugins_lit
         (config.limits.user_burst, config.limits.address_burst) = (100_000, 100_000);
     })
     .await;
-    let _agent = world.connected("edge1", Carrier::Tls).await;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    (world, agent, spinning)
+}
+
+/// How long requests to the cluster and to the other plugin take: without the loop, and beside it.
+async fn beside_a_loop(line: &mut Line<'_>, spinning: &Spinning) -> [[Vec<Duration>; 2]; 2] {
+    let mut took: [[Vec<Duration>; 2]; 2] = Default::default();
+    for _ in 0..SPINS {
+        for on in [false, true] {
+            spinning.switch(on).await;
+            for _ in 0..BESIDE {
+                for (to, path) in ["/k8s/clusters/edge1/api", "/plugins/calm/well"].into_iter().enumerate() {
+                    let (code, time) = line.get(path).await;
+                    assert_eq!(code, 200);
+                    took[usize::from(on)][to].push(time);
+                }
+            }
+        }
+    }
+    spinning.switch(false).await;
+    took
+}
+
+/// F42: beside a plugin that is in an endless loop every request is answered, to a cluster and to another plugin; it has no
+/// thread but its own, and that one steps back behind all others.
+#[tokio::test(flavor = "multi_thread")]
+async fn f42_a_plugin_in_an_endless_loop_has_its_own_thread_alone_and_steps_back() {
+    let (world, _agent, spinning) = with_a_loop().await;
+    let anna = world.user("anna", &["edge1"]).await;
+    beside_a_loop(&mut Line::open(&world, &anna).await, &spinning).await;
+    spinning.switch(true).await;
+    #[cfg(target_os = "linux")]
+    assert_eq!(priorities("plugin-spinning"), [i64::from(moorline_plugin::limits::NICE)]);
+    spinning.switch(false).await;
+}
+
+/// The priorities (nice(2)) of this process's threads of a name (proc_pid_stat(5), field 19).
+#[cfg(target_os = "linux")]
+fn priorities(name: &str) -> Vec<i64> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+    let of = |stat: String| {
+        let (before, after) = stat.rsplit_once(") ")?;
+        before.ends_with(&format!("({name}")).then(|| after.split(' ').nth(16)?.parse().ok())?
+    };
+    stats.filter_map(of).collect()
+}
+
+/// F42, the figure: beside a plugin that is in an endless loop the slowest hundredth of the requests, to a cluster and to
+/// another plugin, takes at most twice the time.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a figure, for a machine that does nothing else: tests/long.sh"]
+async fn f42_beside_a_loop_the_slowest_hundredth_takes_at_most_twice_the_time() {
+    let (world, _agent, spinning) = with_a_loop().await;
     let anna = world.user("anna", &["edge1"]).await;
     let mut line = Line::open(&world, &anna).await;
     let mut seen = Vec::new();
     for _ in 0..TRIES {
-        // Without and beside: to the cluster, and to the other plugin.
-        let mut took: [[Vec<Duration>; 2]; 2] = Default::default();
-        for _ in 0..SPINS {
-            for on in [false, true] {
-                spinning.switch(on).await;
-                for _ in 0..BESIDE {
-                    for (to, path) in ["/k8s/clusters/edge1/api", "/plugins/calm/well"].into_iter().enumerate() {
-                        let (code, time) = line.get(path).await;
-                        assert_eq!(code, 200);
-                        took[usize::from(on)][to].push(time);
-                    }
-                }
-            }
-        }
-        spinning.switch(false).await;
-        let [without, beside] = took.map(|both| both.map(p99));
+        let [without, beside] = beside_a_loop(&mut line, &spinning).await.map(|both| both.map(p99));
         eprintln!("p99 to the cluster and to a plugin: without {without:?}, beside a loop {beside:?}");
         let ratios = [0, 1].map(|to| beside[to].as_secs_f64() / without[to].as_secs_f64());
         seen.push(ratios);
-        if ratios.iter().all(|ratio| *ratio <= 2.0) {
+        if ratios.iter().all(|ratio| *ratio <= TWICE) {
             return;
         }
     }
