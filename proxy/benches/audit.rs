@@ -28,6 +28,11 @@ use std::{
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
+/// As in the shipped binaries.
+#[cfg(not(windows))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const ROUNDS: usize = 11;
 const ROUND: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 32;

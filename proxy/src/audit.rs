@@ -2,21 +2,23 @@
 
 pub mod chain;
 pub mod files;
+mod queue;
 pub mod search;
 mod uri;
 
 use chain::Chain;
 use files::{Found, LogFile, Output, Rotation};
 use futures_util::future::BoxFuture;
+use queue::Queue;
 use serde::Serialize;
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     io,
     path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-        mpsc,
     },
     time::Duration,
 };
@@ -150,8 +152,8 @@ pub const QUEUE: usize = 4096;
 const RETRY: Duration = Duration::from_millis(200);
 /// How long the writer waits for more records before it writes.
 const GATHER: Duration = Duration::from_millis(5);
-/// Room for a usual record, in bytes.
-const LINE: usize = 1 << 10;
+/// Memory that each thread keeps for the next record, in bytes.
+const LINE: usize = 4 << 10;
 /// Memory kept for the next batch, in bytes.
 const BATCH: usize = 256 << 10;
 
@@ -173,8 +175,7 @@ pub enum OnFailure {
 
 /// Writes one JSON line for each record, from a thread of its own: a slow disk holds up no other task.
 pub struct FileSink {
-    /// `None` once closed.
-    lines: Mutex<Option<mpsc::Sender<Vec<u8>>>>,
+    queue: Arc<Queue>,
     waiting: Arc<AtomicUsize>,
     room: Arc<Notify>,
     /// What is at the front cannot be written.
@@ -212,20 +213,26 @@ impl FileSink {
     /// # Errors
     /// No thread could be started.
     pub fn to_writer(mut out: impl Output, mut chain: Chain, most: usize, policy: OnFailure) -> io::Result<Arc<Self>> {
-        // Bounded by `admit`, not by the channel: see the trait.
-        let (sender, lines) = mpsc::channel::<Vec<u8>>();
+        // Bounded by `admit`, not by the queue: see the trait.
+        let queue = Arc::new(Queue::new());
         let (waiting, room) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
         let (failed, closing) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let lost = Arc::new(Lost::default());
-        let shared = (waiting.clone(), room.clone(), failed.clone(), closing.clone(), lost.clone());
+        let shared = (queue.clone(), waiting.clone(), room.clone(), failed.clone(), closing.clone(), lost.clone());
         let writer = std::thread::Builder::new().name("audit".to_owned()).spawn(move || {
-            let (waiting, room, failed, closing, lost) = shared;
-            let mut batch = Vec::new();
-            while let Ok(first) = lines.recv() {
+            let (queue, waiting, room, failed, closing, lost) = shared;
+            let (mut lines, mut batch) = (Vec::new(), Vec::new());
+            while queue.wait() {
                 // One wake-up and one write for all that come close together: each costs as much as a small request.
                 std::thread::sleep(GATHER);
-                chain.seal(&first, &mut batch);
-                let more = lines.try_iter().take(most).map(|line| chain.seal(&line, &mut batch)).count();
+                queue.exchange(&mut lines);
+                let (mut count, mut from) = (0, 0);
+                for end in memchr::memchr_iter(b'\n', &lines) {
+                    chain.seal(lines.get(from..end).unwrap_or_default(), &mut batch);
+                    (count, from) = (count + 1, end + 1);
+                }
+                lines.clear();
+                lines.shrink_to(BATCH);
                 let mut rest = &batch[..];
                 // A record is never given up: one that cannot be written waits, and no call is admitted meanwhile.
                 while let Err(error) = write(&mut out, &mut rest) {
@@ -245,19 +252,19 @@ impl FileSink {
                 }
                 batch.clear();
                 batch.shrink_to(BATCH);
-                waiting.fetch_sub(1 + more, Ordering::AcqRel);
+                waiting.fetch_sub(count, Ordering::AcqRel);
                 room.notify_waiters();
             }
         })?;
-        let (lines, writer) = (Mutex::new(Some(sender)), Mutex::new(Some(writer)));
-        Ok(Arc::new(Self { lines, waiting, room, failed, closing, lost, policy, most, writer }))
+        let writer = Mutex::new(Some(writer));
+        Ok(Arc::new(Self { queue, waiting, room, failed, closing, lost, policy, most, writer }))
     }
 
     /// Writes out what is queued, tried once more where it could not be written, and ends the thread. Later records
     /// are lost; later calls are refused.
     pub async fn close(&self) {
         self.closing.store(true, Ordering::Release);
-        drop(lock(&self.lines).take());
+        self.queue.close();
         let writer = lock(&self.writer).take(); // not in the `if let`: its guard would live across the await
         if let Some(writer) = writer {
             writer.thread().unpark();
@@ -269,8 +276,15 @@ impl FileSink {
         if self.policy == OnFailure::Continue {
             return true;
         }
-        let writes = !self.failed.load(Ordering::Acquire);
-        writes && self.waiting.load(Ordering::Acquire) < self.most && lock(&self.lines).is_some()
+        let writes = !self.failed.load(Ordering::Acquire) && !self.closing.load(Ordering::Acquire);
+        writes && self.waiting.load(Ordering::Acquire) < self.most
+    }
+}
+
+impl Drop for FileSink {
+    /// What waits is written all the same.
+    fn drop(&mut self) {
+        self.queue.close();
     }
 }
 
@@ -345,18 +359,23 @@ impl AuditSink for FileSink {
             self.lost.add();
             return;
         }
-        // One record is one line: JSON escapes every control character within strings.
-        let mut line = Vec::with_capacity(LINE);
-        if serde_json::to_writer(&mut line, &event).is_err() {
-            return;
-        }
-        if let Some(lines) = &*lock(&self.lines) {
-            self.waiting.fetch_add(1, Ordering::AcqRel);
-            if lines.send(line).is_err() {
-                self.waiting.fetch_sub(1, Ordering::AcqRel);
+        RECORD.with_borrow_mut(|record| {
+            // One record is one line: JSON escapes every control character within strings.
+            if serde_json::to_writer(&mut *record, &event).is_ok() {
+                self.waiting.fetch_add(1, Ordering::AcqRel);
+                if !self.queue.put(record) {
+                    self.waiting.fetch_sub(1, Ordering::AcqRel);
+                }
             }
-        }
+            record.clear();
+            record.shrink_to(LINE);
+        });
     }
+}
+
+thread_local! {
+    /// A record while it is made.
+    static RECORD: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use std::io::Write as _;
 
 /// Length of a hash in text: SHA-256 as base64url without padding.
 const HASH: usize = 43;
@@ -36,8 +37,9 @@ impl Chain {
         let begin = out.len();
         out.extend_from_slice(open);
         let comma = if open.trim_ascii_end().ends_with(b"{") { "" } else { "," };
-        out.extend_from_slice(format!("{comma}\"seq\":{},\"prev\":\"{}\"", self.next, self.last).as_bytes());
-        self.last = hash(out.get(begin..).unwrap_or_default());
+        let _ = write!(out, "{comma}\"seq\":{},\"prev\":\"{}\"", self.next, self.last); // into memory: it does not fail
+        self.last.clear();
+        URL_SAFE_NO_PAD.encode_string(Sha256::digest(out.get(begin..).unwrap_or_default()), &mut self.last);
         self.next += 1;
         out.extend_from_slice(MARK);
         out.extend_from_slice(self.last.as_bytes());

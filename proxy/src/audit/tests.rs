@@ -250,3 +250,16 @@ async fn s70_where_calls_go_on_by_policy_the_log_says_what_it_lacks() {
     text.lines().for_each(|line| chain.follow(line.as_bytes()).unwrap());
     assert_eq!((text.lines().count(), text.matches("\"lostRecords\":4").count()), (3, 1), "{text}");
 }
+
+#[tokio::test]
+async fn a_log_that_nobody_holds_any_more_is_written_to_its_end() {
+    let ((called, calls), (let_go, go)) = (channel(), channel());
+    let sink = FileSink::to_writer(Gate { called, go }, Chain::default(), 2, OnFailure::Refuse).unwrap();
+    sink.record(event("a")).await.unwrap();
+    drop(sink);
+    let patience = Duration::from_secs(30);
+    calls.recv_timeout(patience).unwrap();
+    let_go.send(()).unwrap();
+    let end = calls.recv_timeout(patience);
+    assert_eq!(end, Err(std::sync::mpsc::RecvTimeoutError::Disconnected), "its thread has ended");
+}
