@@ -6,6 +6,8 @@
 //! acknowledges them.
 
 mod errors;
+#[cfg(test)]
+mod tests;
 mod watcher;
 
 pub use errors::{CommitError, Compacted, OpenError};
@@ -153,6 +155,8 @@ pub(crate) struct State {
     pub(crate) fresh: VecDeque<Arc<Value>>,
     /// The newest revision whose event is no longer in the history.
     pub(crate) compacted: u64,
+    /// How often everything was read anew: what was seen before may be of another history, of whatever revision.
+    pub(crate) age: u64,
 }
 
 pub(crate) struct Shared {
@@ -160,7 +164,7 @@ pub(crate) struct Shared {
     pub(crate) revision: watch::Sender<u64>,
     /// Why no writes are taken.
     pub(crate) trouble: RwLock<Option<CommitError>>,
-    /// Since when what others write is not heard of.
+    /// Since when what others write may not be heard of: something was asked that has no answer yet, or got none.
     pub(crate) silent: Mutex<Option<Instant>>,
     pub(crate) metrics: OnceLock<Metrics>,
     /// Whether all writes are refused, so that what was copied stays all there is.
@@ -328,8 +332,8 @@ impl Store {
         Err(trouble.to_string())
     }
 
-    /// How long others may have written what is not known here: since its etcd was seen not to answer, which a silent one is
-    /// after nine seconds. Nothing while it answers, nor for a file, which has one owner.
+    /// How long others may have written what is not known here: since its etcd was asked what it did not answer, or was seen
+    /// not to tell, which a silent one is after nine seconds. Nothing while it answers, nor for a file, which has one owner.
     pub fn unheard(&self) -> Duration {
         let silent = *self.shared.silent.lock().unwrap_or_else(PoisonError::into_inner);
         silent.map_or(Duration::ZERO, |since| since.elapsed())
@@ -491,14 +495,15 @@ impl Store {
     /// The next change after `from` is no longer known, or `from` has not been: then it is of another history, as
     /// after a backup was put back, and waiting for it would skip what happens until then.
     pub fn watch(&self, prefix: &str, from: u64) -> Result<Watcher, Compacted> {
-        {
+        let age = {
             let state = self.state();
             if from < state.compacted || state.revision < from {
                 return Err(Compacted);
             }
-        }
+            state.age
+        };
         let revision = self.shared.revision.subscribe();
-        Ok(Watcher { store: self.clone(), prefix: prefix.to_owned(), seen: from, revision, ready: VecDeque::new() })
+        Ok(Watcher { store: self.clone(), prefix: prefix.to_owned(), seen: from, age, revision, ready: VecDeque::new() })
     }
 }
 

@@ -96,12 +96,16 @@ impl<B: Backend> Writer<B> {
                 return tell_lost(group.lost);
             }
             let began = Instant::now();
+            self.ask();
             let written = self.backend.write(&group).await;
             if let Some(metrics) = self.shared.metrics.get() {
                 metrics.commits.observe(began.elapsed().as_secs_f64());
             }
             match written {
-                Ok(()) => return self.show(group),
+                Ok(()) => {
+                    self.answered();
+                    return self.show(group);
+                }
                 Err(WriteError::Behind) => {
                     for order in group.into_orders().into_iter().rev() {
                         waiting.push_front(order);
@@ -110,7 +114,10 @@ impl<B: Backend> Writer<B> {
                     let news = self.backend.recover(&Group::default(), known).await;
                     self.hear(news);
                 }
-                Err(WriteError::Refused(why)) => return group.refuse(&why),
+                Err(WriteError::Refused(why)) => {
+                    self.answered();
+                    return group.refuse(&why);
+                }
                 Err(WriteError::Doubtful(trouble)) => return self.doubt(trouble, group),
                 Err(WriteError::Stopped(trouble)) => {
                     self.stop(trouble.clone());
@@ -128,14 +135,27 @@ impl<B: Backend> Writer<B> {
         self.shared.state.read().unwrap_or_else(PoisonError::into_inner).revision
     }
 
+    /// Others may write what is not known here: from now on, unless they may already, and until there is an answer. What
+    /// waits for one is not said to have failed for seconds, and nobody listens meanwhile.
+    fn ask(&self) {
+        if self.backend.is_shared() {
+            let mut silent = self.shared.silent.lock().unwrap_or_else(PoisonError::into_inner);
+            silent.get_or_insert_with(std::time::Instant::now);
+        }
+    }
+
+    /// All is known that others wrote.
+    fn answered(&self) {
+        *self.shared.silent.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn tell(&self, trouble: Option<CommitError>) {
         if let (Some(_), Some(metrics)) = (&trouble, self.shared.metrics.get()) {
             metrics.store_errors.inc();
         }
-        {
-            let mut silent = self.shared.silent.lock().unwrap_or_else(PoisonError::into_inner);
-            let others = trouble.is_some() && self.backend.is_shared();
-            *silent = others.then(|| silent.unwrap_or_else(std::time::Instant::now));
+        match &trouble {
+            Some(_) => self.ask(),
+            None => self.answered(),
         }
         *self.shared.trouble.write().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
@@ -168,8 +188,13 @@ impl<B: Backend> Writer<B> {
     /// What others wrote, or why nobody knows.
     fn hear(&mut self, news: Result<News, WriteError>) {
         match news {
-            Ok(News::Landings(landings)) => landings.into_iter().for_each(|landing| self.land(landing)),
-            Ok(News::Everything(state)) => self.replace(*state),
+            Ok(news) => {
+                match news {
+                    News::Landings(landings) => landings.into_iter().for_each(|landing| self.land(landing)),
+                    News::Everything(state) => self.replace(*state),
+                }
+                self.answered();
+            }
             Err(WriteError::Stopped(trouble)) => self.stop(trouble),
             Err(WriteError::Doubtful(trouble) | WriteError::Refused(trouble)) => self.doubt(trouble, Group::default()),
             Err(WriteError::Behind) => {}
@@ -275,7 +300,10 @@ impl<B: Backend> Writer<B> {
     fn replace(&self, mut new: State) {
         new.compacted = new.revision;
         let revision = new.revision;
-        *self.shared.state.write().unwrap_or_else(PoisonError::into_inner) = new;
+        let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
+        new.age = state.age + 1;
+        *state = new;
+        drop(state);
         self.shared.revision.send_replace(revision);
     }
 

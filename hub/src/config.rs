@@ -61,8 +61,7 @@ pub struct Config {
     /// How often providers are asked again about those who are logged in through them.
     pub recheck_logins: Duration,
     /// How long what is known of logins and rights counts while the store's etcd does not answer: then callers are refused
-    /// until it does. The nine seconds after which a silent etcd is noticed come on top, and up to nine more where a write is
-    /// under way then.
+    /// until it does. The nine seconds after which a silent etcd is noticed come on top.
     pub rights_without_store: Duration,
     /// When a file of the audit log is set aside, and how many are kept.
     pub audit_rotation: Rotation,

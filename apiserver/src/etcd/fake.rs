@@ -147,8 +147,12 @@ impl Content {
     }
 
     fn txn(&mut self, asked: pb::TxnRequest) -> pb::TxnResponse {
-        let at = |key: &Bytes| self.keys.get(key).map_or(0, |(at, _)| *at);
-        let succeeded = asked.compare.iter().all(|c| c.wanted == Some(pb::Wanted::ModRevision(at(&c.key))));
+        let met = |compare: &pb::Compare| match (&compare.wanted, self.keys.get(&compare.key)) {
+            (Some(pb::Wanted::ModRevision(at)), found) => *at == found.map_or(0, |(at, _)| *at),
+            (Some(pb::Wanted::Value(value)), Some((_, found))) => value == found,
+            _ => false,
+        };
+        let succeeded = asked.compare.iter().all(met);
         let (mut changes, mut responses) = (Vec::new(), Vec::new());
         for op in if succeeded { asked.success } else { asked.failure } {
             match op.request {
@@ -167,8 +171,9 @@ impl Content {
     }
 
     /// What one who watches is told next, and from where on after that.
-    fn next(&self, from: i64) -> Option<(pb::WatchResponse, i64)> {
-        let events: Vec<pb::Event> = self.changes.iter().filter(|(at, ..)| from <= *at).map(event).collect();
+    fn next(&self, asked: &pb::WatchCreateRequest, from: i64) -> Option<(pb::WatchResponse, i64)> {
+        let new = self.changes.iter().filter(|(at, key, _)| from <= *at && asked.key <= *key && *key < asked.range_end);
+        let events: Vec<pb::Event> = new.map(event).collect();
         (!events.is_empty()).then(|| (pb::WatchResponse { events, ..Default::default() }, self.revision + 1))
     }
 }
@@ -239,7 +244,8 @@ async fn speak(
             framed(&pb::CompactionResponse {})
         }
         _ => {
-            let mut from = pb::WatchRequest::decode(question).ok()?.create?.start_revision;
+            let asked = pb::WatchRequest::decode(question).ok()?.create?;
+            let mut from = asked.start_revision;
             let age = locked(course).age;
             frames.send(Ok(framed(&pb::WatchResponse { created: true, ..Default::default() }))).await.ok()?;
             loop {
@@ -248,7 +254,7 @@ async fn speak(
                     if course.age != age {
                         break;
                     }
-                    if course.silent { None } else { course.content.next(from) }
+                    if course.silent { None } else { course.content.next(&asked, from) }
                 };
                 match next {
                     Some((portion, then)) => {

@@ -3,7 +3,9 @@
 //! Under the root of its keys there are `objects/…`, `private/…` and one `head`. The head has the store's revision, and
 //! each transaction changes it, on condition that nobody else has since: so there is one history, its revisions are the
 //! same for all processes, and a watch goes on at any of them. The head also names the objects that its transaction
-//! changed, in order, and who wrote it: after an answer that did not come this tells whether the write did.
+//! changed, in order, and who wrote it: after an answer that did not come this tells whether the write did. And it names the
+//! head that it came after, by which one history is told from another: an etcd that was put back from a backup counts from
+//! there again, so that its revisions, and the store's, may be the same in both.
 //!
 //! etcd's own revisions count other changes too and are seen by nobody outside this module.
 
@@ -112,8 +114,11 @@ impl EtcdError {
 struct Head {
     format: u64,
     revision: u64,
-    /// Who wrote it, and which of theirs it is.
+    /// Who wrote it, and which of theirs it is. No two heads have the same.
     by: String,
+    /// That of the head before. `None`: an older version wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    after: Option<String>,
     /// The objects that were changed, in order; the last one's revision is the head's.
     #[serde(default)]
     changes: Vec<String>,
@@ -129,12 +134,16 @@ pub(crate) struct Etcd {
     head: i64,
     /// Whose it is.
     by: String,
+    /// It, as it stands there.
+    text: Bytes,
     /// etcd's revision up to which everything is known.
     seen: i64,
     /// The store's revision there.
     revision: u64,
     /// etcd's revision of a head of somebody else's that a write of this process came after; 0: of none.
     overtaken: i64,
+    /// Something happened that cannot be gone on from: nothing is written before all was read again.
+    lost: bool,
     watch: Option<Streaming<pb::WatchResponse>>,
     /// Read off the watch, and not given out yet.
     ready: VecDeque<Landing>,
@@ -174,9 +183,11 @@ impl Etcd {
             seal: None,
             head: 0,
             by: String::new(),
+            text: Bytes::new(),
             seen: 0,
             revision: 0,
             overtaken: 0,
+            lost: false,
             watch: None,
             ready: VecDeque::new(),
             me: uuid::Uuid::new_v4(),
@@ -262,7 +273,7 @@ impl Etcd {
 
     async fn insist(&mut self, success: Vec<pb::RequestOp>) -> Result<(), EtcdError> {
         let until = Instant::now() + OPEN;
-        let absent = self.expect(0);
+        let absent = self.expect(pb::Wanted::ModRevision(0));
         loop {
             let request =
                 pb::TxnRequest { compare: vec![absent.clone()], success: success.clone(), failure: Vec::new() };
@@ -319,15 +330,15 @@ impl Etcd {
     fn delete(&self, key: &str) -> pb::RequestOp {
         pb::Request::Delete(pb::DeleteRangeRequest { key: key.to_owned().into(), ..Default::default() }).into()
     }
-    fn expect(&self, head: i64) -> pb::Compare {
-        let wanted = Some(pb::Wanted::ModRevision(head));
-        pb::Compare { result: 0, target: pb::MOD, key: self.head_key().into(), wanted }
+    fn expect(&self, head: pb::Wanted) -> pb::Compare {
+        pb::Compare { result: 0, target: head.target(), key: self.head_key().into(), wanted: Some(head) }
     }
 
     fn next_head(&mut self, revision: u64, changes: Vec<String>) -> Result<String, EtcdError> {
         self.written += 1;
         let format = if self.seal.is_some() { FORMAT } else { PLAIN };
-        let head = Head { format, revision, by: format!("{}-{}", self.me, self.written), changes };
+        let after = (!self.by.is_empty()).then(|| self.by.clone());
+        let head = Head { format, revision, by: format!("{}-{}", self.me, self.written), after, changes };
         serde_json::to_string(&head).map_err(|e| EtcdError::Corrupt(e.to_string()))
     }
 
@@ -370,14 +381,21 @@ impl Backend for Etcd {
     }
 
     async fn write(&mut self, group: &Group) -> Result<(), WriteError> {
+        if self.lost {
+            return Err(WriteError::Behind);
+        }
         let revision = group.events.last().map_or(self.revision, |e| e.revision);
         let changes = group.events.iter().map(|e| e.key.to_string()).collect();
         let stopped = |e: EtcdError| WriteError::Stopped(CommitError::Failed(e.to_string()));
         let head = self.next_head(revision, changes).map_err(stopped)?;
         let by = format!("{}-{}", self.me, self.written);
+        let text = Bytes::from(head.clone());
         let success = self.operations(group, head).map_err(|e| stopped(e.into()))?;
         let look = pb::Request::Range(pb::RangeRequest { key: self.head_key().into(), ..Default::default() });
-        let request = pb::TxnRequest { compare: vec![self.expect(self.head)], success, failure: vec![look.into()] };
+        // Not its revision alone, which another head may have had after a backup was put back.
+        let compare =
+            vec![self.expect(pb::Wanted::ModRevision(self.head)), self.expect(pb::Wanted::Value(self.text.clone()))];
+        let request = pb::TxnRequest { compare, success, failure: vec![look.into()] };
         let found = |answer: &pb::TxnResponse| {
             answer.responses.iter().find_map(|r| match &r.response {
                 Some(pb::Response::Range(range)) => range.kvs.first().cloned(),
@@ -389,9 +407,9 @@ impl Backend for Etcd {
         let (answer, doubtful) = self.etcds.txn_once(&request, Instant::now() + WRITE, mine).await;
         match answer {
             Ok(answer) if answer.succeeded => {
-                let at = answer.header.map_or(0, |h| h.revision);
-                (self.head, self.seen, self.revision) = (at, at, revision);
-                self.by = by;
+                // What somebody changed before it that is no transaction of a store's is not seen yet: the watch tells of it.
+                (self.head, self.revision) = (answer.header.map_or(0, |h| h.revision), revision);
+                (self.by, self.text) = (by, text);
                 Ok(())
             }
             Ok(answer) => {
@@ -400,8 +418,8 @@ impl Backend for Etcd {
                 match found.filter(wrote) {
                     // An earlier sending, whose answer did not come.
                     Some(kv) => {
-                        (self.head, self.seen, self.revision) = (kv.mod_revision, kv.mod_revision, revision);
-                        self.by = by;
+                        (self.head, self.revision) = (kv.mod_revision, revision);
+                        (self.by, self.text) = (by, text);
                         Ok(())
                     }
                     None if doubtful => Err(WriteError::Doubtful(CommitError::Unavailable(
@@ -420,6 +438,9 @@ impl Backend for Etcd {
     }
 
     async fn recover(&mut self, _: &Group, _: u64) -> Result<News, WriteError> {
+        if self.lost {
+            return self.otherwise(ReadError::Lost).await;
+        }
         // Who has a majority behind it is not known: each is asked.
         for _ in 1..self.etcds.members() {
             match self.catch_up().await {
@@ -441,6 +462,9 @@ impl Backend for Etcd {
         loop {
             if !self.ready.is_empty() {
                 return Ok(self.landings());
+            }
+            if self.lost {
+                return self.otherwise(ReadError::Lost).await;
             }
             let (forget_at, forget) = self.forget;
             tokio::select! {

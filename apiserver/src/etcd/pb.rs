@@ -92,7 +92,7 @@ pub(super) enum Response {
     Range(RangeResponse),
 }
 
-/// `EQUAL` and the revision of the last change are what is compared.
+/// `EQUAL`, and the revision of the last change or the value, are what is compared.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Compare {
     #[prost(int32, tag = "1")]
@@ -101,7 +101,7 @@ pub(super) struct Compare {
     pub(super) target: i32,
     #[prost(bytes = "bytes", tag = "3")]
     pub(super) key: Bytes,
-    #[prost(oneof = "Wanted", tags = "6")]
+    #[prost(oneof = "Wanted", tags = "6, 7")]
     pub(super) wanted: Option<Wanted>,
 }
 
@@ -110,10 +110,19 @@ pub(super) struct Compare {
 pub(super) enum Wanted {
     #[prost(int64, tag = "6")]
     ModRevision(i64),
+    #[prost(bytes = "bytes", tag = "7")]
+    Value(Bytes),
 }
 
-/// `Compare.CompareTarget.MOD`
-pub(super) const MOD: i32 = 2;
+impl Wanted {
+    /// `Compare.CompareTarget`
+    pub(super) fn target(&self) -> i32 {
+        match self {
+            Self::ModRevision(_) => 2,
+            Self::Value(_) => 3,
+        }
+    }
+}
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct TxnRequest {

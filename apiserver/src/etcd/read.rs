@@ -85,8 +85,8 @@ impl Etcd {
             state.private.insert(key, record);
         }
         (self.head, self.seen, self.revision) = (kv.mod_revision, at, head.revision);
-        self.by = head.by;
-        self.overtaken = 0;
+        (self.by, self.text) = (head.by, kv.value.clone());
+        (self.overtaken, self.lost) = (0, false);
         self.watch = None;
         self.ready.clear();
         Ok(Ok(Some(state)))
@@ -144,10 +144,16 @@ impl Etcd {
         let mut transactions: BTreeMap<i64, Vec<(pb::KeyValue, bool)>> = BTreeMap::new();
         for event in answer.events {
             let put = event.r#type == pb::EventType::Put as i32;
-            let Some(kv) = event.kv.filter(|kv| self.head < kv.mod_revision) else { continue };
+            let Some(kv) = event.kv else { continue };
             transactions.entry(kv.mod_revision).or_default().push((kv, put));
         }
+        let head_key = self.head_key();
         for (at, changes) in transactions {
+            // What this process wrote itself. What has no head is not: it stands before one that was written over it unseen.
+            if at <= self.head && changes.iter().any(|(kv, _)| *kv.key == *head_key.as_bytes()) {
+                self.seen = self.seen.max(at);
+                continue;
+            }
             let landing = self.landing(at, changes).inspect_err(|_| self.watch = None)?;
             self.ready.push_back(landing);
         }
@@ -171,10 +177,11 @@ impl Etcd {
             }
         }
         // Not a transaction of a store's: somebody used etcdctl.
-        let Some(head) = head else { return Err(ReadError::Lost) };
-        let head = read_head(&head)?;
+        let Some(text) = head else { return Err(ReadError::Lost) };
+        let head = read_head(&text)?;
         let before = head.revision.checked_sub(head.changes.len() as u64);
-        if before != Some(self.revision) {
+        // Of another history it may be, and begin at the same revision: one after a backup that was put back.
+        if before != Some(self.revision) || head.after.is_some_and(|after| after != self.by) {
             return Err(ReadError::Lost);
         }
         for (place, key) in head.changes.into_iter().enumerate() {
@@ -185,7 +192,7 @@ impl Etcd {
             landing.events.push(Landed { revision, key: key.into(), after });
         }
         (self.head, self.seen, self.revision) = (at, at, head.revision);
-        self.by = head.by;
+        (self.by, self.text) = (head.by, text);
         Ok(landing)
     }
 
@@ -217,9 +224,10 @@ impl Etcd {
         let at = answer.header.map_or(0, |h| h.revision);
         let kv = answer.kvs.first().ok_or(ReadError::Lost)?;
         let newest = kv.mod_revision;
-        // Older than what is known, or another with the same number: an etcd that was put back from a backup. A watch from
-        // what is known would wait for what it does not have yet, and not tell what it writes until then.
-        if newest < self.head || at < self.seen || (newest == self.head && read_head(&kv.value)?.by != self.by) {
+        // Another head than the known one, at a revision up to which all was known; or etcd is not as far as that: it was put
+        // back from a backup. A watch from what is known would wait for what etcd does not have yet, or has had before it.
+        let known = newest == self.head && kv.value == self.text;
+        if at < self.seen || (!known && newest <= self.head.max(self.seen)) {
             return Err(ReadError::Lost);
         }
         while self.head < newest {
@@ -239,6 +247,8 @@ impl Etcd {
             }
             ReadError::Corrupt(why) => Err(WriteError::Stopped(CommitError::Failed(why))),
             ReadError::Lost => {
+                // Until it is done: whoever waits for it may be interrupted by an order, and that may be to write.
+                self.lost = true;
                 tracing::warn!("etcd has forgotten what this process had not seen yet; reading all of the store again");
                 match self.load().await {
                     Ok(Ok(Some(state))) => Ok(News::Everything(Box::new(state))),

@@ -10,6 +10,8 @@ use serde_json::json;
 use std::sync::Arc;
 use tokio::time::timeout;
 
+/// Who wrote the head that a store is at.
+const BEFORE: &str = "w";
 /// How often a store in doubt asks again here before it counts as stuck.
 const TRIES: usize = 10;
 
@@ -74,6 +76,59 @@ async fn a_store_that_lost_against_what_a_backup_does_not_have_is_well_again() {
 }
 
 #[tokio::test]
+async fn another_history_of_the_same_length_is_read_anew() {
+    let fake = Fake::start().await;
+    let [mut mine, mut other] = two(&fake).await;
+    mine.write(&group(&mine, "g/1")).await.unwrap();
+    recovers(&mut other).await;
+    let backup = fake.content();
+    for key in ["g/2", "g/3"] {
+        mine.write(&group(&mine, key)).await.unwrap();
+    }
+    fake.put_back(backup);
+    // One more than was lost: the third goes on at the revision that `mine` is at.
+    for key in ["g/4", "g/5", "g/6"] {
+        other.write(&group(&other, key)).await.unwrap();
+    }
+    assert_eq!((other.head, other.revision), (mine.head + 1, mine.revision + 1));
+    let state = everything(recovers(&mut mine).await);
+    assert_eq!(state.objects.keys().map(|key| &**key).collect::<Vec<_>>(), ["g/1", "g/4", "g/5", "g/6"]);
+}
+
+#[tokio::test]
+async fn nothing_is_written_onto_another_history_of_the_same_length() {
+    let fake = Fake::start().await;
+    let [mut mine, mut other] = two(&fake).await;
+    let backup = fake.content();
+    mine.write(&group(&mine, "g/1")).await.unwrap();
+    fake.put_back(backup);
+    other.write(&group(&other, "g/2")).await.unwrap();
+    assert_eq!((mine.head, mine.revision), (other.head, other.revision));
+    // An order that is there before it is noticed that the watch has ended.
+    assert!(matches!(mine.write(&group(&mine, "g/3")).await, Err(WriteError::Behind)));
+    let state = everything(recovers(&mut mine).await);
+    assert_eq!(state.objects.keys().map(|key| &**key).collect::<Vec<_>>(), ["g/2"]);
+}
+
+#[tokio::test]
+async fn a_head_that_is_new_at_a_revision_that_was_known_is_read_anew() {
+    let fake = Fake::start().await;
+    let [mut mine, mut other] = two(&fake).await;
+    mine.write(&group(&mine, "g/1")).await.unwrap();
+    recovers(&mut other).await;
+    let backup = fake.content();
+    let beside = || (0..5).for_each(|_| fake.put("/another/key", ""));
+    beside();
+    recovers(&mut mine).await;
+    fake.put_back(backup);
+    other.write(&group(&other, "g/2")).await.unwrap();
+    // And etcd is as far as it was.
+    beside();
+    assert!(mine.head < other.head && other.head <= mine.seen);
+    assert!(everything(recovers(&mut mine).await).objects.contains_key("g/2"));
+}
+
+#[tokio::test]
 async fn a_backup_that_has_the_newest_head_and_not_what_was_there_beside_it_is_read_anew() {
     let fake = Fake::start().await;
     let [mut mine, mut other] = two(&fake).await;
@@ -116,6 +171,44 @@ async fn a_gap_that_an_order_comes_upon_is_read_over_after_it() {
 }
 
 #[tokio::test]
+async fn a_gap_that_an_order_to_write_comes_upon_is_read_before_it_is_written() {
+    let fake = Fake::start().await;
+    let mut etcd = Etcd::open(&fake.place(), None).await.unwrap().0;
+    etcd.listen().await.unwrap_or_else(|_| panic!("it listens"));
+    let before = fake.course().readings;
+    fake.turn(|course| course.still = true);
+    fake.put("/fake/objects/g/odd", r#"{"metadata":{"resourceVersion":"1"}}"#);
+    tokio::select! {
+        _ = etcd.news() => panic!("it is not answered"),
+        () = fake.until(|course| before < course.readings) => {}
+    }
+    fake.turn(|course| course.still = false);
+    assert!(matches!(etcd.write(&group(&etcd, "g/1")).await, Err(WriteError::Behind)));
+    assert!(everything(recovers(&mut etcd).await).objects.contains_key("g/odd"));
+    etcd.write(&group(&etcd, "g/1")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_gap_that_is_told_only_after_something_was_written_is_read_over() {
+    let fake = Fake::start().await;
+    let mut etcd = Etcd::open(&fake.place(), None).await.unwrap().0;
+    etcd.listen().await.unwrap_or_else(|_| panic!("it listens"));
+    fake.turn(|course| course.silent = true);
+    fake.put("/fake/objects/g/odd", r#"{"metadata":{"resourceVersion":"1"}}"#);
+    etcd.write(&group(&etcd, "g/1")).await.unwrap();
+    fake.turn(|course| course.silent = false);
+    let news = timeout(PATIENCE, etcd.news()).await.expect("the gap is seen").unwrap();
+    let state = everything(news);
+    assert!(state.objects.contains_key("g/odd") && state.objects.contains_key("g/1"));
+    // What it wrote itself it is not told of.
+    etcd.write(&group(&etcd, "g/2")).await.unwrap();
+    etcd.listen().await.unwrap_or_else(|_| panic!("it listens"));
+    etcd.listen().await.unwrap_or_else(|_| panic!("its own is there"));
+    assert!(etcd.ready.is_empty());
+    assert_eq!((etcd.seen, etcd.revision), (etcd.head, 3));
+}
+
+#[tokio::test]
 async fn etcd_is_told_to_forget_although_orders_come_all_the_time() {
     let fake = Fake::start().await;
     let mut etcd = Etcd::open(&fake.place(), None).await.unwrap().0;
@@ -152,10 +245,11 @@ fn change(known: u64) -> impl Strategy<Value = (pb::KeyValue, bool)> {
 /// A head, mostly a sound one.
 fn head(known: u64) -> impl Strategy<Value = Vec<u8>> {
     let changes = prop::collection::vec("[abc]", 0..3);
+    let after = prop_oneof![3 => Just(Some(BEFORE.to_owned())), 1 => Just(None), 1 => Just(Some("y".to_owned()))];
     let bent = prop::option::weighted(0.2, any::<(prop::sample::Index, u8)>());
-    (changes, prop::option::weighted(0.2, any::<u64>()), bent).prop_map(move |(changes, other, bent)| {
+    (changes, after, prop::option::weighted(0.2, any::<u64>()), bent).prop_map(move |(changes, after, other, bent)| {
         let revision = other.unwrap_or(known.saturating_add(changes.len() as u64));
-        let head = Head { format: PLAIN, revision, by: "x".to_owned(), changes };
+        let head = Head { format: PLAIN, revision, by: "x".to_owned(), after, changes };
         let mut bytes = serde_json::to_vec(&head).unwrap();
         if let Some((at, byte)) = bent {
             *at.get_mut(&mut bytes) = byte;
@@ -183,13 +277,14 @@ proptest! {
         let _ = read_head(&loose);
         let place = EtcdPlace::parse("etcd://127.0.0.1:1/fake", None).unwrap();
         let mut etcd = Etcd::new(&place).unwrap();
-        (etcd.head, etcd.seen, etcd.revision) = (7, 8, known);
+        (etcd.head, etcd.seen, etcd.revision, etcd.by) = (7, 8, known, BEFORE.to_owned());
         match etcd.landing(9, changes) {
             Ok(landing) => {
                 let revisions: Vec<u64> = landing.events.iter().map(|event| event.revision).collect();
                 prop_assert_eq!(etcd.revision - known, revisions.len() as u64);
                 prop_assert!(revisions.iter().copied().eq((known..etcd.revision).map(|before| before + 1)));
                 prop_assert_eq!((etcd.head, etcd.seen), (9, 9));
+                prop_assert!(read_head(&etcd.text).is_ok_and(|head| head.after.is_none_or(|after| after == BEFORE)));
             }
             Err(_) => prop_assert_eq!((etcd.head, etcd.seen, etcd.revision), (7, 8, known)),
         }

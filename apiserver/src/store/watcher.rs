@@ -10,6 +10,8 @@ pub struct Watcher {
     pub(super) store: Store,
     pub(super) prefix: String,
     pub(super) seen: u64,
+    /// Of the state that this was of.
+    pub(super) age: u64,
     pub(super) revision: watch::Receiver<u64>,
     pub(super) ready: VecDeque<StoreEvent>,
 }
@@ -38,8 +40,8 @@ impl Watcher {
             self.revision.borrow_and_update();
             {
                 let state = self.store.shared.state.read().unwrap_or_else(PoisonError::into_inner);
-                // A state that was taken over whole may also be an older one: an etcd that was put back from a backup.
-                if self.seen < state.compacted || state.revision < self.seen {
+                // A state that was taken over whole may be of another history: an etcd that was put back from a backup.
+                if self.seen < state.compacted || self.age != state.age {
                     return Err(Compacted);
                 }
                 let skip = state.history.partition_point(|e| e.revision <= self.seen);
