@@ -31,6 +31,7 @@ pub(crate) struct Taken {
     pub(crate) revision: u64,
     /// Which of the group's events, and on what condition: what it takes to check it again.
     object: Option<(usize, Expect)>,
+    found: Option<(String, Option<Bytes>)>,
     private: Vec<(String, Option<Bytes>)>,
 }
 
@@ -68,12 +69,13 @@ impl Group {
         revision: u64,
         expect: Option<Expect>,
         private: Vec<(String, Option<Bytes>)>,
+        found: Option<(String, Option<Bytes>)>,
     ) {
         let object = expect.map(|expect| (self.events.len().saturating_sub(1), expect));
         self.private.extend(private.iter().cloned());
         self.bytes +=
             private.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len)).sum::<usize>();
-        self.taken.push(Taken { done, revision, object, private });
+        self.taken.push(Taken { done, revision, object, found, private });
     }
 
     /// The orders as they came, for another try.
@@ -85,7 +87,7 @@ impl Group {
                 let value = event.value().map(|value| Value::clone(&value));
                 Some((event.key.to_string(), expect, value))
             });
-            Order { batch: crate::Batch { object, private: one.private }, done: one.done }
+            Order { batch: crate::Batch { object, private: one.private }, found: one.found, done: one.done }
         };
         taken.into_iter().map(order).chain(lost.into_iter().map(|(order, _)| order)).collect()
     }

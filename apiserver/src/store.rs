@@ -140,6 +140,8 @@ pub struct Batch {
 
 pub(crate) struct Order {
     pub(crate) batch: Batch,
+    /// A private record, and what it has to be for the change to be made; `None`: not there.
+    pub(crate) found: Option<(String, Option<Bytes>)>,
     pub(crate) done: oneshot::Sender<Result<u64, CommitError>>,
 }
 
@@ -328,7 +330,7 @@ impl Store {
         let Some(trouble) = trouble else { return Ok(()) };
         // Asked for, so that a full disk that has space again is noticed without a client's write.
         let (done, _) = oneshot::channel();
-        let _ = self.orders.try_send(Order { batch: Batch::default(), done });
+        let _ = self.orders.try_send(Order { batch: Batch::default(), found: None, done });
         Err(trouble.to_string())
     }
 
@@ -481,9 +483,25 @@ impl Store {
     /// # Errors
     /// See [`CommitError`].
     pub async fn commit(&self, batch: Batch) -> Result<u64, CommitError> {
+        self.order(batch, None).await
+    }
+
+    /// Sets a private record that is as it was found; `None`: not there.
+    ///
+    /// # Errors
+    /// See [`CommitError`]; a conflict: it is otherwise by now, as can be read then.
+    pub async fn replace_private(&self, key: String, found: Option<Bytes>, value: Bytes) -> Result<(), CommitError> {
+        let batch = Batch { object: None, private: vec![(key.clone(), Some(value))] };
+        self.order(batch, Some((key, found))).await.map(drop)
+    }
+
+    async fn order(&self, batch: Batch, found: Option<(String, Option<Bytes>)>) -> Result<u64, CommitError> {
         let (done, answer) = oneshot::channel();
         let work = async {
-            self.orders.send(Order { batch, done }).await.map_err(|_| CommitError::Failed("it is closed".into()))?;
+            self.orders
+                .send(Order { batch, found, done })
+                .await
+                .map_err(|_| CommitError::Failed("it is closed".into()))?;
             answer.await.unwrap_or_else(|_| Err(CommitError::Failed("its writer ended".into())))
         };
         tokio::time::timeout(self.shared.write_time, work).await.unwrap_or(Err(CommitError::Overloaded))
@@ -503,7 +521,14 @@ impl Store {
             state.age
         };
         let revision = self.shared.revision.subscribe();
-        Ok(Watcher { store: self.clone(), prefix: prefix.to_owned(), seen: from, age, revision, ready: VecDeque::new() })
+        Ok(Watcher {
+            store: self.clone(),
+            prefix: prefix.to_owned(),
+            seen: from,
+            age,
+            revision,
+            ready: VecDeque::new(),
+        })
     }
 }
 

@@ -6,6 +6,7 @@ use crate::{
     backend::{Backend, Group, Landed, Landing, News, WriteError},
     store::{CommitError, Expect, Kept, Order, Shared, State, StoreEvent},
 };
+use bytes::Bytes;
 use std::{
     collections::VecDeque,
     sync::{Arc, PoisonError, atomic::Ordering},
@@ -228,7 +229,7 @@ impl<B: Backend> Writer<B> {
         let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
         let mut group = Group::default();
         let mut revision = state.revision;
-        while let Some(Order { batch, done }) = orders.pop_front() {
+        while let Some(Order { batch, found, done }) = orders.pop_front() {
             if done.is_closed() {
                 // Nobody waits for it any more: who was told that it took too long may have asked for something else.
                 continue;
@@ -237,8 +238,12 @@ impl<B: Backend> Writer<B> {
             let again = bounds.once
                 && batch.object.as_ref().is_some_and(|(key, ..)| group.events.iter().any(|e| *e.key == **key));
             if !group.taken.is_empty() && (full || again) {
-                orders.push_front(Order { batch, done });
+                orders.push_front(Order { batch, found, done });
                 break;
+            }
+            if found.as_ref().is_some_and(|(key, found)| record(&group, &state, key) != found.as_ref()) {
+                group.lost.push((Order { batch, found, done }, None));
+                continue;
             }
             let mut condition = None;
             if let Some((key, expect, value)) = batch.object {
@@ -251,7 +256,7 @@ impl<B: Backend> Writer<B> {
                     })
                 {
                     let batch = Batch { object: Some((key, expect, value)), private: batch.private };
-                    group.lost.push((Order { batch, done }, at));
+                    group.lost.push((Order { batch, found, done }, at));
                     continue;
                 }
                 condition = Some(expect);
@@ -277,7 +282,7 @@ impl<B: Backend> Writer<B> {
                 group.bytes += event.key.len() + event.text().len();
                 group.events.push(event);
             }
-            group.take(done, revision, condition, batch.private);
+            group.take(done, revision, condition, batch.private, found);
         }
         group
     }
@@ -348,6 +353,14 @@ impl<B: Backend> Writer<B> {
 fn tell_lost(lost: Vec<(Order, Option<u64>)>) {
     for (order, at) in lost {
         let _ = order.done.send(Err(CommitError::Conflict(at)));
+    }
+}
+
+/// A private record as a group leaves it.
+fn record<'a>(group: &'a Group, state: &'a State, key: &str) -> Option<&'a Bytes> {
+    match group.private.iter().rev().find(|(k, _)| k == key) {
+        Some((_, value)) => value.as_ref(),
+        None => state.private.get(key),
     }
 }
 

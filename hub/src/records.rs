@@ -6,7 +6,9 @@ use crate::{
     specs::{HASH, PASSWORD, REFRESH},
 };
 use bytes::Bytes;
-use moorline_apiserver::{Api, ApiError, ApiServer, Batch, Object, Spec, Store, StoreEvent, Unread, Watcher};
+use moorline_apiserver::{
+    Api, ApiError, ApiServer, Batch, CommitError, Object, Spec, Store, StoreEvent, Unread, Watcher,
+};
 use moorline_authz::{refresh::RefreshRecord, token::TokenHash};
 use std::{collections::BTreeSet, marker::PhantomData, num::NonZeroUsize, sync::Arc, thread, vec};
 
@@ -155,6 +157,23 @@ impl Records {
     pub async fn set_secret(&self, name: String, value: Bytes) -> Result<(), RecordError> {
         let batch = Batch { object: None, private: vec![(name, Some(value))] };
         self.store.commit(batch).await.map(drop).map_err(|e| RecordError::Failed(e.to_string()))
+    }
+
+    /// The same for one that other hubs write too: what there is by then is made what is to be there.
+    pub async fn merge_secret(
+        &self,
+        name: &str,
+        merge: impl Fn(Option<Bytes>) -> Result<Bytes, RecordError>,
+    ) -> Result<(), RecordError> {
+        loop {
+            let found = self.secret(name);
+            let merged = merge(found.clone())?;
+            match self.store.replace_private(name.to_owned(), found, merged).await {
+                // One of the others was first: what they wrote can be read now.
+                Err(CommitError::Conflict(_)) => {}
+                done => return done.map_err(|e| RecordError::Failed(e.to_string())),
+            }
+        }
     }
 
     /// Forgets one.

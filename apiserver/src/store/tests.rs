@@ -126,3 +126,25 @@ async fn p14_who_watches_is_told_that_it_is_another_history_of_the_same_length()
     assert!(matches!(told, Err(Compacted)));
     assert!(store.watch("t/", 2).is_ok(), "who lists it first");
 }
+
+#[tokio::test]
+async fn a_private_record_is_replaced_only_as_it_was_found() {
+    let World { store, mut asked, answers, .. } = world();
+    let key = || "record".to_owned();
+    let bytes = |text: &'static str| Bytes::from_static(text.as_bytes());
+    answers.send(Ok(())).unwrap();
+    assert_eq!(store.replace_private(key(), None, bytes("1")).await, Ok(()));
+    for found in [None, Some(bytes("0"))] {
+        assert_eq!(store.replace_private(key(), found, bytes("2")).await, Err(CommitError::Conflict(None)));
+    }
+    assert_eq!(store.private("record"), Some(bytes("1")));
+    // Nobody else was first in what they changed: it is checked again all the same, and written.
+    [Err(WriteError::Behind), Ok(()), Ok(())].map(|answer| answers.send(answer).unwrap());
+    assert_eq!(store.replace_private(key(), Some(bytes("1")), bytes("2")).await, Ok(()));
+    let mut all = Vec::new();
+    while let Ok(one) = asked.try_recv() {
+        all.push(one);
+    }
+    assert_eq!(all, [Asked::Write, Asked::Write, Asked::Recover, Asked::Write]);
+    assert_eq!(store.private("record"), Some(bytes("2")));
+}

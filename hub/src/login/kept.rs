@@ -1,4 +1,6 @@
 //! Locks outlive the hub: who is locked out is one record of the store, written when that changes and read at the start.
+//! Hubs that share a store share the record: each puts its own locks beside those that are there, and takes out what it let
+//! in again.
 //! Failures that lock nobody yet are not kept: strangers would cause a write with each.
 
 use super::lockout::{Lockouts, Locks};
@@ -22,18 +24,32 @@ const PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Kept {
     lockouts: Arc<Lockouts>,
-    /// The last change that was written; held while one is being written.
-    written: tokio::sync::Mutex<u64>,
+    /// Held while it is being written.
+    written: tokio::sync::Mutex<Written>,
 }
+
+/// What this hub has written, or read at the start.
+#[derive(Debug, Default)]
+struct Written {
+    /// The last change of it.
+    changes: u64,
+    /// All locks that the hub had then.
+    had: Arc<Locks>,
+}
+
+/// Makes the record of what stands there by then.
+type Merge = Box<dyn Fn(Option<Bytes>) -> Result<Bytes, RecordError> + Send + Sync>;
 
 impl Kept {
     /// Takes up the locks that an earlier hub has kept.
     pub fn open(lockouts: Arc<Lockouts>, records: &Records) -> Self {
-        match records.secret(RECORD).map(|bytes| serde_json::from_slice::<Locks>(&bytes)).transpose() {
-            Ok(locks) => lockouts.take_up(locks.unwrap_or_default(), SystemTime::now()),
-            Err(error) => tracing::error!("nobody is locked out any more, for what was kept cannot be read: {error}"),
-        }
-        Self { lockouts, written: tokio::sync::Mutex::default() }
+        lockouts.take_up(read(records.secret(RECORD)), SystemTime::now());
+        Self::of(lockouts)
+    }
+
+    fn of(lockouts: Arc<Lockouts>) -> Self {
+        let had = Arc::new(lockouts.locks(SystemTime::now()));
+        Self { lockouts, written: tokio::sync::Mutex::new(Written { changes: 0, had }) }
     }
 
     /// Writes what has changed since the last write, if anything has. Logins do not wait for it.
@@ -41,31 +57,35 @@ impl Kept {
     /// # Errors
     /// The store's; what was locked stays so in memory.
     pub async fn write(&self, records: &Records) -> Result<(), RecordError> {
-        self.write_by(|bytes| records.set_secret(RECORD.to_owned(), bytes)).await
+        self.write_by(|merge| records.merge_secret(RECORD, merge)).await
     }
 
-    async fn write_by<W>(&self, put: impl FnOnce(Bytes) -> W) -> Result<(), RecordError>
+    async fn write_by<W>(&self, put: impl FnOnce(Merge) -> W) -> Result<(), RecordError>
     where
         W: Future<Output = Result<(), RecordError>>,
     {
         let mut written = self.written.lock().await;
         let changes = self.lockouts.changes();
-        if changes != *written {
-            let locks = self.lockouts.locks(SystemTime::now(), MOST);
-            let bytes = serde_json::to_vec(&locks).map_err(|e| RecordError::Failed(e.to_string()))?;
-            put(bytes.into()).await?;
-            *written = changes;
+        if changes != written.changes {
+            let ours = Arc::new(self.lockouts.locks(SystemTime::now()));
+            let (own, had) = (Arc::clone(&ours), Arc::clone(&written.had));
+            put(Box::new(move |kept| {
+                let merged = own.merged(&had, read(kept), SystemTime::now(), MOST);
+                serde_json::to_vec(&merged).map(Bytes::from).map_err(|e| RecordError::Failed(e.to_string()))
+            }))
+            .await?;
+            *written = Written { changes, had: ours };
         }
         Ok(())
     }
 
     /// Keeps them until `stop`: one write at a time, of everything that has changed by then.
     pub async fn run(&self, records: &Records, stop: CancellationToken) {
-        let put = |bytes| records.set_secret(RECORD.to_owned(), bytes);
+        let put = |merge| records.merge_secret(RECORD, merge);
         stop.run_until_cancelled(self.run_by(put)).await;
     }
 
-    async fn run_by<W>(&self, put: impl Fn(Bytes) -> W)
+    async fn run_by<W>(&self, put: impl Fn(Merge) -> W)
     where
         W: Future<Output = Result<(), RecordError>>,
     {
@@ -81,6 +101,15 @@ impl Kept {
     }
 }
 
+fn read(kept: Option<Bytes>) -> Locks {
+    kept.map(|bytes| serde_json::from_slice(&bytes)).transpose().map(Option::unwrap_or_default).unwrap_or_else(
+        |error| {
+            tracing::error!("who was locked out is so no more, for what was kept of it cannot be read: {error}");
+            Locks::default()
+        },
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::{super::lockout::Lockout, *};
@@ -94,7 +123,12 @@ mod tests {
 
     fn kept(user_failures: u32) -> Kept {
         let rules = Lockout { user_failures, address_failures: 1000, seconds: 900 };
-        Kept { lockouts: Arc::new(Lockouts::new(&rules, 10_000)), written: tokio::sync::Mutex::default() }
+        Kept::of(Arc::new(Lockouts::new(&rules, 10_000)))
+    }
+
+    /// A store that nobody else writes to.
+    fn alone(merge: Merge) -> Bytes {
+        merge(None).unwrap()
     }
 
     fn wrong(kept: &Kept, user: &str) {
@@ -111,7 +145,7 @@ mod tests {
     async fn locks_are_written_as_they_come_and_go_and_failures_are_not() {
         let kept = Arc::new(kept(2));
         let (told, mut seen) = mpsc::unbounded_channel();
-        let put = move |bytes: Bytes| std::future::ready(told.send(bytes).map_err(|_| RecordError::NotFound));
+        let put = move |merge| std::future::ready(told.send(alone(merge)).map_err(|_| RecordError::NotFound));
         let running = Arc::clone(&kept);
         let task = tokio::spawn(async move { running.run_by(put).await });
         wrong(&kept, "ann");
@@ -133,8 +167,8 @@ mod tests {
         let (gate, tries) = (Arc::new(Notify::new()), Arc::new(Mutex::new(Vec::new())));
         let (told, mut seen) = mpsc::unbounded_channel();
         let (at, noted) = (Arc::clone(&gate), Arc::clone(&tries));
-        let put = move |bytes: Bytes| {
-            noted.lock().unwrap().push(names(&bytes));
+        let put = move |merge| {
+            noted.lock().unwrap().push(names(&alone(merge)));
             let (at, told, first) = (Arc::clone(&at), told.clone(), noted.lock().unwrap().len() == 1);
             async move {
                 told.send(()).unwrap();
@@ -163,13 +197,41 @@ mod tests {
         task.abort();
     }
 
+    /// Two hubs on one store, whose record each reads as it stands when it writes.
+    #[tokio::test]
+    async fn hubs_that_share_a_store_keep_each_others_locks() {
+        let (one, other, record) = (kept(1), kept(1), Mutex::new(None));
+        let keep = async |hub: &Kept| {
+            let put = |merge: Merge| {
+                let mut record = record.lock().unwrap();
+                *record = Some(merge(record.take()).unwrap());
+                std::future::ready(Ok(()))
+            };
+            hub.write_by(put).await.unwrap();
+            let mut names = names(record.lock().unwrap().as_ref().unwrap());
+            names.sort();
+            names
+        };
+        wrong(&one, "ann");
+        assert_eq!(keep(&one).await, ["ann"]);
+        wrong(&other, "ben");
+        assert_eq!(keep(&other).await, ["ann", "ben"]);
+        wrong(&one, "cid");
+        assert_eq!(keep(&one).await, ["ann", "ben", "cid"]);
+        assert!(one.lockouts.unlock_user("ann"));
+        assert_eq!(keep(&one).await, ["ben", "cid"], "what it let in again is not brought back by its own record");
+        wrong(&other, "dan");
+        assert_eq!(keep(&other).await, ["ben", "cid", "dan"]);
+    }
+
     #[tokio::test]
     async fn as_many_are_kept_as_one_write_takes() {
         let kept = kept(1);
         // The longest name there is, of what takes most room as text.
         (0..=MOST).for_each(|n| wrong(&kept, &format!("{n:03}{}", "\u{1}".repeat(253))));
         let mut size = 0;
-        let put = |bytes: Bytes| {
+        let put = |merge| {
+            let bytes = alone(merge);
             size = bytes.len();
             assert_eq!(names(&bytes).len(), MOST);
             std::future::ready(Ok(()))

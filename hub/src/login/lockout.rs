@@ -1,5 +1,7 @@
 //! Wrong passwords in a row: who guesses too long is kept out for a while, whether or not there is such a user.
 
+mod merge;
+
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
@@ -12,6 +14,9 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::Notify;
+
+/// Longest lock that rules may have, in seconds: a week.
+const LONGEST: u64 = 7 * 24 * 3600;
 
 /// When somebody is locked out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -36,7 +41,7 @@ impl Lockout {
     /// # Errors
     /// What cannot work, in words.
     pub(crate) fn validate(&self) -> Result<(), &'static str> {
-        let fits = self.user_failures > 0 && self.address_failures > 0 && (1..=7 * 24 * 3600).contains(&self.seconds);
+        let fits = self.user_failures > 0 && self.address_failures > 0 && (1..=LONGEST).contains(&self.seconds);
         if fits { Ok(()) } else { Err("userFailures and addressFailures are at least 1, and seconds at most a week") }
     }
 }
@@ -190,7 +195,7 @@ pub(crate) struct Locked {
 }
 
 /// A lock, as it is kept.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Lock<K> {
     of: K,
     failures: u32,
@@ -199,7 +204,7 @@ struct Lock<K> {
 }
 
 /// All locks, as they are kept.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(super) struct Locks {
     users: Vec<Lock<String>>,
     addresses: Vec<Lock<IpAddr>>,
@@ -298,13 +303,10 @@ impl Lockouts {
         self.news.told.notified().await;
     }
 
-    /// All locks, of each kind the `most` that end last.
-    pub(super) fn locks(&self, clock: SystemTime, most: usize) -> Locks {
+    /// All locks.
+    pub(super) fn locks(&self, clock: SystemTime) -> Locks {
         let now = Instant::now();
-        Locks {
-            users: longest(self.users.locked(now), clock, most),
-            addresses: longest(self.addresses.locked(now), clock, most),
-        }
+        Locks { users: ending(self.users.locked(now), clock), addresses: ending(self.addresses.locked(now), clock) }
     }
 
     /// Takes up what was kept and is not over.
@@ -365,10 +367,9 @@ impl Lockouts {
     }
 }
 
-fn longest<K>(mut locked: Vec<(K, u32, Duration)>, clock: SystemTime, most: usize) -> Vec<Lock<K>> {
-    locked.sort_by_key(|(_, _, left)| std::cmp::Reverse(*left));
+fn ending<K>(locked: Vec<(K, u32, Duration)>, clock: SystemTime) -> Vec<Lock<K>> {
     let until = |left: Duration| (clock + left).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() + 1;
-    locked.into_iter().take(most).map(|(of, failures, left)| Lock { of, failures, until: until(left) }).collect()
+    locked.into_iter().map(|(of, failures, left)| Lock { of, failures, until: until(left) }).collect()
 }
 
 #[cfg(test)]
@@ -464,26 +465,25 @@ mod tests {
             drop(before.attempt("ann", at(1)));
         }
         drop(before.attempt("bob", at(2)));
-        let kept = |most| serde_json::to_vec(&before.locks(clock, most)).unwrap();
+        let kept = serde_json::to_vec(&before.locks(clock)).unwrap();
         let begun = |rules: &Lockout, clock, bytes: &[u8]| {
             let after = Lockouts::new(rules, 100);
             after.take_up(serde_json::from_slice(bytes).unwrap(), clock);
             after
         };
         let locks = |all: &Lockouts| all.locked().into_iter().map(|one| one.name).collect::<Vec<_>>();
-        let after = begun(&rules, clock + Duration::from_secs(600), &kept(9));
+        let after = begun(&rules, clock + Duration::from_secs(600), &kept);
         assert_eq!(locks(&after), ["192.0.2.1", "ann"]);
         let wait = after.attempt("ann", at(3)).unwrap_err().as_secs();
         assert!((299..=301).contains(&wait), "{wait}");
-        assert!(locks(&begun(&rules, clock + Duration::from_secs(902), &kept(9))).is_empty(), "it is over");
+        assert!(locks(&begun(&rules, clock + Duration::from_secs(902), &kept)).is_empty(), "it is over");
         // Rules and clocks change while nobody looks.
         let shorter = Lockout { seconds: 60, user_failures: 50, ..rules };
-        let wait = begun(&shorter, clock, &kept(9)).attempt("ann", at(3)).unwrap_err();
+        let wait = begun(&shorter, clock, &kept).attempt("ann", at(3)).unwrap_err();
         assert!(wait <= Duration::from_secs(60), "{wait:?}");
-        let set_back = begun(&rules, clock - Duration::from_secs(1 << 30), &kept(9));
+        let set_back = begun(&rules, clock - Duration::from_secs(1 << 30), &kept);
         assert!(set_back.attempt("ann", at(3)).unwrap_err() <= Duration::from_secs(900));
         let far = br#"{"users":[{"of":"ann","failures":2,"until":18446744073709551615}],"addresses":[]}"#;
         assert!(begun(&rules, clock, far).locked().len() <= 1, "what no clock can say is no panic");
-        assert_eq!(locks(&begun(&rules, clock, &kept(0))), [""; 0]);
     }
 }
