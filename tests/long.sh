@@ -29,6 +29,8 @@ release() {
 [ "${1:-}" != release ] || { release; exit 0; }
 MOORLINE_SEEDS=${SEEDS:-10000} PROPTEST_CASES=${CASES:-20000} cargo test --locked --release -p moorline-proto -p moorline-link -p moorline-authz -p moorline-proxy -p moorline-apiserver
 MOORLINE_P03=all cargo test --locked --release -p moorline-apiserver --test it -- p01_p02_p03
+# A real hub that is killed at every write, in every way.
+MOORLINE_P01=all cargo test --locked -p moorline-cli --test it -- --nocapture p01_p02_p03
 MOORLINE_P13_RUNS=100 MOORLINE_P13_OPERATIONS=2000 cargo test --locked --release -p moorline-apiserver -- --include-ignored p13_
 # S71: as many strangers' words as there may be, and no more series.
 MOORLINE_S71=100000 cargo test --locked --release -p moorline-proxy --lib -- s71_

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::cases;
-use moorline_apiserver::{Batch, CommitError, Disk, Expect, StorageBackend};
+use moorline_apiserver::{Batch, CommitError, Compacted, Disk, Expect, StorageBackend};
 use proptest::prelude::*;
 use std::{
     collections::BTreeMap,
@@ -211,6 +211,43 @@ proptest! {
         let (after, _) = runtime.block_on(script(&store, 8));
         prop_assert_eq!(after.len(), 9);
     }
+}
+
+/// Who watches is told of each change once, through a loss of power too: what came since the newest that they saw, or that it
+/// is not known any more, as where a change is there that was not acknowledged.
+#[tokio::test]
+async fn p14_who_watched_before_the_power_went_misses_nothing_after_it() {
+    let (mut resumed, mut told) = (0, 0);
+    for left in 0..150 {
+        let disk = Forgetful::default();
+        let store = Store::open_on(disk.clone(), &limits()).unwrap();
+        let mut watcher = store.watch("t/", store.revision()).unwrap();
+        disk.platter().left = Some(left);
+        let (states, _) = script(&store, 20).await;
+        let mut seen = store.revision();
+        for _ in 1..states.len() {
+            seen = watcher.next().await.unwrap().unwrap().revision;
+        }
+        assert_eq!(seen, store.revision(), "each one that was acknowledged");
+        drop(watcher);
+        store.close();
+        // Nothing of it is lost, or all that was not synced.
+        let store = Store::open_on(disk.after_the_loss(|| left % 2 == 0), &limits()).unwrap();
+        match store.watch("t/", seen) {
+            Ok(mut watcher) => {
+                resumed += 1;
+                let (after, _) = script(&store, 8).await;
+                for next in 1..after.len() as u64 {
+                    assert_eq!(watcher.next().await.unwrap().unwrap().revision, seen + next, "after {left} acts");
+                }
+            }
+            Err(Compacted) => {
+                told += 1;
+                assert!(seen < store.revision(), "after {left} acts nothing came since");
+            }
+        }
+    }
+    assert!(resumed > 10 && told > 0, "{resumed} went on, {told} were told");
 }
 
 /// Steps of the script whose every write is one at which the power goes.

@@ -27,21 +27,51 @@ impl Hub {
 
     /// `more`: what its command has beside the usual.
     pub fn start_with(home: &Path, more: impl FnOnce(&mut Command)) -> Self {
-        let (listen, ops) = (free(), free());
+        let mut hub = Self::begin(home, [free(), free()], more);
+        hub.wait(home);
+        hub
+    }
+
+    /// One that nobody waits for. Where another one was, those who were logged in there are so here.
+    pub fn begin(home: &Path, [listen, ops]: [SocketAddr; 2], more: impl FnOnce(&mut Command)) -> Self {
         let mut command = moorline(home);
         command.args(["hub", "--name", "127.0.0.1", "--listen", &listen.to_string(), "--ops-listen", &ops.to_string()]);
         command.arg("--data-dir").arg(home.join("hub")).stdout(Stdio::null());
         more(&mut command);
         let log = std::fs::File::create(home.join("hub.log")).unwrap();
         let ops = ops.to_string();
-        let hub = Self { url: format!("https://{listen}"), ops, child: command.stderr(log).spawn().unwrap() };
+        Self { url: format!("https://{listen}"), ops, child: command.stderr(log).spawn().unwrap() }
+    }
+
+    /// Until it is ready.
+    pub fn wait(&mut self, home: &Path) {
         let started = Instant::now();
-        while !ready(&hub.ops) {
+        while !self.is_ready() {
             let log = || std::fs::read_to_string(home.join("hub.log")).unwrap();
             assert!(started.elapsed() < READY, "the hub is not ready:\n{}", log());
+            assert!(self.child.try_wait().unwrap().is_none(), "the hub has ended:\n{}", log());
             std::thread::sleep(Duration::from_millis(50));
         }
-        hub
+    }
+
+    /// Until it has ended by itself: with what code, if it was not killed.
+    pub fn ended(&mut self) -> Option<i32> {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(begun.elapsed() < READY, "the hub does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn is_ready(&self) -> bool {
+        ready(&self.ops)
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// SIGTERM, and the exit code.
