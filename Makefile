@@ -22,6 +22,7 @@ test: check ## everything: installs what is missing, then unit tests and a real 
 	@tests/deps.sh test
 	$(CARGO) build --locked -p moorline-cli -p moorline-pack
 	$(CARGO) test --locked -p moorline-apiserver --test etcd -- --ignored
+	$(CARGO) test --locked -p moorline-hub --test it -- --ignored f35_
 	$(CARGO) test --locked -p moorline-netsim
 	$(CARGO) test --locked -p moorline-logins-tests
 	$(CARGO) test --locked -p moorline-e2e

@@ -20,6 +20,7 @@ mod names;
 mod node_objects;
 mod nodes;
 mod older;
+mod outage;
 mod parsers;
 mod plans;
 mod plugin_health;
