@@ -1,5 +1,6 @@
 //! What a store is, as little as says it, and a property that holds a store to it: the same for every backend.
 
+pub mod backups;
 pub mod linear;
 
 use bytes::Bytes;
