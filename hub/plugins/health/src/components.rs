@@ -4,6 +4,7 @@
 use crate::{
     ask::ask,
     kinds::{Component, State},
+    look::Node,
 };
 use serde_json::Value;
 use std::{collections::BTreeMap, time::Duration};
@@ -27,13 +28,19 @@ pub(crate) struct Pulse {
     since: Instant,
     /// It was seen to move, or was as new as the hub's clock says when it was first seen.
     alive: bool,
+    /// Its holder was a node of the cluster while it was looked at.
+    of_node: bool,
 }
 
 /// What is remembered of a cluster's leases from one look to the next.
 pub(crate) type Pulses = BTreeMap<&'static str, Pulse>;
 
 /// How they are now. A part that the cluster does not have, as where somebody else runs it, is not among them.
-pub(crate) async fn read(cluster: &kube::Client, pulses: &mut Pulses) -> Vec<Component> {
+pub(crate) async fn read(
+    cluster: &kube::Client,
+    nodes: &BTreeMap<String, Node>,
+    pulses: &mut Pulses,
+) -> Vec<Component> {
     let mut all = match ask(cluster, READYZ, LARGEST, None).await {
         Some((code, text)) => of_readyz(code, &String::from_utf8_lossy(&text)),
         None => vec![component("kube-apiserver", State::Unknown, "it does not say")],
@@ -43,7 +50,7 @@ pub(crate) async fn read(cluster: &kube::Client, pulses: &mut Pulses) -> Vec<Com
         match ask(cluster, &path, LARGEST, None).await {
             Some((200, text)) => {
                 let lease = serde_json::from_slice(&text).unwrap_or_default();
-                let (state, message) = of_lease(pulses, name, &lease, Instant::now(), jiff::Timestamp::now());
+                let (state, message) = of_lease(pulses, name, &lease, nodes, Instant::now(), jiff::Timestamp::now());
                 all.push(component(name, state, message));
             }
             Some((404, _)) => {}
@@ -82,36 +89,55 @@ fn of_readyz(code: u16, text: &str) -> Vec<Component> {
     [api].into_iter().chain(etcd).collect()
 }
 
-/// A lease that moves is held by somebody who works.
+/// Whether who holds a lease (`<host>_<uuid>`) works on a node of the cluster's: nodes are named by their hosts, with the
+/// domain or without.
+fn on_node(holder: &str, nodes: &BTreeMap<String, Node>) -> bool {
+    let host = holder.rsplit_once('_').map_or(holder, |(host, _)| host).to_lowercase();
+    let short = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+    nodes.contains_key(&host) || nodes.keys().any(|node| short(node) == host || *node == short(&host))
+}
+
+/// A lease that moves is held by somebody who works. One that stands still was left behind if its holder's node is gone,
+/// or was never a node's and never moved: of that nobody can say that it should.
 fn of_lease(
     pulses: &mut Pulses,
     name: &'static str,
     lease: &Value,
+    nodes: &BTreeMap<String, Node>,
     now: Instant,
     clock: jiff::Timestamp,
 ) -> (State, &'static str) {
     let spec = &lease["spec"];
     let renewed = spec["renewTime"].as_str().unwrap_or_default();
-    if spec["holderIdentity"].as_str().unwrap_or_default().is_empty() || renewed.is_empty() {
+    let holder = spec["holderIdentity"].as_str().unwrap_or_default();
+    if holder.is_empty() || renewed.is_empty() {
         pulses.remove(name);
         return (State::Unhealthy, "nobody holds its lease");
     }
     let holds = Duration::from_secs(spec["leaseDurationSeconds"].as_u64().unwrap_or(LEASE).clamp(1, LONGEST_LEASE));
-    let pulse = pulses.get(name);
-    if pulse.is_none_or(|pulse| pulse.renewed != renewed) {
-        let moved = pulse.is_some();
-        let fresh = || {
-            let at = renewed.parse::<jiff::Timestamp>().ok()?;
-            Some(at.duration_since(clock).unsigned_abs() <= holds)
-        };
-        let alive = moved || fresh().unwrap_or(false);
-        pulses.insert(name, Pulse { renewed: renewed.chars().take(MESSAGE).collect(), since: now, alive });
-        return if alive { (State::Healthy, "") } else { (State::Unknown, "seen once") };
-    }
-    match pulse {
-        Some(pulse) if holds < now.duration_since(pulse.since) => (State::Unhealthy, "it renews its lease no more"),
-        Some(pulse) if pulse.alive => (State::Healthy, ""),
-        _ => (State::Unknown, "seen once"),
+    let there = on_node(holder, nodes);
+    let renewed: String = renewed.chars().take(MESSAGE).collect();
+    let pulse = match pulses.get_mut(name) {
+        Some(pulse) if pulse.renewed == renewed => pulse,
+        before => {
+            let fresh = || {
+                let at = renewed.parse::<jiff::Timestamp>().ok()?;
+                Some(at.duration_since(clock).unsigned_abs() <= holds)
+            };
+            let alive = before.is_some() || fresh().unwrap_or(false);
+            pulses.insert(name, Pulse { renewed, since: now, alive, of_node: there });
+            return if alive { (State::Healthy, "") } else { (State::Unknown, "seen once") };
+        }
+    };
+    pulse.of_node |= there;
+    let still = holds < now.duration_since(pulse.since);
+    match (pulse.alive, there) {
+        (alive, there) if still && (there || (alive && !pulse.of_node)) => {
+            (State::Unhealthy, "it renews its lease no more")
+        }
+        _ if still => (State::Unknown, "its lease was left behind: who held it is no node of the cluster"),
+        (true, _) => (State::Healthy, ""),
+        (false, _) => (State::Unknown, "seen once"),
     }
 }
 
@@ -119,6 +145,10 @@ fn of_lease(
 mod tests {
     use super::*;
     use serde_json::json;
+
+    fn nodes(names: &[&str]) -> BTreeMap<String, Node> {
+        names.iter().map(|name| ((*name).to_owned(), Node::default())).collect()
+    }
 
     fn told(all: &[Component]) -> Vec<(&str, State, &str)> {
         all.iter().map(|c| (c.name.as_str(), c.state, c.message.as_str())).collect()
@@ -150,7 +180,8 @@ mod tests {
             |at: &str| json!({ "spec": { "holderIdentity": "n", "leaseDurationSeconds": 15, "renewTime": at } });
         let (mut pulses, begun) = (Pulses::new(), Instant::now());
         let mut look = |at: &str, seconds: u64| {
-            of_lease(&mut pulses, "kube-scheduler", &lease(at), begun + Duration::from_secs(seconds), clock).0
+            let now = begun + Duration::from_secs(seconds);
+            of_lease(&mut pulses, "kube-scheduler", &lease(at), &nodes(&["n"]), now, clock).0
         };
         // An hour off: only that it moves says that it lives.
         assert_eq!(look("2030-01-01T01:00:00.5Z", 0), State::Unknown);
@@ -162,7 +193,35 @@ mod tests {
         // As new as it should be: healthy at the first look.
         assert_eq!(look("2030-01-01T00:00:03.000000Z", 56), State::Healthy);
         for junk in [json!(null), json!({ "spec": 7 }), json!({ "spec": { "holderIdentity": "", "renewTime": "x" } })] {
-            assert_eq!(of_lease(&mut pulses, "kube-scheduler", &junk, begun, clock).0, State::Unhealthy, "{junk}");
+            let (state, _) = of_lease(&mut pulses, "kube-scheduler", &junk, &nodes(&["n"]), begun, clock);
+            assert_eq!(state, State::Unhealthy, "{junk}");
         }
+    }
+
+    /// What is said of a lease that `holder` has, at each of these seconds: when it was renewed, and which nodes there are.
+    fn over_time(holder: &str, looks: &[(u64, &str, &[&str])]) -> Vec<State> {
+        let (mut pulses, begun, clock) = (Pulses::new(), Instant::now(), "2030-01-01T00:00:00Z".parse().unwrap());
+        let look = |&(second, at, names): &(u64, &str, &[&str])| {
+            let lease = json!({ "spec": { "holderIdentity": holder, "renewTime": at } });
+            let now = begun + Duration::from_secs(second);
+            of_lease(&mut pulses, "kube-scheduler", &lease, &nodes(names), now, clock).0
+        };
+        looks.iter().map(look).collect()
+    }
+
+    #[test]
+    fn a_lease_that_a_node_left_behind_is_no_component_that_fails_for_ever() {
+        use State::{Healthy, Unhealthy, Unknown};
+        let (old, new) = ("2029-01-01T00:00:00Z", "2029-01-01T00:00:10Z");
+        // Its holder's node is gone: before anybody looked, or since.
+        assert_eq!(over_time("n1_7f", &[(0, old, &["n2"]), (60, old, &["n2"])]), [Unknown, Unknown]);
+        let since = over_time("n1_7f", &[(0, old, &["n1"]), (10, new, &["n1"]), (60, new, &["n1"]), (120, new, &[])]);
+        assert_eq!(since, [Unknown, Healthy, Unhealthy, Unknown], "it counts for as long as its node is there");
+        // The node is there and the scheduler is not, also where one of the two names has a domain.
+        for (holder, node) in [("n1_7f", "n1"), ("N1_7f", "n1"), ("n1_7f", "n1.example"), ("n1.example_7f", "n1")] {
+            assert_eq!(over_time(holder, &[(0, old, &[node]), (60, old, &[node])])[1], Unhealthy, "{holder} {node}");
+        }
+        // A control plane on machines that are no nodes: what moved there and stopped has failed.
+        assert_eq!(over_time("cp_7f", &[(0, old, &["n1"]), (10, new, &["n1"]), (60, new, &["n1"])])[2], Unhealthy);
     }
 }

@@ -291,7 +291,7 @@ impl Health {
         let events: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &core("Event", "events"));
         let events = events.list(&ListParams::default().fields("type=Warning").limit(EVENTS)).await?;
         let (used, usage) = self.meter.read(&cluster.client).await;
-        let components = components::read(&cluster.client, pulses).await;
+        let components = components::read(&cluster.client, nodes, pulses).await;
         let api: Api<HubObject<ClusterHealthSpec>> = Api::all(hub.client.clone());
         let mut stored = match api.get_opt(&cluster.name).await? {
             Some(object) => object,
