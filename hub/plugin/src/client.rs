@@ -1,6 +1,9 @@
 //! kube-rs clients without sockets: requests of a plugin are handed to the hub as they are.
 
-use crate::limits;
+use crate::{
+    answers::{Counted, bounded},
+    limits,
+};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
@@ -72,9 +75,11 @@ impl tower_service::Service<Request<kube::client::Body>> for Wire {
             let (parts, body) = request.into_parts();
             let bytes = Limited::new(body, limits::REQUEST).collect().await?.to_bytes();
             let request = Request::from_parts(parts, bytes);
-            // A watch has no end; whatever else a cluster answers is collected, and a cluster may be in other hands.
             let watch = request.uri().query().is_some_and(|query| query.contains("watch="));
-            let bounded = matches!(target, Target::Cluster(_)) && !watch;
+            let counted = match target {
+                Target::Hub(_) => None,
+                Target::Cluster(_) => Some(if watch { Counted::Lines } else { Counted::Whole }),
+            };
             let answer = async {
                 // Until the head of the answer: a watch that is open takes no place.
                 let _place = match &target {
@@ -90,8 +95,10 @@ impl tower_service::Service<Request<kube::client::Body>> for Wire {
                 answer.await
             };
             let answer = within(limits::ANSWER, answer).await?;
-            let limited = |body| Limited::new(body, limits::ANSWER_SIZE).boxed_unsync();
-            Ok(if bounded { answer.map(limited) } else { answer })
+            Ok(match counted {
+                Some(counted) => answer.map(|body| bounded(body, counted)),
+                None => answer,
+            })
         })
     }
 }

@@ -11,12 +11,14 @@
 //! | `plugin`, `register` | what a plugin is, and what it may add |
 //! | `factory` | a plugin made from its table of the configuration |
 //! | `view`, `client` | what a running plugin sees: hub, clusters, two clients |
+//! | `answers` | how much of a cluster's answers is taken |
 //! | `host`, `keeper`, `guard` | runs plugins: own threads, restarts with pauses, a watchdog, bounds |
 //! | `logins` | login providers that plugins bring, on their threads |
 //! | `kind`, `object`, `condition`, `follow` | kinds of the hub's API, typed for kube-rs |
 //! | [`mirror`], `select` | keeps objects in clusters as the hub wants them, and tells how far it is |
 #![forbid(unsafe_code)]
 
+mod answers;
 mod client;
 mod condition;
 mod factory;
@@ -36,6 +38,7 @@ mod register;
 mod select;
 mod view;
 
+pub use answers::{TooMuch, name_of};
 pub use client::{Backend, Body, BoxError};
 pub use condition::{Condition, set_condition};
 pub use factory::{Configured, Factory, FactoryError};

@@ -31,6 +31,10 @@ pub const REQUESTS: usize = 16;
 pub const REQUEST: usize = 4 << 20;
 /// Largest answer of a cluster that is no watch, in bytes: a page of 500 nodes with all their images has some 15 MiB.
 pub const ANSWER_SIZE: usize = 64 << 20;
+/// Longest line of a cluster's watch, in bytes: etcd takes objects of 1.5 MiB, and as text they are larger.
+pub const WATCH_LINE: usize = 4 << 20;
+/// Longest name in a cluster, and of a namespace: what Kubernetes allows.
+pub const NAME: usize = 253;
 /// How long a plugin may take to end with the hub.
 pub const END: Duration = Duration::from_secs(5);
 /// By how much a plugin's threads step back behind the traffic (nice(2)), as those that check passwords do.

@@ -10,6 +10,9 @@ pub enum PluginError {
     /// The hub's or a cluster's API refused or failed.
     #[error("{0}")]
     Kube(#[from] Box<kube::Error>),
+    /// A cluster says more than is taken of it.
+    #[error("{0}")]
+    TooMuch(#[from] crate::TooMuch),
     /// Anything else, in words.
     #[error("{0}")]
     Other(String),

@@ -158,3 +158,31 @@ async fn each_cluster_and_the_fleet_tell_what_they_have_and_use_and_how_they_are
     let pods: Vec<_> = edge1.seen().into_iter().filter(|line| line.contains("/pods")).collect();
     assert!(!pods.is_empty() && pods.iter().all(|line| line.contains("limit=")), "{pods:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_says_what_no_cluster_says_is_not_known_and_one_that_does_so_once_is_asked_anew() {
+    let world = world().await;
+    let (mut edge1, mut edge2) = (Stub::default(), Stub::default());
+    for stub in [&edge1, &edge2] {
+        node(stub, "n1", "True");
+    }
+    node(&edge1, &"n".repeat(254), "True");
+    edge1.connect(&world, "edge1").await;
+    edge2.connect(&world, "edge2").await;
+    let why = |status: &Value| {
+        let all = status["conditions"].as_array().cloned().unwrap_or_default();
+        all.iter().find(|c| c["type"] == "Ready").map(|c| (c["status"].clone(), c["message"].to_string()))
+    };
+    let told =
+        |status: &Value| why(status).is_some_and(|(holds, why)| holds == "Unknown" && why.contains("253 letters"));
+    status(&world, "clusters/edge1", told).await;
+
+    // A line of a watch that is longer than any object: it is not taken, and the nodes are listed anew.
+    status(&world, "clusterhealths/edge2", |status| status["nodes"] == 1).await;
+    let large = json!({ "annotations": { "x": "x".repeat(5 << 20) } });
+    edge2.put("/api/v1/nodes/n2", json!({ "apiVersion": "v1", "kind": "Node", "metadata": large }));
+    status(&world, "clusterhealths/edge2", |status| status["nodes"] == 2).await;
+    let lists =
+        |stub: &Stub| stub.seen().iter().filter(|line| line.contains("/nodes?") && !line.contains("watch=")).count();
+    assert_eq!(lists(&edge2), 2, "{:?}", edge2.seen());
+}

@@ -9,7 +9,7 @@ mod plan;
 pub use board::{Board, Outcome, REMOVED, SHUT_OUT, Tally};
 pub use plan::{ABSENT, Key, Objects};
 
-use crate::{ClusterView, PluginError, PluginMetrics, limits};
+use crate::{ClusterView, PluginError, PluginMetrics, TooMuch, limits, name_of};
 use futures_util::{StreamExt, stream::BoxStream, stream::SelectAll};
 use kube::{
     Api, ResourceExt,
@@ -102,6 +102,8 @@ pub struct Mirror {
     held: Objects,
     /// Keys of what failed, and when to try again.
     resting: HashMap<Key, (Instant, u32)>,
+    /// Why something of a kind was not looked at.
+    left_out: BTreeMap<&'static str, String>,
     report: Report,
 }
 
@@ -119,6 +121,7 @@ impl Mirror {
             actual: Objects::new(),
             held: Objects::new(),
             resting: HashMap::new(),
+            left_out: BTreeMap::new(),
             report: Report::default(),
         }
     }
@@ -166,7 +169,10 @@ impl Mirror {
             tokio::select! {
                 Some((kind, event)) = changes.next() => match event {
                     Ok(event) => {
-                        self.heard(kind, event, &mut listing, &mut unlisted);
+                        if let Err(error) = self.heard(kind, event, &mut listing, &mut unlisted) {
+                            // It is no object of anybody's here; the others go on, and this is told until they are listed anew.
+                            self.left_out.insert(kind.kind, format!("cannot watch {}: {error}", kind.plural));
+                        }
                         look = Some(look.map_or(soon, |at| at.min(soon)));
                     }
                     Err(error) => {
@@ -191,7 +197,7 @@ impl Mirror {
                     if unlisted.is_empty() {
                         let before = self.report.clone();
                         let now = Arc::clone(&wanted.borrow_and_update());
-                        self.report.trouble = None;
+                        self.report.trouble = self.left_out.values().next().cloned();
                         look = self.reconcile(&now).await;
                         self.report.of = Some(now);
                         if before != self.report {
@@ -209,16 +215,17 @@ impl Mirror {
         event: watcher::Event<DynamicObject>,
         listing: &mut HashMap<&'static str, Objects>,
         unlisted: &mut Vec<&'static str>,
-    ) {
-        let key = |object: &DynamicObject| Key {
-            kind: kind.kind,
-            namespace: object.namespace().unwrap_or_default(),
-            name: object.name_any(),
+    ) -> Result<(), TooMuch> {
+        let key = |object: &DynamicObject| -> Result<Key, TooMuch> {
+            Ok(Key { kind: kind.kind, namespace: object.namespace().unwrap_or_default(), name: name_of(object)? })
         };
         match event {
-            watcher::Event::Init => drop(listing.insert(kind.kind, Objects::new())),
+            watcher::Event::Init => {
+                self.left_out.remove(kind.kind);
+                listing.insert(kind.kind, Objects::new());
+            }
             watcher::Event::InitApply(object) => {
-                listing.entry(kind.kind).or_default().insert(key(&object), plain(&object));
+                listing.entry(kind.kind).or_default().insert(key(&object)?, plain(&object));
             }
             watcher::Event::InitDone => {
                 self.actual.retain(|key, _| key.kind != kind.kind);
@@ -226,14 +233,15 @@ impl Mirror {
                 unlisted.retain(|other| *other != kind.kind);
             }
             watcher::Event::Apply(object) => {
-                let (key, new) = (key(&object), plain(&object));
+                let (key, new) = (key(&object)?, plain(&object));
                 // What was written here comes back later, and what others wrote before it too.
                 if self.actual.get(&key).is_none_or(|old| revision(old) <= revision(&new)) {
                     self.actual.insert(key, new);
                 }
             }
-            watcher::Event::Delete(object) => drop(self.actual.remove(&key(&object))),
+            watcher::Event::Delete(object) => drop(self.actual.remove(&key(&object)?)),
         }
+        Ok(())
     }
 
     /// Takes every step that is due. Returns when to look again, if something failed.
@@ -407,4 +415,73 @@ fn plain(object: &DynamicObject) -> Value {
 
 fn revision(object: &Value) -> u64 {
     object["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse().ok()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Backend, Body, BoxError,
+        client::{Target, Wire},
+        metrics::Metrics,
+    };
+    use bytes::Bytes;
+    use futures_util::{FutureExt, future::BoxFuture, stream};
+    use http::{Request, Response};
+    use http_body::Frame;
+    use http_body_util::{BodyExt, Full, StreamBody};
+    use serde_json::json;
+    use std::convert::Infallible;
+    use tokio_util::sync::CancellationToken;
+
+    /// A cluster with these objects, of which nothing ever changes.
+    struct Fixed(Value);
+    impl Backend for Fixed {
+        fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            async { Err("nobody asks".into()) }.boxed()
+        }
+        fn cluster(
+            &self,
+            _: &'static str,
+            _: &str,
+            request: Request<Bytes>,
+        ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            let list =
+                json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "7" }, "items": self.0 });
+            let body = match request.uri().query().is_some_and(|query| query.contains("watch=true")) {
+                true => StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>())
+                    .map_err(BoxError::from)
+                    .boxed_unsync(),
+                false => Full::new(Bytes::from(list.to_string())).map_err(BoxError::from).boxed_unsync(),
+            };
+            async { Ok(Response::new(body)) }.boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_named_as_no_cluster_names_is_left_out_and_told() {
+        static KINDS: &[Kept] =
+            &[Kept { group: "", version: "v1", kind: "Secret", plural: "secrets", take_over: false, release: false }];
+        let secret = |name: &str| json!({ "metadata": { "name": name, "namespace": "team" } });
+        let backend: Arc<dyn Backend> =
+            Arc::new(Fixed(json!([secret("short"), secret(&"n".repeat(limits::NAME + 1))])));
+        let target = Target::Cluster("edge1".to_owned());
+        let client = Wire { backend: Arc::downgrade(&backend), plugin: "test", target }.client();
+        let cluster =
+            ClusterView { name: "edge1".to_owned(), uid: "1".to_owned(), client, stop: CancellationToken::new() };
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap().of("test");
+        let key = Key { kind: "Secret", namespace: "team".to_owned(), name: "short".to_owned() };
+        let wish = Objects::from([(key, secret("short"))]);
+        let (_wish, wanted) = watch::channel(Arc::new(wish));
+        let (tell, mut told) = watch::channel(Report::default());
+        let mirror = Mirror::new("test", &cluster, KINDS, metrics);
+        let looked = |report: &Report| report.of.is_some();
+        tokio::select! {
+            ended = mirror.run(wanted, |report| drop(tell.send_replace(report.clone()))) => panic!("{ended:?}"),
+            report = told.wait_for(looked) => {
+                let trouble = report.unwrap().trouble.clone().unwrap_or_default();
+                assert!(trouble.contains("cannot watch secrets") && trouble.contains("253 letters"), "{trouble}");
+            }
+        }
+    }
 }

@@ -32,7 +32,7 @@ use kube::{
 use look::{Node, Numbers, steady, sum, texts, warnings};
 use moorline_plugin::{
     ClusterView, Condition, Configured, HubObject, HubView, Plugin, PluginError, PluginKind, Registration, RouteAnswer,
-    RouteRequest, set_condition,
+    RouteRequest, TooMuch, name_of, set_condition,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -243,14 +243,16 @@ impl Health {
         let nodes: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &core("Node", "nodes"));
         let mut changes = Box::pin(watcher(nodes, watcher::Config::default()).default_backoff());
         let (mut known, mut listing, mut listed) = (BTreeMap::new(), BTreeMap::new(), false);
-        let node = |object: &DynamicObject| (object.name_any(), Node::of(&json!({ "status": object.data["status"] })));
+        let node = |object: &DynamicObject| -> Result<_, PluginError> {
+            Ok((name_of(object)?, Node::of(&json!({ "status": object.data["status"] }))))
+        };
         let (mut tick, mut pulses) = (interval(self.every), Pulses::new());
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 Some(event) = changes.next() => match event {
                     Ok(watcher::Event::Init) => listing.clear(),
-                    Ok(watcher::Event::InitApply(object)) => listing.extend([node(&object)]),
+                    Ok(watcher::Event::InitApply(object)) => listing.extend([node(&object)?]),
                     Ok(watcher::Event::InitDone) => {
                         known = std::mem::take(&mut listing);
                         if !listed {
@@ -258,9 +260,13 @@ impl Health {
                             tick.reset_immediately();
                         }
                     }
-                    Ok(watcher::Event::Apply(object)) => known.extend([node(&object)]),
+                    Ok(watcher::Event::Apply(object)) => known.extend([node(&object)?]),
                     Ok(watcher::Event::Delete(object)) => drop(known.remove(&object.name_any())),
                     Err(error) if !listed => return Err(PluginError::Other(format!("cannot watch nodes: {error}"))),
+                    // What is known of its nodes would be of the time before, for ever.
+                    Err(error) if TooMuch::within(&error).is_some() => {
+                        return Err(PluginError::Other(format!("cannot watch nodes: {error}")));
+                    }
                     Err(_) => {}
                 },
                 _ = tick.tick() => {

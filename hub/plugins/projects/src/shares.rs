@@ -14,7 +14,7 @@ use kube::{
 use moorline_plugin::{
     ClusterView, Condition, HubView, PluginError,
     mirror::{CLUSTER_LABEL, PLUGIN_LABEL},
-    quantity, set_condition,
+    name_of, quantity, set_condition,
 };
 use serde_json::Value;
 use std::{
@@ -158,8 +158,9 @@ impl Projects {
     }
 }
 
+/// The mirror, which watches the same, tells of names that are too long.
 fn put(all: &mut BTreeMap<String, Seen>, object: &DynamicObject) {
-    if object.name_any() == OWN {
+    if name_of(object).is_ok_and(|name| name == OWN) {
         all.insert(object.namespace().unwrap_or_default(), Seen::of(object));
     }
 }

@@ -20,6 +20,7 @@ use moorline_plugin::{
     All, ClusterFacts, ClusterView, Condition, Configured, HubObject, HubView, Plugin, PluginError, PluginKind,
     Registration, follow,
     mirror::{Board, Kept, Key, Objects, Tally},
+    name_of,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -153,7 +154,7 @@ impl Secrets {
                 event = changes.next() => match event {
                     None => return Err(PluginError::Other("the watch of namespaces ended".to_owned())),
                     Some(Ok(watcher::Event::Init)) => listing.clear(),
-                    Some(Ok(watcher::Event::InitApply(one))) => drop(listing.insert(one.name_any(), one.labels().clone())),
+                    Some(Ok(watcher::Event::InitApply(one))) => drop(listing.insert(name_of(&one)?, one.labels().clone())),
                     Some(Ok(watcher::Event::InitDone)) => {
                         (namespaces, listed) = (Arc::new(std::mem::take(&mut listing)), true);
                     }
@@ -161,7 +162,7 @@ impl Secrets {
                         // One that goes takes its secrets with it, and takes no new ones.
                         let all = Arc::make_mut(&mut namespaces);
                         match one.metadata.deletion_timestamp {
-                            None => drop(all.insert(one.name_any(), one.labels().clone())),
+                            None => drop(all.insert(name_of(&one)?, one.labels().clone())),
                             Some(_) => drop(all.remove(&one.name_any())),
                         }
                     }

@@ -1,0 +1,261 @@
+//! How much of a cluster's answers is taken: a cluster may be in other hands, and what a plugin holds is in the hub's memory.
+
+use crate::{Body, BoxError, limits};
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::BodyExt;
+use kube::ResourceExt;
+use std::{
+    error::Error,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+/// A cluster says more than is taken of it, and what to do about that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TooMuch {
+    /// An answer that is no watch.
+    #[error(
+        "the cluster's answer is larger than {} MiB: ask for it in pages (`limit`), or see what answers as its API server",
+        limits::ANSWER_SIZE >> 20
+    )]
+    Answer,
+    /// One event of a watch.
+    #[error(
+        "a line of the cluster's watch is longer than {} MiB, which no object is: see what answers as its API server",
+        limits::WATCH_LINE >> 20
+    )]
+    Line,
+    /// A name of an object, or of its namespace.
+    #[error(
+        "the cluster names an object in more than {} letters, which Kubernetes does not: see what answers as its API server",
+        limits::NAME
+    )]
+    Name,
+}
+
+impl TooMuch {
+    /// Whether an error came of one, however deep: asking again gets the same answer.
+    #[must_use]
+    pub fn within(error: &(dyn Error + 'static)) -> Option<Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(found) = error.downcast_ref::<Self>() {
+                return Some(*found);
+            }
+            // `io::Error::source` leaves out what it wraps itself.
+            let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+            next = match wrapped {
+                Some(wrapped) => Some(wrapped),
+                None => error.source(),
+            };
+        }
+        None
+    }
+}
+
+/// The name of an object of a cluster's.
+///
+/// # Errors
+/// It is longer than Kubernetes' names are, or its namespace's is.
+pub fn name_of(object: &impl ResourceExt) -> Result<String, TooMuch> {
+    let name = object.name_any();
+    let longest = name.len().max(object.meta().namespace.as_ref().map_or(0, String::len));
+    if limits::NAME < longest { Err(TooMuch::Name) } else { Ok(name) }
+}
+
+/// What is counted of a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Counted {
+    /// All of it.
+    Whole,
+    /// Each line by itself: a watch has no end.
+    Lines,
+}
+
+impl Counted {
+    /// How much is counted after `piece`, and the bound if that broke it.
+    fn add(self, before: usize, piece: &[u8]) -> Result<usize, TooMuch> {
+        match self {
+            Self::Whole if limits::ANSWER_SIZE < before + piece.len() => Err(TooMuch::Answer),
+            Self::Whole => Ok(before + piece.len()),
+            Self::Lines => {
+                let (mut now, mut first) = (before, true);
+                for line in piece.split(|byte| *byte == b'\n') {
+                    now = if first { before + line.len() } else { line.len() };
+                    first = false;
+                    if limits::WATCH_LINE < now {
+                        return Err(TooMuch::Line);
+                    }
+                }
+                Ok(now)
+            }
+        }
+    }
+}
+
+/// A body that ends with [`TooMuch`] where its bound is broken.
+struct Bounded {
+    /// `None`: it has broken its bound, and the connection is let go.
+    inner: Option<Body>,
+    counted: Counted,
+    so_far: usize,
+}
+
+impl http_body::Body for Bounded {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(inner) = self.inner.as_mut() else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(inner).poll_frame(cx));
+        let Some(Ok(data)) = frame.as_ref().map(|frame| frame.as_ref().map(Frame::data_ref)) else {
+            return Poll::Ready(frame);
+        };
+        match self.counted.add(self.so_far, data.map_or(&[], |data| data)) {
+            Ok(so_far) => {
+                self.so_far = so_far;
+                Poll::Ready(frame)
+            }
+            Err(broken) => {
+                self.inner = None;
+                Poll::Ready(Some(Err(broken.into())))
+            }
+        }
+    }
+}
+
+/// `body`, of which no more is taken than is counted.
+pub(crate) fn bounded(body: Body, counted: Counted) -> Body {
+    Bounded { inner: Some(body), counted, so_far: 0 }.boxed_unsync()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Backend, client::Target, client::Wire};
+    use futures_util::{FutureExt, StreamExt, future::BoxFuture, pin_mut, stream};
+    use http::{Request, Response};
+    use http_body_util::StreamBody;
+    use kube::{
+        Api,
+        api::{ApiResource, DynamicObject, GroupVersionKind, ListParams},
+        runtime::watcher,
+    };
+    use proptest::prelude::*;
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    /// A cluster that says of its nodes what it is told to: pieces of `piece`, as many as anybody takes.
+    struct Endless {
+        head: &'static str,
+        piece: Bytes,
+        taken: Arc<AtomicUsize>,
+    }
+    impl Backend for Endless {
+        fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            async { Err("nobody asks".into()) }.boxed()
+        }
+        fn cluster(
+            &self,
+            _: &'static str,
+            _: &str,
+            request: Request<Bytes>,
+        ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            let (head, piece, taken) = (self.head, self.piece.clone(), Arc::clone(&self.taken));
+            let listing = request.uri().query().is_some_and(|query| !query.contains("watch=true"));
+            let short = listing && head.is_empty();
+            let pieces = stream::iter(if short {
+                vec![Bytes::from_static(
+                    br#"{"kind":"NodeList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[]}"#,
+                )]
+            } else {
+                vec![Bytes::from_static(head.as_bytes())]
+            });
+            let rest = stream::repeat(piece).take(if short { 0 } else { usize::MAX }).inspect(move |piece| {
+                taken.fetch_add(piece.len(), Ordering::Relaxed);
+            });
+            let body = StreamBody::new(pieces.chain(rest).map(|piece| Ok(Frame::data(piece))));
+            async { Ok(Response::new(body.boxed_unsync())) }.boxed()
+        }
+    }
+
+    fn nodes(head: &'static str, piece: &'static [u8]) -> (Api<DynamicObject>, Arc<dyn Backend>, Arc<AtomicUsize>) {
+        let taken = Arc::<AtomicUsize>::default();
+        let backend: Arc<dyn Backend> =
+            Arc::new(Endless { head, piece: Bytes::from_static(piece), taken: Arc::clone(&taken) });
+        let wire =
+            Wire { backend: Arc::downgrade(&backend), plugin: "test", target: Target::Cluster("edge1".to_owned()) };
+        let kind = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", "Node"), "nodes");
+        (Api::all_with(wire.client(), &kind), backend, taken)
+    }
+
+    const PIECE: &[u8] = &[b'x'; 1 << 20];
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_taken_to_its_bound_and_the_error_says_what_to_do() {
+        let (api, _backend, taken) = nodes(r#"{"kind":"NodeList","apiVersion":"v1","metadata":{"continue":""#, PIECE);
+        let error = api.list(&ListParams::default()).await.unwrap_err();
+        assert_eq!(TooMuch::within(&error), Some(TooMuch::Answer), "{error}");
+        assert!(error.to_string().contains("64 MiB: ask for it in pages"), "{error}");
+        let taken = taken.load(Ordering::Relaxed);
+        assert!((limits::ANSWER_SIZE..=limits::ANSWER_SIZE + PIECE.len()).contains(&taken), "{taken}");
+    }
+
+    #[tokio::test]
+    async fn a_line_of_a_watch_without_end_is_taken_to_its_bound_and_the_error_says_what_to_do() {
+        let (api, _backend, taken) = nodes("", PIECE);
+        let events = watcher(api, watcher::Config::default());
+        pin_mut!(events);
+        let error = loop {
+            match events.next().await.unwrap() {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(TooMuch::within(&error), Some(TooMuch::Line), "{error}");
+        assert!(error.to_string().contains("longer than 4 MiB"), "{error}");
+        let taken = taken.load(Ordering::Relaxed);
+        assert!((limits::WATCH_LINE..=limits::WATCH_LINE + PIECE.len()).contains(&taken), "{taken}");
+    }
+
+    #[test]
+    fn a_watch_may_go_on_for_ever_line_by_line() {
+        let line = [vec![b'x'; limits::WATCH_LINE], vec![b'\n']].concat();
+        let mut so_far = 0;
+        for _ in 0..3 {
+            for half in line.chunks(limits::WATCH_LINE / 2) {
+                so_far = Counted::Lines.add(so_far, half).unwrap();
+            }
+        }
+        assert_eq!(Counted::Lines.add(1, &line), Err(TooMuch::Line));
+        assert_eq!(Counted::Whole.add(limits::ANSWER_SIZE - 1, b"x"), Ok(limits::ANSWER_SIZE));
+        assert_eq!(Counted::Whole.add(limits::ANSWER_SIZE, b"x"), Err(TooMuch::Answer));
+    }
+
+    proptest! {
+        /// However a watch is cut into frames, the same is counted.
+        #[test]
+        fn a_line_is_as_long_as_it_is_however_it_is_cut(text in "[a\n]{0,40}", cuts in prop::collection::vec(1usize..9, 1..20)) {
+            let (mut rest, mut so_far) = (text.as_bytes(), 0);
+            for cut in cuts {
+                let (piece, after) = rest.split_at(cut.min(rest.len()));
+                so_far = Counted::Lines.add(so_far, piece).unwrap();
+                rest = after;
+            }
+            so_far = Counted::Lines.add(so_far, rest).unwrap();
+            prop_assert_eq!(so_far, text.rsplit('\n').next().unwrap().len());
+        }
+    }
+
+    #[test]
+    fn a_name_is_no_longer_than_kubernetes_names_are() {
+        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Node"));
+        let named = |letters: usize| DynamicObject::new(&"n".repeat(letters), &kind);
+        assert_eq!(name_of(&named(limits::NAME)).map(|name| name.len()), Ok(limits::NAME));
+        assert_eq!(name_of(&named(limits::NAME + 1)), Err(TooMuch::Name));
+        assert_eq!(name_of(&named(1).within(&"n".repeat(limits::NAME + 1))), Err(TooMuch::Name));
+    }
+}
