@@ -21,6 +21,7 @@ mod logins;
 mod nodes;
 mod plans;
 mod plugins;
+mod plugins_clusters;
 mod recordings;
 mod services;
 mod services_http;
@@ -51,6 +52,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("hub_api_speaks_kubectl", hub_api::kubectl),
     ("agent_runs_in_a_pod_with_its_service_account", hub_api::pod),
     ("plugin_rbac_keeps_roles_in_clusters", plugins::rbac),
+    ("plugin_rbac_keeps_roles_in_the_clusters_that_match", plugins_clusters::rbac),
     ("a_node_agent_stands_in_for_its_cluster_agent", nodes::stands_in),
     ("a_node_agent_stands_in_while_fifty_clients_work", load::all),
     ("a_node_tells_how_it_is", nodes::facts),
