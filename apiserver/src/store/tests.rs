@@ -139,7 +139,9 @@ async fn a_private_record_is_replaced_only_as_it_was_found() {
     }
     assert_eq!(store.private("record"), Some(bytes("1")));
     // Nobody else was first in what they changed: it is checked again all the same, and written.
-    [Err(WriteError::Behind), Ok(()), Ok(())].map(|answer| answers.send(answer).unwrap());
+    for answer in [Err(WriteError::Behind), Ok(()), Ok(())] {
+        answers.send(answer).unwrap();
+    }
     assert_eq!(store.replace_private(key(), Some(bytes("1")), bytes("2")).await, Ok(()));
     let mut all = Vec::new();
     while let Ok(one) = asked.try_recv() {
