@@ -5,25 +5,22 @@ pub mod files;
 mod queue;
 pub mod search;
 mod uri;
+mod writer;
 
 use chain::Chain;
 use files::{Found, LogFile, Output, Rotation};
 use futures_util::future::BoxFuture;
-use queue::Queue;
 use serde::Serialize;
 use std::{
     cell::RefCell,
     collections::BTreeMap,
     io,
     path::Path,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
-use tokio::sync::Notify;
 pub use uri::recorded;
+use writer::{Shared, Writer};
 
 /// One audit record, with the field names of Kubernetes' `audit.k8s.io/v1` Event.
 #[derive(Debug, Clone, Serialize)]
@@ -148,14 +145,8 @@ pub const PATIENCE: Duration = Duration::from_millis(100);
 /// Records that may wait for the writer before calls are refused.
 pub const QUEUE: usize = 4096;
 
-/// How often what could not be written is tried again.
-const RETRY: Duration = Duration::from_millis(200);
-/// How long the writer waits for more records before it writes.
-const GATHER: Duration = Duration::from_millis(5);
 /// Memory that each thread keeps for the next record, in bytes.
 const LINE: usize = 4 << 10;
-/// Memory kept for the next batch, in bytes.
-const BATCH: usize = 256 << 10;
 
 /// Now, as audit records write it: RFC 3339, UTC, microseconds.
 pub fn now() -> String {
@@ -169,20 +160,26 @@ pub enum OnFailure {
     /// No call passes: none goes unrecorded.
     #[default]
     Refuse,
-    /// Calls pass. Records over the bound are lost; how many is counted, and recorded once the log can be written.
+    /// Calls pass. As many records as may wait are kept and written later; what comes after these is lost. How many is
+    /// counted, and recorded once the log can be written.
     Continue,
+}
+
+impl OnFailure {
+    /// What happens while the log cannot be written, and `most` records may wait for it.
+    fn meanwhile(self, most: usize) -> String {
+        match self {
+            Self::Refuse => "calls are refused until it can, and the records of those before wait".to_owned(),
+            Self::Continue => {
+                format!("calls go on: {most} records wait until it can, and those that come then are lost and counted")
+            }
+        }
+    }
 }
 
 /// Writes one JSON line for each record, from a thread of its own: a slow disk holds up no other task.
 pub struct FileSink {
-    queue: Arc<Queue>,
-    waiting: Arc<AtomicUsize>,
-    room: Arc<Notify>,
-    /// What is at the front cannot be written.
-    failed: Arc<AtomicBool>,
-    closing: Arc<AtomicBool>,
-    /// Records that were not kept, since they were last told of, and in all.
-    lost: Arc<Lost>,
+    shared: Arc<Shared>,
     policy: OnFailure,
     most: usize,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
@@ -198,73 +195,34 @@ impl FileSink {
         Ok((Self::to_writer(log, found.chain.clone(), QUEUE, policy)?, found))
     }
 
-    /// Records that were not kept, in all: none but with [`OnFailure::Continue`].
+    /// Records that were not kept, in all: none but with [`OnFailure::Continue`], and at the end of a log that cannot be
+    /// written.
     pub fn lost(&self) -> u64 {
-        self.lost.all.load(Ordering::Acquire)
+        self.shared.lost.all.load(Ordering::Acquire)
     }
 
     /// Whether the log is written.
     pub fn healthy(&self) -> bool {
-        !self.failed.load(Ordering::Acquire)
+        !self.shared.failed.load(Ordering::Acquire)
     }
 
     /// Writes to `out`, on from `chain`; at most `most` records wait before calls are refused.
     ///
     /// # Errors
     /// No thread could be started.
-    pub fn to_writer(mut out: impl Output, mut chain: Chain, most: usize, policy: OnFailure) -> io::Result<Arc<Self>> {
+    pub fn to_writer(out: impl Output, chain: Chain, most: usize, policy: OnFailure) -> io::Result<Arc<Self>> {
         // Bounded by `admit`, not by the queue: see the trait.
-        let queue = Arc::new(Queue::new());
-        let (waiting, room) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
-        let (failed, closing) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let lost = Arc::new(Lost::default());
-        let shared = (queue.clone(), waiting.clone(), room.clone(), failed.clone(), closing.clone(), lost.clone());
-        let writer = std::thread::Builder::new().name("audit".to_owned()).spawn(move || {
-            let (queue, waiting, room, failed, closing, lost) = shared;
-            let (mut lines, mut batch) = (Vec::new(), Vec::new());
-            while queue.wait() {
-                // One wake-up and one write for all that come close together: each costs as much as a small request.
-                std::thread::sleep(GATHER);
-                queue.exchange(&mut lines);
-                let (mut count, mut from) = (0, 0);
-                for end in memchr::memchr_iter(b'\n', &lines) {
-                    chain.seal(lines.get(from..end).unwrap_or_default(), &mut batch);
-                    (count, from) = (count + 1, end + 1);
-                }
-                lines.clear();
-                lines.shrink_to(BATCH);
-                let mut rest = &batch[..];
-                // A record is never given up: one that cannot be written waits, and no call is admitted meanwhile.
-                while let Err(error) = write(&mut out, &mut rest) {
-                    if !failed.swap(true, Ordering::AcqRel) {
-                        tracing::error!("the audit log cannot be written, calls are refused until it can: {error}");
-                    }
-                    if closing.load(Ordering::Acquire) {
-                        return;
-                    }
-                    std::thread::park_timeout(RETRY);
-                }
-                failed.store(false, Ordering::Release);
-                batch.clear();
-                lost.tell(&mut chain, &mut batch);
-                if let Err(error) = write(&mut out, &mut &batch[..]).and_then(|()| out.settled(&chain)) {
-                    tracing::error!("the audit log stays in its old file: {error}");
-                }
-                batch.clear();
-                batch.shrink_to(BATCH);
-                waiting.fetch_sub(count, Ordering::AcqRel);
-                room.notify_waiters();
-            }
-        })?;
-        let writer = Mutex::new(Some(writer));
-        Ok(Arc::new(Self { queue, waiting, room, failed, closing, lost, policy, most, writer }))
+        let shared = Arc::new(Shared::default());
+        let writer = Writer { out, chain, most, policy, shared: Arc::clone(&shared) };
+        let writer = std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run())?;
+        Ok(Arc::new(Self { shared, policy, most, writer: Mutex::new(Some(writer)) }))
     }
 
     /// Writes out what is queued, tried once more where it could not be written, and ends the thread. Later records
     /// are lost; later calls are refused.
     pub async fn close(&self) {
-        self.closing.store(true, Ordering::Release);
-        self.queue.close();
+        self.shared.closing.store(true, Ordering::Release);
+        self.shared.queue.close();
         let writer = lock(&self.writer).take(); // not in the `if let`: its guard would live across the await
         if let Some(writer) = writer {
             writer.thread().unpark();
@@ -276,58 +234,17 @@ impl FileSink {
         if self.policy == OnFailure::Continue {
             return true;
         }
-        let writes = !self.failed.load(Ordering::Acquire) && !self.closing.load(Ordering::Acquire);
-        writes && self.waiting.load(Ordering::Acquire) < self.most
+        let shared = &self.shared;
+        let writes = !shared.failed.load(Ordering::Acquire) && !shared.closing.load(Ordering::Acquire);
+        writes && shared.waiting.load(Ordering::Acquire) < self.most
     }
 }
 
 impl Drop for FileSink {
     /// What waits is written all the same.
     fn drop(&mut self) {
-        self.queue.close();
+        self.shared.queue.close();
     }
-}
-
-/// Records that were not kept.
-#[derive(Debug, Default)]
-struct Lost {
-    /// Not told of yet.
-    now: AtomicU64,
-    all: AtomicU64,
-}
-
-impl Lost {
-    fn add(&self) {
-        self.now.fetch_add(1, Ordering::AcqRel);
-        self.all.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// The log itself says what it lacks.
-    fn tell(&self, chain: &mut Chain, out: &mut Vec<u8>) {
-        let lost = self.now.swap(0, Ordering::AcqRel);
-        if lost > 0 {
-            tracing::error!(lost, "audit records were lost while the log could not be written");
-            let (at, words) =
-                (now(), "records were lost here: the log could not be written, and calls went on by policy");
-            chain.seal(
-                format!("{{\"stageTimestamp\":\"{at}\",\"lostRecords\":{lost},\"message\":\"{words}\"}}").as_bytes(),
-                out,
-            );
-        }
-    }
-}
-
-/// Writes `rest`, and leaves in it what was not taken.
-fn write(out: &mut impl io::Write, rest: &mut &[u8]) -> io::Result<()> {
-    while !rest.is_empty() {
-        match out.write(rest) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => *rest = rest.get(n..).unwrap_or_default(),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    out.flush()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -342,7 +259,7 @@ impl AuditSink for FileSink {
         Box::pin(async move {
             let room = async {
                 loop {
-                    let mut notified = std::pin::pin!(self.room.notified());
+                    let mut notified = std::pin::pin!(self.shared.room.notified());
                     notified.as_mut().enable();
                     if self.has_room() {
                         return;
@@ -355,16 +272,17 @@ impl AuditSink for FileSink {
     }
 
     fn push(&self, event: Event) {
-        if self.policy == OnFailure::Continue && self.most <= self.waiting.load(Ordering::Acquire) {
-            self.lost.add();
+        if self.policy == OnFailure::Continue && self.most <= self.shared.waiting.load(Ordering::Acquire) {
+            self.shared.lost.add(1);
             return;
         }
         RECORD.with_borrow_mut(|record| {
             // One record is one line: JSON escapes every control character within strings.
             if serde_json::to_writer(&mut *record, &event).is_ok() {
-                self.waiting.fetch_add(1, Ordering::AcqRel);
-                if !self.queue.put(record) {
-                    self.waiting.fetch_sub(1, Ordering::AcqRel);
+                self.shared.waiting.fetch_add(1, Ordering::AcqRel);
+                if !self.shared.queue.put(record) {
+                    self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+                    self.shared.lost.add(1); // the log is closed
                 }
             }
             record.clear();

@@ -170,7 +170,7 @@ async fn f49_a_blocked_sink_refuses_after_100_ms_and_recovers() {
     }
     was_called.recv().unwrap(); // with both that waited
     release.send(()).unwrap();
-    while sink.waiting.load(Ordering::Acquire) != 0 {
+    while sink.shared.waiting.load(Ordering::Acquire) != 0 {
         tokio::task::yield_now().await;
     }
     sink.record(event("d")).await.unwrap();
@@ -203,7 +203,7 @@ async fn s70_with_a_full_disk_no_call_is_admitted_and_no_record_lost() {
     lock(&disk.0).0 = 10; // a part of the first line
     let sink = FileSink::to_writer(disk.clone(), Chain::default(), 8, OnFailure::Refuse).unwrap();
     sink.record(event("a")).await.unwrap();
-    while !sink.failed.load(Ordering::Acquire) {
+    while !sink.shared.failed.load(Ordering::Acquire) {
         tokio::task::yield_now().await;
     }
     for _ in 0..3 {
@@ -241,7 +241,7 @@ async fn s70_where_calls_go_on_by_policy_the_log_says_what_it_lacks() {
     }
     assert_eq!(sink.lost(), 4, "one waits with the first, for two may");
     lock(&disk.0).0 = usize::MAX;
-    while !sink.healthy() || sink.waiting.load(Ordering::Acquire) != 0 {
+    while !sink.healthy() || sink.shared.waiting.load(Ordering::Acquire) != 0 {
         tokio::task::yield_now().await;
     }
     sink.close().await;
@@ -249,6 +249,54 @@ async fn s70_where_calls_go_on_by_policy_the_log_says_what_it_lacks() {
     let mut chain = Chain::default();
     text.lines().for_each(|line| chain.follow(line.as_bytes()).unwrap());
     assert_eq!((text.lines().count(), text.matches("\"lostRecords\":4").count()), (3, 1), "{text}");
+}
+
+#[tokio::test]
+async fn s70_what_says_that_records_are_missing_is_never_half_written_nor_forgotten() {
+    let disk = Disk::default();
+    let sink = FileSink::to_writer(disk.clone(), Chain::default(), 1, OnFailure::Continue).unwrap();
+    sink.record(event("a")).await.unwrap();
+    while sink.healthy() {
+        tokio::task::yield_now().await;
+    }
+    sink.record(event("lost")).await.unwrap();
+    let mut first = Vec::new();
+    Chain::default().seal(&serde_json::to_vec(&event("a")).unwrap(), &mut first);
+    lock(&disk.0).0 = first.len() + 20; // all that waits, and a part of what is then said
+    while sink.shared.waiting.load(Ordering::Acquire) != 0 || sink.healthy() {
+        tokio::task::yield_now().await;
+    }
+    lock(&disk.0).0 = usize::MAX;
+    while !sink.healthy() {
+        tokio::task::yield_now().await;
+    }
+    sink.record(event("b")).await.unwrap();
+    sink.close().await;
+    let text = String::from_utf8(lock(&disk.0).1.clone()).unwrap();
+    let mut chain = Chain::default();
+    text.lines().for_each(|line| chain.follow(line.as_bytes()).unwrap());
+    assert_eq!((text.lines().count(), text.matches("\"lostRecords\":1,").count()), (3, 1), "{text}");
+}
+
+#[tokio::test]
+async fn s70_what_a_closed_log_does_not_take_is_counted() {
+    let sink = FileSink::to_writer(Disk::default(), Chain::default(), 8, OnFailure::Refuse).unwrap();
+    sink.record(event("a")).await.unwrap();
+    sink.push(event("b"));
+    sink.close().await;
+    assert_eq!(sink.lost(), 2, "they could not be written to the end");
+    sink.push(event("of a call that ends later"));
+    assert_eq!(sink.lost(), 3);
+}
+
+#[test]
+fn what_is_said_of_a_log_that_cannot_be_written_is_what_happens() {
+    let (refuse, goes_on) = (OnFailure::Refuse.meanwhile(9), OnFailure::Continue.meanwhile(9));
+    assert!(refuse.contains("calls are refused until it can"), "{refuse}");
+    assert!(
+        goes_on.contains("calls go on") && goes_on.contains("9 records wait") && goes_on.contains("lost"),
+        "{goes_on}"
+    );
 }
 
 #[tokio::test]
