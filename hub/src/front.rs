@@ -4,8 +4,11 @@
 
 mod answers;
 mod auditing;
+mod bodies;
 mod deciding;
+mod gate;
 mod happened;
+mod objects;
 mod plans;
 mod providers;
 mod rights;
@@ -17,49 +20,37 @@ use crate::{
     config::Limits,
     direct::Bundles,
     directory::{Authenticated, Directory},
-    events,
     hubapi::HubApi,
     issue::{Issued, Issuer},
     join::Joiner,
-    known::Known,
     login::{LOCAL, Logins},
     metrics::Metrics,
     ops::{Health, readiness},
     plugins,
-    quota::{Over, Quotas},
     records::Records,
     route::CallDial,
     sessions::Registry,
     shares::Shares,
 };
 use answers::{closing, join_answer, json, later, login_refused, store_failed, text};
-use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
-use http_body::Body as _;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use gate::check_host;
+use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use moorline_authz::{
-    access::{Facts, Grants, HubRequest, Permit, hub_api},
-    impersonation,
-    verb::request_info,
-};
+use moorline_authz::{access::Grants, impersonation, verb::request_info};
 use moorline_plugin::Host;
 use moorline_proxy::{
     Body,
     audit::AuditSink,
     body,
-    judge::{Refusal, bearer, judge},
+    judge::Refusal,
     kube::{Caller, KubeProxy, ProxyMetrics},
     path::{self, ClusterPath},
     status::status_response,
 };
 use serde::Deserialize;
 use std::{net::SocketAddr, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
-use tokio::{
-    sync::{Semaphore, watch},
-    time::timeout,
-};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 mod inside;
@@ -69,14 +60,15 @@ mod names;
 mod recordings;
 mod searches;
 mod shell;
-mod unheard;
 
+pub(crate) use gate::Gate;
 pub(crate) use link::BENCHES;
 pub(crate) use names::Names;
 pub(crate) use searches::Searches;
 
 /// What every request is answered with.
 pub(crate) struct Front {
+    pub gate: Gate,
     pub directory: Arc<Directory>,
     pub registry: Arc<Registry>,
     pub records: Records,
@@ -84,8 +76,6 @@ pub(crate) struct Front {
     pub plugins: Arc<Host>,
     pub joiner: Arc<Joiner>,
     pub logins: Arc<Logins>,
-    /// How much everybody may ask for.
-    pub quotas: Quotas,
     /// The audit log, for searches.
     pub audit_path: std::path::PathBuf,
     /// What was recorded of sessions in terminals.
@@ -108,8 +98,6 @@ pub(crate) struct Front {
     pub alive: Arc<Alive>,
     /// Of [`Limits::bodies_of_strangers`].
     pub strangers: Semaphore,
-    /// How long what is known of rights counts while the store does not tell of changes.
-    pub rights_without_store: Duration,
     /// Measurements of tunnels.
     pub benches: Semaphore,
     /// Services by host name.
@@ -127,9 +115,6 @@ struct LoginAsked {
     username: String,
     provider: Option<String>,
 }
-
-/// The one answer to everybody who is not known, whatever is wrong.
-const UNAUTHORIZED: &str = "Unauthorized";
 
 impl Front {
     /// One request. A panic ends it alone.
@@ -166,35 +151,11 @@ impl Front {
         }
     }
 
-    fn authenticate(&self, request: &Request<Incoming>) -> Result<Authenticated, Response<Body>> {
-        if let Some(response) = self.unheard() {
-            return Err(response);
-        }
-        let who = bearer(request.headers()).and_then(|token| self.directory.authenticate(token));
-        if who.is_some() {
-            self.note_known(request);
-        }
-        who.ok_or_else(|| {
-            self.count_refusal("unauthenticated");
-            status_response(StatusCode::UNAUTHORIZED, UNAUTHORIZED)
-        })
-    }
-
-    /// Somebody on this connection has proved who they are.
-    fn note_known(&self, request: &Request<Incoming>) {
-        if let Some(known) = request.extensions().get::<Known>() {
-            known.note();
-        }
-    }
-
     async fn cluster(&self, request: Request<Incoming>, path: ClusterPath<'_>, remote: SocketAddr) -> Response<Body> {
-        let who = match self.authenticate(&request) {
+        let who = match self.gate.enter(&request, remote) {
             Ok(who) => who,
             Err(response) => return response,
         };
-        if let Some(response) = self.over_quota(self.quotas.take(&who.identity.user, remote.ip())) {
-            return response;
-        }
         if let Some(asked) = inside::Asked::of(&path) {
             return Box::pin(self.inside(request, path, asked, who, remote)).await;
         }
@@ -203,11 +164,11 @@ impl Front {
         }
         let grants = self.directory.watch_grants();
         let known = Arc::clone(&grants.borrow());
-        let permit = match self.judge(&request, &path, &who, &known) {
+        let permit = match self.gate.judge(&request, &path, &who, &known) {
             Ok(permit) => permit,
             Err(refusal) => return Box::pin(self.refuse(refusal, &request, &path, &who, remote)).await,
         };
-        if let Some(response) = self.over_quota(self.quotas.take_cluster(path.cluster)) {
+        if let Some(response) = self.gate.over_quota_to(path.cluster) {
             return response;
         }
         let proxy = self.proxy(&who, grants);
@@ -238,24 +199,6 @@ impl Front {
         }
     }
 
-    /// Whether a call goes to its cluster. Nothing is waited for here.
-    fn judge(
-        &self,
-        request: &Request<Incoming>,
-        path: &ClusterPath<'_>,
-        who: &Authenticated,
-        grants: &Grants,
-    ) -> Result<Permit, Refusal> {
-        let facts = Facts { identity: &who.identity, token_clusters: who.clusters.as_deref(), grants };
-        let permit = judge(request, path.cluster, path.rest, &facts, who.verbs.as_deref())?;
-        // Only who may know which clusters exist is told that one does not.
-        if facts.reaches_all() && !self.records.cluster_exists(path.cluster) {
-            let message = format!("clusters.moorline.dev {:?} not found", path.cluster);
-            return Err(Refusal { reason: "unknown_cluster", code: StatusCode::NOT_FOUND, message });
-        }
-        Ok(permit)
-    }
-
     /// Answers a call that goes to no cluster. What somebody known tried stands in the audit log.
     async fn refuse(
         &self,
@@ -280,21 +223,8 @@ impl Front {
         status_response(refusal.code, &refusal.message)
     }
 
-    /// The answer to who asks for more than they may.
-    fn over_quota(&self, taken: Result<(), Over>) -> Option<Response<Body>> {
-        let over = taken.err()?;
-        self.count_refusal(over.label);
-        Some(later(StatusCode::TOO_MANY_REQUESTS, &over.to_string(), over.wait))
-    }
-
-    /// The same for an agent that reaches a service of another cluster for its pods.
-    pub fn over_quota_of(&self, agent: &str, cluster: &str, remote: SocketAddr) -> Option<Response<Body>> {
-        let taken = self.quotas.take(agent, remote.ip()).and_then(|()| self.quotas.take_cluster(cluster));
-        self.over_quota(taken)
-    }
-
     fn count_refusal(&self, reason: &str) {
-        self.metrics.refusals.with_label_values(&[reason]).inc();
+        self.gate.count_refusal(reason);
     }
 
     fn audit_full(&self) -> Response<Body> {
@@ -347,13 +277,10 @@ impl Front {
     }
 
     async fn authenticated(&self, request: Request<Incoming>, path: &str, remote: SocketAddr) -> Response<Body> {
-        let who = match self.authenticate(&request) {
+        let who = match self.gate.enter(&request, remote) {
             Ok(who) => who,
             Err(response) => return response,
         };
-        if let Some(response) = self.over_quota(self.quotas.take(&who.identity.user, remote.ip())) {
-            return response;
-        }
         // To do as oneself what somebody else was meant to do could do anything.
         if !matches!(impersonation::parse(pairs(request.headers())), Ok(None)) {
             self.count_refusal("impersonation");
@@ -393,38 +320,8 @@ impl Front {
             (&Method::POST, "/auth/token") => self.cluster_token(request, &who).await,
             (&Method::GET, _) if path.starts_with("/auth/bundles/") => self.bundle_of(path, &who, remote).await,
             (&Method::POST, "/auth/keys/rotate") => self.rotate_keys(request, &who, remote).await,
-            _ if HubApi::serves(path) => {
-                let method = request.method().clone();
-                if matches!(method, Method::GET | Method::HEAD) {
-                    return self.object(request, path, &who).await;
-                }
-                if self.audit.admit().await.is_err() {
-                    return self.audit_full();
-                }
-                let response = self.object(request, path, &who).await;
-                let (user, code) = (&who.identity.user, response.status().as_u16());
-                self.audit.push(audit::event(&method.as_str().to_ascii_lowercase(), path, user, remote, code, "", ""));
-                response
-            }
+            _ if HubApi::serves(path) => self.objects(request, path, &who, remote).await,
             _ => status_response(StatusCode::NOT_FOUND, "the hub serves nothing at this path"),
-        }
-    }
-
-    /// The hub's own API.
-    async fn object(&self, request: Request<Incoming>, path: &str, who: &Authenticated) -> Response<Body> {
-        if let Some(user) = password_of(path) {
-            return self.password(request, user, who).await;
-        }
-        if let Some(asked) = link::Asked::of(path) {
-            return self.about_link(request, asked, who).await;
-        }
-        if events::is_core_events(path) {
-            return self.core_events(&request, who).await;
-        }
-        let (parts, incoming) = request.into_parts();
-        match self.collect(incoming, self.limits.body).await {
-            Ok(bytes) => self.api.handle(Request::from_parts(parts, bytes), who, &self.directory).await,
-            Err(response) => response,
         }
     }
 
@@ -452,73 +349,6 @@ impl Front {
         self.audit_login("/auth/login", &user, named, remote, code);
         result
     }
-
-    async fn password(&self, request: Request<Incoming>, user: &str, who: &Authenticated) -> Response<Body> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct NewPassword {
-            password: String,
-        }
-        if request.method() != Method::PUT {
-            return closing(StatusCode::METHOD_NOT_ALLOWED, "only PUT");
-        }
-        let grants = self.directory.grants();
-        let facts = Facts { identity: &who.identity, token_clusters: who.clusters.as_deref(), grants: &grants };
-        let asked = HubRequest { verb: "update", resource: "users", subresource: "password", name: user, owner: None };
-        if let Err(denial) = hub_api(&facts, &asked) {
-            return status_response(StatusCode::FORBIDDEN, &denial.to_string());
-        }
-        match self.records.get::<crate::kinds::UserSpec>(user) {
-            Ok(Some(_)) => {}
-            Ok(None) => {
-                return status_response(StatusCode::NOT_FOUND, &format!("users.moorline.dev {user:?} not found"));
-            }
-            Err(error) => return store_failed(&error),
-        }
-        let body = match self.read(request).await {
-            Ok(body) => body,
-            Err(response) => return response,
-        };
-        let Ok(NewPassword { password }) = serde_json::from_slice(&body) else {
-            return status_response(StatusCode::BAD_REQUEST, "the body must be {\"password\": \"…\"}");
-        };
-        match self.logins.change_password(user, password, &who.token).await {
-            Ok(ended) => {
-                ended.iter().for_each(|id| self.directory.revoke(id));
-                tracing::info!(user, by = who.identity.user, ended = ended.len(), "password set");
-                json(StatusCode::OK, &serde_json::json!({}))
-            }
-            Err(error) => login_refused(&error),
-        }
-    }
-
-    async fn read(&self, request: Request<Incoming>) -> Result<Bytes, Response<Body>> {
-        self.collect(request.into_body(), self.limits.body).await
-    }
-
-    /// The same for somebody who has not proved who they are: smaller, and so many at a time.
-    async fn read_of_stranger(&self, request: Request<Incoming>) -> Result<Bytes, Response<Body>> {
-        let Ok(_slot) = self.strangers.try_acquire() else {
-            self.count_refusal("busy");
-            return Err(later(StatusCode::SERVICE_UNAVAILABLE, "too many logins and joins", Duration::from_secs(1)));
-        };
-        self.collect(request.into_body(), self.limits.body_of_strangers).await
-    }
-
-    /// A whole body, bounded in size and time.
-    async fn collect(&self, body: Incoming, most: usize) -> Result<Bytes, Response<Body>> {
-        let large = || Err(closing(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than this hub takes"));
-        // For what it says of itself, before any of it is waited for.
-        if most < usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX) {
-            return large();
-        }
-        match timeout(self.limits.body_wait, Limited::new(body, most).collect()).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => large(),
-            Ok(Err(_)) => Err(closing(StatusCode::BAD_REQUEST, "the body was cut short")),
-            Err(_) => Err(closing(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
-        }
-    }
 }
 
 fn pairs(headers: &http::HeaderMap) -> impl Iterator<Item = (&str, &[u8])> {
@@ -532,44 +362,6 @@ async fn contained(answer: impl Future<Output = Response<Body>>, metrics: &Metri
         tracing::error!(kind, "the handling of a request panicked");
         status_response(StatusCode::INTERNAL_SERVER_ERROR, "the hub failed to handle this request")
     })
-}
-
-/// The host that a request names, if it names one, once, and the one of the TLS handshake.
-fn check_host(request: &Request<Incoming>, sni: Option<&str>) -> Result<(), Response<Body>> {
-    let bad = |message: &str| Err(closing(StatusCode::BAD_REQUEST, message));
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let (host, more) = (hosts.next(), hosts.next());
-    let host = match host.map(HeaderValue::to_str) {
-        Some(Err(_)) => return bad("the Host header cannot be read"),
-        Some(Ok(host)) => Some(host),
-        None => None,
-    };
-    let named = request.uri().authority().map(|authority| authority.as_str());
-    if more.is_some() {
-        return bad("two Host headers");
-    }
-    let old = request.version() <= Version::HTTP_11;
-    if old && named.is_some() {
-        return bad("the request target must be a path");
-    }
-    if let (Some(a), Some(b)) = (named, host)
-        && path::canonical_host(a) != path::canonical_host(b)
-    {
-        return bad(":authority and Host differ");
-    }
-    match named.or(host) {
-        None => bad("no Host"),
-        Some(authority) if !path::host_matches_sni(authority, sni) => {
-            Err(closing(StatusCode::MISDIRECTED_REQUEST, "this connection was made for another host"))
-        }
-        Some(_) => Ok(()),
-    }
-}
-
-/// `/apis/moorline.dev/v1alpha1/users/<name>/password`
-fn password_of(path: &str) -> Option<&str> {
-    let name = path.strip_prefix("/apis/moorline.dev/v1alpha1/users/")?.strip_suffix("/password")?;
-    moorline_apiserver::dns_subdomain(name).ok().map(|_| name)
 }
 
 /// Kinds of requests, for metrics.

@@ -16,7 +16,7 @@ use crate::{
     directory::Directory,
     files,
     follow::Followed,
-    front::{BENCHES, Front, Searches},
+    front::{BENCHES, Front, Gate, Searches},
     given::Given,
     hubapi::HubApi,
     issue::Issuer,
@@ -257,7 +257,15 @@ impl Hub {
             alive: Arc::clone(&alive),
             plugins: Arc::clone(&host),
         });
+        let gate = Gate {
+            directory: Arc::clone(&directory),
+            records: records.clone(),
+            quotas: Quotas::new(&config.rate_limits, config.limits.remembered),
+            metrics: metrics.clone(),
+            rights_without_store: config.rights_without_store,
+        };
         let front = Arc::new(Front {
+            gate,
             directory: Arc::clone(&directory),
             registry: Arc::clone(&session_registry),
             records: records.clone(),
@@ -266,7 +274,6 @@ impl Hub {
             joiner,
             logins: Arc::clone(&logins),
             public_url: config.public_url.clone(),
-            quotas: Quotas::new(&config.rate_limits, config.limits.remembered),
             audit_path: audit_path.clone(),
             recordings,
             searches: Searches::new(config.limits.audit_searches),
@@ -283,7 +290,6 @@ impl Hub {
             finish: finish.clone(),
             alive: Arc::clone(&alive),
             strangers: Semaphore::new(config.limits.bodies_of_strangers),
-            rights_without_store: config.rights_without_store,
             names: crate::front::Names::new(&config),
             plan_files: Arc::new(plans::Files::new(dir.join("plan-files"))),
             shares: Arc::clone(&shares),

@@ -101,7 +101,7 @@ impl Front {
             Ok(permit) => permit,
             Err(refusal) => return self.refuse(refusal, &request, &path, &who, remote).await,
         };
-        if let Some(response) = self.over_quota(self.quotas.take_cluster(path.cluster)) {
+        if let Some(response) = self.gate.over_quota_to(path.cluster) {
             return response;
         }
         let proxy = self.proxy(&who, grants);
@@ -124,7 +124,7 @@ impl Front {
             Ok(permit) => permit,
             Err(refusal) => return self.refuse(refusal, &request, &ClusterPath { cluster, rest }, &who, remote).await,
         };
-        if let Some(response) = self.over_quota(self.quotas.take_cluster(cluster)) {
+        if let Some(response) = self.gate.over_quota_to(cluster) {
             return response;
         }
         let proxy = self.proxy(&who, grants);

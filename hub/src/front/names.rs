@@ -7,7 +7,12 @@
 mod identity;
 mod sso;
 
-use super::{Front, answers::closing, inside::Reached};
+use super::{
+    Front,
+    answers::closing,
+    gate::{UNAUTHORIZED, note_known},
+    inside::Reached,
+};
 use crate::{config::Config, directory::Authenticated};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -149,7 +154,7 @@ impl Front {
             cookie(&request, "-service").and_then(|token| self.directory.authenticate_for(token, &audience(&host)));
         let who = match (by_cookie, request.headers().contains_key(header::AUTHORIZATION)) {
             (Some(who), _) => {
-                if let Some(response) = self.unheard() {
+                if let Some(response) = self.gate.unheard() {
                     return response;
                 }
                 // Services of one domain are one site to a browser: the cookie alone does not say whose page asks.
@@ -157,16 +162,16 @@ impl Front {
                     self.count_refusal("origin");
                     return closing(StatusCode::FORBIDDEN, "a page of another origin asks with this service's cookie");
                 }
-                self.note_known(&request);
+                note_known(&request);
                 who
             }
-            (None, true) => match self.authenticate(&request) {
+            (None, true) => match self.gate.authenticate(&request) {
                 Ok(who) => who,
                 Err(response) => return response,
             },
             (None, false) => return self.send_to_login(&request, &authority),
         };
-        if let Some(response) = self.over_quota(self.quotas.take(&who.identity.user, remote.ip())) {
+        if let Some(response) = self.gate.over_quota(&who, remote) {
             return response;
         }
         let identity = self.names.words.of(&who, &host, &self.issuer);
@@ -187,7 +192,7 @@ impl Front {
             .is_some_and(|a| String::from_utf8_lossy(a.as_bytes()).contains("text/html"));
         if !matches!(*request.method(), Method::GET | Method::HEAD) || !page {
             self.count_refusal("unauthenticated");
-            return status_response(StatusCode::UNAUTHORIZED, super::UNAUTHORIZED);
+            return status_response(StatusCode::UNAUTHORIZED, UNAUTHORIZED);
         }
         let state = random();
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
@@ -269,10 +274,10 @@ impl Front {
             Method::GET => {
                 let who = cookie(&request, "-login").and_then(|token| self.directory.authenticate(token));
                 let Some(who) = who else { return self.page(&wanted, "") };
-                if let Some(response) = self.unheard() {
+                if let Some(response) = self.gate.unheard() {
                     return response;
                 }
-                self.note_known(&request);
+                note_known(&request);
                 self.back_to_service(&who, &authority, &state, &path)
             }
             Method::POST => {

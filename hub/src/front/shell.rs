@@ -39,7 +39,7 @@ impl Front {
             code: StatusCode::FORBIDDEN,
             message: denial.to_string(),
         });
-        let permit = match verbs.and_then(|()| self.judge(&request, &path, &who, &known)) {
+        let permit = match verbs.and_then(|()| self.gate.judge(&request, &path, &who, &known)) {
             Ok(permit) => permit,
             Err(refusal) => return self.refuse(refusal, &request, &path, &who, remote).await,
         };

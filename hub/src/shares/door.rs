@@ -225,11 +225,11 @@ impl Importing {
         let (Some(principal), Some(first)) = (permits.first().map(|p| p.principal().clone()), permits.first()) else {
             return status_response(StatusCode::FORBIDDEN, "nothing exports it");
         };
-        if let Some(response) = self.front.unheard() {
+        if let Some(response) = self.front.gate.unheard() {
             count("refused");
             return response;
         }
-        if let Some(response) = self.front.over_quota_of(&principal.user, first.cluster(), self.remote) {
+        if let Some(response) = self.front.gate.over_quota_of(&principal.user, first.cluster(), self.remote) {
             count("over_quota");
             return response;
         }

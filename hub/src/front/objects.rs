@@ -1,0 +1,99 @@
+//! The hub's own objects, for callers who are known. What they change goes on record.
+
+use super::{
+    Front,
+    answers::{closing, json, login_refused, store_failed},
+    link,
+};
+use crate::{audit, directory::Authenticated, events};
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use moorline_authz::access::{Facts, HubRequest, hub_api};
+use moorline_proxy::{Body, status::status_response};
+use serde::Deserialize;
+use std::net::SocketAddr;
+
+impl Front {
+    /// A request of the hub's own API.
+    pub(super) async fn objects(
+        &self,
+        request: Request<Incoming>,
+        path: &str,
+        who: &Authenticated,
+        remote: SocketAddr,
+    ) -> Response<Body> {
+        if matches!(*request.method(), Method::GET | Method::HEAD) {
+            return self.object(request, path, who).await;
+        }
+        if self.audit.admit().await.is_err() {
+            return self.audit_full();
+        }
+        let method = request.method().as_str().to_ascii_lowercase();
+        let response = self.object(request, path, who).await;
+        let (user, code) = (&who.identity.user, response.status().as_u16());
+        self.audit.push(audit::event(&method, path, user, remote, code, "", ""));
+        response
+    }
+
+    async fn object(&self, request: Request<Incoming>, path: &str, who: &Authenticated) -> Response<Body> {
+        if let Some(user) = password_of(path) {
+            return self.password(request, user, who).await;
+        }
+        if let Some(asked) = link::Asked::of(path) {
+            return self.about_link(request, asked, who).await;
+        }
+        if events::is_core_events(path) {
+            return self.core_events(&request, who).await;
+        }
+        let (parts, incoming) = request.into_parts();
+        match self.collect(incoming, self.limits.body).await {
+            Ok(bytes) => self.api.handle(Request::from_parts(parts, bytes), who, &self.directory).await,
+            Err(response) => response,
+        }
+    }
+
+    async fn password(&self, request: Request<Incoming>, user: &str, who: &Authenticated) -> Response<Body> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct NewPassword {
+            password: String,
+        }
+        if request.method() != Method::PUT {
+            return closing(StatusCode::METHOD_NOT_ALLOWED, "only PUT");
+        }
+        let grants = self.directory.grants();
+        let facts = Facts { identity: &who.identity, token_clusters: who.clusters.as_deref(), grants: &grants };
+        let asked = HubRequest { verb: "update", resource: "users", subresource: "password", name: user, owner: None };
+        if let Err(denial) = hub_api(&facts, &asked) {
+            return status_response(StatusCode::FORBIDDEN, &denial.to_string());
+        }
+        match self.records.get::<crate::kinds::UserSpec>(user) {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                return status_response(StatusCode::NOT_FOUND, &format!("users.moorline.dev {user:?} not found"));
+            }
+            Err(error) => return store_failed(&error),
+        }
+        let body = match self.read(request).await {
+            Ok(body) => body,
+            Err(response) => return response,
+        };
+        let Ok(NewPassword { password }) = serde_json::from_slice(&body) else {
+            return status_response(StatusCode::BAD_REQUEST, "the body must be {\"password\": \"…\"}");
+        };
+        match self.logins.change_password(user, password, &who.token).await {
+            Ok(ended) => {
+                ended.iter().for_each(|id| self.directory.revoke(id));
+                tracing::info!(user, by = who.identity.user, ended = ended.len(), "password set");
+                json(StatusCode::OK, &serde_json::json!({}))
+            }
+            Err(error) => login_refused(&error),
+        }
+    }
+}
+
+/// `/apis/moorline.dev/v1alpha1/users/<name>/password`
+fn password_of(path: &str) -> Option<&str> {
+    let name = path.strip_prefix("/apis/moorline.dev/v1alpha1/users/")?.strip_suffix("/password")?;
+    moorline_apiserver::dns_subdomain(name).ok().map(|_| name)
+}
