@@ -10,6 +10,7 @@ mod writer;
 use chain::Chain;
 use files::{Found, LogFile, Output, Rotation};
 use futures_util::future::BoxFuture;
+use moorline_authz::{identity::Identity, verb::RequestInfo};
 use serde::Serialize;
 use std::{
     cell::RefCell,
@@ -99,6 +100,27 @@ pub struct ObjectRef {
     pub api_version: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub subresource: String,
+}
+
+impl AuditUser {
+    /// Somebody, as the hub knows them.
+    pub fn of(who: &Identity) -> Self {
+        Self { username: who.user.clone(), uid: who.uid.clone(), groups: who.groups.clone() }
+    }
+}
+
+impl ObjectRef {
+    /// What a request is about; `None`: no object of an API.
+    pub fn of(info: &RequestInfo) -> Option<Self> {
+        info.is_resource.then(|| Self {
+            resource: info.resource.clone(),
+            namespace: info.namespace.clone(),
+            name: info.name.clone(),
+            api_group: info.api_group.clone(),
+            api_version: info.version.clone(),
+            subresource: info.subresource.clone(),
+        })
+    }
 }
 
 /// The answer in an audit record.

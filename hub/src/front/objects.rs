@@ -1,4 +1,4 @@
-//! The hub's own objects, for callers who are known. What they change goes on record.
+//! The hub's own objects, for callers who are known. What they change goes on record as an API server writes it down.
 
 use super::{
     Front,
@@ -7,9 +7,19 @@ use super::{
 };
 use crate::{audit, directory::Authenticated, events};
 use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use moorline_authz::access::{Facts, HubRequest, hub_api};
-use moorline_proxy::{Body, status::status_response};
+use moorline_authz::{
+    access::{Facts, HubRequest, hub_api},
+    verb::request_info,
+};
+use moorline_proxy::{
+    Body,
+    audit::{AuditUser, ObjectRef},
+    body,
+    status::status_response,
+};
 use serde::Deserialize;
 use std::net::SocketAddr;
 
@@ -28,10 +38,17 @@ impl Front {
         if self.audit.admit().await.is_err() {
             return self.audit_full();
         }
-        let method = request.method().as_str().to_ascii_lowercase();
-        let response = self.object(request, path, who).await;
-        let (user, code) = (&who.identity.user, response.status().as_u16());
-        self.audit.push(audit::event(&method, path, user, remote, code, "", ""));
+        let info = request_info(request.method().as_str(), path, request.uri().query());
+        let target = request.uri().path_and_query().map_or(path, |target| target.as_str()).to_owned();
+        let mut object = ObjectRef::of(&info);
+        let mut response = self.object(request, path, who).await;
+        if let Some(made) = object.as_mut().filter(|object| info.verb == "create" && object.name.is_empty()) {
+            (made.name, response) = name_in(response).await;
+        }
+        let code = response.status().as_u16();
+        let mut event = audit::event(&info.verb, &target, &who.identity.user, remote, code, "", "");
+        (event.user, event.object_ref) = (AuditUser::of(&who.identity), object);
+        self.audit.push(event);
         response
     }
 
@@ -90,6 +107,33 @@ impl Front {
             Err(error) => login_refused(&error),
         }
     }
+}
+
+/// The name of the object that an answer shows, or that a refusal is about; empty where it tells none. Names that the hub
+/// makes, as those of tokens, stand nowhere else.
+async fn name_in(response: Response<Body>) -> (String, Response<Body>) {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Said {
+        metadata: Named,
+        details: Named,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Named {
+        name: String,
+    }
+    if response.body().size_hint().exact().is_none() {
+        return (String::new(), response);
+    }
+    let (parts, all) = response.into_parts();
+    let Ok(all) = all.collect().await else {
+        return (String::new(), closing(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be read"));
+    };
+    let bytes = all.to_bytes();
+    let Said { metadata, details } = serde_json::from_slice(&bytes).unwrap_or_default();
+    let name = if metadata.name.is_empty() { details.name } else { metadata.name };
+    (name, Response::from_parts(parts, body::full(bytes)))
 }
 
 /// `/apis/moorline.dev/v1alpha1/users/<name>/password`

@@ -31,6 +31,7 @@ mod plugin_template;
 mod plugins;
 mod proxying;
 mod recordings;
+mod records;
 mod rights;
 mod rotation;
 mod sessions;

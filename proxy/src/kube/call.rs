@@ -12,7 +12,7 @@ use crate::{
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
-use moorline_authz::{access::Permit, identity::ActAs, identity::Identity, verb::RequestInfo};
+use moorline_authz::{access::Permit, identity::ActAs, verb::RequestInfo};
 use std::{
     collections::BTreeMap,
     pin::Pin,
@@ -75,27 +75,17 @@ impl Call {
         target: &str,
         user_agent: String,
     ) -> Self {
-        let user =
-            |who: &Identity| AuditUser { username: who.user.clone(), uid: who.uid.clone(), groups: who.groups.clone() };
-        let object_ref = info.is_resource.then(|| ObjectRef {
-            resource: info.resource.clone(),
-            namespace: info.namespace.clone(),
-            name: info.name.clone(),
-            api_group: info.api_group.clone(),
-            api_version: info.version.clone(),
-            subresource: info.subresource.clone(),
-        });
         let now = audit::now();
         let event = Event {
             audit_id: uuid::Uuid::new_v4().to_string(),
             stage: Stage::ResponseStarted,
             request_uri: audit::recorded(target),
             verb: info.verb.clone(),
-            user: user(permit.principal()),
-            impersonated_user: permit.act_as().map(|ActAs(who)| user(who)),
+            user: AuditUser::of(permit.principal()),
+            impersonated_user: permit.act_as().map(|ActAs(who)| AuditUser::of(who)),
             source_ips: vec![caller.remote.ip().to_string()],
             user_agent,
-            object_ref,
+            object_ref: ObjectRef::of(info),
             response_status: None,
             request_received_timestamp: now.clone(),
             stage_timestamp: now,
