@@ -59,7 +59,8 @@ struct TokenEntry {
     proof: Proof,
     /// Of a login that another than this hub vouched for.
     provider: Option<String>,
-    expires: SystemTime,
+    /// What is open follows it.
+    expires: watch::Sender<SystemTime>,
     clusters: Option<Arc<[String]>>,
     verbs: Option<Arc<[String]>>,
     gone: CancellationToken,
@@ -297,7 +298,7 @@ impl Directory {
     fn look_up(&self, shown: &Shown) -> Found {
         let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
         let Some(entry) = maps.tokens.get(shown.id()) else { return Found::Unknown };
-        if !shown.proves(entry) || entry.expires <= SystemTime::now() || entry.gone.is_cancelled() {
+        if !shown.proves(entry) || *entry.expires.borrow() <= SystemTime::now() || entry.gone.is_cancelled() {
             return Found::No;
         }
         let Some(user) = maps.users.get(&entry.user) else { return Found::Unknown };
@@ -310,7 +311,7 @@ impl Directory {
         }
         let mut identity = Identity::new(entry.user.clone(), user.groups.iter().cloned());
         identity.uid = user.uid.clone();
-        let lease = Lease { token: entry.gone.clone(), user: user.gone.clone(), expires: entry.expires };
+        let lease = Lease { token: entry.gone.clone(), user: user.gone.clone(), expires: entry.expires.subscribe() };
         let clusters = shown.clusters(entry);
         let verbs = entry.verbs.clone();
         Found::Yes(Box::new(Authenticated { identity, token: shown.id().to_owned(), clusters, verbs, lease }))
@@ -348,7 +349,7 @@ impl Directory {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(token) = maps.tokens.remove(id) {
             self.cut(&token.gone);
-            self.ended.lock().unwrap_or_else(PoisonError::into_inner).note(id, token.expires);
+            self.ended.lock().unwrap_or_else(PoisonError::into_inner).note(id, *token.expires.borrow());
         }
     }
 
@@ -443,13 +444,16 @@ impl Directory {
         let owner = token.metadata.owner_references.iter().find(|owner| owner.kind == UserSpec::KIND);
         let user_uid = owner.map(|owner| owner.uid.clone()).unwrap_or_default();
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
-        let gone = match maps.tokens.get(id) {
-            Some(old) if old.user == user && old.clusters == clusters && old.verbs == verbs => old.gone.clone(),
+        let (gone, expires) = match maps.tokens.remove(id) {
             Some(old) => {
-                self.cut(&old.gone);
-                CancellationToken::new()
+                old.expires.send_replace(expires);
+                let kept = old.user == user && old.clusters == clusters && old.verbs == verbs;
+                if !kept {
+                    self.cut(&old.gone);
+                }
+                (if kept { old.gone } else { CancellationToken::new() }, old.expires)
             }
-            None => CancellationToken::new(),
+            None => (CancellationToken::new(), watch::Sender::new(expires)),
         };
         let provider = token.spec.provider.clone().filter(|provider| provider != LOCAL);
         maps.tokens.insert(id.clone(), TokenEntry { user, user_uid, proof, provider, expires, clusters, verbs, gone });

@@ -178,7 +178,7 @@ impl Issuer {
     pub fn for_clusters(&self, who: &Authenticated, clusters: &[String]) -> ClusterToken {
         let aud = clusters.iter().map(|name| Audience::Cluster(name.clone()).text()).collect();
         let verbs = who.verbs.as_ref().map(|verbs| verbs.to_vec());
-        let (user, ends) = (&who.identity, who.lease.expires);
+        let (user, ends) = (&who.identity, who.lease.expires());
         let life = cluster_life(self.signing.access_life());
         let (token, expires, expires_in) = self.access((&user.user, &user.uid, &who.token), (ends, life), verbs, aud);
         ClusterToken { token, expires, expires_in, session_expires: time(ends) }
@@ -187,7 +187,7 @@ impl Issuer {
     /// An access token that is good for `audience` and nothing else, and its life in seconds.
     pub fn for_audience(&self, who: &Authenticated, audience: String) -> (String, u64) {
         let verbs = who.verbs.as_ref().map(|verbs| verbs.to_vec());
-        let (user, ends) = (&who.identity, who.lease.expires);
+        let (user, ends) = (&who.identity, who.lease.expires());
         let life = self.signing.access_life();
         let (token, _, life) = self.access((&user.user, &user.uid, &who.token), (ends, life), verbs, vec![audience]);
         (token, life)

@@ -1,6 +1,7 @@
 //! How long a caller's right lasts: until the token is revoked or expires, or the user is gone.
 
 use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// What an open stream hangs on.
@@ -10,23 +11,32 @@ pub(crate) struct Lease {
     pub token: CancellationToken,
     /// Fires when the user is deleted or disabled, or loses a group.
     pub user: CancellationToken,
-    /// When the token ends by itself.
-    pub expires: SystemTime,
+    /// When the token ends by itself, as its object says now.
+    pub expires: watch::Receiver<SystemTime>,
 }
 
 /// A longer sleep than this means nothing: nobody holds a stream for a year.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
 impl Lease {
+    /// When the token ends by itself.
+    pub fn expires(&self) -> SystemTime {
+        *self.expires.borrow()
+    }
+
     /// Resolves when the right is gone.
     pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
-        let lease = self.clone();
-        let left = self.expires.duration_since(SystemTime::now()).unwrap_or_default().min(LONGEST);
+        let mut lease = self.clone();
         async move {
-            tokio::select! {
-                () = lease.token.cancelled() => {}
-                () = lease.user.cancelled() => {}
-                () = tokio::time::sleep(left) => {}
+            loop {
+                let until = *lease.expires.borrow_and_update();
+                let left = until.duration_since(SystemTime::now()).unwrap_or_default().min(LONGEST);
+                tokio::select! {
+                    () = lease.token.cancelled() => return,
+                    () = lease.user.cancelled() => return,
+                    () = tokio::time::sleep(left) => return,
+                    Ok(()) = lease.expires.changed() => {}
+                }
             }
         }
     }

@@ -108,7 +108,7 @@ impl Backend for Backing {
     ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
         let permit = permit_plugin(plugin, cluster);
         let identity = permit.principal().clone();
-        let (never, expires) = (CancellationToken::new(), SystemTime::now() + FOR_GOOD);
+        let (never, expires) = (CancellationToken::new(), watch::Sender::new(SystemTime::now() + FOR_GOOD).subscribe());
         let dial = CallDial {
             registry: Arc::clone(&self.registry),
             records: self.records.clone(),

@@ -9,6 +9,7 @@ mod backup;
 mod bodies;
 mod direct;
 mod direct_recordings;
+mod expiry;
 mod framing;
 mod http2;
 mod inside;

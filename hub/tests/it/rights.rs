@@ -43,7 +43,7 @@ pub async fn ended(mut stream: TlsStream<TcpStream>, what: &str) {
     assert!(!rest.ends_with(b"0\r\n\r\n"), "{what}: ended as if it were whole");
 }
 
-async fn echoes(stream: &mut TlsStream<TcpStream>) {
+pub async fn echoes(stream: &mut TlsStream<TcpStream>) {
     stream.write_all(b"hello").await.unwrap();
     stream.flush().await.unwrap();
     let mut echo = [0; 5];
@@ -53,7 +53,7 @@ async fn echoes(stream: &mut TlsStream<TcpStream>) {
 
 pub const EXEC: &str = "/api/v1/namespaces/a/pods/b/exec?command=sh";
 const PORT_FORWARD: &str = "/api/v1/namespaces/a/pods/b/portforward?ports=80";
-const WATCH: &str = "/api/v1/pods?watch=1&x=endless";
+pub const WATCH: &str = "/api/v1/pods?watch=1&x=endless";
 pub const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
