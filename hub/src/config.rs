@@ -243,6 +243,8 @@ pub struct ConfigError {
 pub struct Limits {
     /// TCP connections, all kinds together.
     pub connections: usize,
+    /// The same of one address (of IPv6: of one network of 64 bits), which many may stand behind, but not all.
+    pub connections_per_address: usize,
     /// TLS handshakes under way, TCP.
     pub handshakes: usize,
     /// Longest TLS handshake.
@@ -329,6 +331,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 20_000,
+            connections_per_address: 10_000,
             handshakes: 1024,
             handshake: Duration::from_secs(10),
             accept_pause: Duration::from_millis(200),

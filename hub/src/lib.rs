@@ -14,6 +14,7 @@ mod bootstrap;
 pub mod config;
 #[cfg(unix)]
 mod control;
+mod crowd;
 mod direct;
 mod directory;
 mod events;

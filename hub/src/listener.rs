@@ -1,6 +1,7 @@
 //! The one port: TLS, then a tunnel or HTTP by what the client hello asks for.
 
 use crate::{
+    crowd::{Crowd, Place},
     front::Front,
     given::{Chooser, Given},
     known::Known,
@@ -26,7 +27,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Semaphore,
     time::timeout,
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
@@ -92,7 +93,7 @@ pub(crate) struct Port {
     pub tls: Arc<ArcSwap<TlsPair>>,
     pub link_limits: moorline_link::Limits,
     pub handshakes: Arc<Semaphore>,
-    pub connections: Arc<Semaphore>,
+    pub connections: Arc<Crowd>,
     /// No new connections from then on.
     pub stop: CancellationToken,
     /// Open connections finish what they have and end.
@@ -126,7 +127,7 @@ impl Port {
                     continue;
                 }
             };
-            let Ok(slot) = Arc::clone(&self.connections).try_acquire_owned() else {
+            let Some(slot) = self.connections.enter(remote.ip()) else {
                 self.front.metrics.connections_refused.inc();
                 continue; // closed at once: better than a wait without an end
             };
@@ -139,7 +140,7 @@ impl Port {
         }
     }
 
-    async fn connection(&self, socket: TcpStream, remote: SocketAddr, slot: OwnedSemaphorePermit) {
+    async fn connection(&self, socket: TcpStream, remote: SocketAddr, slot: Place) {
         let _ = socket.set_nodelay(true);
         moorline_link::tries_again_soon(&socket);
         let reference = socket2::SockRef::from(&socket);

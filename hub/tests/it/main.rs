@@ -7,6 +7,7 @@ mod access;
 mod authority;
 mod backup;
 mod bodies;
+mod bounds;
 mod direct;
 mod direct_recordings;
 mod expiry;
