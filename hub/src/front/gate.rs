@@ -1,4 +1,8 @@
-//! The gate: who asks, whether they ask too often, and whether they may. Nothing is waited for here, and nothing is opened.
+//! The gate: who asks, whether they ask too often, and whether they may. Nothing is waited for here, and nothing is opened:
+//! this is all that authentication and authorisation add to a call that goes through (`what_the_gate_adds`).
+
+#[cfg(test)]
+mod speed;
 
 use super::answers::{closing, later};
 use crate::{
