@@ -1,7 +1,8 @@
 //! A hub whose disk has no space left.
 
 use crate::faults::{follow, secs};
-use moorline_netsim::across::Across;
+use moorline_hub::audit_files::verify;
+use moorline_netsim::{across::Across, client::CLUSTER};
 use serde_json::json;
 use std::{
     fs,
@@ -17,6 +18,11 @@ const TRIES: u32 = 400;
 /// F32: how soon writes are taken after there is space.
 const BACK: Duration = Duration::from_secs(5);
 
+/// Longest target of a call, near enough: a record of it takes as much of the log.
+const TARGET: usize = 24 << 10;
+/// Calls until what the log has taken ahead of its end is used up, and far more: it takes 8 MiB.
+const CALLS: usize = 2_000;
+
 /// Takes all the space there is.
 fn fill(path: &Path) {
     let (mut file, block) = (fs::File::create(path).unwrap(), vec![7; 64 << 10]);
@@ -26,6 +32,12 @@ fn fill(path: &Path) {
         }
     };
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull, "{full}");
+}
+
+/// One call that is found again by its number.
+async fn call(scene: &Across, n: usize) -> u16 {
+    let path = format!("/k8s/clusters/{CLUSTER}/version?call={n}.&pad={}", "p".repeat(TARGET));
+    scene.admin.ask("GET", &path, "").await.unwrap().0
 }
 
 /// What the hub answers to one more object of some size.
@@ -79,4 +91,57 @@ async fn f32_a_hub_on_a_full_disk_refuses_writes_and_nothing_else() {
     }
     let stall = follow(&mut watch, &mut next, secs(1)).await;
     assert!(stall < secs(5), "the watch stood still for {stall:?}");
+}
+
+/// F49 and S70 on a disk: the log uses up what it has taken ahead, then nothing passes unrecorded, and all is well again by
+/// itself once there is space.
+#[tokio::test(flavor = "multi_thread")]
+async fn f49_s70_calls_pass_on_a_full_disk_until_the_logs_own_room_is_used_up_and_again_once_there_is_space() {
+    let scene = Across::on_a_disk_of(DISK, "quic").await.unwrap();
+    let (mut watch, mut next) = (scene.admin.watch("/ticks").await.unwrap(), 0);
+    let filler = scene.data().join("filler");
+    fill(&filler);
+    let (mut passed, mut n) = (Vec::new(), 0);
+    let refused = loop {
+        assert!(n < CALLS, "the log finds room on a full disk for ever");
+        n += 1;
+        match call(&scene, n).await {
+            200 => passed.push(n),
+            code => break code,
+        }
+    };
+    assert_eq!(refused, 503);
+    // About eight thousand usual records are promised; these are as large as twenty-four of them.
+    assert!(4 << 20 < passed.len() * TARGET, "refused after {} calls", passed.len());
+    for _ in 0..5 {
+        n += 1;
+        assert_eq!(call(&scene, n).await, 503, "each call, not only the first");
+        assert!(matches!(write(&scene, 0).await.0, 503 | 507));
+    }
+    // What is open goes on.
+    assert!(follow(&mut watch, &mut next, secs(1)).await < secs(5));
+
+    fs::remove_file(&filler).unwrap();
+    let begun = Instant::now();
+    loop {
+        n += 1;
+        if call(&scene, n).await == 200 {
+            passed.push(n);
+            break;
+        }
+        assert!(begun.elapsed() < BACK, "calls are refused {BACK:?} after there is space");
+    }
+    println!("{} calls passed on a full disk; they pass again after {:?}", passed.len() - 1, begun.elapsed());
+    let log = scene.data().join("audit.log");
+    let last = format!("call={n}.");
+    let begun = Instant::now();
+    while !fs::read_to_string(&log).unwrap().contains(&last) {
+        assert!(begun.elapsed() < BACK, "a call is on no record");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (all, report) = (fs::read_to_string(&log).unwrap(), verify(&log, 10).unwrap());
+    assert_eq!((report.flaws.len(), report.torn.len()), (0, 0), "{report:?}");
+    for n in passed {
+        assert!(all.contains(&format!("call={n}.")), "call {n} passed, and is on no record");
+    }
 }
