@@ -54,6 +54,10 @@ impl NodeShells {
     /// Shells as the configuration has them, that name `cluster` in their prompts. `None` where nodes give none.
     pub fn new(config: &Config, cluster: &ClusterId) -> Option<Self> {
         let shells = Shells::new(config.shell_root.clone(), Patience::default()).hiding(hidden(config));
+        let shells = match config.node.shells {
+            Some(most) => shells.at_most(most.get()),
+            None => shells,
+        };
         Some(Self { shells, cluster: cluster.to_string() })
     }
 

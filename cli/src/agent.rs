@@ -81,6 +81,9 @@ pub struct Args {
     /// With --role node: the folder whose bin, usr and so on shells run programs from [default: /]
     #[arg(long, value_name = "DIR", env = "MOORLINE_SHELL_ROOT")]
     shell_root: Option<PathBuf>,
+    /// With --role node: shells at a time, which take 1152 MiB of memory each at most [default: 32]
+    #[arg(long, value_name = "N", env = "MOORLINE_SHELLS")]
+    shells: Option<NonZeroUsize>,
     /// With --role node: a folder whose certificates are watched; may be repeated [default: /etc/kubernetes/pki and
     /// /var/lib/kubelet/pki]
     #[arg(long, value_name = "DIR", env = "MOORLINE_PKI_DIRS", value_delimiter = ',')]
@@ -172,6 +175,7 @@ struct FileConfig {
     node_account: Option<String>,
     node_name: Option<String>,
     shell_root: Option<PathBuf>,
+    shells: Option<NonZeroUsize>,
     pki_dirs: Vec<PathBuf>,
     etcd: Option<String>,
     state_dir: Option<PathBuf>,
@@ -282,6 +286,7 @@ fn resolve(args: Args) -> anyhow::Result<(Config, Process)> {
         node.pki_dirs = pki_dirs;
     }
     node.etcd = args.etcd.or(file.etcd);
+    node.shells = args.shells.or(file.shells);
     let account = args.account_token_file.or(file.account_token_file);
     node.join = account_join(account, args.hub_pin.or(file.hub_pin))?;
     if let Some(account) = daemon::either(args.node_account, file.node_account, "nodeAccount")? {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Shells of one agent at once.
+/// Shells of one agent at once, where it is not told that they are fewer.
 pub const SHELLS: usize = 32;
 /// The first of the user ids that shells run as, one each: what one shell leaves behind no other can touch, and the
 /// kernel counts processes by user id. Far above what distributions and container runtimes hand out by default.
@@ -19,6 +19,9 @@ pub const DATA: u64 = 512 << 20;
 /// Bytes of memory that all processes of a shell may hold together (Linux). The kernel bounds each alone, and
 /// [`PROCESSES`] times [`DATA`] is more than a node has.
 pub const HELD: u64 = 1 << 30;
+/// MiB of memory that a shell takes at most: what its programs hold, its home and its `/tmp`. A pod that gives shells has
+/// room for so many of these, and for its agent.
+pub const MIB: u64 = (HELD >> 20) + 2 * TMPFS_MIB as u64;
 /// How often it is looked how many they hold. A processor fills some hundred MiB in that time.
 pub const MEMORY_LOOK: Duration = Duration::from_millis(100);
 /// How much sooner than others a shell's processes are killed where memory is short: the most that there is (proc(5),
@@ -70,3 +73,31 @@ pub const CALLS: usize = 64;
 pub const HEAD: Duration = Duration::from_secs(30);
 /// Rows and columns of a terminal, at most.
 pub const CELLS: u16 = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAEMONSET: &str = include_str!("../../../deploy/daemonset/agent.yaml");
+    const WITH_SHELLS: &str = include_str!("../../../deploy/node-shells/agent.yaml");
+
+    /// What stands behind these words, the first time that they stand in a line.
+    fn said<'a>(manifest: &'a str, words: &str) -> &'a str {
+        manifest.lines().find_map(|line| line.trim().strip_prefix(words)).expect(words).trim_matches(['"', ' '])
+    }
+
+    /// A pod's limit of memory, in MiB.
+    fn limit(manifest: &str) -> u64 {
+        let limits = manifest.split_once("limits:").expect("limits").1;
+        said(limits, "memory:").strip_suffix("Mi").and_then(|mib| mib.parse().ok()).expect("MiB")
+    }
+
+    #[test]
+    fn a_pod_has_room_for_every_shell_that_it_gives_and_for_its_agent() {
+        let env = WITH_SHELLS.split_once("- name: MOORLINE_SHELLS").expect("how many").1;
+        let shells: u64 = said(env, "value:").parse().unwrap();
+        assert!((1..=SHELLS as u64).contains(&shells), "{shells}");
+        assert_eq!(MIB, 1152, "the chart, the book and `--shells` name it");
+        assert_eq!(limit(WITH_SHELLS), limit(DAEMONSET) + shells * MIB, "{shells} shells of {MIB} MiB");
+    }
+}

@@ -69,6 +69,7 @@ pub struct Shells {
     root: PathBuf,
     hidden: Vec<PathBuf>,
     patience: Patience,
+    most: usize,
     taken: Arc<Mutex<BTreeSet<u32>>>,
     named: Named,
     tasks: TaskTracker,
@@ -104,6 +105,7 @@ impl Shells {
             root,
             hidden: Vec::new(),
             patience,
+            most: limits::SHELLS,
             taken: Arc::default(),
             named: Arc::default(),
             tasks: TaskTracker::new(),
@@ -116,6 +118,11 @@ impl Shells {
         Self { hidden, ..self }
     }
 
+    /// So many at a time, and never more than [`limits::SHELLS`]: what they take of memory is their agent's.
+    pub fn at_most(self, most: usize) -> Self {
+        Self { most: most.min(limits::SHELLS), ..self }
+    }
+
     /// How many there are now.
     pub fn open(&self) -> usize {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -124,7 +131,7 @@ impl Shells {
     /// The lowest number that is free: none is used again while a process of its shell may live.
     fn place(&self) -> Option<Place> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let most = u32::try_from(limits::SHELLS).unwrap_or(u32::MAX);
+        let most = u32::try_from(self.most).unwrap_or(u32::MAX);
         let number = (0..most).find(|number| !taken.contains(number))?;
         taken.insert(number);
         Some(Place(self.taken.clone(), number))
@@ -298,6 +305,15 @@ mod tests {
         assert_eq!(session(&format!("attach=1&session={id}")), Ok(Some((id.to_owned(), true))));
         for bad in ["session=", "session=short", "session=0123456789abcdef0123456789abcde/"] {
             assert!(session(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_agent_gives_as_many_shells_as_it_has_room_for() {
+        for (told, given) in [(2, 2), (limits::SHELLS + 1, limits::SHELLS)] {
+            let shells = Shells::new("/".into(), Patience::default()).at_most(told);
+            let all: Vec<Place> = std::iter::from_fn(|| shells.place()).take(limits::SHELLS + 1).collect();
+            assert_eq!((all.len(), shells.open()), (given, given));
         }
     }
 

@@ -8,9 +8,9 @@ pub mod vouch;
 
 pub use clock::HubClock;
 
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
-/// What a node agent looks at on its node.
+/// What a node agent looks at on its node, and gives there.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Folders whose certificates are watched, in them and one folder below.
@@ -18,6 +18,8 @@ pub struct Settings {
     /// The etcd of this node: `http://HOST:PORT` or `https://HOST:PORT`. `None`: a node whose first folder of
     /// certificates has `etcd/server.crt` has one at `https://127.0.0.1:2379`.
     pub etcd: Option<String>,
+    /// Shells at a time: as many as there is memory for. `None`: [`moorline_shell::limits::SHELLS`].
+    pub shells: Option<NonZeroUsize>,
     /// How it joins without a token. `None`: it does not.
     pub join: Option<AccountJoin>,
     /// Whom a cluster agent vouches for: the service account of the node agents' pods.
@@ -40,6 +42,7 @@ impl Default for Settings {
         Self {
             pki_dirs: vec!["/etc/kubernetes/pki".into(), "/var/lib/kubelet/pki".into()],
             etcd: None,
+            shells: None,
             join: None,
             account: vouch::NodeAccount::default(),
         }

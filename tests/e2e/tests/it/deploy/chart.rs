@@ -23,6 +23,9 @@ pub const COMPONENTS: &[&[&str]] = &[
     &["node-drain"],
     &["node-pki"],
     &["node-rotation"],
+    // With both, in whatever order, it is as with the one that gives more.
+    &["node-pki", "node-rotation"],
+    &["node-rotation", "node-pki"],
     &["node-shells", "node-plans", "node-drain", "node-rotation"],
 ];
 
@@ -33,6 +36,8 @@ const VALUES: &[&[&str]] = &[
     &["nodes.plans.drain=true"],
     &["nodes.pki.enabled=true"],
     &["nodes.pki.enabled=true", "nodes.pki.rotate=true"],
+    &["nodes.pki.enabled=true", "nodes.pki.rotate=true"],
+    &["nodes.pki.enabled=true", "nodes.pki.rotate=true"],
     &[
         "nodes.shells.enabled=true",
         "nodes.plans.folders={/var/lib/moorline-plans}",
@@ -42,6 +47,50 @@ const VALUES: &[&[&str]] = &[
     ],
 ];
 
+/// The DaemonSet of node agents.
+const NODES: &str = "DaemonSet moorline-nodes/moorline-node";
+
+/// Each of the node's folders is in the pod under its own name, and none lies over part of another: what is to be read
+/// would keep from being written what is below it.
+fn folders_apart(pod: &Value) -> Result<()> {
+    let list = |of: &Value| of.as_array().cloned().unwrap_or_default();
+    let word = |of: &Value| of.as_str().unwrap_or_default().to_owned();
+    let folders = list(&pod["volumes"]).into_iter().filter(|volume| !volume["hostPath"].is_null());
+    let folders: BTreeMap<String, String> =
+        folders.map(|volume| (word(&volume["name"]), word(&volume["hostPath"]["path"]))).collect();
+    let mounts = list(&pod["containers"][0]["volumeMounts"]);
+    let mounts =
+        mounts.iter().filter_map(|mount| Some((folders.get(&word(&mount["name"]))?, word(&mount["mountPath"]))));
+    let mounts: Vec<(&String, String)> = mounts.collect();
+    ensure!(mounts.len() == folders.len(), "a folder twice, or nowhere: {mounts:?} of {folders:?}");
+    for (folder, at) in &mounts {
+        // The shells' root is at a place of its own in the pod.
+        ensure!(*folder == at || at == "/shell", "{folder} is at {at}");
+        let over = mounts.iter().find(|(_, other)| other.starts_with(&format!("{at}/")));
+        ensure!(over.is_none(), "{over:?} lies over {at}");
+    }
+    Ok(())
+}
+
+/// The chart's pods have room for the shells that they give: as many more as are asked for.
+fn room_for_shells() -> Result<()> {
+    let pod = |more: &[&str]| -> Result<Value> {
+        let on = [&["nodes.enabled=true", "nodes.shells.enabled=true"], more].concat();
+        let chart = objects(&text(&mut helm(&on))?)?;
+        Ok(chart[NODES]["spec"]["template"]["spec"]["containers"][0].clone())
+    };
+    for (most, limit) in [("1", "1280Mi"), ("8", "9344Mi")] {
+        let container = pod(&[&format!("nodes.shells.most={most}")])?;
+        ensure!(container["resources"]["limits"]["memory"] == limit, "{}", container["resources"]);
+        let told = json!({ "name": "MOORLINE_SHELLS", "value": most });
+        ensure!(container["env"].as_array().is_some_and(|env| env.contains(&told)), "{}", container["env"]);
+    }
+    let container = pod(&["nodes.shells.limits.cpu=2"])?;
+    let limits = json!({ "cpu": 2, "memory": "4736Mi" });
+    ensure!(container["resources"]["limits"] == limits, "{}", container["resources"]);
+    Ok(())
+}
+
 /// What node agents may have besides is there where it is asked for, and nowhere else.
 fn more_on_nodes(world: &World) -> Result<()> {
     ensure!(COMPONENTS.len() == VALUES.len(), "a component without values");
@@ -50,10 +99,11 @@ fn more_on_nodes(world: &World) -> Result<()> {
         plain.extend(with_components(world, components)?);
         let chart = objects(&text(&mut helm(&[&["nodes.enabled=true"], *values].concat()))?)?;
         alike(&plain, &chart).with_context(|| format!("{components:?}"))?;
+        folders_apart(&plain[NODES]["spec"]["template"]["spec"]).with_context(|| format!("{components:?}"))?;
     }
     // Without being asked for, a node agent has no right that is not everybody's, and no folder of the node's but its own.
     let bare = kustomized("daemonset")?;
-    let pod = &bare["DaemonSet moorline-nodes/moorline-node"]["spec"]["template"]["spec"];
+    let pod = &bare[NODES]["spec"]["template"]["spec"];
     ensure!(pod["containers"][0]["securityContext"]["capabilities"] == json!({ "drop": ["ALL"] }), "{pod}");
     let volumes = pod["volumes"].as_array().context("volumes")?;
     let folders: Vec<&Value> = volumes.iter().filter(|volume| !volume["hostPath"].is_null()).collect();
@@ -61,11 +111,14 @@ fn more_on_nodes(world: &World) -> Result<()> {
     // A node agent on its node's own network finds the node's etcd.
     let on = ["nodes.enabled=true", "nodes.pki.enabled=true", "hostNetwork=true"];
     let chart = objects(&text(&mut helm(&on))?)?;
-    let pod = &chart["DaemonSet moorline-nodes/moorline-node"]["spec"]["template"]["spec"];
+    let pod = &chart[NODES]["spec"]["template"]["spec"];
     let dirs = json!({ "name": "MOORLINE_PKI_DIRS", "value": "/etc/kubernetes/pki,/var/lib/kubelet/pki" });
     ensure!(pod["containers"][0]["env"].as_array().is_some_and(|env| env.contains(&dirs)), "{pod}");
+    room_for_shells()?;
     for bad in [
         "nodes.shells.enabled=often",
+        "nodes.shells.most=0",
+        "nodes.shells.most=33",
         "nodes.shells.root=bin",
         "nodes.shells.root=/",
         "nodes.shells.root=/a/../b",
