@@ -229,6 +229,14 @@ impl EdgePolicy {
         self.0.plans.decide(plan)
     }
 
+    /// May a plan look at this?
+    ///
+    /// # Errors
+    /// The rule that refuses.
+    pub fn plan_probe(&self, probe: &crate::plan::Probe) -> Result<(), EdgeDenial> {
+        self.0.plans.probe(probe)
+    }
+
     /// May a plan touch what is at this path, which is where links have led?
     ///
     /// # Errors

@@ -4,11 +4,14 @@
 //! be begun, and its checksum, by which it is done once. Whether the cluster's owner lets it be done is another question:
 //! [`crate::edge::EdgePolicy::plan`].
 mod check;
+mod paths;
 mod progress;
 mod steps;
 
 pub use crate::hex::sha256;
-pub use check::{PROBES, SECONDS, STEPS, TRIES, WORDS, check, is_plain};
+pub use check::{PROBES, SECONDS, STEPS, TRIES, WORDS, check};
+pub(crate) use paths::{is_below, is_same, trimmed};
+pub use paths::{is_plain, is_windows, without_verbatim};
 pub use progress::{Phase, ProbeResult, Progress, StepResult};
 pub use steps::{Certificates, Collect, Fetch, Move, Probe, Rotate, Run, Step, Watch, Write};
 

@@ -1,7 +1,7 @@
 //! Which plans may run on nodes.
 
 use super::EdgeDenial;
-use crate::plan::{Plan, is_plain};
+use crate::plan::{Plan, Probe, is_below, is_plain, is_same, trimmed};
 use serde::Deserialize;
 
 /// Plans of the hub's for this cluster's nodes. Without it: none.
@@ -11,7 +11,7 @@ pub(super) struct Plans {
     allow: bool,
     /// Programs, by their absolute paths, with whatever arguments.
     commands: Vec<String>,
-    /// Folders that files may be written, moved and read in, and files.
+    /// Folders that files may be written, moved, read and looked for in, and files.
     paths: Vec<String>,
     /// Nodes may be emptied of their pods.
     drain: bool,
@@ -19,7 +19,7 @@ pub(super) struct Plans {
 
 impl Plans {
     pub(super) fn check(&self) -> Result<(), String> {
-        match self.commands.iter().chain(&self.paths).find(|path| !is_plain(path.trim_end_matches('/'))) {
+        match self.commands.iter().chain(&self.paths).find(|path| !is_plain(trimmed(path))) {
             Some(path) => Err(format!("plans: {path:?} is no absolute path without . and ..")),
             None => Ok(()),
         }
@@ -35,7 +35,7 @@ impl Plans {
         for step in &plan.steps {
             for command in step.commands() {
                 let program = command.first().map(String::as_str).unwrap_or_default();
-                if !self.commands.iter().any(|allowed| allowed == program) {
+                if !self.commands.iter().any(|allowed| is_same(allowed, program)) {
                     return Err(EdgeDenial::Command(program.to_owned()));
                 }
             }
@@ -43,16 +43,21 @@ impl Plans {
                 self.path(path)?;
             }
         }
-        Ok(())
+        plan.probes.iter().try_for_each(|watch| self.probe(&watch.probe))
+    }
+
+    /// May this be looked at? By itself: a plan that is done may hold what is not allowed any more.
+    pub(super) fn probe(&self, probe: &Probe) -> Result<(), EdgeDenial> {
+        match probe.path() {
+            _ if !self.allow => Err(EdgeDenial::Plans),
+            Some(path) => self.path(path),
+            None => Ok(()),
+        }
     }
 
     /// May files be touched there? Asked again of where a path leads once links are followed.
     pub(super) fn path(&self, path: &str) -> Result<(), EdgeDenial> {
-        let below = |allowed: &String| {
-            let allowed = allowed.trim_end_matches('/');
-            path.strip_prefix(allowed).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        if self.allow && is_plain(path) && self.paths.iter().any(below) {
+        if self.allow && self.paths.iter().any(|allowed| is_below(path, allowed)) {
             Ok(())
         } else {
             Err(EdgeDenial::PlanPath(path.to_owned()))
@@ -63,7 +68,7 @@ impl Plans {
 #[cfg(test)]
 mod tests {
     use super::{super::EdgePolicy, *};
-    use crate::plan::{Move, Run, Step, Write};
+    use crate::plan::{Move, Run, Step, Watch, Write};
 
     fn policy(spec: &str) -> EdgePolicy {
         let text = format!("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {{plans: {spec}}}\n");
@@ -101,8 +106,52 @@ mod tests {
     }
 
     #[test]
+    fn what_is_looked_for_is_named_too() {
+        let looks = |path: &str| Probe { file: path.to_owned(), ..Probe::default() };
+        let waits = |path: &str| plan(Step { probe: Some(looks(path)), ..Step::default() });
+        let unless = |path: &str| {
+            let run = Run { command: vec!["/bin/true".to_owned()], unless: Some(looks(path)), ..Run::default() };
+            plan(Step { run: Some(run), ..Step::default() })
+        };
+        let watches = |path: &str| {
+            let probes = vec![Watch { probe: looks(path), ..Watch::default() }];
+            Plan { probes, ..run("/bin/true") }
+        };
+        let some = policy("{allow: true, commands: [/bin/true], paths: [/a]}");
+        for plan in [waits("/a/b"), unless("/a/b"), watches("/a/b")] {
+            assert_eq!(some.plan(&plan), Ok(()));
+        }
+        for plan in [waits("/etc/shadow"), unless("/etc/shadow"), watches("/etc/shadow")] {
+            assert_eq!(some.plan(&plan), Err(EdgeDenial::PlanPath("/etc/shadow".to_owned())));
+        }
+        // A probe by itself, whatever else its plan holds.
+        let tcp = Probe { tcp: "127.0.0.1:1".to_owned(), ..Probe::default() };
+        let less = policy("{allow: true}");
+        assert_eq!((less.plan_probe(&tcp), less.plan_probe(&looks("/a/b")).is_err()), (Ok(()), true));
+        assert_eq!(EdgePolicy::default().plan_probe(&tcp), Err(EdgeDenial::Plans));
+    }
+
+    #[test]
+    fn paths_and_programs_of_windows_are_named_as_windows_takes_them() {
+        let some = policy(r"{allow: true, commands: ['C:\Windows\System32\sc.exe'], paths: ['C:\Work\', 'D:/data']}");
+        for program in [r"C:\Windows\System32\sc.exe", r"c:\windows\system32\SC.EXE"] {
+            assert_eq!(some.plan(&run(program)), Ok(()), "{program}");
+        }
+        assert!(some.plan(&run(r"C:\Windows\System32\sc.exe.bat")).is_err());
+        for path in [r"c:\work\a", r"C:\Work", r"d:\DATA\a\b"] {
+            assert_eq!(some.plan(&write(path)), Ok(()), "{path}");
+        }
+        for path in [r"C:\Workshop", r"C:\Work\..\Windows", r"C:\Work\a:b", r"\\?\C:\Work\a", "/Work/a", r"E:\data"] {
+            assert_eq!(some.plan(&write(path)), Err(EdgeDenial::PlanPath(path.to_owned())), "{path}");
+        }
+    }
+
+    #[test]
     fn a_policy_names_whole_paths() {
-        for bad in ["{paths: [a]}", "{commands: [etcdctl]}", "{paths: [/a/../b]}", "{paths: [/]}", "{all: true}"] {
+        let windows =
+            [r"{paths: ['C:\']}", r"{paths: ['C:']}", r"{paths: ['\\server\share']}", r"{commands: ['sc.exe']}"];
+        let others = ["{paths: [a]}", "{commands: [etcdctl]}", "{paths: [/a/../b]}", "{paths: [/]}", "{all: true}"];
+        for bad in windows.into_iter().chain(others) {
             let text = format!("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {{plans: {bad}}}\n");
             assert!(EdgePolicy::from_yaml(&text).is_err(), "{bad}");
         }

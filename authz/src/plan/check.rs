@@ -1,6 +1,6 @@
 //! Whether steps and probes can be tried at all: looked at where they are written, and again where they are done.
 
-use super::{Probe, Step, Watch};
+use super::{Probe, Step, Watch, paths::is_plain};
 use crate::hex::sha256;
 
 /// Steps of a plan.
@@ -79,6 +79,9 @@ pub fn check(steps: &[Step], probes: &[Watch]) -> Vec<(String, String)> {
         if let Err(why) = watch.probe.check() {
             wrong.push((format!("spec.probes[{n}].probe"), why.to_owned()));
         }
+        if let Some(path) = watch.probe.path().filter(|path| !is_plain(path)) {
+            wrong.push((format!("spec.probes[{n}].probe"), format!("{path:?}: an absolute path without . and ..")));
+        }
     }
     wrong
 }
@@ -88,18 +91,8 @@ fn is_label(name: &str) -> bool {
     (1..=63).contains(&name.len()) && name.bytes().all(inner) && !name.starts_with('-') && !name.ends_with('-')
 }
 
-/// An absolute path that goes nowhere but down.
-pub fn is_plain(path: &str) -> bool {
-    let mut parts = path.strip_prefix('/').into_iter().flat_map(|rest| rest.split('/'));
-    path.len() <= 4096
-        && path.starts_with('/')
-        && path.len() > 1
-        && !path.contains('\0')
-        && parts.all(|part| !matches!(part, "" | "." | ".."))
-}
-
 impl Step {
-    /// Every path that it writes, moves or reads.
+    /// Every path that it writes, moves, reads or looks at.
     pub fn paths(&self) -> Vec<&str> {
         let mut all = Vec::new();
         all.extend(self.write.iter().map(|write| write.path.as_str()));
@@ -108,6 +101,8 @@ impl Step {
         all.extend(self.report_certificates.iter().map(|report| report.dir.as_str()));
         all.extend(self.rotate_certificates.iter().map(|rotate| rotate.dir.as_str()));
         all.extend(self.collect.iter().flat_map(|collect| collect.files.iter().map(String::as_str)));
+        let unless = self.run.iter().filter_map(|run| run.unless.as_ref());
+        all.extend(self.probe.iter().chain(unless).filter_map(Probe::path));
         all
     }
 
@@ -120,6 +115,11 @@ impl Step {
 }
 
 impl Probe {
+    /// The file or folder that it looks at.
+    pub fn path(&self) -> Option<&str> {
+        Some(self.file.as_str()).filter(|file| !file.is_empty())
+    }
+
     fn check(&self) -> Result<(), &'static str> {
         let kinds = [&self.tcp, &self.http, &self.file, &self.closed];
         if kinds.iter().filter(|text| !text.is_empty()).count() != 1 {

@@ -55,6 +55,9 @@ pub struct ProbeResult {
     pub name: String,
     /// Whether it is so.
     pub ok: bool,
+    /// The cluster's owner does not let it be looked at: whether it is so is not known.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub refused: bool,
     /// Why not.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,

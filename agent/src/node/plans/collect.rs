@@ -6,7 +6,7 @@ use super::{
 };
 use crate::limits;
 use flate2::{Compression, write::GzEncoder};
-use moorline_authz::plan::Collect;
+use moorline_authz::plan::{Collect, is_windows, without_verbatim};
 use std::{
     fs,
     io::{Read, Write},
@@ -33,9 +33,10 @@ pub(super) async fn collect(plans: &Plans, wish: &Collect, into: &Path) -> Resul
     for path in &wish.files {
         // A link's end must be allowed too, not only the link.
         let real = fs::canonicalize(path).map_err(|e| e.to_string());
-        let real = real.and_then(|real| plans.real(&real.to_string_lossy()).map_err(|failure| failure.why));
+        let real =
+            real.and_then(|real| plans.real(without_verbatim(&real.to_string_lossy())).map_err(|failure| failure.why));
         let content = real.and_then(|real| content(&real));
-        add(&mut parts, &mut list, format!("files{path}"), content);
+        add(&mut parts, &mut list, format!("files/{}", place(path)), content);
     }
     let said = list.join("\n");
     parts.push(("CONTENTS".to_owned(), format!("{said}\n").into_bytes()));
@@ -53,6 +54,12 @@ fn add(parts: &mut Vec<(String, Vec<u8>)>, list: &mut Vec<String>, name: String,
         }
         Err(why) => list.push(format!("{name}: not there: {why}")),
     }
+}
+
+/// Where a file is in the archive: `C:\a\b` is `C/a/b`, for archives know neither drives nor another stroke.
+fn place(path: &str) -> String {
+    let path = if is_windows(path) { path.replacen(':', "", 1).replace('\\', "/") } else { path.to_owned() };
+    path.trim_start_matches('/').to_owned()
 }
 
 fn label(words: &[String]) -> String {
@@ -96,4 +103,15 @@ fn pack(parts: &[(String, Vec<u8>)], into: &Path) -> std::io::Result<()> {
     file.flush()?;
     file.sync_all()?;
     fs::rename(&part, into)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_windows_has_a_place_in_an_archive_that_everybody_can_open() {
+        assert_eq!(place("/var/log/a:b"), "var/log/a:b");
+        assert_eq!(place(r"C:\ProgramData\a.log"), "C/ProgramData/a.log");
+    }
 }

@@ -1,6 +1,10 @@
 //! Does plans, one at a time, and looks at what their probes ask for.
 
-use super::{Plans, now, steps::Failure, tail};
+use super::{
+    Plans, now,
+    steps::{Failure, Unlike},
+    tail,
+};
 use crate::limits;
 use moorline_authz::plan::{Phase, Plan, ProbeResult, Progress, Step, StepResult};
 use rand::Rng;
@@ -137,14 +141,15 @@ impl Plans {
                         continue;
                     }
                     due.insert(key, Instant::now() + Duration::from_secs(watch.every_seconds.max(5).into()));
-                    // The owner may have thought better of it since the plan was done.
-                    let said = match self.policy.current().plan(&plan) {
-                        Ok(()) => self.probe(&watch.probe).await,
-                        Err(denial) => Err(denial.to_string()),
+                    // The owner may have thought better of it since the plan was done: then nothing is known of it.
+                    let said = self.probe(&watch.probe).await;
+                    let why = said.as_ref().err().map(ToString::to_string).unwrap_or_default();
+                    let result = ProbeResult {
+                        name: watch.name.clone(),
+                        ok: said.is_ok(),
+                        refused: matches!(said, Err(Unlike::Refused(_))),
+                        message: tail(why.as_bytes(), limits::PLAN_CAUSE),
                     };
-                    let message =
-                        said.as_ref().err().map(|why| tail(why.as_bytes(), limits::PLAN_CAUSE)).unwrap_or_default();
-                    let result = ProbeResult { name: watch.name.clone(), ok: said.is_ok(), message };
                     match progress.probes.iter_mut().find(|old| old.name == watch.name) {
                         Some(old) if *old == result => {}
                         Some(old) => (*old, changed) = (result, true),

@@ -2,8 +2,12 @@
 
 use super::{Plans, certificates, collect, store::replace};
 use crate::limits;
-use moorline_authz::plan::{Fetch, Move, Probe, Run, Step, Write, is_plain, sha256};
+use moorline_authz::{
+    edge::EdgeDenial,
+    plan::{Fetch, Move, Probe, Run, Step, Write, is_plain, sha256, without_verbatim},
+};
 use std::{
+    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
     process::Stdio,
@@ -41,6 +45,17 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// Why a probe does not say yes.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unlike {
+    /// It is not so.
+    #[error("{0}")]
+    Not(String),
+    /// The cluster's owner does not let it be looked at.
+    #[error("refused by policy: {0}")]
+    Refused(EdgeDenial),
+}
+
 impl Plans {
     pub(super) async fn perform(&self, uid: &str, step: &Step) -> Result<Done, Failure> {
         if let Some(write) = &step.write {
@@ -56,7 +71,7 @@ impl Plans {
             return self.run_command(run).await;
         }
         if let Some(probe) = &step.probe {
-            return self.until(probe).await.map(|()| Done::default()).map_err(Failure::from);
+            return self.until(probe).await.map(|()| Done::default()).map_err(|why| why.to_string().into());
         }
         if let Some(report) = &step.report_certificates {
             let dir = self.real(&report.dir)?;
@@ -79,18 +94,12 @@ impl Plans {
     /// Where a path leads once the links above it are followed, if the owner allows that place too. The last part may be
     /// missing, and is not followed.
     pub(super) fn real(&self, path: &str) -> Result<PathBuf, Failure> {
-        if !is_plain(path) {
-            return Err(format!("{path:?} is no absolute path without . and ..").into());
-        }
-        let path = Path::new(path);
-        let mut there = path.parent().unwrap_or(path);
-        while !there.exists() {
-            there = there.parent().unwrap_or(Path::new("/"));
-        }
-        let rest = path.strip_prefix(there).map_err(|e| e.to_string())?;
-        let real = fs::canonicalize(there)?.join(rest);
-        let denial = self.policy.current().plan_path(&real.to_string_lossy()).err();
-        denial.map_or(Ok(real), |denial| Err(denial.to_string().into()))
+        let real = leads(path)?;
+        self.allows(&real).map_or_else(|denial| Err(denial.to_string().into()), |()| Ok(real))
+    }
+
+    fn allows(&self, real: &Path) -> Result<(), EdgeDenial> {
+        self.policy.current().plan_path(without_verbatim(&real.to_string_lossy()))
     }
 
     fn put(&self, path: &str, bytes: &[u8], mode: &str) -> Result<(), Failure> {
@@ -142,10 +151,12 @@ impl Plans {
     }
 
     async fn run_command(&self, run: &Run) -> Result<Done, Failure> {
-        if let Some(unless) = &run.unless
-            && self.probe(unless).await.is_ok()
-        {
-            return Ok(Done { output: b"not needed".to_vec(), file: false });
+        if let Some(unless) = &run.unless {
+            match self.probe(unless).await {
+                Ok(()) => return Ok(Done { output: b"not needed".to_vec(), file: false }),
+                Err(refused @ Unlike::Refused(_)) => return Err(refused.to_string().into()),
+                Err(Unlike::Not(_)) => {}
+            }
         }
         let seconds = if run.timeout_seconds == 0 { 300 } else { run.timeout_seconds };
         let (output, ended) = command(&run.command, Duration::from_secs(seconds.into()), limits::PLAN_OUTPUT).await?;
@@ -155,18 +166,27 @@ impl Plans {
         }
     }
 
-    async fn until(&self, probe: &Probe) -> Result<(), String> {
+    async fn until(&self, probe: &Probe) -> Result<(), Unlike> {
         let until = Instant::now() + Duration::from_secs(probe.within_seconds.into());
         loop {
             match self.probe(probe).await {
-                Err(why) if until <= Instant::now() => return Err(why),
-                Err(_) => sleep(limits::PLAN_LOOK / 4).await,
-                Ok(()) => return Ok(()),
+                Err(Unlike::Not(_)) if Instant::now() < until => sleep(limits::PLAN_LOOK / 4).await,
+                said => return said,
             }
         }
     }
 
-    pub(super) async fn probe(&self, probe: &Probe) -> Result<(), String> {
+    /// Whether something is so, as far as the owner lets it be looked at now.
+    pub(super) async fn probe(&self, probe: &Probe) -> Result<(), Unlike> {
+        self.policy.current().plan_probe(probe).map_err(Unlike::Refused)?;
+        let Some(path) = probe.path() else { return self.dial(probe).await.map_err(Unlike::Not) };
+        let real = leads(path).map_err(|failure| Unlike::Not(failure.why))?;
+        // A link must not tell what is elsewhere.
+        self.allows(&real).map_err(Unlike::Refused)?;
+        fs::symlink_metadata(&real).map(drop).map_err(|error| Unlike::Not(format!("{path}: {error}")))
+    }
+
+    async fn dial(&self, probe: &Probe) -> Result<(), String> {
         let connect = |to: &str| {
             let to = to.to_owned();
             async move {
@@ -183,15 +203,27 @@ impl Plans {
                 Err(_) => Ok(()),
             };
         }
-        if !probe.http.is_empty() {
-            let asked = timeout(limits::NODE_PROBE, crate::node::probe::answers(&probe.http)).await;
-            return asked.map_err(|_| format!("{}: no answer in time", probe.http))?;
-        }
-        match fs::symlink_metadata(&probe.file) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(format!("{}: {error}", probe.file)),
-        }
+        let asked = timeout(limits::NODE_PROBE, crate::node::probe::answers(&probe.http)).await;
+        asked.map_err(|_| format!("{}: no answer in time", probe.http))?
     }
+}
+
+/// Where a path leads once the links above it are followed. The last part may be missing, and is not followed.
+fn leads(path: &str) -> Result<PathBuf, Failure> {
+    if !is_plain(path) {
+        return Err(format!("{path:?} is no absolute path without . and ..").into());
+    }
+    let path = Path::new(path);
+    // Plans do not know what a node runs: `C:\a` is one name on Linux, and `/a` is on no drive on Windows.
+    if !path.is_absolute() {
+        return Err(format!("{} is no path of this node's system", path.display()).into());
+    }
+    let mut there = path.parent().unwrap_or(path);
+    while !there.exists() {
+        there = there.parent().ok_or_else(|| format!("{}: there is no such drive", path.display()))?;
+    }
+    let rest = path.strip_prefix(there).map_err(|e| e.to_string())?;
+    Ok(fs::canonicalize(there)?.join(rest))
 }
 
 /// Whether a file is there as it should be.
@@ -208,8 +240,24 @@ fn has_mode(_: &fs::Metadata, _: u32) -> bool {
     true
 }
 
+/// Where programs look for others.
+#[cfg(not(windows))]
+fn surroundings() -> Vec<(&'static str, OsString)> {
+    vec![("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into())]
+}
+
+/// Where programs look for others, and where Windows is: few begin without that.
+#[cfg(windows)]
+fn surroundings() -> Vec<(&'static str, OsString)> {
+    let root = std::env::var_os("SystemRoot").unwrap_or_else(|| r"C:\Windows".into());
+    let mut path = root.clone();
+    path.push(r"\System32;");
+    path.push(&root);
+    vec![("SystemRoot", root), ("PATH", path)]
+}
+
 /// Runs a program to its end, and gives the end of what it printed. It gets nothing of the agent's: no input, no
-/// environment but a path, no files.
+/// environment but what [`surroundings`] are, no files.
 pub(super) async fn command(
     words: &[String],
     patience: Duration,
@@ -220,11 +268,12 @@ pub(super) async fn command(
     command
         .args(arguments)
         .env_clear()
+        .envs(surroundings())
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").kill_on_drop(true);
+    command.kill_on_drop(true);
     #[cfg(unix)]
     command.process_group(0);
     let mut child = command.spawn().map_err(|e| format!("{program}: {e}"))?;

@@ -215,6 +215,47 @@ async fn what_the_owner_has_not_named_is_not_touched() {
 }
 
 #[tokio::test]
+async fn nothing_is_looked_for_that_the_owner_has_not_named() {
+    let site = Site::new();
+    fs::create_dir(site.path("secret")).unwrap();
+    fs::write(site.path("secret/a"), "").unwrap();
+    symlink(site.path("secret"), site.work("link")).unwrap();
+    let looks = |path: PathBuf| Probe { file: path.display().to_string(), ..Probe::default() };
+    let agent = site.agent().await;
+    let unless = |path| {
+        let mut step = says(&site, "one");
+        step.run.as_mut().unwrap().unless = Some(looks(path));
+        step
+    };
+    for step in [Step { probe: Some(looks(site.path("secret/a"))), ..step("waits") }, unless(site.path("secret/a"))] {
+        let (code, said) = put(&agent, &site.sealed(&[step])).await;
+        assert!(code == StatusCode::FORBIDDEN && said.contains("spec.plans.paths"), "{code} {said}");
+    }
+    // A link does not tell either, and nothing is done on its word.
+    for name in ["link/a", "link/missing"] {
+        put(&agent, &site.sealed(&[unless(site.work(name))])).await;
+        let done = over(&agent).await;
+        assert_eq!(done.phase, Phase::Failed);
+        assert!(done.message.contains("refused by policy"), "{}", done.message);
+        assert_eq!(ask(&agent, Method::DELETE, "/plan/0-1", Vec::new()).await.0, StatusCode::OK);
+    }
+    assert_eq!(site.log(), "");
+}
+
+#[tokio::test]
+async fn a_path_of_another_system_is_none_here() {
+    let site = Site::new();
+    let there = r"C:\work\a";
+    site.policy(&POLICY.replace("WORK", r"'C:\work'"));
+    let agent = site.agent().await;
+    put(&agent, &site.sealed(&[write(there.into())])).await;
+    let done = over(&agent).await;
+    assert_eq!(done.phase, Phase::Failed);
+    assert!(done.message.contains("no path of this node's system"), "{}", done.message);
+    assert!(!std::path::Path::new(there).exists(), "nor a file of that name in whatever folder this is");
+}
+
+#[tokio::test]
 async fn plans_that_are_not_the_hubs_or_not_this_nodes_are_refused() {
     let site = Site::new();
     let agent = site.agent().await;

@@ -100,6 +100,34 @@ async fn what_is_watched_is_looked_at_as_often_as_the_plan_says_once_it_is_done(
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_may_not_be_looked_at_any_more_is_refused_and_nothing_else_is() {
+    let site = Site::new();
+    let flag = site.work("flag");
+    fs::write(&flag, "").unwrap();
+    let probes_of = vec![
+        watch("flag", Probe { file: flag.display().to_string(), ..Probe::default() }),
+        watch("closed", Probe { closed: "127.0.0.1:1".to_owned(), ..Probe::default() }),
+    ];
+    let agent = site.agent().await;
+    assert_eq!(put(&agent, &site.watching(vec![write(site.work("new"))], probes_of)).await.0, StatusCode::OK);
+    when(&agent, "both are so", |agent| ok(agent) == [true, true]).await;
+
+    // The owner closes the folder to plans, after the plan was done.
+    let said = |agent: &Plans| probes(agent).iter().map(|probe| (probe.ok, probe.refused)).collect::<Vec<_>>();
+    site.policy(&POLICY.replace("WORK", &site.path("elsewhere").display().to_string()));
+    let agent = site.agent().await;
+    when(&agent, "one is refused", |agent| said(agent) == [(false, true), (true, false)]).await;
+    let message = probes(&agent)[0].message.clone();
+    assert!(message.starts_with("refused by policy") && message.contains("spec.plans.paths"), "{message}");
+    assert_eq!(agent.progress("0-1").unwrap().phase, Phase::Succeeded, "what was done is done");
+
+    site.policy(&POLICY.replace("WORK", &site.work("").display().to_string()));
+    fs::remove_file(&flag).unwrap();
+    let agent = site.agent().await;
+    when(&agent, "it is looked at again", |agent| said(agent) == [(false, false), (true, false)]).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_plan_that_has_failed_is_not_watched() {
     let site = Site::new();
     let (from, to) = (site.work("missing").display().to_string(), site.work("to").display().to_string());
