@@ -151,7 +151,15 @@ impl Front {
         }
     }
 
-    async fn cluster(&self, request: Request<Incoming>, path: ClusterPath<'_>, remote: SocketAddr) -> Response<Body> {
+    async fn cluster(
+        &self,
+        mut request: Request<Incoming>,
+        path: ClusterPath<'_>,
+        remote: SocketAddr,
+    ) -> Response<Body> {
+        if shell::asked(&path).is_some() {
+            shell::take_token(request.headers_mut());
+        }
         let who = match self.gate.enter(&request, remote) {
             Ok(who) => who,
             Err(response) => return response,

@@ -21,7 +21,7 @@ pub enum BadHeaders {
 }
 
 /// The item of a WebSocket's subprotocols in which browsers hide a bearer token for an API server.
-const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
+pub const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
 
 /// Leaves in a client's request only what may go to a cluster. Returns whether it asks for an upgrade that is allowed.
 ///

@@ -2,17 +2,48 @@
 
 use super::{Front, Refusal, closing};
 use crate::{directory::Authenticated, route::ShellDial};
-use http::{Request, Response, StatusCode};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use moorline_authz::access::within_verbs;
 use moorline_proto::id::AgentName;
-use moorline_proxy::{Body, body, kube::Caller, path::ClusterPath};
+use moorline_proxy::{Body, body, headers::BEARER_PROTOCOL, kube::Caller, path::ClusterPath};
 use std::{net::SocketAddr, sync::Arc};
 
 /// The query of a request for a shell; `None`: it asks for something else.
 pub(super) fn asked<'a>(path: &ClusterPath<'a>) -> Option<&'a str> {
     let rest = path.rest.strip_prefix("/shell")?;
     if rest.is_empty() { Some("") } else { rest.strip_prefix('?') }
+}
+
+/// Takes the token of a WebSocket to a shell from where browsers can put it, among the protocols that they offer, to where
+/// it is looked for. So kube-apiserver has it: `base64url.bearer.authorization.k8s.io.TOKEN`, with the token in base64url
+/// without padding, and another protocol beside it, for that one cannot be agreed upon. Who says more than one thing has said
+/// nothing. What is passed on has neither.
+pub(super) fn take_token(headers: &mut HeaderMap) {
+    let offers = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL);
+    let offers: Vec<&str> =
+        offers.iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim).collect();
+    let tokens: Vec<&str> = offers.iter().filter_map(|offer| offer.strip_prefix(BEARER_PROTOCOL)).collect();
+    if tokens.is_empty() {
+        return;
+    }
+    let opens = headers.get(header::UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let value = match tokens[..] {
+        [token] if opens && 1 < offers.len() && !headers.contains_key(header::AUTHORIZATION) => authorization(token),
+        _ => None,
+    };
+    match value {
+        Some(value) => drop(headers.insert(header::AUTHORIZATION, value)),
+        None => drop(headers.remove(header::AUTHORIZATION)),
+    }
+}
+
+fn authorization(token: &str) -> Option<HeaderValue> {
+    let token = URL_SAFE_NO_PAD.decode(token).ok()?;
+    let mut value = HeaderValue::try_from([b"Bearer ".as_slice(), token.as_slice()].concat()).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 impl Front {

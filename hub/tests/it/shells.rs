@@ -1,6 +1,7 @@
 //! Shells: on node agents and nowhere else, and back to the one that has it.
 
 use crate::world::{World, eventually};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::Response;
 use moorline_link::{Carrier, DialError, Session};
 use moorline_proto::{code::CloseCode, header::Target};
@@ -68,6 +69,66 @@ async fn a_shell_is_a_node_agents_and_its_client_is_led_back_to_the_same() {
     assert_eq!(world.shell(&ana, "?node=../n1").await.0, 400);
     assert_eq!(world.shell(&eve, "?node=n1").await.0, 403, "the right to the cluster is the right to its shells");
     assert_eq!(agent.lines(), ["GET /api"], "the cluster agent has heard of her grant, and of no shell");
+}
+
+/// A node agent that answers with what came of the headers that hold tokens.
+fn tell_headers(session: Session) {
+    tokio::spawn(async move {
+        while let Some(incoming) = session.accept().await {
+            let serve = wire::serve(incoming.accept(), async |request| {
+                let said = |name: &str| format!("{:?}", request.headers().get_all(name).iter().collect::<Vec<_>>());
+                let answer = format!("{} {}", said("sec-websocket-protocol"), said("authorization"));
+                Response::new(body::full(answer))
+            });
+            let _ = serve.await; // the hub may have gone
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s09_s13_a_browsers_token_among_a_shells_protocols_lets_it_in_and_goes_no_further() {
+    const CHANNELS: &str = "v5.channel.k8s.io";
+    const OPENS: &str = "Upgrade: websocket";
+    let world = World::new().await;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    let (ana, eve) = (world.user("ana", &["edge1"]).await, world.user("eve", &[]).await);
+    let member = world.join_node(&world.join_token("edge1", 1, LATE).await, "n1").await;
+    tell_headers(world.session(&member).await);
+    eventually("standing by", async || world.standing_by() == 1.0).await;
+
+    let bearer = |token: &str| format!("base64url.bearer.authorization.k8s.io.{}", URL_SAFE_NO_PAD.encode(token));
+    let of_ana = bearer(&ana);
+    let ask = async |path: &str, protocols: &str, more: &[&str]| {
+        let protocols = format!("Sec-WebSocket-Protocol: {protocols}");
+        let mut headers = vec!["Connection: Upgrade", "Sec-WebSocket-Version: 13", protocols.as_str()];
+        headers.extend(["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Origin: https://console.example"]);
+        headers.extend(more);
+        world.send("GET", path, &headers, "").await
+    };
+    for offered in [format!("{of_ana}, {CHANNELS}"), format!("{CHANNELS},{of_ana}")] {
+        let answer = ask(&format!("{SHELL}?node=n1"), &offered, &[OPENS]).await;
+        assert!(answer.code == 200 && answer.body.contains(r#"["v5.channel.k8s.io"] []"#), "{answer:?}");
+    }
+    assert_eq!(ask(SHELL, &format!("{}, {CHANNELS}", bearer(&eve)), &[OPENS]).await.code, 403, "known, and no more");
+
+    // Anything else lets nobody in; nor does it anywhere but here.
+    let authorized = format!("Authorization: Bearer {ana}");
+    let wrong: [(&str, String, &[&str]); 7] = [
+        (SHELL, of_ana.clone(), &[OPENS]),
+        (SHELL, format!("{of_ana}, {of_ana}, {CHANNELS}"), &[OPENS]),
+        (SHELL, format!("{of_ana}=, {CHANNELS}"), &[OPENS]),
+        (SHELL, format!("{}, {CHANNELS}", bearer("somebody")), &[OPENS]),
+        (SHELL, format!("{of_ana}, {CHANNELS}"), &[OPENS, &authorized]),
+        (SHELL, format!("{of_ana}, {CHANNELS}"), &[]),
+        ("/k8s/clusters/edge1/api/v1/pods?watch=1", format!("{of_ana}, {CHANNELS}"), &[OPENS]),
+    ];
+    for (path, protocols, more) in wrong {
+        let answer = ask(path, &protocols, more).await;
+        assert!(answer.code == 401 && !answer.body.contains(&ana), "{path} {protocols} {more:?}: {answer:?}");
+    }
+    assert_eq!(agent.lines(), ["GET /api"], "of her grant, and of nothing that was refused");
+    let audit = world.audit_at_end().await;
+    assert!(audit.contains("/shell") && !audit.contains(&ana) && !audit.contains(&of_ana), "{audit}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
