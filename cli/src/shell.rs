@@ -13,6 +13,7 @@ use futures_util::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
 };
+use moorline_authz::plan::sha256;
 use moorline_proto::id::{AgentName, ClusterId};
 use moorline_shell::frames::{self, Input, Output, PROTOCOL, Place, Size};
 use progress::Progress;
@@ -42,6 +43,8 @@ const AGAIN: Duration = Duration::from_secs(60);
 const ABSENT: Duration = Duration::from_secs(20);
 /// Pause before it is asked for again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Longest name of a shell.
+const NAME: usize = 63;
 /// Bytes typed or pasted at once that are sent at a time.
 const CHUNK: usize = 16 << 10;
 
@@ -52,6 +55,8 @@ Examples:
   moorline shell edge1                        on whichever node agent stands by
   moorline shell edge1 --node worker-3
   echo 'kubectl get pods -A' | moorline shell edge1
+  moorline shell edge1 --session upgrade      one that can be come back to by that name
+  moorline shell edge1 --session upgrade --attach
 
 The shell runs as nobody, in a box that holds kubectl and other programs and nothing of the node's. Its kubectl asks the
 cluster's API server as you, through the cluster's own edge policy. Nodes give shells where the cluster's owner has
@@ -62,21 +67,42 @@ pub struct Args {
     /// The node agent [default: one that stands by]
     #[arg(long, value_name = "NAME")]
     node: Option<AgentName>,
+    /// Call the shell so among your own: letters, digits and dashes. --attach comes back to it
+    #[arg(long, value_name = "NAME", value_parser = named)]
+    session: Option<String>,
+    /// Come back to the shell of that name, whose connection was lost less than a minute ago or whose terminal is elsewhere
+    #[arg(long, requires = "session")]
+    attach: bool,
     #[command(flatten)]
     hub: HubArgs,
+}
+
+/// The id of a shell that is called so. The node knows shells by user and id: nobody else's is found by it.
+fn id_of(name: &str) -> String {
+    sha256(format!("moorline shell {name}").as_bytes())
+}
+
+fn named(name: &str) -> Result<String, &'static str> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    let fits = (1..=NAME).contains(&name.len()) && name.bytes().all(plain);
+    if fits { Ok(name.to_owned()) } else { Err("a name is up to 63 letters, digits and dashes") }
 }
 
 /// `moorline shell CLUSTER`: the exit code is the shell's.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let client = Client::new(&args.hub.known()?, PATIENCE)?;
-    // By this the shell is known again, should the connection be lost: nobody guesses it.
-    let id = format!("{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>());
-    let progress = Progress::default();
+    // By this the shell is known again, should the connection be lost: nobody guesses it who was not told a name.
+    let id = match &args.session {
+        Some(name) => id_of(name),
+        None => format!("{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>()),
+    };
+    let progress = if args.attach { Progress::of_a_shell_that_runs() } else { Progress::default() };
     let (tell, mut typed) = mpsc::channel(4);
     let mut tell = Some(tell); // reading begins with the first connection
     let mut resized = local::Resized::new()?;
     let mut raw = None;
-    let mut lost_at: Option<Instant> = None;
+    // Where another process was before, the connection was lost before this one began.
+    let mut lost_at = args.attach.then(Instant::now);
     let ended = loop {
         let opened = client.websocket(&path(&args, &id, lost_at.map(|_| progress.shown())), PROTOCOL).await;
         let (socket, early) = match (opened, lost_at) {
@@ -86,7 +112,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 sleep(PAUSE).await;
                 continue;
             }
-            (Err(error), _) => break Err(error.into()),
+            (Err(error), Some(_)) => break Err(lost(&format!("{:#}", anyhow::Error::from(error)))),
+            (Err(error), None) => break Err(error.into()),
         };
         if let Some(tell) = tell.take() {
             std::thread::spawn(move || read(&tell)); // a blocking read cannot be called off: it ends with the process
@@ -97,6 +124,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         let socket = WebSocketStream::from_partially_read(socket, early.to_vec(), Role::Client, None).await;
         match session(socket, &mut typed, &mut resized, &progress, lost_at.is_some()).await {
             Ok(End::Ended(code, why)) => break Ok((code, why)),
+            Ok(End::Taken) => {
+                let advice = "have it back: the same command with --session NAME and --attach";
+                break Err(advise("the shell goes on in another terminal", advice));
+            }
             Ok(End::Lost(why)) => {
                 crate::text::say(&format!("\r\nthe connection is lost ({why}); coming back to the shell\r"));
                 progress.is_cut();
@@ -106,9 +137,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Err(error) => break Err(error),
         }
     };
-    let attach = lost_at.is_some();
     drop(raw);
-    let (code, why) = ended.map_err(|error: anyhow::Error| if attach { lost(&format!("{error:#}")) } else { error })?;
+    let (code, why) = ended?;
     if code != 0 && why != format!("the shell ended with exit code {code}") {
         return Err(advise(format!("the shell ended: {why}"), "begin another one: moorline shell"));
     }
@@ -145,6 +175,8 @@ enum End {
     Ended(i32, String),
     /// The connection is gone; the shell waits.
     Lost(String),
+    /// Another process has come to it.
+    Taken,
 }
 
 type ToShell = SplitSink<WebSocketStream<Socket>, Message>;
@@ -190,6 +222,9 @@ async fn hear(mut receive: SplitStream<WebSocketStream<Socket>>, progress: &Prog
                 if missed > 0 {
                     crate::text::say(&format!("\r\n{missed} bytes that the shell has shown are not kept any more\r"));
                 }
+            }
+            Some(Ok(Message::Close(Some(frame)))) if u16::from(frame.code) == frames::REPLACED => {
+                return Ok(End::Taken);
             }
             Some(Ok(Message::Close(_))) | None => return Ok(End::Lost("it ended".to_owned())),
             Some(Ok(_)) => {}

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// The WebSocket subprotocol.
 pub const PROTOCOL: &str = "v5.channel.k8s.io";
+/// The code of a close: another client has come back to the shell in this one's place.
+pub const REPLACED: u16 = 4409;
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;

@@ -59,7 +59,10 @@ impl Shell {
         let (ended, to_client) = loop {
             let (to_client, ended, next) = self.with(client, returned, begin).await;
             client = match (ended, next) {
-                (_, Some(next)) => next,
+                (_, Some(next)) => {
+                    replaced(to_client);
+                    next
+                }
                 // While nobody is there nothing is done in the user's name: calls to the API server have ended.
                 ("client gone", None) => match self.alone(begin).await {
                     Ok(next) => next,
@@ -148,6 +151,13 @@ impl Shell {
         }
         tracing::info!(user = self.user, ended, "shell ends");
     }
+}
+
+/// Tells a client that another is in its place, so that it does not come back in turn. Mostly its connection has died
+/// unnoticed, so nobody waits for that.
+fn replaced(mut to_client: ToClient) {
+    let close = Message::Close(Some(CloseFrame { code: frames::REPLACED.into(), reason: Default::default() }));
+    tokio::spawn(timeout(limits::LAST_OUTPUT, async move { drop(to_client.send(close).await) }));
 }
 
 /// The next client; never, where none may come.

@@ -33,6 +33,8 @@ struct State {
     over: bool,
     /// The shell has said where it is since the connection was lost.
     met: bool,
+    /// Another process was its client before: where that one was is not known here.
+    joins: bool,
 }
 
 impl State {
@@ -42,6 +44,12 @@ impl State {
 }
 
 impl Progress {
+    /// Of a shell that another process has begun: what the shell says first is where this one begins.
+    pub fn of_a_shell_that_runs() -> Self {
+        let state = State { joins: true, ..State::default() };
+        Self { state: Mutex::new(state), turned: Notify::new() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -93,6 +101,9 @@ impl Progress {
     /// much of what it has shown is lost.
     pub fn reaches(&self, place: Place) -> u64 {
         let mut state = self.lock();
+        if std::mem::take(&mut state.joins) {
+            (state.taken, state.asked, state.shown) = (place.typed, place.typed, place.shown);
+        }
         let taken = usize::try_from(place.typed.saturating_sub(state.taken)).unwrap_or(usize::MAX);
         let taken = taken.min(state.kept.len());
         state.kept.drain(..taken);
@@ -159,6 +170,21 @@ mod tests {
         progress.reaches(Place { typed: 4, shown: 0 });
         assert_eq!(progress.to_send_again().now_or_never(), Some(vec![Bytes::from_static(b"three")]));
         assert_eq!(progress.shown(), 10);
+    }
+
+    #[test]
+    fn who_comes_to_a_shell_of_another_process_begins_where_it_is() {
+        let progress = Progress::of_a_shell_that_runs();
+        assert_eq!(progress.to_send_again().now_or_never(), None, "it waits for the shell");
+        assert_eq!(progress.reaches(Place { typed: 100, shown: 40 }), 0, "what it never showed here is not missed");
+        assert_eq!(progress.to_send_again().now_or_never(), Some(vec![]));
+        typed(&progress, "one two");
+        assert_eq!(Place::read(&progress.place()), Some(Place { typed: 107, shown: 40 }));
+        progress.was_shown(5);
+        progress.is_cut();
+        // It took "one ", and no more than that.
+        assert_eq!(progress.reaches(Place { typed: 104, shown: 45 }), 0);
+        assert_eq!(progress.to_send_again().now_or_never(), Some(vec![Bytes::from_static(b"two")]));
     }
 
     #[test]

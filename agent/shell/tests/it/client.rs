@@ -86,7 +86,7 @@ impl House {
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS, "{:?}", response);
         let io = response.extensions_mut().remove::<UpgradedIo>().and_then(|io| io.take()).unwrap();
         let socket = WebSocketStream::from_raw_socket(io, Role::Client, None).await;
-        Client { socket, seen: String::new(), shown: 0, ended: None }
+        Client { socket, seen: String::new(), shown: 0, ended: None, closed: None }
     }
 }
 
@@ -96,6 +96,8 @@ pub struct Client {
     /// Bytes shown to it.
     pub shown: u64,
     pub ended: Option<(i32, String)>,
+    /// With what code it was let go.
+    pub closed: Option<u16>,
 }
 
 impl Client {
@@ -117,7 +119,11 @@ impl Client {
                     }
                     return Some(output);
                 }
-                Ok(Message::Close(_)) | Err(_) => return None,
+                Ok(Message::Close(frame)) => {
+                    self.closed = frame.map(|frame| frame.code.into());
+                    return None;
+                }
+                Err(_) => return None,
                 Ok(_) => {}
             }
         }

@@ -124,7 +124,7 @@ pub async fn a_client_comes_back_to_its_shell() {
 
     // A client that is back takes the place of one whose connection has died unnoticed.
     let mut third = house.enter_with(&format!("columns=80&rows=24&session={id}&attach=1")).await;
-    assert_eq!(back.end().await, None, "the older one is let go");
+    assert_eq!((back.end().await, back.closed), (None, Some(4409)), "the older one is let go, and told why");
     third.type_in("echo th''ird; exit 4\r").await;
     assert_eq!(third.end().await.map(|(code, _)| code), Some(4));
     let gone = house.shells.serve(house.request(&format!("session={id}&attach=1")), house.visitor()).await;

@@ -104,6 +104,56 @@ async fn a_shell_behind_a_bad_network_loses_nothing() {
     .await;
 }
 
+/// A shell that has a name, whose client is killed as when a terminal is closed: another process comes back to it by that name
+/// and sees what it has shown; and a third takes it over from that one, which says so and does not fight for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_is_come_back_to_by_its_name() {
+    let scene = Across::on("tls").await.unwrap();
+    let root = shell_root(&scene.dir()).display().to_string();
+    let node = scene.node("n1", "tls", "{shells: {allow: true}}", &["--shell-root", &root]).await.unwrap();
+    let open = |more: &[&str]| {
+        let mut shell = tokio::process::Command::from(scene.cli().unwrap());
+        shell.args(["shell", "edge1"]).args(more).kill_on_drop(true);
+        shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let until = async |shell: &mut tokio::process::Child, mark: &str| {
+        let (mut all, out) = (Vec::new(), shell.stdout.as_mut().unwrap());
+        let shown = async {
+            while !String::from_utf8_lossy(&all).contains(mark) {
+                assert_ne!(out.read_buf(&mut all).await.unwrap(), 0, "it ended");
+            }
+        };
+        let shown = timeout(LONG, shown).await;
+        assert!(shown.is_ok(), "no {mark}: {:?}, {}", String::from_utf8_lossy(&all), node.log());
+        String::from_utf8_lossy(&all).into_owned()
+    };
+    let mut first = open(&["--session", "work"]);
+    // What is typed is echoed: none of it reads like what is shown.
+    first.stdin.as_mut().unwrap().write_all(b"stty -echo; here=kept; echo be''gun\n").await.unwrap();
+    until(&mut first, "begun\r\n").await;
+    first.kill().await.unwrap();
+
+    let named = ["--session", "work", "--attach"];
+    let mut second = open(&named);
+    second.stdin.as_mut().unwrap().write_all(b"echo $here-by-$(id -u)\n").await.unwrap();
+    let shown = until(&mut second, "kept-by-1900000000").await;
+    assert!(shown.contains("begun"), "what was shown before is shown again: {shown:?}");
+
+    let mut third = open(&named);
+    third.stdin.as_mut().unwrap().write_all(b"echo $here-again\n").await.unwrap();
+    until(&mut third, "kept-again").await;
+    let taken = timeout(LONG, second.wait_with_output()).await.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&taken.stderr).into_owned();
+    assert!(taken.status.code() == Some(1) && said.contains("goes on in another terminal"), "{said}");
+    third.stdin.as_mut().unwrap().write_all(b"exit 7\n").await.unwrap();
+    assert_eq!(timeout(LONG, third.wait()).await.unwrap().unwrap().code(), Some(7));
+
+    // There is none of that name any more.
+    let gone = timeout(LONG, open(&named).wait_with_output()).await.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&gone.stderr).into_owned();
+    assert!(gone.status.code() == Some(1) && said.contains("the shell is gone"), "{said}");
+}
+
 /// What the hub says of a plan.
 async fn plan(scene: &Across, name: &str) -> Value {
     scene.admin.look(&format!("nodeplans/{name}")).await.unwrap()["status"].clone()
