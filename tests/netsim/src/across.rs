@@ -177,9 +177,31 @@ impl Across {
     /// # Errors
     /// It cannot be started.
     pub async fn begin_node(&self, name: &str, carrier: &str, policy: &str, more: &[&str]) -> Result<Process> {
+        self.begin_node_by(&[], name, carrier, policy, more).await
+    }
+
+    /// The same, by way of another program: `by` are its words, to which the agent's are added.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn begin_node_by(
+        &self,
+        by: &[&str],
+        name: &str,
+        carrier: &str,
+        policy: &str,
+        more: &[&str],
+    ) -> Result<Process> {
         let (state, file) = (self.dir.path().join(name), self.dir.path().join(format!("{name}.yaml")));
         std::fs::write(&file, format!("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {policy}\n"))?;
-        let mut command = self.link.inside.command(binary());
+        let mut command = match by {
+            [] => self.link.inside.command(binary()),
+            [program, words @ ..] => {
+                let mut command = self.link.inside.command(program);
+                command.args(words).arg(binary());
+                command
+            }
+        };
         command.args(["agent", "--role", "node", "--node-name", name, "--name", name, "--carrier", carrier]);
         if !state.exists() {
             command.args(["--token", &self.admin.join_token().await?]);

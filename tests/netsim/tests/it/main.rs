@@ -9,6 +9,7 @@ mod herd;
 mod isolation;
 mod ladder;
 mod load;
+mod node_facts;
 mod nodes;
 mod proxies;
 mod speed;
