@@ -84,8 +84,8 @@ pub(crate) fn place(standing: &[Standing<'_>], coming: usize, zone: Option<&str>
     idle.max_by_key(|(_, one)| crowd(one)).map_or(Place::Park, |(at, _)| Place::Instead(at))
 }
 
-/// Probes a cluster agent for as long as node agents stand by for it, and notes in [`Entry::doubt`] whether it answers.
-/// A session whose network is gone is dead only after its silence; until then streams on it would wait in vain.
+/// Probes a cluster agent for as long as node agents stand by for it, and a node agent for as long as it stands in and
+/// others could in its place: a node may be lost with all that is on it. Notes in [`Entry::doubt`] whether it answers. A session whose network is gone is dead only after its silence; until then streams on it would wait in vain.
 /// `changed` is called when the note turns. Never ends.
 ///
 /// # Cancel safety
@@ -96,14 +96,11 @@ pub(crate) async fn watch(
     (every, patience): (Duration, Duration),
     changed: impl Fn(),
 ) {
-    if entry.node {
-        return std::future::pending().await;
-    }
     let mut company = entry.company.subscribe();
     loop {
-        // Nothing ticks for a cluster without node agents: most of a fleet may have none.
+        // Nothing ticks for a cluster without node agents, most of a fleet may have none; nor for those that only stand by.
         company.mark_unchanged();
-        if !registry.has_node(&entry.cluster) {
+        if !registry.counts_on(entry) {
             let _ = company.changed().await; // the sender is the entry's own
             continue;
         }
@@ -119,15 +116,16 @@ pub(crate) async fn watch(
             cluster = entry.cluster,
             agent = entry.agent,
             after = ?patience,
-            "the cluster agent does not answer; node agents take its new streams"
+            "the agent does not answer; node agents take its new streams"
         );
+        registry.turned(entry);
         changed();
         if ping.await.is_err() {
             return std::future::pending().await; // the session is over: its owner sees that
         }
         entry.doubt.send_replace(false);
-        registry.answers(entry);
-        tracing::info!(cluster = entry.cluster, agent = entry.agent, "the cluster agent answers again");
+        registry.turned(entry);
+        tracing::info!(cluster = entry.cluster, agent = entry.agent, "the agent answers again");
         changed();
     }
 }

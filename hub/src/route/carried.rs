@@ -23,9 +23,6 @@ impl Carried {
 
     /// Ready once the session is in doubt while somebody else could take the stream.
     pub fn poll_elsewhere(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.entry.node {
-            return Poll::Pending; // nobody asks whether a node agent lives
-        }
         let (registry, entry) = (&self.registry, &self.entry);
         let doubted = || doubted(Arc::clone(registry), Arc::clone(entry)).boxed();
         self.doubted.get_or_insert_with(doubted).poll_unpin(cx)
@@ -33,7 +30,7 @@ impl Carried {
 
     /// Whether the session lives: asked now, where somebody else could take the stream.
     pub fn poll_alive(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        if self.alive.is_none() && (self.entry.node || !self.registry.has_other(&self.entry)) {
+        if self.alive.is_none() && !self.registry.has_other(&self.entry) {
             return Poll::Ready(true);
         }
         let (registry, entry) = (&self.registry, &self.entry);

@@ -36,7 +36,7 @@ pub(crate) struct Entry {
     pub doubt: tokio::sync::watch::Sender<bool>,
     /// When the newest sign of life was asked for that came.
     pub pulse: tokio::sync::Mutex<Option<Instant>>,
-    /// Somebody of its cluster has come, or answers again, who may take what this one carries.
+    /// Somebody of its cluster has come or gone, answers again or does not: who carries what may be another now.
     pub company: tokio::sync::watch::Sender<()>,
     /// A node agent that holds a session because somebody asked for it, or for a new certificate.
     pub called: bool,
@@ -125,10 +125,14 @@ impl Registry {
         self.lock().clusters.values().flatten().cloned().collect()
     }
 
-    /// Whether a node agent of this cluster can take streams.
-    pub fn has_node(&self, cluster: &str) -> bool {
-        let usable = |entry: &Arc<Entry>| entry.node && !entry.session.is_draining();
-        self.lock().clusters.get(cluster).is_some_and(|all| all.iter().any(usable))
+    /// Whether it has to be known that this one lives: streams come to it, and a node agent could take them. To a node agent
+    /// they come while no cluster agent answers.
+    pub fn counts_on(&self, entry: &Arc<Entry>) -> bool {
+        let table = self.lock();
+        let all = table.clusters.get(&entry.cluster).into_iter().flatten();
+        let mut others = all.filter(|other| !Arc::ptr_eq(other, entry) && !other.session.is_draining());
+        let carries = !entry.node || !others.clone().any(|other| !other.node && !*other.doubt.borrow());
+        carries && others.any(|other| other.node)
     }
 
     /// Whether somebody else could take what this one carries, while node agents stand by: else nobody asks whether it
@@ -205,8 +209,8 @@ impl Registry {
         }
     }
 
-    /// Tells the other sessions of its cluster that this one answers again.
-    pub fn answers(&self, entry: &Arc<Entry>) {
+    /// Tells the other sessions of its cluster that this one answers again, or does not.
+    pub fn turned(&self, entry: &Arc<Entry>) {
         let table = self.lock();
         for other in table.clusters.get(&entry.cluster).into_iter().flatten() {
             if !Arc::ptr_eq(other, entry) {
@@ -220,6 +224,9 @@ impl Registry {
         if let Some(list) = table.clusters.get_mut(&entry.cluster) {
             let before = list.len();
             list.retain(|other| !Arc::ptr_eq(other, entry));
+            for other in list.iter() {
+                other.company.send_replace(());
+            }
             let gone = before - list.len();
             if list.is_empty() {
                 table.clusters.remove(&entry.cluster);

@@ -266,6 +266,43 @@ async fn a_write_under_way_is_not_made_twice() {
     assert_eq!((answer.code, node.lines().len()), (502, 0), "{answer:?}");
 }
 
+/// The cluster agent's node falls silent with the node agent on it: requests are done on another node, though nothing says
+/// which of the node agents is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_lost_with_all_that_is_on_it_is_passed_over() {
+    const CALLS: usize = 8;
+    let world = World::with(|config| {
+        config.limits.probe = Duration::from_millis(100);
+        config.limits.doubt = Duration::from_secs(1);
+    })
+    .await;
+    world.cluster("edge1").await;
+    let user = world.user("ana", &["edge1"]).await;
+    let token = world.join_token("edge1", 1, LATE).await;
+    let member = world.join(&token, "a1", None).await.unwrap();
+    let gate = Gate::to(world.hub.addr()).await;
+    let nodes = world.nodes(2).await;
+    let agent = world.dial_with(&member, Carrier::Tls, 1, gate.port, &[]).await.unwrap();
+    let lost = world.dial_with(&nodes[0], Carrier::Tls, 1, gate.port, &[]).await.unwrap();
+    let other = world.dial(&nodes[1], Carrier::Tls, 1).await.unwrap();
+    eventually("standing by", async || world.standing() == 2.0).await;
+    let path = "/k8s/clusters/edge1/api/v1/namespaces";
+    assert_eq!(world.get(&user, path).await.code, 200);
+    assert_eq!((agent.lines().len(), lost.lines().len() + other.lines().len()), (1, 0));
+
+    gate.shut.store(true, Ordering::SeqCst);
+    let new = serde_json::json!({ "kind": "Namespace" });
+    let call = async |_| {
+        let (read, write) = tokio::join!(world.get(&user, path), world.call(&user, "POST", path, &new));
+        assert_eq!((read.code, write.code), (200, 200), "{read:?} {write:?}");
+    };
+    futures_util::future::join_all((0..CALLS).map(call)).await;
+    assert_eq!((agent.lines().len(), lost.lines().len()), (1, 0), "nothing has come to the lost node");
+    assert_eq!(other.lines().len(), 2 * CALLS, "and each call to the other, once");
+    let open = world.metric("moorline_hub_sessions_open{carrier=\"tls\",role=\"agent\"}");
+    assert_eq!((open, world.standing()), (1.0, 2.0), "long before their sessions count as dead");
+}
+
 /// When the cluster agent was found silent nobody else was there. Whoever comes then takes what waits for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_a_silent_agent_is_done_by_a_node_agent_that_comes_later() {

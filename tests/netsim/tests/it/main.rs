@@ -10,6 +10,7 @@ mod isolation;
 mod ladder;
 mod load;
 mod node_facts;
+mod node_loss;
 mod nodes;
 mod proxies;
 mod speed;
