@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -176,8 +177,8 @@ pub async fn fill(plan: &Plan, target: &str, objects: usize) -> Result<()> {
     create(&Arc::new(target.clone()), "bench", 0, objects).await.map(drop)
 }
 
-/// Measures every target of a plan in turn, as often as it says, and prints medians.
-pub async fn run(plan: &Plan) -> Result<()> {
+/// Measures every target of a plan in turn, as often as it says, and prints medians. `keep`: a file that gets the figures too.
+pub async fn run(plan: &Plan, keep: Option<&Path>) -> Result<()> {
     let targets: Vec<Arc<Target>> = plan.targets.iter().cloned().map(Arc::new).collect();
     ensure!(!targets.is_empty(), "no targets");
     for target in &targets {
@@ -203,5 +204,5 @@ pub async fn run(plan: &Plan) -> Result<()> {
         }
     }
     table.print(&targets.iter().map(|target| target.name.clone()).collect::<Vec<_>>());
-    Ok(())
+    keep.map_or(Ok(()), |file| std::fs::write(file, table.figures()).with_context(|| file.display().to_string()))
 }

@@ -58,6 +58,18 @@ enum Command {
         /// See `--fill`.
         #[arg(long)]
         target: Option<String>,
+        /// Leaves every figure in this file, for `table`.
+        #[arg(long)]
+        keep: Option<PathBuf>,
+    },
+    /// One table of figures (lines of measurement, unit, target, value, with tabs between them), as Markdown: medians, and how
+    /// many times better than one of the targets the others are.
+    Table {
+        /// The figures.
+        figures: PathBuf,
+        /// The target that the others are held against.
+        #[arg(long)]
+        against: String,
     },
     /// Measures what a flood of wrong logins does to everybody else.
     Logins(logins::Args),
@@ -94,15 +106,28 @@ fn main() -> Result<()> {
     match cli.command {
         Command::Origin { listen, cert, key } => runtime.block_on(origin::serve(listen, &cert, &key)),
         Command::Fill { plan, pods } => runtime.block_on(measure::fill(&read(plan)?, pods)),
-        Command::Api { plan, fill: Some(objects), target } => {
+        Command::Api { plan, fill: Some(objects), target, .. } => {
             runtime.block_on(api::fill(&read(plan)?, target.as_deref().unwrap_or_default(), objects))
         }
-        Command::Api { plan, .. } => runtime.block_on(api::run(&read(plan)?)),
+        Command::Api { plan, keep, .. } => runtime.block_on(api::run(&read(plan)?, keep.as_deref())),
+        Command::Table { figures, against } => {
+            let text = std::fs::read_to_string(&figures).with_context(|| figures.display().to_string())?;
+            print!("{}", table::Table::read(&text)?.ratios(&against));
+            Ok(())
+        }
         Command::Logins(args) => runtime.block_on(logins::run(args)),
         Command::Fleet(args) => runtime.block_on(fleet::run(args)),
         Command::Store(args) => runtime.block_on(store::run(args)),
         Command::Relay(end) => runtime.block_on(end.run()),
         Command::Tunnel(what) => runtime.block_on(what.run()),
         Command::Run { plan, only } => runtime.block_on(measure::run(&read(plan)?, only.as_deref())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_one() {
+        <super::Cli as clap::CommandFactory>::command().debug_assert();
     }
 }

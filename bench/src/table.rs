@@ -1,11 +1,12 @@
 //! Figures by measurement and target; medians and ratios.
 
-use std::collections::BTreeMap;
+use anyhow::{Context, Result};
+use std::{collections::BTreeMap, fmt::Write as _};
 
 /// Every round's figure: measurement → unit, target → figures.
 #[derive(Default)]
 pub struct Table {
-    rows: Vec<(String, &'static str)>,
+    rows: Vec<(String, String)>,
     cells: BTreeMap<(usize, String), Vec<f64>>,
 }
 
@@ -27,9 +28,9 @@ pub fn quantile(sorted: &[f64], q: f64) -> f64 {
 
 impl Table {
     /// Adds one round's figure.
-    pub fn add(&mut self, row: &str, unit: &'static str, target: &str, value: f64) {
+    pub fn add(&mut self, row: &str, unit: &str, target: &str, value: f64) {
         let at = self.rows.iter().position(|(name, _)| name == row).unwrap_or_else(|| {
-            self.rows.push((row.to_owned(), unit));
+            self.rows.push((row.to_owned(), unit.to_owned()));
             self.rows.len() - 1
         });
         self.cells.entry((at, target.to_owned())).or_default().push(value);
@@ -39,6 +40,65 @@ impl Table {
     pub fn get(&self, row: &str, target: &str) -> Option<f64> {
         let at = self.rows.iter().position(|(name, _)| name == row)?;
         self.cells.get(&(at, target.to_owned())).map(|v| median(&mut v.clone()))
+    }
+
+    /// Every figure as a line: measurement, unit, target and value, with tabs between them.
+    pub fn figures(&self) -> String {
+        let mut text = String::new();
+        for ((at, target), values) in &self.cells {
+            let (row, unit) = &self.rows[*at];
+            for value in values {
+                let _ = writeln!(text, "{row}\t{unit}\t{target}\t{value}");
+            }
+        }
+        text
+    }
+
+    /// Reads such lines, from wherever they come: several of one measurement and target are its rounds.
+    pub fn read(figures: &str) -> Result<Self> {
+        let mut table = Self::default();
+        for line in figures.lines() {
+            let parts: Vec<&str> = line.split('\t').collect();
+            let [row, unit, target, value] = parts[..] else { anyhow::bail!("{line:?} is no figure") };
+            table.add(row, unit, target, value.parse().with_context(|| line.to_owned())?);
+        }
+        Ok(table)
+    }
+
+    /// How many times better a target is than the one that it is held against: more a second, or less of anything else.
+    /// `None`: there is nothing to hold it against, or the measurement counts something.
+    fn times(&self, at: usize, target: &str, against: &str) -> Option<f64> {
+        let (row, unit) = &self.rows[at];
+        let (ours, theirs) = (self.get(row, target)?, self.get(row, against)?);
+        match unit.as_str() {
+            "" => None,
+            "/s" => Some(ours / theirs),
+            _ => Some(theirs / ours),
+        }
+    }
+
+    /// The table as Markdown: medians of each target, and how many times better it is than `against`.
+    pub fn ratios(&self, against: &str) -> String {
+        let mut targets: Vec<&String> = self.cells.keys().map(|(_, target)| target).filter(|t| *t != against).collect();
+        targets.sort();
+        targets.dedup();
+        let heads: String = targets.iter().map(|target| format!(" {target} | × |")).collect();
+        let mut text = format!("| | {against} |{heads}\n|---|---|{}\n", "---|---|".repeat(targets.len()));
+        for (at, (row, unit)) in self.rows.iter().enumerate() {
+            let shown = |target: &str| match self.get(row, target) {
+                Some(value) if value.abs() < 100.0 => format!("{value:.1}"),
+                Some(value) => format!("{value:.0}"),
+                None => "–".to_owned(),
+            };
+            let unit = if unit.is_empty() { String::new() } else { format!(", {unit}") };
+            let _ = write!(text, "| {row}{unit} | {} |", shown(against));
+            for target in &targets {
+                let times = self.times(at, target, against).map_or("–".to_owned(), |times| format!("{times:.2}"));
+                let _ = write!(text, " {} | {times} |", shown(target));
+            }
+            text.push('\n');
+        }
+        text
     }
 
     /// Prints medians with the spread of the rounds.
@@ -74,5 +134,27 @@ impl Table {
             out.insert(format!("{row}, {unit}"), cells.into());
         }
         out.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_one_is_ahead_whatever_is_measured() {
+        let mut table = Table::default();
+        for (target, rate, time) in [("kube", 100.0, 50.0), ("kube", 300.0, 30.0), ("hub", 400.0, 10.0)] {
+            table.add("create", "/s", target, rate);
+            table.add("list", "ms", target, time);
+            table.add("lost", "", target, 0.0);
+        }
+        let again = Table::read(&(table.figures() + "start\tms\thub\t150\n")).unwrap();
+        assert_eq!(
+            again.ratios("kube"),
+            "| | kube | hub | × |\n|---|---|---|---|\n| create, /s | 200 | 400 | 2.00 |\n| list, ms | 40.0 | 10.0 | 4.00 |\n\
+             | lost | 0.0 | 0.0 | – |\n| start, ms | – | 150 | – |\n"
+        );
+        assert!(Table::read("start\tms\thub\n").is_err() && Table::read("a\tms\thub\tsoon\n").is_err());
     }
 }
