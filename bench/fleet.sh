@@ -3,6 +3,8 @@
 # of the API: memory, processor time, how long until all is known.
 #
 #   bench/fleet.sh [moorline-bench fleet options, such as --clusters 100]
+#   bench/fleet.sh --churn 600     and then ten minutes in which nodes report, pods come and go, sessions are lost, and clusters
+#                                  leave and others come: processor time, and by how much memory grows
 #
 # BIN: a folder with moorline-bench, if it is built already.
 . "$(dirname "$0")/lib.sh" mlfleet

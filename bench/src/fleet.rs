@@ -1,6 +1,7 @@
 //! The hub's plugins over a large fleet, at the level of the API: clusters whose API servers are generators, so that what is
 //! measured is what plugins hold and do, and not how fast a thousand control planes start on one machine.
 
+use crate::churn::{self, Changes, Churn};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
@@ -9,7 +10,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use moorline_apiserver::{ApiServer, Attributes, Authorizer, Everything, KindSpec, Limits, Spec, Store};
 use moorline_hub::kinds::{AgentSpec, ClusterSpec, JoinTokenSpec};
-use moorline_plugin::{Backend, Body, BoxError, ClusterFacts, Clusters, Factory, Host};
+use moorline_plugin::{Backend, Body, BoxError, Clusters, Factory, Host};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -38,19 +39,24 @@ pub struct Args {
     /// Seconds of rest that are measured in the end.
     #[arg(long, default_value_t = 60)]
     rest: u64,
+    #[command(flatten)]
+    churn: Churn,
 }
 
 /// A fleet of generators, and the hub's own API over a store.
-struct Fleet {
-    server: ApiServer,
+pub struct Fleet {
+    pub server: ApiServer,
+    pub changes: Changes,
     nodes: Vec<usize>,
+    /// What each cluster has that came later.
+    small: usize,
     pods: usize,
     requests: AtomicU64,
     largest: AtomicU64,
 }
 
 /// About what a kubelet writes of its node, without its list of images.
-fn node(cluster: &str, at: usize) -> Value {
+pub fn node(cluster: &str, at: usize) -> Value {
     let conditions: Vec<Value> = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"]
         .iter()
         .map(|kind| {
@@ -84,12 +90,17 @@ fn list(kind: &str, version: &str, items: Vec<Value>, more: Value) -> Value {
 }
 
 impl Fleet {
+    /// Its number, and how many nodes it has.
+    fn size(&self, cluster: &str) -> (usize, usize) {
+        let at = cluster.trim_start_matches("cluster-").parse().unwrap_or(0);
+        (at, self.nodes.get(at).copied().unwrap_or(self.small))
+    }
+
     fn answer(&self, cluster: &str, request: &Request<Bytes>) -> Value {
         let query: BTreeMap<&str, &str> =
             request.uri().query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('=')).collect();
         let number = |key: &str| query.get(key).and_then(|text| text.parse::<usize>().ok());
-        let at: usize = cluster.trim_start_matches("cluster-").parse().unwrap_or(0);
-        let nodes = self.nodes.get(at).copied().unwrap_or(0);
+        let (at, nodes) = self.size(cluster);
         match request.uri().path() {
             "/api/v1/nodes" => {
                 let (from, limit) = (number("continue").unwrap_or(0), number("limit").unwrap_or(usize::MAX));
@@ -99,7 +110,7 @@ impl Fleet {
             }
             "/api/v1/pods" => {
                 let all: usize = self.nodes.iter().sum();
-                let pods = self.pods * nodes / all.max(1);
+                let pods = self.pods * nodes / all.max(1) + self.changes.pods(at);
                 let pod = json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": { "name": "pod-0", "namespace": "default" } });
                 let remaining = if query.contains_key("fieldSelector") { 0 } else { pods.saturating_sub(1) };
                 list(
@@ -152,7 +163,10 @@ impl Backend for Fleet {
         request: Request<Bytes>,
     ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let body: Body = if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
+        let watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        let body: Body = if watch && request.uri().path() == "/api/v1/nodes" {
+            self.changes.watch(cluster, self.size(cluster).1)
+        } else if watch {
             // Nothing ever changes.
             let silence = stream::pending::<Result<Frame<Bytes>, Infallible>>().boxed();
             StreamBody::new(silence).map_err(Into::into).boxed_unsync()
@@ -167,7 +181,7 @@ impl Backend for Fleet {
 }
 
 /// Resident memory and its peak, in MiB; seconds of processor time.
-fn cost() -> Result<(f64, f64, f64)> {
+pub fn cost() -> Result<(f64, f64, f64)> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let mib = |name: &str| -> Result<f64> {
         let line = status.lines().find(|line| line.starts_with(name)).with_context(|| name.to_owned())?;
@@ -208,24 +222,22 @@ async fn measure(args: &Args, dir: &std::path::Path) -> Result<()> {
     let all: usize = nodes.iter().sum();
     let (api, mut clusters) = (server.api::<ClusterSpec>(), Clusters::new());
     for i in 0..args.clusters {
-        let name = format!("cluster-{i:04}");
-        let made = api.create(&moorline_apiserver::Object::new(&name, ClusterSpec::default())).await;
-        let made = made.map_err(|e| anyhow::anyhow!("{}", e.message))?;
-        let facts = ClusterFacts {
-            name: name.clone(),
-            uid: made.metadata.uid.clone(),
-            labels: BTreeMap::new(),
-            connected: true,
-            session: "now".to_owned(),
-            leaving: false,
-        };
-        clusters.insert(name, Arc::new(facts));
+        let facts = churn::cluster(&api, i).await?;
+        clusters.insert(facts.name.clone(), facts);
     }
     println!("{} clusters, {all} nodes ({} in the largest), {} pods", args.clusters, args.nodes, args.pods);
     let (before, _, began_cpu) = cost()?;
-    let (begun, (_tell, seen)) = (Instant::now(), watch::channel(Arc::new(clusters)));
+    let (begun, (tell, seen)) = (Instant::now(), watch::channel(Arc::new(clusters)));
     let (requests, largest) = (AtomicU64::new(0), AtomicU64::new(0));
-    let fleet = Arc::new(Fleet { server: server.clone(), nodes, pods: args.pods, requests, largest });
+    let fleet = Arc::new(Fleet {
+        server: server.clone(),
+        changes: Changes::default(),
+        nodes,
+        small,
+        pods: args.pods,
+        requests,
+        largest,
+    });
     host.start(Arc::clone(&fleet) as Arc<dyn Backend>, &seen);
     let healths = format!("{}/clusterhealths/", ClusterSpec::GROUP);
     let known = || -> usize {
@@ -252,6 +264,7 @@ async fn measure(args: &Args, dir: &std::path::Path) -> Result<()> {
     let page = server.handle(page, Arc::new(Everything)).await.into_body().collect().await;
     let bytes = page.map_err(|e| anyhow::anyhow!("{e}"))?.to_bytes().len();
     println!("a page of 50 clusters: {:.2?}, {} KiB", answer.elapsed(), bytes >> 10);
+    churn::run(args.churn, &fleet, &tell, known).await?;
     host.shutdown().await;
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! because on a shared machine only ratios within one run mean something.
 
 mod api;
+mod churn;
 mod client;
 mod fleet;
 mod logins;
