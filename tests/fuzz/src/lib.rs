@@ -7,7 +7,9 @@
 mod calls;
 mod frames;
 mod http;
+mod plugins;
 mod secrets;
+mod store;
 mod websocket;
 mod wire;
 
@@ -15,13 +17,15 @@ mod wire;
 pub type Target = fn(&[u8]);
 
 /// Every target, with the name of its folder in `corpus/`.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("wire", wire::run),
     ("frames", frames::run),
     ("calls", calls::run),
     ("websocket", websocket::run),
     ("http", http::run),
     ("secrets", secrets::run),
+    ("store", store::run),
+    ("plugins", plugins::run),
 ];
 
 /// The target of a name.

@@ -82,3 +82,11 @@ fn z05_requests_in_front_of_the_http_library() {
 fn z08_tokens_and_bundles() {
     replay("secrets");
 }
+#[test]
+fn z10_a_stores_file_that_was_bent() {
+    replay("store");
+}
+#[test]
+fn z11_what_passes_between_hub_and_plugins() {
+    replay("plugins");
+}
