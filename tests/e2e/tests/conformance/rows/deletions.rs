@@ -137,6 +137,17 @@ pub fn deletions() -> Vec<Row> {
             ],
         ),
         row(
+            "delete_collection_that_is_a_dry_run_takes_nothing",
+            CONCEPTS,
+            vec![ada(json!({})), delete("/boats?dryRun=All"), get("/boats")],
+        ),
+        row(
+            "delete_collection_by_a_bad_selector_takes_nothing",
+            CONCEPTS,
+            vec![ada(json!({})), delete("/boats?labelSelector=a%20b"), get("/boats")],
+        )
+        .without(&["/body/message"]),
+        row(
             "delete_collection_by_name",
             CONCEPTS,
             vec![

@@ -37,6 +37,16 @@ pub fn bad_input() -> Vec<Row> {
             .newer("1.23: the cause is FieldValueTypeInvalid", "422 Invalid"),
         row("bad_label_value_is_invalid", LABELS, bad(json!({"metadata": {"labels": {"a": "b c"}}}))),
         row("bad_label_key_is_invalid", LABELS, bad(json!({"metadata": {"labels": {"a b": "c"}}}))),
+        row("too_long_a_label_value_is_invalid", LABELS, bad(json!({"metadata": {"labels": {"a": "x".repeat(64)}}}))),
+        row(
+            "too_many_annotations_are_invalid",
+            LABELS,
+            bad(json!({"metadata": {"annotations": {"a": "x".repeat(257 << 10)}}})),
+        ),
+        row("labels_that_are_no_texts_are_refused", LABELS, bad(json!({"metadata": {"labels": {"a": 5}}})))
+            .without(&["/body/message"]),
+        row("a_name_that_is_no_text_is_refused", NAMES, bad(json!({"metadata": {"name": 5}})))
+            .without(&["/body/message"]),
         row("bad_annotation_key_is_invalid", LABELS, bad(json!({"metadata": {"annotations": {"a b": "c"}}}))),
         row("bad_finalizer_is_invalid", FINALIZERS, bad(json!({"metadata": {"finalizers": ["a b"]}}))),
         row(

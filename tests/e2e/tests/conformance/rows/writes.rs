@@ -17,6 +17,7 @@ pub fn objects() -> Vec<Row> {
         row("generate_name_makes_a_name", NAMES, vec![post("/boats", json!({
             "apiVersion": "moorline.dev/v1alpha1", "kind": "Boat", "metadata": {"generateName": "b-"}, "spec": {"metres": 1},
         }))]).without(&["/body/metadata/name"]),
+        row("a_name_wins_over_a_generated_one", NAMES, vec![post("/boats", boat("ada", json!({"metadata": {"generateName": "b-"}})))]),
         row("no_name_is_invalid", NAMES, vec![post("/boats", json!({
             "apiVersion": "moorline.dev/v1alpha1", "kind": "Boat", "metadata": {}, "spec": {"metres": 1},
         }))]),
