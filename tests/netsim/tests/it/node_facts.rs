@@ -25,7 +25,7 @@ const MUCH: usize = DISK / 100 * 94;
 const ETCD: u16 = 12379;
 /// The API server's and etcd's packets are dropped.
 const CUT: &str =
-    "table inet silent { chain out { type filter hook output priority 0; tcp dport { 6443, 12379 } drop; } }\n";
+    "table inet silent {\nchain out {\ntype filter hook output priority 0\ntcp dport { 6443, 12379 } drop\n}\n}\n";
 
 /// A node: what its agent looks at.
 struct Node {

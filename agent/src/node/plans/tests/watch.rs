@@ -167,7 +167,7 @@ async fn an_address_that_answers_is_one_that_answers_with_success() {
     let says = Arc::new(AtomicU16::new(503));
     let (address, _web) = web(says.clone()).await;
     let http = |within_seconds| Probe { http: address.clone(), within_seconds, ..Probe::default() };
-    let said = agent.probe(&http(0)).await.unwrap_err();
+    let said = agent.probe(&http(0)).await.unwrap_err().to_string();
     assert!(said.contains("503") && said.contains(&address), "{said}");
 
     // A step waits for it, and it is watched from then on.
