@@ -69,7 +69,7 @@ fn faketime() -> PathBuf {
     let folders = fs::read_dir("/usr/lib").unwrap().flatten();
     let mut found =
         folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1")).filter(|file| file.exists());
-    found.next().expect("libfaketime: tests/deps.sh test")
+    found.next().unwrap() // libfaketime: tests/deps.sh test
 }
 
 /// So much of its memory is left.
