@@ -17,7 +17,7 @@ pub struct Samba {
 const PASSWORD: &str = "Secr3t!pw";
 
 impl Samba {
-    /// People: alice (in `inner`, which lies in `outer`), bob (disabled), eve (expired).
+    /// People: alice (in `inner`, which lies in `outer`), bob (disabled), eve (expired), max (in no group yet).
     pub fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let pki = pki::make(dir.path());
@@ -37,7 +37,7 @@ impl Samba {
             command.args(words).arg("-H").arg(domain.join("private/sam.ldb"));
             run(command.arg(format!("--configfile={}", domain.join("etc/smb.conf").display())));
         };
-        for user in ["alice", "bob", "eve", "searcher"] {
+        for user in ["alice", "bob", "eve", "max", "searcher"] {
             tool(&["user", "create", user, PASSWORD]);
         }
         tool(&["user", "disable", "bob"]);
@@ -70,6 +70,28 @@ impl Samba {
         let mut command = Command::new("samba-tool");
         command.args(words).arg("-H").arg(domain.join("private/sam.ldb"));
         run(command.arg(format!("--configfile={}", domain.join("etc/smb.conf").display())));
+    }
+
+    /// max is in this many groups more, in a domain that gives a thousand entries at once.
+    pub fn crowd(&self, groups: usize) {
+        let group = |n| {
+            format!(
+                "dn: CN=many-{n:04},CN=Users,DC=moor,DC=test\nobjectClass: group\nsAMAccountName: many-{n:04}\n\
+                 member: CN=max,CN=Users,DC=moor,DC=test\n\n"
+            )
+        };
+        let path = self.dir.path().join("crowd.ldif");
+        std::fs::write(&path, (0..groups).map(group).collect::<String>()).unwrap();
+        let mut command = Command::new("ldapmodify");
+        command.env("LDAPTLS_CACERT", &self.pki.ca).args([
+            "-a",
+            "-x",
+            "-D",
+            "administrator@moor.test",
+            "-w",
+            "Passw0rd!x",
+        ]);
+        run(command.args(["-H", "ldaps://127.0.0.77", "-f"]).arg(path));
     }
 
     pub fn yaml(&self, url: &str) -> String {

@@ -64,7 +64,8 @@ fn group(name: &str, members: &[&str]) -> String {
 
 impl Slapd {
     /// People: ann (in `inner`, which lies in `outer`, which lies in `inner`), bob (locked by an administrator), eve
-    /// (expired), max (in 1,200 groups), `we*ird(` (a name that needs escaping).
+    /// (expired), max (in 1,200 groups), `we*ird(` (a name that needs escaping), 1,200 with zoe somewhere in their names,
+    /// and zoe.
     pub fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
@@ -96,6 +97,10 @@ impl Slapd {
         data += &person("eve", "shadowExpire: 1\n");
         data += &person("max", "");
         data += &person("we*ird(", "");
+        for n in 0..1200 {
+            data += &person(&format!("n{n:04}-zoe"), "");
+        }
+        data += &person("zoe", "");
         data += &group("inner", &["uid=ann,ou=people", "cn=outer,ou=groups"]);
         data += &group("outer", &["cn=inner,ou=groups"]);
         for n in 0..1200 {

@@ -14,7 +14,7 @@ use ldap3::{
     Ldap as Handle, LdapConnAsync, LdapConnSettings, LdapError, Scope, SearchEntry, SearchOptions, ldap_escape,
 };
 use rustls::ClientConfig;
-use std::{future::Future, sync::Arc};
+use std::{collections::BTreeSet, future::Future, sync::Arc};
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
@@ -23,6 +23,8 @@ use url::Url;
 const NO_SUCH_OBJECT: u32 = 32;
 const INVALID_CREDENTIALS: u32 = 49;
 const SIZE_LIMIT: u32 = 4;
+/// Also for asking for more than the directory ever gives.
+const ADMIN_LIMIT: u32 = 11;
 
 /// A directory.
 pub(crate) struct Ldap {
@@ -242,41 +244,60 @@ impl Ldap {
         let handle = &mut connection.handle;
         self.as_searcher(handle).await?;
         let text = ldap_escape(text);
-        let anyone = self.user_filter.replace("{user}", "*");
-        let filter = format!("(&{anyone}(|({}=*{text}*)(cn=*{text}*)(displayName=*{text}*)))", self.user_attribute);
-        let mut all = self.named(handle, "user", &self.user_base, &filter, &self.user_attribute, most).await?;
+        let (anyone, user) = (self.user_filter.replace("{user}", "*"), &self.user_attribute);
+        let users = [
+            format!("(&{anyone}({user}={text}*))"),
+            format!("(&{anyone}(|({user}=*{text}*)(cn=*{text}*)(displayName=*{text}*)))"),
+        ];
+        let mut all = self.named(handle, "user", &self.user_base, &users, user, most).await?;
         if let Some(base) = &self.group_base {
-            let filter = format!("(&{}({}=*{text}*))", self.group_filter, self.group_attribute);
-            all.extend(self.named(handle, "group", base, &filter, &self.group_attribute, most).await?);
+            let (any, group) = (&self.group_filter, &self.group_attribute);
+            let groups = [format!("(&{any}({group}={text}*))"), format!("(&{any}({group}=*{text}*))")];
+            all.extend(self.named(handle, "group", base, &groups, group, most).await?);
         }
         Ok(all)
     }
 
+    /// At most `most` that fit one of the filters, in their order: whose names begin with a text come before those that have
+    /// it somewhere, or among many the one who is meant would be left out.
     async fn named(
         &self,
         handle: &mut Handle,
         kind: &'static str,
         base: &str,
-        filter: &str,
+        filters: &[String; 2],
         naming: &str,
         most: usize,
     ) -> Result<Vec<Principal>, LoginError> {
-        let options = SearchOptions::new().sizelimit(i32::try_from(most).unwrap_or(i32::MAX));
-        handle.with_search_options(options).with_timeout(limits::LOGIN);
-        let answer = handle
-            .search(base, Scope::Subtree, filter, vec![naming, "displayName", &self.id_attribute])
-            .await
-            .map_err(lost)?;
-        if !matches!(answer.1.rc, 0 | SIZE_LIMIT | NO_SUCH_OBJECT) {
-            return Err(LoginError::unavailable(format!("the search failed: {}", answer.1)));
+        let (mut all, mut seen) = (Vec::new(), BTreeSet::new());
+        for filter in filters {
+            let mut limit = i32::try_from(most).unwrap_or(i32::MAX);
+            let answer = loop {
+                handle.with_search_options(SearchOptions::new().sizelimit(limit)).with_timeout(limits::LOGIN);
+                let attributes = vec![naming, "displayName", &self.id_attribute];
+                let answer = handle.search(base, Scope::Subtree, filter, attributes).await.map_err(lost)?;
+                if answer.1.rc != ADMIN_LIMIT || limit == 0 {
+                    break answer;
+                }
+                limit = 0; // the directory gives nobody as many: as many as it gives, then
+            };
+            if !matches!(answer.1.rc, 0 | SIZE_LIMIT | NO_SUCH_OBJECT) {
+                return Err(LoginError::unavailable(format!("the search failed: {}", answer.1)));
+            }
+            let entries =
+                answer.0.into_iter().filter(|e| !e.is_ref() && !e.is_intermediate()).map(SearchEntry::construct);
+            let principal = |entry: SearchEntry| {
+                let first = |name| attribute(&entry, name).and_then(|values| values.first().cloned());
+                let subject = (kind == "user").then(|| self.subject(&entry)).flatten();
+                Some(Principal { kind, name: first(naming)?, display_name: first("displayName"), subject })
+            };
+            all.extend(entries.filter(|entry| seen.insert(entry.dn.clone())).filter_map(principal));
+            if most <= all.len() {
+                break;
+            }
         }
-        let entries = answer.0.into_iter().filter(|e| !e.is_ref() && !e.is_intermediate()).map(SearchEntry::construct);
-        let principal = |entry: SearchEntry| {
-            let first = |name| attribute(&entry, name).and_then(|values| values.first().cloned());
-            let subject = (kind == "user").then(|| self.subject(&entry)).flatten();
-            Some(Principal { kind, name: first(naming)?, display_name: first("displayName"), subject })
-        };
-        Ok(entries.filter_map(principal).take(most).collect())
+        all.truncate(most);
+        Ok(all)
     }
 }
 

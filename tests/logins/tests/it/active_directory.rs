@@ -40,4 +40,14 @@ async fn active_directory_lets_in_whom_it_knows_and_follows_nested_groups_itself
     wrong(ad.password("alice", &right).await);
     let gone = ad.still(&alice.subject, None).await;
     assert!(matches!(&gone, Ok(Still::Gone { why }) if why.contains("locked")), "{gone:?}");
+
+    // In more groups than a page has, and than the domain controller gives at once.
+    samba.crowd(1200);
+    let max = ad.password("max", &right).await.unwrap();
+    assert_eq!(max.groups.len(), 1200);
+    assert_eq!(ad.still(&max.subject, None).await, Ok(Still::There(Box::new(max))));
+    let found = ad.search("many", 200).await.unwrap();
+    assert_eq!((found.len(), found.iter().filter(|p| p.kind == "group").count()), (200, 200), "so many, and no more");
+    let found = ad.search("ali", 20).await.unwrap();
+    assert!(found.iter().any(|p| p.kind == "user" && p.name == "alice"), "{found:?}");
 }

@@ -54,7 +54,17 @@ async fn openldap_lets_in_whom_it_knows_with_groups_within_groups() {
     assert!(found.iter().any(|p| p.kind == "group" && p.name == "inner"), "{found:?}");
     assert!(corp.search("an", 10).await.unwrap().iter().any(|p| p.kind == "user" && p.name == "ann"));
     assert_eq!(corp.search("*", 10).await.unwrap().iter().filter(|p| p.kind == "group").count(), 0, "no wildcard");
-    assert!(corp.search("many", 7).await.unwrap().len() <= 14);
+    // More than the server gives at once, and more than are asked for: so many, and the one who is meant among them.
+    let many = corp.search("many", 7).await.unwrap();
+    assert_eq!((many.len(), many.iter().filter(|p| p.kind == "group").count()), (7, 7), "{many:?}");
+    for most in [20, 200] {
+        let found = corp.search("zoe", most).await.unwrap();
+        assert_eq!(found.len(), most);
+        assert_eq!((found[0].kind, found[0].name.as_str()), ("user", "zoe"), "{found:?}");
+        let names: std::collections::BTreeSet<_> = found.iter().map(|p| &p.name).collect();
+        assert_eq!(names.len(), most, "each once");
+    }
+    assert_eq!(corp.search("of Moor", 600).await.unwrap().len(), 500, "what the server gives");
 
     // Out of a group, locked, gone: told when asked again.
     slapd.modify("dn: cn=outer,ou=groups,dc=moor,dc=test\nchangetype: modify\nreplace: member\nmember: uid=bob,ou=people,dc=moor,dc=test\n");
