@@ -29,8 +29,9 @@ pub const HUB_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Life of what the hub shows while its authority is replaced: of its certificate, and of the next authority's word for the
 /// old one. It bounds for how long somebody with the old key can still pass for the hub once that is dropped.
 const CROSS_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// How far a certificate's begin lies in the past: what a client's clock may be behind.
-pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
+/// How far a certificate's begin lies in the past: what a client's clock may be behind the hub's. Three times what an agent
+/// tells in its log, so that it is told before it hurts.
+pub const BACKDATE: Duration = Duration::from_secs(15 * 60);
 
 /// Why there is no authority.
 #[derive(Debug, thiserror::Error)]

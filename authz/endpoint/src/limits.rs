@@ -8,6 +8,8 @@ pub const LOOK: Duration = Duration::from_secs(1);
 pub const BEAT: Duration = Duration::from_secs(10);
 /// An endpoint that has said nothing for this long is not there: two beats were missed.
 pub const SILENT: Duration = Duration::from_secs(30);
+/// How often it is told that a clock is wrong.
+pub const TELL: Duration = Duration::from_secs(60);
 /// Largest bundle, in bytes.
 pub const BUNDLE: usize = moorline_authz::bundle::MAX_LEN;
 /// Largest TokenReview, in bytes: a token of 8 KiB and what is around it.

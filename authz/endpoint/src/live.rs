@@ -8,11 +8,12 @@ use crate::{
 };
 use moorline_authz::{
     access::Permit,
+    access_token::TokenError,
     bundle::{Known, Refused, Standing},
 };
 use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::watch;
 
@@ -24,6 +25,8 @@ pub struct Live {
     /// Users whom the cluster's owner lets in also with a bundle whose time is over.
     glass: Arc<[String]>,
     metrics: Metrics,
+    /// When it was last told that a clock is wrong.
+    told: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Live {
@@ -32,7 +35,8 @@ impl Live {
     /// # Errors
     /// What is there cannot be used: an endpoint does not start on half a truth.
     pub fn open(shelf: Shelf, glass: Vec<String>, metrics: Metrics) -> Result<Self, ShelfError> {
-        let live = Self { standing: watch::Sender::new(None), shelf, glass: glass.into(), metrics };
+        let live =
+            Self { standing: watch::Sender::new(None), shelf, glass: glass.into(), metrics, told: Arc::default() };
         if let Some(bundle) = live.shelf.read(None)? {
             live.use_it(Standing::new(bundle));
         }
@@ -107,7 +111,24 @@ impl Live {
         let known = standing.and_then(|standing| Ok((standing.who(token, now(), &self.glass)?, standing)));
         let label = known.as_ref().map_or_else(Refused::label, |_| "ok");
         self.metrics.callers.with_label_values(&[label]).inc();
-        known.inspect_err(|refused| tracing::debug!("a caller was refused: {refused}"))
+        known.inspect_err(|refused| {
+            if matches!(refused, Refused::Token(TokenError::NotYet { .. })) && self.tells_again() {
+                tracing::warn!(
+                    "this host's clock and the hub's differ, set both by NTP: a token of the hub's is {refused}"
+                );
+            }
+            tracing::debug!("a caller was refused: {refused}");
+        })
+    }
+
+    /// Whether a line about clocks is due: there is one token per request, and one line says it all.
+    fn tells_again(&self) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = told.is_none_or(|at| limits::TELL <= at.elapsed());
+        if due {
+            *told = Some(Instant::now());
+        }
+        due
     }
 
     /// Resolves when what was opened with `permit` has to end: the right to it is gone, or its time is over.

@@ -1,6 +1,9 @@
 //! The `moorline` binary: a hub, and people at their machines.
 
-use crate::process::{Process, port};
+use crate::{
+    clock::{Shift, shift},
+    process::{Process, port},
+};
 use std::{
     io::Write,
     net::SocketAddr,
@@ -14,6 +17,10 @@ pub struct Hub {
     pub port: u16,
     pub ops: u16,
     config: PathBuf,
+    /// How far its clock is off.
+    clock: Shift,
+    /// What its log shows from the next start on.
+    pub level: &'static str,
     process: Option<Process>,
 }
 
@@ -26,7 +33,7 @@ pub struct Said {
 }
 
 /// Built by `cargo build -p moorline-cli`.
-fn program() -> PathBuf {
+pub fn program() -> PathBuf {
     let tests = std::env::current_exe().unwrap(); // target/debug/deps/it-…
     let path = tests.parent().and_then(Path::parent).unwrap().join("moorline");
     assert!(path.exists(), "{} is missing: cargo build -p moorline-cli", path.display());
@@ -36,10 +43,15 @@ fn program() -> PathBuf {
 impl Hub {
     /// With these lines in its configuration besides the usual ones.
     pub fn start(more: &str) -> Self {
+        Self::start_at(0, more)
+    }
+
+    /// With a clock that is off by `clock` seconds.
+    pub fn start_at(clock: Shift, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (listen, ops) = (port(), port());
         let config = dir.path().join("hub.yaml");
-        let mut made = Self { port: listen, ops, config, process: None, dir };
+        let mut made = Self { port: listen, ops, config, clock, level: "debug,h2=info,hyper=info", process: None, dir };
         made.configure(more);
         made
     }
@@ -57,7 +69,8 @@ impl Hub {
         );
         std::fs::write(&self.config, text).unwrap();
         let mut command = Command::new(program());
-        command.args(["hub", "--config"]).arg(&self.config).env("MOORLINE_LOG", "debug,h2=info,hyper=info");
+        command.args(["hub", "--config"]).arg(&self.config).env("MOORLINE_LOG", self.level);
+        shift(&mut command, self.clock);
         let log = self.dir.path().join("hub.log");
         self.process = Some(Process::start(command, &log, SocketAddr::from(([127, 0, 0, 1], self.port))));
         if !self.dir.path().join("people/admin").exists() {
@@ -114,9 +127,18 @@ impl Hub {
 
     /// Their access token.
     pub fn token(&self, person: &str) -> String {
+        self.kept(person, "token")
+    }
+
+    /// The token by which they get the next one.
+    pub fn refresh_token(&self, person: &str) -> String {
+        self.kept(person, "refresh")
+    }
+
+    fn kept(&self, person: &str, name: &str) -> String {
         let path = self.dir.path().join("people").join(person).join("moorline/config.yaml");
         let text = std::fs::read_to_string(path).unwrap();
-        let line = text.lines().find_map(|line| line.trim().strip_prefix("token: ")).unwrap();
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": ")).unwrap();
         line.trim_matches('"').to_owned()
     }
 
@@ -128,6 +150,13 @@ impl Hub {
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         let (body, code) = text.rsplit_once('\n').unwrap();
         (code.parse().unwrap(), body.to_owned())
+    }
+
+    /// Something that goes on until it is cut: a request of curl's whose answer has no end.
+    pub fn watch(&self, bearer: &str, path: &str) -> Child {
+        let mut command = Command::new("curl");
+        command.args(["-sN", "-m", "120", "-o", "/dev/null", "-H", bearer, "--cacert"]).arg(self.data("ca.crt"));
+        command.arg(format!("{}{path}", self.url())).spawn().unwrap()
     }
 
     pub fn audit(&self) -> Vec<serde_json::Value> {

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 pub mod browser;
+pub mod clock;
+pub mod cluster;
 pub mod github;
 pub mod hub;
 pub mod oidc;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod active_directory;
+mod clocks;
 mod github;
 mod hub;
 mod ldap;
