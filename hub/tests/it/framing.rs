@@ -177,6 +177,9 @@ fn gzip(text: &[u8]) -> Vec<u8> {
     out.stdout
 }
 
+/// Heads that trickle in at once.
+const TRICKLES: usize = 64;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn s56_s57_bodies_and_handshakes_have_bounds() {
     let world = World::with(|config| {
@@ -243,5 +246,32 @@ async fn s56_s57_bodies_and_handshakes_have_bounds() {
     head.flush().await.unwrap();
     let mut rest = Vec::new();
     assert!(timeout(LONG, head.read_to_end(&mut rest)).await.is_ok(), "a head took for ever");
+    // S77: nor does one last that comes byte by byte, however many there are of them.
+    let mut trickles = tokio::task::JoinSet::new();
+    for _ in 0..TRICKLES {
+        let stream = world.connect("localhost", &[b"http/1.1"]).await;
+        trickles.spawn(async move {
+            let (mut read, mut write) = tokio::io::split(stream);
+            let trickle = async {
+                for byte in b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ".iter().chain(std::iter::repeat(&b'x')) {
+                    if write.write_all(&[*byte]).await.is_err() || write.flush().await.is_err() {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await; // as slow clients send
+                }
+            };
+            let mut rest = Vec::new();
+            let ended = timeout(LONG, async {
+                tokio::select! {
+                    _ = read.read_to_end(&mut rest) => {}
+                    () = trickle => {}
+                }
+            });
+            ended.await.is_ok()
+        });
+    }
+    while let Some(ended) = trickles.join_next().await {
+        assert!(ended.unwrap(), "a head that trickled in took for ever");
+    }
     assert_eq!(world.send("GET", "/livez", &[], "").await.code, 200);
 }

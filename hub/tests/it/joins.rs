@@ -19,9 +19,7 @@ async fn s16_of_fifty_that_join_at_once_with_one_use_one_succeeds() {
     assert!(codes.iter().all(|&code| code == 401), "{codes:?}");
     let agents = world.get(&world.admin, &format!("{API}/agents")).await.json();
     assert_eq!(agents["items"].as_array().unwrap().len(), 1);
-    let audit = std::fs::read_to_string(world.dir.path().join("hub/audit.log"));
     world.hub.shutdown().await;
-    drop(audit);
     let audit = std::fs::read_to_string(world.dir.path().join("hub/audit.log")).unwrap();
     assert_eq!(audit.lines().filter(|line| line.contains("/agent/join")).count(), 50);
     assert!(!audit.contains(&token), "no secret in the audit log");
@@ -77,10 +75,15 @@ async fn s16_a_token_that_has_expired_joins_nobody_and_the_try_is_on_record() {
 async fn s17_a_token_of_one_cluster_joins_no_other() {
     let world = World::new().await;
     world.cluster("edge1").await;
-    let _edge2 = world.connected("edge2", Carrier::Tls).await;
+    let edge2 = world.connected("edge2", Carrier::Tls).await;
     let token = world.join_token("edge1", 1, FAR).await;
     assert_eq!(world.join(&token, "a1", Some("edge2")).await.err().unwrap().code, 403);
-    assert!(world.join(&token, "a1", Some("edge1")).await.is_ok(), "a wrong guess costs no use");
+    let member = world.join(&token, "a1", Some("edge1")).await.expect("a wrong guess costs no use");
+    let _own = world.dial(&member, Carrier::Tls, 1).await.unwrap();
+    // It serves its own cluster and no other, whose session is unhurt.
+    assert!(edge2.session.ping().await.is_ok());
+    assert_eq!(world.get(&world.admin, "/k8s/clusters/edge2/api/v1/of-edge2").await.code, 200);
+    assert!(edge2.lines().iter().any(|line| line.ends_with("/of-edge2")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

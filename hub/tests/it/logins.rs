@@ -225,7 +225,7 @@ async fn s10_a_token_for_one_cluster_opens_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_is_bound_to_verbs_and_makes_no_others() {
+async fn s48_a_key_is_bound_to_verbs_and_makes_no_others() {
     let world = World::new().await;
     let agent = world.connected("edge1", Carrier::Tls).await;
     world.user("ci", &["edge1"]).await;
@@ -238,7 +238,20 @@ async fn a_key_is_bound_to_verbs_and_makes_no_others() {
     assert_eq!(world.call(key, "POST", pods, &json!({})).await.code, 403);
     assert_eq!(world.get(key, &format!("{pods}?watch=1")).await.code, 403);
     // S48: over a WebSocket an exec is a GET, and a right to read is no right to run.
-    assert_eq!(world.get(key, &format!("{pods}/b/exec?command=sh")).await.code, 403);
+    let bearer = format!("Authorization: Bearer {key}");
+    let node = "/k8s/clusters/edge1/api/v1/nodes/n/proxy";
+    for running in [
+        format!("{pods}/b/exec?command=sh"),
+        format!("{pods}/b/attach"),
+        format!("{pods}/b/portforward?ports=80"),
+        format!("{node}/exec/a/b/c?command=sh"),
+        format!("{node}/run/a/b/c"),
+        format!("{node}/attach/a/b/c"),
+    ] {
+        for headers in [&[bearer.as_str()][..], &[&bearer, "Connection: Upgrade", "Upgrade: websocket"]] {
+            assert_eq!(world.send("GET", &running, headers, "").await.code, 403, "{running} {headers:?}");
+        }
+    }
     assert_eq!(agent.lines().len(), seen, "nothing arrived");
     let object = |spec: &Value| json!({ "apiVersion": "moorline.dev/v1alpha1", "kind": "Token", "spec": spec });
     assert_eq!(world.call(key, "POST", &format!("{API}/tokens"), &object(&spec)).await.code, 403);

@@ -1,12 +1,18 @@
 //! Shells: on node agents and nowhere else, and back to the one that has it.
 
-use crate::world::{World, eventually};
+use crate::{
+    rights::{UPGRADE, ended, open},
+    world::{API, World, eventually},
+};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::Response;
 use moorline_link::{Carrier, DialError, Session};
 use moorline_proto::{code::CloseCode, header::Target};
+use moorline_proxy::upgrade::UpgradedIo;
 use moorline_proxy::{body, wire};
+use serde_json::json;
 use std::collections::BTreeSet;
+use tokio::io::{AsyncWriteExt, copy, duplex, split};
 
 const LATE: &str = "2999-01-01T00:00:00Z";
 const SHELL: &str = "/k8s/clusters/edge1/shell";
@@ -149,4 +155,47 @@ async fn a_parked_node_that_somebody_wants_is_called() {
     serve(world.session(&second).await, "n1");
     assert_eq!(world.shell(&ana, "?node=n1").await, (200, "n1 for ana".to_owned()));
     assert_eq!(world.shell(&ana, "?node=n0").await.1, "n0 for ana", "it took nobody's place");
+}
+
+/// A node agent whose shell says back what it is told, for as long as somebody is there.
+fn serve_echo(session: Session) {
+    tokio::spawn(async move {
+        while let Some(incoming) = session.accept().await {
+            tokio::spawn(wire::serve(incoming.accept(), async |_| {
+                let (near, far) = duplex(1024);
+                tokio::spawn(async move {
+                    let (mut read, mut write) = split(far);
+                    let _ = copy(&mut read, &mut write).await;
+                    let _ = write.shutdown().await;
+                });
+                let mut answer = Response::builder().status(101).header("connection", "upgrade");
+                answer = answer.header("upgrade", "websocket").extension(UpgradedIo::new(near));
+                answer.body(body::empty()).unwrap()
+            }));
+        }
+    });
+}
+
+/// S51: a shell on a node ends with the right to it, whichever way that goes, and another user's beside it does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn s51_a_nodes_shell_is_cut_with_the_right_to_it() {
+    let world = World::new().await;
+    world.cluster("edge1").await;
+    let token = world.join_token("edge1", 1, LATE).await;
+    let member = world.join_node(&token, "n0").await;
+    serve_echo(world.session(&member).await);
+    eventually("standing by", async || world.standing_by() == 1.0).await;
+    let ben = world.user("ben", &["edge1"]).await;
+    let mut of_ben = open(&world, &ben, "/shell?node=n0", UPGRADE).await;
+    for (user, what, change) in [
+        ("ana", "users/ana", json!({ "spec": { "disabled": true } })),
+        ("eve", "clustergrants/grant-eve", json!({ "spec": { "clusters": [] } })),
+    ] {
+        let token = world.user(user, &["edge1"]).await;
+        let shell = open(&world, &token, "/shell?node=n0", UPGRADE).await;
+        world.patch(&format!("{API}/{what}"), &change).await;
+        ended(shell, what).await;
+        assert!(matches!(world.shell(&token, "?node=n0").await.0, 401 | 403), "{what}");
+    }
+    crate::rights::echoes(&mut of_ben).await;
 }

@@ -8,6 +8,7 @@ use moorline_logins_tests::{
     slapd::Slapd,
 };
 use std::{io::Read, time::Duration};
+use url::Url;
 
 /// The product's own bound, S51 and S54, where the providers are asked each second.
 const REVOKED: Duration = Duration::from_secs(5);
@@ -17,7 +18,12 @@ fn whoami(hub: &Hub, person: &str) -> Said {
 }
 
 /// `moorline login --provider` with a browser that this test is.
-fn by_browser(hub: &Hub, person: &str, provider: &str, account: &str) -> Said {
+pub fn by_browser(hub: &Hub, person: &str, provider: &str, account: &str) -> Said {
+    through_browser(hub, person, provider, account).0
+}
+
+/// That, and where the browser was sent to: the hub, and the program that waits.
+pub fn through_browser(hub: &Hub, person: &str, provider: &str, account: &str) -> (Said, [Url; 2]) {
     let seen = hub.dir.path().join(format!("opened-by-{person}"));
     let script = hub.dir.path().join("browser");
     std::fs::write(&script, format!("#!/bin/sh\nprintf %s \"$1\" >{0}.part && mv {0}.part {0}\n", seen.display()))
@@ -34,12 +40,13 @@ fn by_browser(hub: &Hub, person: &str, provider: &str, account: &str) -> Said {
     let (code, target) = hub.curl(&["-o", "/dev/null", "-w", "%{redirect_url}\n%{http_code}", back.as_str()]);
     assert_eq!(code, 302, "{target}");
     assert!(target.starts_with("http://127.0.0.1:"), "{target}");
-    let page = browser.request(&url::Url::parse(&target).unwrap(), None);
+    let target = Url::parse(&target).unwrap();
+    let page = browser.request(&target, None);
     let said = end(child);
     assert_eq!(page.code == 200, said.code == 0, "{} {said:?}", page.body);
     let (code, _) = hub.curl(&[back.as_str()]);
     assert_eq!(code, 400, "a round is good once");
-    said
+    (said, [back, target])
 }
 
 /// What a provider left with a login is kept: a hub that was started anew still hears of an account that is closed.
@@ -122,6 +129,21 @@ async fn several_providers_let_people_in_side_by_side() {
         hub.moorline("root", &["user", "create", "x", "--no-password"], "").failed("cannot create");
         by_browser(&hub, "octocat", "gh", "").done();
         assert!(whoami(&hub, "octocat").done().out.contains("gh:Acme, gh:Acme/platform"));
+        // Looked for everywhere at once: those who can be searched say, of the others whoever came in is known.
+        let found = hub.admin(&["principals", "search", "a", "-o", "json"]);
+        let found: serde_json::Value = serde_json::from_str(&found.out).unwrap();
+        for (provider, kind, name) in [
+            ("local", "user", "admin"),
+            ("corp", "user", "ann"),
+            ("sso", "user", "alice"),
+            ("gh", "user", "octocat"),
+            ("gh", "group", "Acme"),
+        ] {
+            let is_it =
+                |one: &serde_json::Value| one["provider"] == provider && one["kind"] == kind && one["name"] == name;
+            assert!(found["items"].as_array().unwrap().iter().any(is_it), "{kind} {name} of {provider}: {found}");
+        }
+        assert_eq!(found["unavailable"], serde_json::json!([]));
         let mut child = hub.command("bob", &["login", &hub.url(), "--provider", "sso", "--device"]).spawn().unwrap();
         let mut words = String::new();
         let mut stderr = child.stderr.take().unwrap();

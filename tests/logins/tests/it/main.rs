@@ -5,6 +5,7 @@ mod active_directory;
 mod clocks;
 mod github;
 mod hub;
+mod identities;
 mod ldap;
 mod names;
 mod oidc;
