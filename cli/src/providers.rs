@@ -242,11 +242,18 @@ pub async fn by_device(client: &Client, provider: &str, ttl: Option<Duration>) -
     Err(advise("the code was typed nowhere in time", "run it again for a new one"))
 }
 
-/// The address as a QR code of half blocks, dark on light in any theme.
+/// White on black, in a terminal of whatever colours.
+const WHITE_ON_BLACK: &str = "\x1b[38;5;231;48;5;16m";
+const PLAIN: &str = "\x1b[0m";
+
+/// The address as a QR code of half blocks. What is printed is the light of it, margin included: so it is dark on light also
+/// where colours are not shown, on a dark terminal.
 fn qr(address: &str) -> Option<String> {
     use qrcode::{EcLevel, QrCode, render::unicode::Dense1x2};
     let code = QrCode::with_error_correction_level(address, EcLevel::L).ok()?;
-    Some(code.render::<Dense1x2>().dark_color(Dense1x2::Dark).light_color(Dense1x2::Light).build())
+    let (printed, left_out) = (Dense1x2::Dark, Dense1x2::Light); // as the library calls a block and a space
+    let picture = code.render::<Dense1x2>().dark_color(left_out).light_color(printed).build();
+    Some(picture.lines().map(|line| format!("{WHITE_ON_BLACK}{line}{PLAIN}\n")).collect())
 }
 
 #[cfg(test)]

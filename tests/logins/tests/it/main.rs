@@ -3,9 +3,11 @@
 
 mod active_directory;
 mod clocks;
+mod device;
 mod github;
 mod hub;
 mod identities;
 mod ldap;
 mod names;
 mod oidc;
+mod secrets;
