@@ -74,6 +74,11 @@ impl Hub {
         self.child.try_wait().unwrap().is_some()
     }
 
+    #[cfg(unix)]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGTERM, and the exit code.
     #[cfg(unix)]
     fn terminate(mut self) -> Option<i32> {
