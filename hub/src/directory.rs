@@ -2,6 +2,8 @@
 
 mod bundle;
 mod index;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     kinds::{AccessRequestSpec, ClusterGrantSpec, ClusterSpec, GroupSpec, ServiceGrantSpec, TokenSpec, UserSpec},
@@ -390,12 +392,22 @@ impl Directory {
         self.metrics.streams_revoked.inc();
     }
 
+    /// Whether the store has it just so.
+    fn stands(&self, user: &Object<UserSpec>) -> bool {
+        let there = self.records.get::<UserSpec>(&user.metadata.name);
+        there.is_ok_and(|there| {
+            there.is_some_and(|there| there.metadata.resource_version == user.metadata.resource_version)
+        })
+    }
+
     fn put_user(&self, user: &Object<UserSpec>) {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         let name = user.metadata.name.clone();
         let uid = user.metadata.uid.clone();
         let revision = user.metadata.resource_version.parse().unwrap_or_default();
-        if maps.users.get(&name).is_some_and(|known| known.uid == uid && revision < known.revision) {
+        // Told late, unless the store goes back to it: one that was put back from a backup, whose rights are those that count.
+        let late = maps.users.get(&name).is_some_and(|known| known.uid == uid && revision < known.revision);
+        if late && !self.stands(user) {
             return;
         }
         let (live, own) = own(&user.spec, user.status.as_ref(), &self.providers);
