@@ -255,8 +255,13 @@ impl Etcd {
                     Ok(Ok(None)) => Err(WriteError::Stopped(CommitError::Failed("the store is gone from etcd".into()))),
                     Ok(Err(error)) => Err(WriteError::Stopped(CommitError::Failed(error.to_string()))),
                     Err(ReadError::Corrupt(why)) => Err(WriteError::Stopped(CommitError::Failed(why))),
-                    Err(ReadError::Status(status)) => Err(WriteError::Doubtful(unavailable(&status))),
+                    // The next one is asked then: this one may never answer.
+                    Err(ReadError::Status(status)) => {
+                        self.etcds.turn();
+                        Err(WriteError::Doubtful(unavailable(&status)))
+                    }
                     Err(ReadError::Lost) => {
+                        self.etcds.turn();
                         Err(WriteError::Doubtful(CommitError::Unavailable("etcd forgets too fast".into())))
                     }
                 }

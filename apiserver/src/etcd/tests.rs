@@ -209,6 +209,19 @@ async fn a_gap_that_is_told_only_after_something_was_written_is_read_over() {
 }
 
 #[tokio::test]
+async fn a_gap_is_read_over_from_another_member_where_the_one_that_was_asked_is_gone() {
+    let (gone, serves) = (Fake::start().await, Fake::start().await);
+    let both = EtcdPlace { members: [gone.place().members, serves.place().members].concat(), ..gone.place() };
+    let mut etcd = Etcd::open(&both, None).await.unwrap().0;
+    // Both have the same, as members have.
+    serves.put_back(gone.content());
+    serves.put("/fake/objects/g/odd", r#"{"metadata":{"resourceVersion":"1"}}"#);
+    drop(gone);
+    etcd.lost = true;
+    assert!(everything(recovers(&mut etcd).await).objects.contains_key("g/odd"));
+}
+
+#[tokio::test]
 async fn etcd_is_told_to_forget_although_orders_come_all_the_time() {
     let fake = Fake::start().await;
     let mut etcd = Etcd::open(&fake.place(), None).await.unwrap().0;
