@@ -362,6 +362,13 @@ impl Etcd {
         Ok(all)
     }
 
+    /// There is something that cannot be gone on from. To read all anew takes a while, in which others' changes are not
+    /// heard of, and which no order may begin again: it is for who asks what became of a doubt.
+    fn gap(&mut self) -> WriteError {
+        self.lost = true;
+        WriteError::Doubtful(CommitError::Unavailable("all of the store is read again".to_owned()))
+    }
+
     fn landings(&mut self) -> News {
         News::Landings(self.ready.drain(..).collect())
     }
@@ -464,12 +471,14 @@ impl Backend for Etcd {
                 return Ok(self.landings());
             }
             if self.lost {
-                return self.otherwise(ReadError::Lost).await;
+                return Err(self.gap());
             }
             let (forget_at, forget) = self.forget;
             tokio::select! {
-                heard = self.listen() => if let Err(error) = heard {
-                    return self.otherwise(error).await;
+                heard = self.listen() => match heard {
+                    Ok(()) => {}
+                    Err(ReadError::Lost) => return Err(self.gap()),
+                    Err(error) => return self.otherwise(error).await,
                 },
                 () = sleep_until(forget_at) => {
                     self.forget = (Instant::now() + COMPACT, self.seen);

@@ -247,7 +247,7 @@ impl Etcd {
             }
             ReadError::Corrupt(why) => Err(WriteError::Stopped(CommitError::Failed(why))),
             ReadError::Lost => {
-                // Until it is done: whoever waits for it may be interrupted by an order, and that may be to write.
+                // Until it is done: nothing is written before.
                 self.lost = true;
                 tracing::warn!("etcd has forgotten what this process had not seen yet; reading all of the store again");
                 match self.load().await {

@@ -42,6 +42,12 @@ async fn recovers(etcd: &mut Etcd) -> News {
     panic!("it waits for what never comes");
 }
 
+/// It hears of what it cannot go on from.
+async fn doubted(etcd: &mut Etcd) {
+    let told = timeout(PATIENCE, etcd.news()).await.expect("the gap is seen");
+    assert!(matches!(told, Err(WriteError::Doubtful(CommitError::Unavailable(_)))));
+}
+
 /// All of the store, as it is read anew.
 fn everything(news: News) -> State {
     match news {
@@ -152,40 +158,44 @@ async fn a_backup_that_has_the_newest_head_and_not_what_was_there_beside_it_is_r
 }
 
 #[tokio::test]
-async fn a_gap_that_an_order_comes_upon_is_read_over_after_it() {
+async fn a_gap_is_a_doubt_at_once_and_nothing_is_written_before_it_is_read_over() {
     let fake = Fake::start().await;
     let mut etcd = Etcd::open(&fake.place(), None).await.unwrap().0;
     etcd.listen().await.unwrap_or_else(|_| panic!("it listens"));
     // Somebody with etcdctl, whose change has no head; the reading of all of it takes a while.
-    let before = fake.course().readings;
     fake.turn(|course| course.still = true);
     fake.put("/fake/objects/g/odd", r#"{"metadata":{"resourceVersion":"1"}}"#);
-    tokio::select! {
-        _ = etcd.news() => panic!("it is not answered"),
-        // As an order that came does.
-        () = fake.until(|course| before < course.readings) => {}
-    }
-    fake.turn(|course| course.still = false);
-    let news = timeout(PATIENCE, etcd.news()).await.expect("the gap is seen again").unwrap();
-    assert!(everything(news).objects.contains_key("g/odd"));
-}
-
-#[tokio::test]
-async fn a_gap_that_an_order_to_write_comes_upon_is_read_before_it_is_written() {
-    let fake = Fake::start().await;
-    let mut etcd = Etcd::open(&fake.place(), None).await.unwrap().0;
-    etcd.listen().await.unwrap_or_else(|_| panic!("it listens"));
     let before = fake.course().readings;
-    fake.turn(|course| course.still = true);
-    fake.put("/fake/objects/g/odd", r#"{"metadata":{"resourceVersion":"1"}}"#);
-    tokio::select! {
-        _ = etcd.news() => panic!("it is not answered"),
-        () = fake.until(|course| before < course.readings) => {}
+    for _ in 0..2 {
+        doubted(&mut etcd).await;
     }
+    assert_eq!(fake.course().readings, before, "that is not waited for here");
     fake.turn(|course| course.still = false);
     assert!(matches!(etcd.write(&group(&etcd, "g/1")).await, Err(WriteError::Behind)));
     assert!(everything(recovers(&mut etcd).await).objects.contains_key("g/odd"));
     etcd.write(&group(&etcd, "g/1")).await.unwrap();
+}
+
+#[tokio::test]
+async fn nothing_counts_as_heard_while_a_gap_is_read_over() {
+    let fake = Fake::start().await;
+    let place = fake.place();
+    let open = move || crate::Store::connect(place, None, &crate::Limits::default());
+    let store = tokio::task::spawn_blocking(open).await.unwrap().unwrap();
+    assert_eq!(store.unheard(), Duration::ZERO);
+    let before = fake.course().readings;
+    fake.turn(|course| course.still = true);
+    fake.put("/fake/objects/g/odd", r#"{"metadata":{"resourceVersion":"1"}}"#);
+    fake.until(|course| before < course.readings).await;
+    assert_ne!(store.unheard(), Duration::ZERO);
+    fake.turn(|course| course.still = false);
+    let record = vec![("record".to_owned(), Some(Bytes::from_static(b"1")))];
+    let batch = || crate::Batch { object: None, private: record.clone() };
+    // Who comes meanwhile is told to come again, or waits for it.
+    while timeout(PATIENCE, store.commit(batch())).await.expect("it is read").is_err() {}
+    assert!(store.has("g/odd"));
+    assert_eq!(store.unheard(), Duration::ZERO);
+    tokio::task::spawn_blocking(move || store.close()).await.unwrap();
 }
 
 #[tokio::test]
@@ -197,8 +207,8 @@ async fn a_gap_that_is_told_only_after_something_was_written_is_read_over() {
     fake.put("/fake/objects/g/odd", r#"{"metadata":{"resourceVersion":"1"}}"#);
     etcd.write(&group(&etcd, "g/1")).await.unwrap();
     fake.turn(|course| course.silent = false);
-    let news = timeout(PATIENCE, etcd.news()).await.expect("the gap is seen").unwrap();
-    let state = everything(news);
+    doubted(&mut etcd).await;
+    let state = everything(recovers(&mut etcd).await);
     assert!(state.objects.contains_key("g/odd") && state.objects.contains_key("g/1"));
     // What it wrote itself it is not told of.
     etcd.write(&group(&etcd, "g/2")).await.unwrap();
