@@ -1,13 +1,13 @@
 //! Locks outlive the hub: who is locked out is one record of the store, written when that changes and read at the start.
-//! Hubs that share a store share the record: each puts its own locks beside those that are there, and takes out what it let
-//! in again.
+//! Hubs that share a store share the record: each puts its own locks beside those that are there, takes out what it let in
+//! again, and lets in what another took out.
 //! Failures that lock nobody yet are not kept: strangers would cause a write with each.
 
-use super::lockout::{Lockouts, Locks};
+use super::lockout::{Had, Lockouts, Locks, Merged};
 use crate::records::{RecordError, Records};
 use bytes::Bytes;
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 use tokio_util::sync::CancellationToken;
@@ -33,8 +33,8 @@ pub(super) struct Kept {
 struct Written {
     /// The last change of it.
     changes: u64,
-    /// All locks that the hub had then.
-    had: Arc<Locks>,
+    /// All locks that the hub had then, and what was kept of them.
+    had: Arc<Had>,
 }
 
 /// Makes the record of what stands there by then.
@@ -43,12 +43,13 @@ type Merge = Box<dyn Fn(Option<Bytes>) -> Result<Bytes, RecordError> + Send + Sy
 impl Kept {
     /// Takes up the locks that an earlier hub has kept.
     pub fn open(lockouts: Arc<Lockouts>, records: &Records) -> Self {
-        lockouts.take_up(read(records.secret(RECORD)), SystemTime::now());
-        Self::of(lockouts)
+        let record = read(records.secret(RECORD)).unwrap_or_default();
+        lockouts.take_up(record.clone(), SystemTime::now());
+        Self::of(lockouts, &record)
     }
 
-    fn of(lockouts: Arc<Lockouts>) -> Self {
-        let had = Arc::new(lockouts.locks(SystemTime::now()));
+    fn of(lockouts: Arc<Lockouts>, record: &Locks) -> Self {
+        let had = Arc::new(Had::new(&lockouts.locks(SystemTime::now()), record));
         Self { lockouts, written: tokio::sync::Mutex::new(Written { changes: 0, had }) }
     }
 
@@ -68,13 +69,20 @@ impl Kept {
         let changes = self.lockouts.changes();
         if changes != written.changes {
             let ours = Arc::new(self.lockouts.locks(SystemTime::now()));
-            let (own, had) = (Arc::clone(&ours), Arc::clone(&written.had));
+            let done = Arc::new(Mutex::new(Merged::default()));
+            let (own, had, told) = (Arc::clone(&ours), Arc::clone(&written.had), Arc::clone(&done));
+            // It may be written though no answer comes, and then what is let in again has to be taken out.
+            written.had = Arc::new(had.perhaps(&ours));
             put(Box::new(move |kept| {
                 let merged = own.merged(&had, read(kept), SystemTime::now(), MOST);
-                serde_json::to_vec(&merged).map(Bytes::from).map_err(|e| RecordError::Failed(e.to_string()))
+                let bytes = serde_json::to_vec(&merged.locks).map(Bytes::from);
+                *told.lock().unwrap_or_else(PoisonError::into_inner) = merged;
+                bytes.map_err(|e| RecordError::Failed(e.to_string()))
             }))
             .await?;
-            *written = Written { changes, had: ours };
+            let Merged { locks, lifted } = std::mem::take(&mut *done.lock().unwrap_or_else(PoisonError::into_inner));
+            self.lockouts.lift(&lifted, SystemTime::now());
+            *written = Written { changes, had: Arc::new(Had::new(&ours, &locks)) };
         }
         Ok(())
     }
@@ -101,13 +109,12 @@ impl Kept {
     }
 }
 
-fn read(kept: Option<Bytes>) -> Locks {
-    kept.map(|bytes| serde_json::from_slice(&bytes)).transpose().map(Option::unwrap_or_default).unwrap_or_else(
-        |error| {
-            tracing::error!("who was locked out is so no more, for what was kept of it cannot be read: {error}");
-            Locks::default()
-        },
-    )
+/// `None`: there is nothing, or what is there cannot be read.
+fn read(kept: Option<Bytes>) -> Option<Locks> {
+    let told = |error: &serde_json::Error| {
+        tracing::error!("who was locked out is so no more, for what was kept of it cannot be read: {error}");
+    };
+    serde_json::from_slice(&kept?).inspect_err(told).ok()
 }
 
 #[cfg(test)]
@@ -123,7 +130,29 @@ mod tests {
 
     fn kept(user_failures: u32) -> Kept {
         let rules = Lockout { user_failures, address_failures: 1000, seconds: 900 };
-        Kept::of(Arc::new(Lockouts::new(&rules, 10_000)))
+        Kept::of(Arc::new(Lockouts::new(&rules, 10_000)), &Locks::default())
+    }
+
+    /// A hub that starts with what is in the record.
+    fn started(seconds: u64, record: &[u8]) -> Kept {
+        let rules = Lockout { user_failures: 1, address_failures: 1000, seconds };
+        let (lockouts, record) = (Arc::new(Lockouts::new(&rules, 10_000)), read(Some(Bytes::copy_from_slice(record))));
+        let record = record.unwrap();
+        lockouts.take_up(record.clone(), SystemTime::now());
+        Kept::of(lockouts, &record)
+    }
+
+    /// What a hub makes of a record, and whether it hears that it has.
+    async fn keep(hub: &Kept, record: &Mutex<Option<Bytes>>, heard: bool) -> Vec<String> {
+        let put = |merge: Merge| {
+            let mut record = record.lock().unwrap();
+            *record = Some(merge(record.take()).unwrap());
+            std::future::ready(if heard { Ok(()) } else { Err(RecordError::Failed("no answer".to_owned())) })
+        };
+        assert_eq!(hub.write_by(put).await.is_ok(), heard);
+        let mut names = names(record.lock().unwrap().as_ref().unwrap());
+        names.sort();
+        names
     }
 
     /// A store that nobody else writes to.
@@ -201,17 +230,7 @@ mod tests {
     #[tokio::test]
     async fn hubs_that_share_a_store_keep_each_others_locks() {
         let (one, other, record) = (kept(1), kept(1), Mutex::new(None));
-        let keep = async |hub: &Kept| {
-            let put = |merge: Merge| {
-                let mut record = record.lock().unwrap();
-                *record = Some(merge(record.take()).unwrap());
-                std::future::ready(Ok(()))
-            };
-            hub.write_by(put).await.unwrap();
-            let mut names = names(record.lock().unwrap().as_ref().unwrap());
-            names.sort();
-            names
-        };
+        let keep = async |hub: &Kept| keep(hub, &record, true).await;
         wrong(&one, "ann");
         assert_eq!(keep(&one).await, ["ann"]);
         wrong(&other, "ben");
@@ -222,6 +241,29 @@ mod tests {
         assert_eq!(keep(&one).await, ["ben", "cid"], "what it let in again is not brought back by its own record");
         wrong(&other, "dan");
         assert_eq!(keep(&other).await, ["ben", "cid", "dan"]);
+    }
+
+    #[tokio::test]
+    async fn who_was_let_in_again_is_not_brought_back_by_the_record() {
+        let (one, record) = (kept(1), Mutex::new(None));
+        ["ann", "ben", "cid"].iter().for_each(|user| wrong(&one, user));
+        assert_eq!(keep(&one, &record, true).await, ["ann", "ben", "cid"]);
+        let bytes = || record.lock().unwrap().clone().unwrap();
+        // The rules of the others are milder than the lock that is in the record.
+        let (mild, other) = (started(60, &bytes()), started(60, &bytes()));
+        assert!(mild.lockouts.unlock_user("ann"));
+        assert_eq!(keep(&mild, &record, true).await, ["ben", "cid"]);
+        // One that has it from the record still learns of it as it writes.
+        assert!(other.lockouts.attempt("ann", HERE).is_err());
+        wrong(&other, "dan");
+        assert_eq!(keep(&other, &record, true).await, ["ben", "cid", "dan"]);
+        assert!(other.lockouts.attempt("ann", HERE).is_ok());
+        assert_eq!(keep(&other, &record, true).await, ["ann", "ben", "cid", "dan"], "who fails anew is locked anew");
+        // What was written without an answer is taken out as well.
+        wrong(&mild, "eve");
+        assert!(keep(&mild, &record, false).await.contains(&"eve".to_owned()));
+        assert!(mild.lockouts.unlock_user("eve"));
+        assert_eq!(keep(&mild, &record, true).await, ["ann", "ben", "cid", "dan"]);
     }
 
     #[tokio::test]

@@ -2,6 +2,8 @@
 
 mod merge;
 
+pub(super) use merge::{Had, Merged};
+
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
@@ -174,6 +176,16 @@ impl<K: Hash + Eq + Clone> Counts<K> {
         }
     }
 
+    /// Forgets locks that were lifted elsewhere, unless they are others by now. There is nothing to be told of it.
+    fn lift(&self, lifted: &[Lock<K>], clock: SystemTime) {
+        let now = ending(self.locked(Instant::now()), clock);
+        let now: HashMap<&K, &Lock<K>> = now.iter().map(|lock| (&lock.of, lock)).collect();
+        let mut all = self.lock();
+        for lock in lifted.iter().filter(|lock| now.get(&lock.of).is_some_and(|now| now.is(lock))) {
+            all.remove(&lock.of);
+        }
+    }
+
     fn locked(&self, now: Instant) -> Vec<(K, u32, Duration)> {
         let left = |count: &Count| (count.last + self.life).checked_duration_since(now).filter(|left| !left.is_zero());
         let all = self.lock();
@@ -201,6 +213,13 @@ struct Lock<K> {
     failures: u32,
     /// Seconds since 1970.
     until: u64,
+}
+
+impl<K> Lock<K> {
+    /// Whether it is the same lock of the same one, as clocks can tell.
+    fn is(&self, other: &Self) -> bool {
+        self.failures == other.failures && self.until.abs_diff(other.until) <= merge::ROUNDING
+    }
 }
 
 /// All locks, as they are kept.
@@ -307,6 +326,12 @@ impl Lockouts {
     pub(super) fn locks(&self, clock: SystemTime) -> Locks {
         let now = Instant::now();
         Locks { users: ending(self.users.locked(now), clock), addresses: ending(self.addresses.locked(now), clock) }
+    }
+
+    /// Lets those in who were let in elsewhere.
+    pub(super) fn lift(&self, lifted: &Locks, clock: SystemTime) {
+        self.users.lift(&lifted.users, clock);
+        self.addresses.lift(&lifted.addresses, clock);
     }
 
     /// Takes up what was kept and is not over.
