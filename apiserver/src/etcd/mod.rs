@@ -136,8 +136,11 @@ pub(crate) struct Etcd {
     by: String,
     /// It, as it stands there.
     text: Bytes,
-    /// etcd's revision up to which everything is known.
+    /// etcd's revision up to which everything is known: where a watch goes on.
     seen: i64,
+    /// The furthest revision that etcd is known to have been at: one that is not as far was put back from a backup. What
+    /// somebody changed up to there that is no transaction of a store's may not be seen yet.
+    reached: i64,
     /// The store's revision there.
     revision: u64,
     /// etcd's revision of a head of somebody else's that a write of this process came after; 0: of none.
@@ -185,6 +188,7 @@ impl Etcd {
             by: String::new(),
             text: Bytes::new(),
             seen: 0,
+            reached: 0,
             revision: 0,
             overtaken: 0,
             lost: false,

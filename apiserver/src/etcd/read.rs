@@ -84,7 +84,7 @@ impl Etcd {
             let record = self.read_private(&key, value)?;
             state.private.insert(key, record);
         }
-        (self.head, self.seen, self.revision) = (kv.mod_revision, at, head.revision);
+        (self.head, self.seen, self.reached, self.revision) = (kv.mod_revision, at, at, head.revision);
         (self.by, self.text) = (head.by, kv.value.clone());
         (self.overtaken, self.lost) = (0, false);
         self.watch = None;
@@ -227,13 +227,14 @@ impl Etcd {
         // Another head than the known one, at a revision up to which all was known; or etcd is not as far as that: it was put
         // back from a backup. A watch from what is known would wait for what etcd does not have yet, or has had before it.
         let known = newest == self.head && kv.value == self.text;
-        if at < self.seen || (!known && newest <= self.head.max(self.seen)) {
+        let reached = self.reached.max(self.seen);
+        if at < reached || (!known && newest <= self.head.max(reached)) {
             return Err(ReadError::Lost);
         }
         while self.head < newest {
             timeout(CATCH_UP, self.listen()).await.map_err(late)??;
         }
-        self.seen = self.seen.max(at);
+        self.reached = reached.max(at);
         Ok(())
     }
 

@@ -130,7 +130,7 @@ async fn a_head_that_is_new_at_a_revision_that_was_known_is_read_anew() {
     other.write(&group(&other, "g/2")).await.unwrap();
     // And etcd is as far as it was.
     beside();
-    assert!(mine.head < other.head && other.head <= mine.seen);
+    assert!(mine.head < other.head && other.head <= mine.reached);
     assert!(everything(recovers(&mut mine).await).objects.contains_key("g/2"));
 }
 
@@ -174,6 +174,17 @@ async fn a_gap_is_a_doubt_at_once_and_nothing_is_written_before_it_is_read_over(
     assert!(matches!(etcd.write(&group(&etcd, "g/1")).await, Err(WriteError::Behind)));
     assert!(everything(recovers(&mut etcd).await).objects.contains_key("g/odd"));
     etcd.write(&group(&etcd, "g/1")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_gap_that_came_while_nobody_watched_is_read_over() {
+    let fake = Fake::start().await;
+    let mut etcd = Etcd::open(&fake.place(), None).await.unwrap().0;
+    fake.put("/fake/objects/g/odd", r#"{"metadata":{"resourceVersion":"1"}}"#);
+    // The head is the one that is known: this alone tells nothing.
+    assert!(matches!(recovers(&mut etcd).await, News::Landings(landings) if landings.is_empty()));
+    doubted(&mut etcd).await;
+    assert!(everything(recovers(&mut etcd).await).objects.contains_key("g/odd"));
 }
 
 #[tokio::test]
