@@ -150,7 +150,13 @@ impl Etcd {
         let head_key = self.head_key();
         for (at, changes) in transactions {
             // What this process wrote itself. What has no head is not: it stands before one that was written over it unseen.
-            if at <= self.head && changes.iter().any(|(kv, _)| *kv.key == *head_key.as_bytes()) {
+            let head = changes.iter().find(|(kv, _)| *kv.key == *head_key.as_bytes());
+            if let Some((kv, put)) = head.filter(|_| at <= self.head) {
+                // Or another's: one of a history that a backup began, which etcd counts alike.
+                if at == self.head && !(*put && kv.value == self.text) {
+                    self.watch = None;
+                    return Err(ReadError::Lost);
+                }
                 self.seen = self.seen.max(at);
                 continue;
             }

@@ -117,6 +117,20 @@ async fn nothing_is_written_onto_another_history_of_the_same_length() {
 }
 
 #[tokio::test]
+async fn a_head_that_is_told_where_this_ones_own_was_is_read_anew() {
+    let fake = Fake::start().await;
+    let [mut mine, mut other] = two(&fake).await;
+    let backup = fake.content();
+    mine.write(&group(&mine, "g/1")).await.unwrap();
+    fake.put_back(backup);
+    other.write(&group(&other, "g/2")).await.unwrap();
+    assert_eq!((mine.head, mine.revision), (other.head, other.revision));
+    // Its first watch: it has not been told of what it wrote itself.
+    doubted(&mut mine).await;
+    assert!(everything(recovers(&mut mine).await).objects.contains_key("g/2"));
+}
+
+#[tokio::test]
 async fn a_head_that_is_new_at_a_revision_that_was_known_is_read_anew() {
     let fake = Fake::start().await;
     let [mut mine, mut other] = two(&fake).await;
