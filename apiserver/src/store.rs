@@ -426,9 +426,21 @@ impl Store {
     }
 
     /// The same, to be read one by one later: what it takes meanwhile is a reference to each.
-    pub fn unread(&self, prefix: &str) -> (u64, Vec<Unread>) {
+    fn unread(&self, prefix: &str) -> (u64, Vec<Unread>) {
         let (revision, all) = self.kept(prefix);
         (revision, all.into_iter().map(|(key, kept)| Unread { key, stored: kept.stored }).collect())
+    }
+
+    /// The same, and every change after it, in one step: nothing can come between them, be it another history.
+    pub fn follow(&self, prefix: &str) -> (Vec<Unread>, Watcher) {
+        let state = self.state();
+        let one = |(key, kept): (&Arc<str>, &Kept)| Unread { key: Arc::clone(key), stored: kept.stored.clone() };
+        (under(&state.objects, prefix).map(one).collect(), self.watcher(prefix, state.revision, &state))
+    }
+
+    fn watcher(&self, prefix: &str, seen: u64, state: &State) -> Watcher {
+        let (age, revision) = (state.age, self.shared.revision.subscribe());
+        Watcher { store: self.clone(), prefix: prefix.to_owned(), seen, age, revision, ready: VecDeque::new() }
     }
 
     /// Whether there is any under a prefix.
@@ -513,22 +525,11 @@ impl Store {
     /// The next change after `from` is no longer known, or `from` has not been: then it is of another history, as
     /// after a backup was put back, and waiting for it would skip what happens until then.
     pub fn watch(&self, prefix: &str, from: u64) -> Result<Watcher, Compacted> {
-        let age = {
-            let state = self.state();
-            if from < state.compacted || state.revision < from {
-                return Err(Compacted);
-            }
-            state.age
-        };
-        let revision = self.shared.revision.subscribe();
-        Ok(Watcher {
-            store: self.clone(),
-            prefix: prefix.to_owned(),
-            seen: from,
-            age,
-            revision,
-            ready: VecDeque::new(),
-        })
+        let state = self.state();
+        if from < state.compacted || state.revision < from {
+            return Err(Compacted);
+        }
+        Ok(self.watcher(prefix, from, &state))
     }
 }
 

@@ -202,16 +202,15 @@ impl Records {
 
     /// Everything that is there, then every change.
     pub fn watch<S: Spec>(&self) -> Changes<S> {
-        let mut changes = Changes {
+        let (all, watcher) = self.store.follow(&prefix::<S>());
+        Changes {
             records: self.clone(),
-            known: BTreeSet::new(),
+            known: keys(&all),
             gone: Vec::new(),
-            there: Vec::new().into_iter(),
-            watcher: None,
+            there: all.into_iter(),
+            watcher,
             kind: PhantomData,
-        };
-        changes.begin();
-        changes
+        }
     }
 }
 
@@ -224,7 +223,7 @@ pub(crate) struct Changes<S: Spec> {
     gone: Vec<String>,
     /// Told before the watcher is asked, each read only then.
     there: vec::IntoIter<Unread>,
-    watcher: Option<Watcher>,
+    watcher: Watcher,
     kind: PhantomData<fn() -> S>,
 }
 
@@ -249,6 +248,10 @@ fn read_by_all_cores<S: Spec>(window: &[Unread]) -> Vec<Result<Object<S>, Record
     })
 }
 
+fn keys(all: &[Unread]) -> BTreeSet<Arc<str>> {
+    all.iter().map(|one| Arc::clone(one.key())).collect()
+}
+
 fn name_of<S: Spec>(key: &str) -> String {
     key.strip_prefix(&prefix::<S>()).unwrap_or(key).to_owned()
 }
@@ -256,12 +259,11 @@ fn name_of<S: Spec>(key: &str) -> String {
 impl<S: Spec> Changes<S> {
     /// Lists, and watches from there. What is missing of what was known is gone.
     fn begin(&mut self) {
-        let (revision, all) = self.records.store.unread(&prefix::<S>());
-        let now = all.iter().map(|one| Arc::clone(one.key())).collect();
-        let before = std::mem::replace(&mut self.known, now);
+        let (all, watcher) = self.records.store.follow(&prefix::<S>());
+        let before = std::mem::replace(&mut self.known, keys(&all));
         self.gone = before.difference(&self.known).map(|key| name_of::<S>(key)).collect();
         self.there = all.into_iter();
-        self.watcher = self.records.store.watch(&prefix::<S>(), revision).ok();
+        self.watcher = watcher;
     }
 
     /// The next of those that are there already, by name, without waiting; `None`: all of them were told.
@@ -303,11 +305,7 @@ impl<S: Spec> Changes<S> {
                     Change::Gone(name)
                 }));
             }
-            let event = match &mut self.watcher {
-                Some(watcher) => watcher.next().await,
-                None => return None,
-            };
-            match event {
+            match self.watcher.next().await {
                 Ok(Some(event)) => {
                     if let Some(change) = self.change(&event) {
                         return Some(change);

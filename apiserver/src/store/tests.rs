@@ -128,6 +128,26 @@ async fn p14_who_watches_is_told_that_it_is_another_history_of_the_same_length()
 }
 
 #[tokio::test]
+async fn who_follows_is_told_each_time_that_the_store_is_another() {
+    let World { store, news, answers, .. } = world();
+    let told = async |mut watcher: Watcher| {
+        tokio::time::timeout(Duration::from_secs(20), watcher.next()).await.expect("it is told")
+    };
+    // Each as far as the one before, or less: where a watch began at the revision of a listing, none would begin.
+    for revision in [5, 5, 3, 1] {
+        let (all, watcher) = store.follow("t/");
+        assert!(all.is_empty());
+        news.send(News::Everything(Box::new(State { revision, ..State::default() }))).unwrap();
+        assert!(matches!(told(watcher).await, Err(Compacted)), "{revision}");
+    }
+    let (_, watcher) = store.follow("t/");
+    answers.send(Ok(())).unwrap();
+    assert_eq!(store.commit(thing()).await, Ok(2));
+    assert_eq!(told(watcher).await.unwrap().unwrap().revision, 2);
+    assert_eq!(store.follow("t/").0.len(), 1);
+}
+
+#[tokio::test]
 async fn a_private_record_is_replaced_only_as_it_was_found() {
     let World { store, mut asked, answers, .. } = world();
     let key = || "record".to_owned();
