@@ -22,6 +22,10 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// Longest that the end of the process waits for the last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
+/// What is logged unless `MOORLINE_LOG` says otherwise. Of an answer that it cannot read kube-client warns with all of it, and
+/// that may be Secrets; whoever asked tells of the error.
+const DEFAULT: &str = "info,kube_client=error";
+
 /// Form of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -43,7 +47,8 @@ pub fn write_to(out: Box<dyn Write + Send>) {
 /// Keeps the log running; dropping it writes what is still queued.
 pub struct LogGuard(Arc<Shared>);
 
-/// Starts the log of this process. `MOORLINE_LOG` filters it, as `RUST_LOG` does elsewhere; default `info`.
+/// Starts the log of this process. `MOORLINE_LOG` filters it, as `RUST_LOG` does elsewhere; default `info`, and of kube-client
+/// errors alone.
 pub fn start(format: LogFormat, registry: &Registry) -> anyhow::Result<LogGuard> {
     let dropped = IntCounter::new(
         "moorline_log_lines_dropped_total",
@@ -53,7 +58,7 @@ pub fn start(format: LogFormat, registry: &Registry) -> anyhow::Result<LogGuard>
     let filter = match std::env::var("MOORLINE_LOG") {
         Ok(directives) if !directives.is_empty() => EnvFilter::try_new(&directives)
             .with_context(|| format!("MOORLINE_LOG={directives:?} is no filter, such as info,moorline_link=debug"))?,
-        _ => EnvFilter::new("info"),
+        _ => EnvFilter::new(DEFAULT),
     };
     let shared = Arc::new(Shared::new(dropped, format));
     let guard = LogGuard(shared.clone());
@@ -223,6 +228,19 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn what_a_cluster_answers_is_not_in_the_log() {
+        let shared = Arc::new(Shared::new(IntCounter::new("dropped", "test").unwrap(), LogFormat::Text));
+        let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(DEFAULT)).with_writer(Sink(shared.clone()));
+        tracing::subscriber::with_default(log.finish(), || {
+            tracing::warn!(target: "kube_client::client", "an answer, whole");
+            tracing::error!(target: "kube_client::client", "an error");
+            tracing::info!("news");
+        });
+        let lines: String = shared.lock().queue.iter().map(|line| String::from_utf8_lossy(line).into_owned()).collect();
+        assert!(!lines.contains("an answer") && lines.contains("an error") && lines.contains("news"), "{lines}");
     }
 
     /// F49: with a blocked log sink a caller waits up to 100 ms once, then not at all, and the drops are counted.
