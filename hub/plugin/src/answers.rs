@@ -20,6 +20,12 @@ pub enum TooMuch {
         limits::ANSWER_SIZE >> 20
     )]
     Answer,
+    /// An error.
+    #[error(
+        "the cluster's error is larger than {} KiB, which none is: see what answers as its API server",
+        limits::REFUSAL >> 10
+    )]
+    Refusal,
     /// One event of a watch.
     #[error(
         "a line of the cluster's watch is longer than {} MiB, which no object is: see what answers as its API server",
@@ -28,10 +34,17 @@ pub enum TooMuch {
     Line,
     /// A name of an object, or of its namespace.
     #[error(
-        "the cluster names an object in more than {} letters, which Kubernetes does not: see what answers as its API server",
+        "the cluster names an object in more than {} letters, which is not taken: see who made it, or what answers as its API server",
         limits::NAME
     )]
     Name,
+    /// All objects of a kind.
+    #[error(
+        "the cluster lists more than {} objects of a kind, or {} MiB of them: see who made them, or what answers as its API server",
+        limits::OBJECTS,
+        limits::HELD >> 20
+    )]
+    Many,
 }
 
 impl TooMuch {
@@ -57,7 +70,7 @@ impl TooMuch {
 /// The name of an object of a cluster's.
 ///
 /// # Errors
-/// It is longer than Kubernetes' names are, or its namespace's is.
+/// It is longer than [`limits::NAME`], or its namespace's is.
 pub fn name_of(object: &impl ResourceExt) -> Result<String, TooMuch> {
     let name = object.name_any();
     let longest = name.len().max(object.meta().namespace.as_ref().map_or(0, String::len));
@@ -69,6 +82,8 @@ pub fn name_of(object: &impl ResourceExt) -> Result<String, TooMuch> {
 pub(crate) enum Counted {
     /// All of it.
     Whole,
+    /// All of an error.
+    Refusal,
     /// Each line by itself: a watch has no end.
     Lines,
 }
@@ -78,7 +93,8 @@ impl Counted {
     fn add(self, before: usize, piece: &[u8]) -> Result<usize, TooMuch> {
         match self {
             Self::Whole if limits::ANSWER_SIZE < before + piece.len() => Err(TooMuch::Answer),
-            Self::Whole => Ok(before + piece.len()),
+            Self::Refusal if limits::REFUSAL < before + piece.len() => Err(TooMuch::Refusal),
+            Self::Whole | Self::Refusal => Ok(before + piece.len()),
             Self::Lines => {
                 let (mut now, mut first) = (before, true);
                 for line in piece.split(|byte| *byte == b'\n') {
@@ -150,6 +166,8 @@ mod tests {
 
     /// A cluster that says of its nodes what it is told to: pieces of `piece`, as many as anybody takes.
     struct Endless {
+        /// To a watch.
+        code: u16,
         head: &'static str,
         piece: Bytes,
         taken: Arc<AtomicUsize>,
@@ -178,14 +196,22 @@ mod tests {
                 taken.fetch_add(piece.len(), Ordering::Relaxed);
             });
             let body = StreamBody::new(pieces.chain(rest).map(|piece| Ok(Frame::data(piece))));
-            async { Ok(Response::new(body.boxed_unsync())) }.boxed()
+            let mut answer = Response::new(body.boxed_unsync());
+            if !short && !listing {
+                *answer.status_mut() = http::StatusCode::from_u16(self.code).unwrap();
+            }
+            async { Ok(answer) }.boxed()
         }
     }
 
-    fn nodes(head: &'static str, piece: &'static [u8]) -> (Api<DynamicObject>, Arc<dyn Backend>, Arc<AtomicUsize>) {
+    fn nodes(
+        code: u16,
+        head: &'static str,
+        piece: &'static [u8],
+    ) -> (Api<DynamicObject>, Arc<dyn Backend>, Arc<AtomicUsize>) {
         let taken = Arc::<AtomicUsize>::default();
         let backend: Arc<dyn Backend> =
-            Arc::new(Endless { head, piece: Bytes::from_static(piece), taken: Arc::clone(&taken) });
+            Arc::new(Endless { code, head, piece: Bytes::from_static(piece), taken: Arc::clone(&taken) });
         let wire =
             Wire { backend: Arc::downgrade(&backend), plugin: "test", target: Target::Cluster("edge1".to_owned()) };
         let kind = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", "Node"), "nodes");
@@ -196,7 +222,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_without_end_is_taken_to_its_bound_and_the_error_says_what_to_do() {
-        let (api, _backend, taken) = nodes(r#"{"kind":"NodeList","apiVersion":"v1","metadata":{"continue":""#, PIECE);
+        let (api, _backend, taken) =
+            nodes(200, r#"{"kind":"NodeList","apiVersion":"v1","metadata":{"continue":""#, PIECE);
         let error = api.list(&ListParams::default()).await.unwrap_err();
         assert_eq!(TooMuch::within(&error), Some(TooMuch::Answer), "{error}");
         assert!(error.to_string().contains("64 MiB: ask for it in pages"), "{error}");
@@ -206,7 +233,25 @@ mod tests {
 
     #[tokio::test]
     async fn a_line_of_a_watch_without_end_is_taken_to_its_bound_and_the_error_says_what_to_do() {
-        let (api, _backend, taken) = nodes("", PIECE);
+        let (error, taken) = watched(200).await;
+        assert_eq!(TooMuch::within(&error), Some(TooMuch::Line), "{error}");
+        assert!(error.to_string().contains("longer than 4 MiB"), "{error}");
+        assert!((limits::WATCH_LINE..=limits::WATCH_LINE + PIECE.len()).contains(&taken), "{taken}");
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_is_refused_without_end_is_taken_to_its_bound_too() {
+        for code in [403, 500] {
+            let (error, taken) = watched(code).await;
+            assert_eq!(TooMuch::within(&error), Some(TooMuch::Refusal), "{error}");
+            assert!(error.to_string().contains("larger than 64 KiB"), "{error}");
+            assert!(taken <= limits::REFUSAL + PIECE.len(), "{taken}");
+        }
+    }
+
+    /// The first error of a watch that is answered so, and how much of that was taken.
+    async fn watched(code: u16) -> (watcher::Error, usize) {
+        let (api, _backend, taken) = nodes(code, "", PIECE);
         let events = watcher(api, watcher::Config::default());
         pin_mut!(events);
         let error = loop {
@@ -215,10 +260,7 @@ mod tests {
                 Err(error) => break error,
             }
         };
-        assert_eq!(TooMuch::within(&error), Some(TooMuch::Line), "{error}");
-        assert!(error.to_string().contains("longer than 4 MiB"), "{error}");
-        let taken = taken.load(Ordering::Relaxed);
-        assert!((limits::WATCH_LINE..=limits::WATCH_LINE + PIECE.len()).contains(&taken), "{taken}");
+        (error, taken.load(Ordering::Relaxed))
     }
 
     #[test]
@@ -251,9 +293,10 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_no_longer_than_kubernetes_names_are() {
+    fn a_name_is_as_long_as_the_hubs_own_and_no_longer_than_its_bound() {
         let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Node"));
         let named = |letters: usize| DynamicObject::new(&"n".repeat(letters), &kind);
+        assert!(name_of(&named("moorline-member:".len() + 253)).is_ok(), "that of a role of the hub's own");
         assert_eq!(name_of(&named(limits::NAME)).map(|name| name.len()), Ok(limits::NAME));
         assert_eq!(name_of(&named(limits::NAME + 1)), Err(TooMuch::Name));
         assert_eq!(name_of(&named(1).within(&"n".repeat(limits::NAME + 1))), Err(TooMuch::Name));

@@ -76,10 +76,6 @@ impl tower_service::Service<Request<kube::client::Body>> for Wire {
             let bytes = Limited::new(body, limits::REQUEST).collect().await?.to_bytes();
             let request = Request::from_parts(parts, bytes);
             let watch = request.uri().query().is_some_and(|query| query.contains("watch="));
-            let counted = match target {
-                Target::Hub(_) => None,
-                Target::Cluster(_) => Some(if watch { Counted::Lines } else { Counted::Whole }),
-            };
             let answer = async {
                 // Until the head of the answer: a watch that is open takes no place.
                 let _place = match &target {
@@ -95,9 +91,17 @@ impl tower_service::Service<Request<kube::client::Body>> for Wire {
                 answer.await
             };
             let answer = within(limits::ANSWER, answer).await?;
-            Ok(match counted {
-                Some(counted) => answer.map(|body| bounded(body, counted)),
-                None => answer,
+            Ok(match target {
+                Target::Hub(_) => answer,
+                Target::Cluster(_) => {
+                    let counted = match (answer.status().is_success(), watch) {
+                        // kube-rs reads a refusal to its end, of a watch too.
+                        (false, _) => Counted::Refusal,
+                        (true, true) => Counted::Lines,
+                        (true, false) => Counted::Whole,
+                    };
+                    answer.map(|body| bounded(body, counted))
+                }
             })
         })
     }

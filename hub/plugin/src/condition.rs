@@ -1,5 +1,6 @@
 //! Conditions, as Kubernetes has them.
 
+use crate::limits;
 use kube::{
     Api,
     api::{DynamicObject, PostParams},
@@ -28,13 +29,14 @@ pub struct Condition {
 }
 
 impl Condition {
-    /// A condition as of now.
+    /// A condition as of now. No more of its message than [`limits::MESSAGE`].
     pub fn new(r#type: &str, holds: bool, reason: &str, message: impl Into<String>) -> Self {
+        let message: String = message.into();
         Self {
             r#type: r#type.to_owned(),
             status: if holds { "True" } else { "False" }.to_owned(),
             reason: reason.to_owned(),
-            message: message.into(),
+            message: message.chars().take(limits::MESSAGE).collect(),
             last_transition_time: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         }
     }
@@ -83,6 +85,14 @@ pub async fn set_condition(api: &Api<DynamicObject>, name: &str, condition: Cond
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_is_cut_between_letters() {
+        let all = Condition::new("Synced", false, "No", "é".repeat(limits::MESSAGE));
+        assert_eq!(all.message.chars().count(), limits::MESSAGE);
+        let more = Condition::new("Synced", false, "No", "é".repeat(limits::MESSAGE + 1));
+        assert_eq!(more.message, all.message);
+    }
 
     #[test]
     fn the_time_of_a_condition_is_that_of_its_last_change() {

@@ -67,7 +67,7 @@ pub(crate) struct Part<F> {
 }
 
 /// The pause after so many failures in a row.
-fn pause(failures: u32) -> Duration {
+pub(crate) fn pause(failures: u32) -> Duration {
     let whole = limits::RESTART_FIRST.saturating_mul(1 << failures.min(10)).min(limits::RESTART_LONGEST);
     whole.mul_f64(rand::random_range(0.5..1.0))
 }
@@ -90,7 +90,8 @@ where
             };
             let (cause, why) = match ended {
                 Ok(Ok(())) => ("ended", "it ended by itself".to_owned()),
-                Ok(Err(error)) => ("error", error.to_string()),
+                // Its words may be a cluster's.
+                Ok(Err(error)) => ("error", error.to_string().chars().take(limits::MESSAGE).collect()),
                 Err(error) if error.is_panic() => ("panic", "it panicked; the log says where".to_owned()),
                 Err(_) => return,
             };

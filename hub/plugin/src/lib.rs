@@ -11,7 +11,7 @@
 //! | `plugin`, `register` | what a plugin is, and what it may add |
 //! | `factory` | a plugin made from its table of the configuration |
 //! | `view`, `client` | what a running plugin sees: hub, clusters, two clients |
-//! | `answers` | how much of a cluster's answers is taken |
+//! | `answers`, `watching` | how much of a cluster's answers is taken, and of its watches all together |
 //! | `host`, `keeper`, `guard` | runs plugins: own threads, restarts with pauses, a watchdog, bounds |
 //! | `logins` | login providers that plugins bring, on their threads |
 //! | `kind`, `object`, `condition`, `follow` | kinds of the hub's API, typed for kube-rs |
@@ -37,6 +37,7 @@ pub mod quantity;
 mod register;
 mod select;
 mod view;
+mod watching;
 
 pub use answers::{TooMuch, name_of};
 pub use client::{Backend, Body, BoxError};
@@ -54,3 +55,4 @@ pub use plugin::{Plugin, PluginError};
 pub use register::{Registration, RouteAnswer, RouteRequest};
 pub use select::ClusterSelector;
 pub use view::{ClusterFacts, ClusterView, Clusters, Home, HubView};
+pub use watching::watching;

@@ -31,10 +31,19 @@ pub const REQUESTS: usize = 16;
 pub const REQUEST: usize = 4 << 20;
 /// Largest answer of a cluster that is no watch, in bytes: a page of 500 nodes with all their images has some 15 MiB.
 pub const ANSWER_SIZE: usize = 64 << 20;
+/// Largest answer of a cluster that is an error, in bytes: a `Status` has a few lines.
+pub const REFUSAL: usize = 64 << 10;
 /// Longest line of a cluster's watch, in bytes: etcd takes objects of 1.5 MiB, and as text they are larger.
 pub const WATCH_LINE: usize = 4 << 20;
-/// Longest name in a cluster, and of a namespace: what Kubernetes allows.
-pub const NAME: usize = 253;
+/// Longest name in a cluster, and of a namespace. Most kinds' have at most 253 letters; those of roles and their bindings have
+/// no bound in Kubernetes, and the hub's own there are of names of 253 and what stands before them.
+pub const NAME: usize = 1024;
+/// Objects of one kind of a cluster that are known at a time.
+pub const OBJECTS: usize = 50_000;
+/// What these have together, in bytes of JSON.
+pub const HELD: usize = 128 << 20;
+/// Longest words of an error in a condition, a status or the log, in letters: they may be a cluster's.
+pub const MESSAGE: usize = 400;
 /// How long a plugin may take to end with the hub.
 pub const END: Duration = Duration::from_secs(5);
 /// By how much a plugin's threads step back behind the traffic (nice(2)), as those that check passwords do.

@@ -166,7 +166,7 @@ async fn a_cluster_that_says_what_no_cluster_says_is_not_known_and_one_that_does
     for stub in [&edge1, &edge2] {
         node(stub, "n1", "True");
     }
-    node(&edge1, &"n".repeat(254), "True");
+    node(&edge1, &"n".repeat(1025), "True");
     edge1.connect(&world, "edge1").await;
     edge2.connect(&world, "edge2").await;
     let why = |status: &Value| {
@@ -174,7 +174,7 @@ async fn a_cluster_that_says_what_no_cluster_says_is_not_known_and_one_that_does
         all.iter().find(|c| c["type"] == "Ready").map(|c| (c["status"].clone(), c["message"].to_string()))
     };
     let told =
-        |status: &Value| why(status).is_some_and(|(holds, why)| holds == "Unknown" && why.contains("253 letters"));
+        |status: &Value| why(status).is_some_and(|(holds, why)| holds == "Unknown" && why.contains("1024 letters"));
     status(&world, "clusters/edge1", told).await;
 
     // A line of a watch that is longer than any object: it is not taken, and the nodes are listed anew.

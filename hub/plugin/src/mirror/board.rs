@@ -5,6 +5,7 @@ use crate::{ClusterFacts, ClusterView, Condition, HubView, PluginError, limits, 
 use kube::{
     Api,
     api::{ApiResource, DynamicObject, GroupVersionKind},
+    runtime::watcher,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,9 +14,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::{Notify, watch};
-
-/// Longest message of a condition that a mirror writes, in letters.
-const MESSAGE: usize = 400;
 
 /// How one object of the hub fares in one cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +50,7 @@ impl Tally {
             Outcome::Failed(why) => {
                 self.failed += 1;
                 if self.failures.len() < limits::NAMED {
-                    self.failures.push(format!("{cluster}: {why}"));
+                    self.failures.push(format!("{cluster}: {why}").chars().take(limits::MESSAGE).collect());
                 }
             }
         }
@@ -168,11 +166,7 @@ impl Board {
             }
         };
         let tell = async {
-            let kind = ApiResource::from_gvk_with_plural(
-                &GroupVersionKind::gvk("moorline.dev", "v1alpha1", "Cluster"),
-                "clusters",
-            );
-            let api: Api<DynamicObject> = Api::all_with(hub.client.clone(), &kind);
+            let api = clusters_of(hub);
             let (mut all, mut leaving) = (hub.clusters.clone(), false);
             loop {
                 tokio::select! {
@@ -193,6 +187,27 @@ impl Board {
             ended = follow => ended,
             ended = tell => ended,
         }
+    }
+}
+
+fn clusters_of(hub: &HubView) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk("moorline.dev", "v1alpha1", "Cluster");
+    Api::all_with(hub.client.clone(), &ApiResource::from_gvk_with_plural(&kind, "clusters"))
+}
+
+/// Tells in the cluster's object, in the condition of a mirror's, why nothing can be done there: what is mirrored comes of a
+/// watch of `plural`, which failed. The error is the half's.
+pub async fn cannot_watch(
+    hub: &HubView,
+    (cluster, condition): (&str, &str),
+    plural: &str,
+    error: &watcher::Error,
+) -> PluginError {
+    let why = format!("cannot watch {plural}: {error}");
+    let reason = if why.contains("edge policy") { "NotAllowed" } else { "CannotWatch" };
+    match set_condition(&clusters_of(hub), cluster, Condition::new(condition, false, reason, why.clone())).await {
+        Ok(()) => PluginError::Other(why),
+        Err(error) => error.into(),
     }
 }
 
@@ -224,7 +239,7 @@ fn as_condition(r#type: &str, report: &Report, leaving: bool) -> Condition {
         }
         (None, None) => (true, "InSync", format!("{} objects{drift}", report.synced)),
     };
-    Condition::new(r#type, holds, reason, message.chars().take(MESSAGE).collect::<String>())
+    Condition::new(r#type, holds, reason, message)
 }
 
 #[cfg(test)]

@@ -6,15 +6,15 @@
 mod board;
 mod plan;
 
-pub use board::{Board, Outcome, REMOVED, SHUT_OUT, Tally};
+pub use board::{Board, Outcome, REMOVED, SHUT_OUT, Tally, cannot_watch};
 pub use plan::{ABSENT, Key, Objects};
 
-use crate::{ClusterView, PluginError, PluginMetrics, TooMuch, limits, name_of};
+use crate::{ClusterView, PluginError, PluginMetrics, TooMuch, limits, name_of, watching};
 use futures_util::{StreamExt, stream::BoxStream, stream::SelectAll};
 use kube::{
     Api, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, Preconditions},
-    runtime::{WatchStreamExt, watcher},
+    runtime::watcher,
 };
 use plan::{Step, covers, steps};
 use serde_json::Value;
@@ -102,6 +102,8 @@ pub struct Mirror {
     held: Objects,
     /// Keys of what failed, and when to try again.
     resting: HashMap<Key, (Instant, u32)>,
+    /// Why nothing is heard of a kind.
+    down: BTreeMap<&'static str, String>,
     /// Why something of a kind was not looked at.
     left_out: BTreeMap<&'static str, String>,
     report: Report,
@@ -121,6 +123,7 @@ impl Mirror {
             actual: Objects::new(),
             held: Objects::new(),
             resting: HashMap::new(),
+            down: BTreeMap::new(),
             left_out: BTreeMap::new(),
             report: Report::default(),
         }
@@ -140,7 +143,7 @@ impl Mirror {
         let labels = format!("{PLUGIN_LABEL}={},{CLUSTER_LABEL}={}", self.plugin, self.cluster_uid);
         let one = |kind: &'static Kept| {
             let config = watcher::Config::default().labels(&labels);
-            watcher(kind.api(&self.client, ""), config).default_backoff().map(move |event| (kind, event)).boxed()
+            watching(kind.api(&self.client, ""), config).map(move |event| (kind, event)).boxed()
         };
         self.kinds.iter().map(one).collect()
     }
@@ -169,6 +172,10 @@ impl Mirror {
             tokio::select! {
                 Some((kind, event)) = changes.next() => match event {
                     Ok(event) => {
+                        // A listing says nothing before its end: it may fail again.
+                        if !matches!(event, watcher::Event::Init | watcher::Event::InitApply(_)) {
+                            self.down.remove(kind.kind);
+                        }
                         if let Err(error) = self.heard(kind, event, &mut listing, &mut unlisted) {
                             // It is no object of anybody's here; the others go on, and this is told until they are listed anew.
                             self.left_out.insert(kind.kind, format!("cannot watch {}: {error}", kind.plural));
@@ -176,9 +183,11 @@ impl Mirror {
                         look = Some(look.map_or(soon, |at| at.min(soon)));
                     }
                     Err(error) => {
-                        let why = format!("cannot watch {}: {error}", kind.plural);
-                        if self.report.trouble.as_ref() != Some(&why) {
-                            self.report.trouble = Some(why);
+                        listing.remove(kind.kind);
+                        self.down.insert(kind.kind, format!("cannot watch {}: {error}", kind.plural));
+                        let trouble = self.trouble();
+                        if self.report.trouble != trouble {
+                            self.report.trouble = trouble;
                             tell(&self.report);
                         }
                     }
@@ -197,7 +206,7 @@ impl Mirror {
                     if unlisted.is_empty() {
                         let before = self.report.clone();
                         let now = Arc::clone(&wanted.borrow_and_update());
-                        self.report.trouble = self.left_out.values().next().cloned();
+                        self.report.trouble = self.trouble();
                         look = self.reconcile(&now).await;
                         self.report.of = Some(now);
                         if before != self.report {
@@ -209,6 +218,10 @@ impl Mirror {
         }
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.down.values().chain(self.left_out.values()).next().cloned()
+    }
+
     fn heard(
         &mut self,
         kind: &'static Kept,
@@ -216,9 +229,12 @@ impl Mirror {
         listing: &mut HashMap<&'static str, Objects>,
         unlisted: &mut Vec<&'static str>,
     ) -> Result<(), TooMuch> {
-        let key = |object: &DynamicObject| -> Result<Key, TooMuch> {
-            Ok(Key { kind: kind.kind, namespace: object.namespace().unwrap_or_default(), name: name_of(object)? })
+        let named = |object: &DynamicObject, name: String| Key {
+            kind: kind.kind,
+            namespace: object.namespace().unwrap_or_default(),
+            name,
         };
+        let key = |object: &DynamicObject| name_of(object).map(|name| named(object, name));
         match event {
             watcher::Event::Init => {
                 self.left_out.remove(kind.kind);
@@ -239,7 +255,8 @@ impl Mirror {
                     self.actual.insert(key, new);
                 }
             }
-            watcher::Event::Delete(object) => drop(self.actual.remove(&key(&object)?)),
+            // One that was left out is not known, and nothing is missing now that it is gone.
+            watcher::Event::Delete(object) => drop(self.actual.remove(&named(&object, object.name_any()))),
         }
         Ok(())
     }
@@ -431,7 +448,10 @@ mod tests {
     use http_body::Frame;
     use http_body_util::{BodyExt, Full, StreamBody};
     use serde_json::json;
-    use std::convert::Infallible;
+    use std::{
+        convert::Infallible,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
     use tokio_util::sync::CancellationToken;
 
     /// A cluster with these objects, of which nothing ever changes.
@@ -480,8 +500,108 @@ mod tests {
             ended = mirror.run(wanted, |report| drop(tell.send_replace(report.clone()))) => panic!("{ended:?}"),
             report = told.wait_for(looked) => {
                 let trouble = report.unwrap().trouble.clone().unwrap_or_default();
-                assert!(trouble.contains("cannot watch secrets") && trouble.contains("253 letters"), "{trouble}");
+                assert!(trouble.contains("cannot watch secrets") && trouble.contains("1024 letters"), "{trouble}");
             }
         }
+    }
+
+    const PAIR: &[Kept] = &[
+        Kept { group: "", version: "v1", kind: "ConfigMap", plural: "configmaps", take_over: false, release: false },
+        Kept { group: "", version: "v1", kind: "Secret", plural: "secrets", take_over: false, release: false },
+    ];
+
+    fn pair(backend: &Arc<dyn Backend>) -> Mirror {
+        let target = Target::Cluster("edge1".to_owned());
+        let client = Wire { backend: Arc::downgrade(backend), plugin: "test", target }.client();
+        let cluster =
+            ClusterView { name: "edge1".to_owned(), uid: "1".to_owned(), client, stop: CancellationToken::new() };
+        Mirror::new("test", &cluster, PAIR, Metrics::new(&prometheus::Registry::new()).unwrap().of("test"))
+    }
+
+    /// When something of the other kind changes, and when the broken one can be listed again.
+    const OTHER: Duration = Duration::from_secs(10);
+    const HEALED: Duration = Duration::from_secs(300);
+
+    /// A cluster of which a line of the first watch of secrets is too long, and that does not list them then for a while.
+    struct Broken {
+        since: Instant,
+        lists: AtomicUsize,
+    }
+    impl Backend for Broken {
+        fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            async { Err("nobody asks".into()) }.boxed()
+        }
+        fn cluster(
+            &self,
+            _: &'static str,
+            _: &str,
+            request: Request<Bytes>,
+        ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            let (secrets, healed) = (request.uri().path().ends_with("/secrets"), HEALED <= self.since.elapsed());
+            let watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+            let whole = |text: String| Full::new(Bytes::from(text)).map_err(BoxError::from).boxed_unsync();
+            let line = |wait: Duration, text: String| {
+                let line = async move {
+                    tokio::time::sleep(wait).await;
+                    Ok::<_, Infallible>(Frame::data(Bytes::from(text)))
+                };
+                StreamBody::new(line.into_stream().chain(stream::pending())).map_err(BoxError::from).boxed_unsync()
+            };
+            let mut answer = Response::new(match (watch, secrets) {
+                (false, _) => whole(
+                    json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "7" }, "items": [] })
+                        .to_string(),
+                ),
+                (true, true) if healed => line(Duration::MAX, String::new()),
+                (true, true) => line(Duration::ZERO, "x".repeat(limits::WATCH_LINE + 1)),
+                (true, false) => {
+                    let object = json!({ "apiVersion": "v1", "kind": "ConfigMap",
+                        "metadata": { "name": "c", "namespace": "team", "resourceVersion": "8" } });
+                    line(OTHER, json!({ "type": "DELETED", "object": object }).to_string() + "\n")
+                }
+            });
+            if secrets && !watch {
+                let again = 0 < self.lists.fetch_add(1, Ordering::Relaxed);
+                if again && !healed {
+                    *answer.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
+                }
+            }
+            async { Ok(answer) }.boxed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_whose_watch_is_down_is_told_until_it_is_listed_anew_whatever_is_heard_of_others() {
+        let since = Instant::now();
+        let backend: Arc<dyn Backend> = Arc::new(Broken { since, lists: AtomicUsize::new(0) });
+        let (_wish, wanted) = watch::channel(Arc::default());
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let run = pair(&backend).run(wanted, |report| drop(tell.send(report.trouble.clone())));
+        let look = async {
+            let mut all = Vec::new();
+            while since.elapsed() < HEALED {
+                all.push((told.recv().await.unwrap(), since.elapsed()));
+            }
+            all
+        };
+        let all = tokio::select! {
+            ended = run => panic!("{ended:?}"),
+            all = look => all,
+        };
+        let long = |trouble: &Option<String>| trouble.as_ref().is_some_and(|why| why.contains("longer than 4 MiB"));
+        let down = all.iter().position(|(trouble, _)| long(trouble)).unwrap();
+        let up = all.iter().skip(down).find(|(trouble, _)| trouble.is_none());
+        assert!(up.is_some_and(|(_, at)| HEALED <= *at), "{all:?}");
+    }
+
+    #[tokio::test]
+    async fn of_what_is_gone_nothing_is_left_out() {
+        let backend: Arc<dyn Backend> = Arc::new(Fixed(json!([])));
+        let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
+        let object = DynamicObject::new(&"n".repeat(limits::NAME + 1), &kind.resource()).within("team");
+        let (mut listing, mut unlisted) = (HashMap::new(), Vec::new());
+        let mut hear = |event| mirror.heard(kind, event, &mut listing, &mut unlisted);
+        assert_eq!(hear(watcher::Event::Apply(object.clone())), Err(TooMuch::Name));
+        assert_eq!(hear(watcher::Event::Delete(object)), Ok(()));
     }
 }

@@ -9,12 +9,12 @@ use futures_util::StreamExt;
 use kube::{
     Api, ResourceExt,
     api::{ApiResource, DynamicObject, GroupVersionKind},
-    runtime::{WatchStreamExt, watcher},
+    runtime::watcher,
 };
 use moorline_plugin::{
-    ClusterView, Condition, HubView, PluginError,
-    mirror::{CLUSTER_LABEL, PLUGIN_LABEL},
-    name_of, quantity, set_condition,
+    ClusterView, HubView, PluginError, TooMuch,
+    mirror::{CLUSTER_LABEL, PLUGIN_LABEL, cannot_watch},
+    name_of, quantity, watching,
 };
 use serde_json::Value;
 use std::{
@@ -111,7 +111,7 @@ impl Projects {
             ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", "ResourceQuota"), "resourcequotas");
         let api: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &kind);
         let labels = format!("{PLUGIN_LABEL}=projects,{CLUSTER_LABEL}={}", cluster.uid);
-        let mut changes = Box::pin(watcher(api, watcher::Config::default().labels(&labels)).default_backoff());
+        let mut changes = watching(api, watcher::Config::default().labels(&labels));
         let (mut seen, mut listing) = (BTreeMap::new(), BTreeMap::new());
         let (mut planned, mut listed) = (Planned::new(), false);
         loop {
@@ -123,7 +123,9 @@ impl Projects {
                     Ok(watcher::Event::Apply(object)) => put(&mut seen, &object),
                     Ok(watcher::Event::Delete(object)) => drop(seen.remove(&object.namespace().unwrap_or_default())),
                     // Without knowing what is in use nothing is shared out.
-                    Err(error) if !listed => return Err(refused(hub, &cluster.name, &error).await),
+                    Err(error) if !listed || TooMuch::within(&error).is_some() => {
+                        return Err(cannot_watch(hub, (&cluster.name, CONDITION), "resourcequotas", &error).await);
+                    }
                     Err(_) => continue,
                 },
                 changed = known.changed() => if changed.is_err() { return Ok(()) },
@@ -163,17 +165,4 @@ fn put(all: &mut BTreeMap<String, Seen>, object: &DynamicObject) {
     if name_of(object).is_ok_and(|name| name == OWN) {
         all.insert(object.namespace().unwrap_or_default(), Seen::of(object));
     }
-}
-
-/// Tells in the cluster's object why nothing can be done there.
-async fn refused(hub: &HubView, cluster: &str, error: &watcher::Error) -> PluginError {
-    let why = format!("cannot watch resourcequotas: {error}");
-    let kind =
-        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("moorline.dev", "v1alpha1", "Cluster"), "clusters");
-    let api = Api::all_with(hub.client.clone(), &kind);
-    let reason = if why.contains("edge policy") { "NotAllowed" } else { "CannotWatch" };
-    if let Err(error) = set_condition(&api, cluster, Condition::new(CONDITION, false, reason, why.clone())).await {
-        return error.into();
-    }
-    PluginError::Other(why)
 }

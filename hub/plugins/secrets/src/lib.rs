@@ -14,13 +14,13 @@ use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
     core::PartialObjectMeta,
-    runtime::{WatchStreamExt, watcher},
+    runtime::watcher,
 };
 use moorline_plugin::{
     All, ClusterFacts, ClusterView, Condition, Configured, HubObject, HubView, Plugin, PluginError, PluginKind,
-    Registration, follow,
-    mirror::{Board, Kept, Key, Objects, Tally},
-    name_of,
+    Registration, TooMuch, follow,
+    mirror::{Board, Kept, Key, Objects, Tally, cannot_watch},
+    name_of, watching,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -103,7 +103,7 @@ impl Plugin for Secrets {
         async move {
             let (inputs, known) = watch::channel(None);
             tokio::select! {
-                ended = self.gather(&cluster, inputs) => ended,
+                ended = self.gather(&hub, &cluster, inputs) => ended,
                 ended = self.board.keep((&hub, &cluster), (KINDS, CONDITION), known, desired) => ended,
             }
         }
@@ -137,11 +137,12 @@ impl Secrets {
     /// Puts together what is declared and which namespaces the cluster has, whenever either changes.
     async fn gather(
         &self,
+        hub: &HubView,
         cluster: &ClusterView,
         inputs: watch::Sender<Option<Arc<Inputs>>>,
     ) -> Result<(), PluginError> {
         let api: Api<PartialObjectMeta<Namespace>> = Api::all(cluster.client.clone());
-        let mut changes = watcher(api, watcher::Config::default()).default_backoff().boxed();
+        let mut changes = watching(api, watcher::Config::default());
         let mut declared = self.declared.subscribe();
         let (mut namespaces, mut listing, mut listed) = (Arc::<Namespaces>::default(), Namespaces::new(), false);
         loop {
@@ -167,6 +168,10 @@ impl Secrets {
                         }
                     }
                     Some(Ok(watcher::Event::Delete(one))) => drop(Arc::make_mut(&mut namespaces).remove(&one.name_any())),
+                    // It is told, and all begins anew: nobody knows by now which namespaces there are.
+                    Some(Err(error)) if TooMuch::within(&error).is_some() => {
+                        return Err(cannot_watch(hub, (&cluster.name, CONDITION), "namespaces", &error).await);
+                    }
                     Some(Err(error)) => {
                         tracing::debug!(cluster = %cluster.name, "namespaces are asked for again after: {error}");
                         // Those that are named are wanted all the same: the mirror finds out what it may do, and tells.
