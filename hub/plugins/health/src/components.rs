@@ -98,7 +98,7 @@ fn on_node(holder: &str, nodes: &BTreeMap<String, Node>) -> bool {
 }
 
 /// A lease that moves is held by somebody who works. One that stands still was left behind if its holder's node is gone,
-/// or was never a node's and never moved: of that nobody can say that it should.
+/// or was never a node's and never moved: of that nobody can say that it should, unless the cluster has nodes for its control plane.
 fn of_lease(
     pulses: &mut Pulses,
     name: &'static str,
@@ -130,9 +130,10 @@ fn of_lease(
         }
     };
     pulse.of_node |= there;
+    let here = there || nodes.values().any(|node| node.control_plane);
     let still = holds < now.duration_since(pulse.since);
-    match (pulse.alive, there) {
-        (alive, there) if still && (there || (alive && !pulse.of_node)) => {
+    match (pulse.alive, here) {
+        (alive, here) if still && (here || (alive && !pulse.of_node)) => {
             (State::Unhealthy, "it renews its lease no more")
         }
         _ if still => (State::Unknown, "its lease was left behind: who held it is no node of the cluster"),
@@ -221,6 +222,16 @@ mod tests {
         for (holder, node) in [("n1_7f", "n1"), ("N1_7f", "n1"), ("n1_7f", "n1.example"), ("n1.example_7f", "n1")] {
             assert_eq!(over_time(holder, &[(0, old, &[node]), (60, old, &[node])])[1], Unhealthy, "{holder} {node}");
         }
+        // Its node was replaced by another one of the control plane, where none ever starts.
+        let replaced = Node { control_plane: true, ..Node::default() };
+        let replaced = BTreeMap::from([("n2".to_owned(), replaced)]);
+        let lease = json!({ "spec": { "holderIdentity": "n1_7f", "renewTime": old } });
+        let (mut pulses, begun, clock) = (Pulses::new(), Instant::now(), "2030-01-01T00:00:00Z".parse().unwrap());
+        let states = [0, 60].map(|second| {
+            let now = begun + Duration::from_secs(second);
+            of_lease(&mut pulses, "kube-scheduler", &lease, &replaced, now, clock).0
+        });
+        assert_eq!(states, [Unknown, Unhealthy]);
         // A control plane on machines that are no nodes: what moved there and stopped has failed.
         assert_eq!(over_time("cp_7f", &[(0, old, &["n1"]), (10, new, &["n1"]), (60, new, &["n1"])])[2], Unhealthy);
     }

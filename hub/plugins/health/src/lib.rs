@@ -27,21 +27,21 @@ use kube::{
         ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
         Preconditions,
     },
-    runtime::{WatchStreamExt, watcher},
+    runtime::watcher,
 };
 use look::{Node, Numbers, steady, sum, texts, warnings};
 use moorline_plugin::{
     ClusterView, Condition, Configured, HubObject, HubView, Plugin, PluginError, PluginKind, Registration, RouteAnswer,
-    RouteRequest, TooMuch, name_of, set_condition,
+    RouteRequest, TooMuch, name_of, set_condition, watching,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use usage::Meter;
 
 /// The condition of a Cluster that says whether it can work.
@@ -52,6 +52,8 @@ const TROUBLE: u32 = 500;
 const EVENTS: u32 = 500;
 /// Nodes of one cluster that are known at a time.
 const NODES: usize = 20_000;
+/// Nodes of which nothing but errors were heard for this long are not known.
+const SILENT: Duration = Duration::from_secs(120);
 /// Longest time for one look at a cluster.
 const LOOK: Duration = Duration::from_secs(300);
 /// The fleet's object is written at most this often.
@@ -86,6 +88,8 @@ impl Default for Config {
 pub struct Health {
     every: Duration,
     history: Arc<Mutex<HashMap<String, History>>>,
+    /// By the uids of clusters that there are: what was seen of their leases is true after a look that failed, too.
+    pulses: Mutex<HashMap<String, Pulses>>,
     fleet: Arc<Fleet>,
     meter: Meter,
 }
@@ -98,7 +102,13 @@ impl Configured for Health {
             return Err("every: 10 to 3600 seconds".to_owned());
         }
         let every = Duration::from_secs(config.every);
-        Ok(Self { every, history: Arc::default(), fleet: Arc::default(), meter: Meter::default() })
+        Ok(Self {
+            every,
+            history: Arc::default(),
+            pulses: Mutex::default(),
+            fleet: Arc::default(),
+            meter: Meter::default(),
+        })
     }
 }
 
@@ -179,6 +189,7 @@ impl Health {
         loop {
             let now = Arc::clone(&changes.borrow_and_update());
             self.fleet.touch();
+            self.forget_pulses(now.values().map(|facts| facts.uid.as_str()).collect());
             for facts in now.values().filter(|facts| !facts.connected) {
                 let mut unknown = Condition::new(CONDITION, false, "NotConnected", "no agent is connected");
                 "Unknown".clone_into(&mut unknown.status);
@@ -241,12 +252,16 @@ impl Health {
 
     async fn one(&self, hub: &HubView, cluster: &ClusterView) -> Result<(), PluginError> {
         let nodes: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &core("Node", "nodes"));
-        let mut changes = Box::pin(watcher(nodes, watcher::Config::default()).default_backoff());
+        let mut changes = watching(nodes, watcher::Config::default());
+        let mut failing: Option<Instant> = None;
         let (mut known, mut listing, mut listed) = (BTreeMap::new(), BTreeMap::new(), false);
         let node = |object: &DynamicObject| -> Result<_, PluginError> {
-            Ok((name_of(object)?, Node::of(&json!({ "status": object.data["status"] }))))
+            Ok((
+                name_of(object)?,
+                Node::of(&json!({ "status": object.data["status"], "metadata": { "labels": object.labels() } })),
+            ))
         };
-        let (mut tick, mut pulses) = (interval(self.every), Pulses::new());
+        let mut tick = interval(self.every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -254,7 +269,7 @@ impl Health {
                     Ok(watcher::Event::Init) => listing.clear(),
                     Ok(watcher::Event::InitApply(object)) => listing.extend([node(&object)?]),
                     Ok(watcher::Event::InitDone) => {
-                        known = std::mem::take(&mut listing);
+                        (known, failing) = (std::mem::take(&mut listing), None);
                         if !listed {
                             listed = true;
                             tick.reset_immediately();
@@ -267,11 +282,14 @@ impl Health {
                     Err(error) if TooMuch::within(&error).is_some() => {
                         return Err(PluginError::Other(format!("cannot watch nodes: {error}")));
                     }
+                    Err(error) if SILENT < failing.get_or_insert_with(Instant::now).elapsed() => {
+                        return Err(PluginError::Other(format!("cannot watch nodes: {error}")));
+                    }
                     Err(_) => {}
                 },
                 _ = tick.tick() => {
                     if listed {
-                        let look = timeout(LOOK, self.look(hub, cluster, &known, &mut pulses)).await;
+                        let look = timeout(LOOK, self.look(hub, cluster, &known)).await;
                         look.unwrap_or_else(|_| Err(PluginError::Other("the cluster answers too slowly".to_owned())))?;
                     }
                 }
@@ -288,7 +306,6 @@ impl Health {
         hub: &HubView,
         cluster: &ClusterView,
         nodes: &BTreeMap<String, Node>,
-        pulses: &mut Pulses,
     ) -> Result<(), PluginError> {
         let pods: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &core("Pod", "pods"));
         let counted = pods.list_metadata(&ListParams::default().limit(1)).await?;
@@ -297,7 +314,9 @@ impl Health {
         let events: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &core("Event", "events"));
         let events = events.list(&ListParams::default().fields("type=Warning").limit(EVENTS)).await?;
         let (used, usage) = self.meter.read(&cluster.client).await;
-        let components = components::read(&cluster.client, nodes, pulses).await;
+        let mut pulses = self.pulses().get(&cluster.uid).cloned().unwrap_or_default();
+        let components = components::read(&cluster.client, nodes, &mut pulses).await;
+        self.pulses().insert(cluster.uid.clone(), pulses);
         let api: Api<HubObject<ClusterHealthSpec>> = Api::all(hub.client.clone());
         let mut stored = match api.get_opt(&cluster.name).await? {
             Some(object) => object,
@@ -343,6 +362,15 @@ impl Health {
         set_condition(&clusters(hub), &cluster.name, condition).await?;
         hub.metrics.count("looked");
         Ok(())
+    }
+
+    fn pulses(&self) -> MutexGuard<'_, HashMap<String, Pulses>> {
+        self.pulses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets those of clusters that are gone.
+    fn forget_pulses(&self, there: HashSet<&str>) {
+        self.pulses().retain(|uid, _| there.contains(uid.as_str()));
     }
 
     fn remember(&self, cluster: &str, numbers: &Numbers) {
@@ -392,6 +420,14 @@ mod tests {
         let before = amounts(&[("cpu", "4"), ("pods", "110")]);
         assert_eq!(in_place_of(before.keys(), &amounts(&[("cpu", "2")])), json!({ "cpu": "2", "pods": null }));
         assert_eq!(in_place_of(before.keys(), &amounts(&[])), json!({ "cpu": null, "pods": null }));
+    }
+
+    #[test]
+    fn what_was_seen_of_leases_is_known_for_as_long_as_there_is_the_cluster() {
+        let health = Health::new(Config::default()).unwrap();
+        ["1", "2"].map(|uid| health.pulses().insert(uid.to_owned(), Pulses::new()));
+        health.forget_pulses(["1", "3"].into());
+        assert_eq!(health.pulses().keys().collect::<Vec<_>>(), ["1"]);
     }
 
     #[test]

@@ -13,6 +13,9 @@ const WORD: usize = 128;
 /// Usage is written anew when it has changed by this part of what the nodes have: it moves all the time.
 const STEP: i128 = 20;
 
+/// What a node has for a label if the control plane runs on it.
+const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
+
 /// Largest amount of a node that is believed, in thousandths: no sum of these is too large for its type.
 const LARGEST: i128 = 1 << 80;
 
@@ -28,6 +31,8 @@ pub(crate) type Amounts = BTreeMap<String, i128>;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Node {
     pub ready: bool,
+    /// It is one of those that the control plane runs on.
+    pub control_plane: bool,
     pub allocatable: Amounts,
     /// The same, with what the node keeps for itself.
     pub capacity: Amounts,
@@ -41,7 +46,9 @@ impl Node {
             let said = |name: &str| amount(object.pointer(&format!("/status/{of}/{name}"))?.as_str()?);
             ["cpu", "memory", "pods"].into_iter().filter_map(|name| Some((name.to_owned(), said(name)?))).collect()
         };
-        Self { ready, allocatable: amounts("allocatable"), capacity: amounts("capacity") }
+        let control_plane =
+            object.pointer("/metadata/labels").is_some_and(|labels| labels.get(CONTROL_PLANE).is_some());
+        Self { ready, control_plane, allocatable: amounts("allocatable"), capacity: amounts("capacity") }
     }
 }
 
@@ -205,7 +212,10 @@ mod tests {
                 "conditions": [{ "type": "MemoryPressure", "status": "True" }, { "type": "Ready", "status": ready }],
                 "allocatable": { "cpu": cpu, "memory": "1Gi", "pods": "110", "x": "1" } } }))
         };
+        let labels = json!({ "node-role.kubernetes.io/control-plane": "" });
+        assert!(Node::of(&json!({ "metadata": { "labels": labels } })).control_plane);
         let all = [node("True", "1500m"), node("False", "2"), Node::of(&json!({}))];
+        assert!(!all.iter().any(|node| node.control_plane));
         assert_eq!(all.iter().map(|node| node.ready).collect::<Vec<_>>(), [true, false, false]);
         let sum = texts(&sum(all.iter().map(|node| &node.allocatable)));
         assert_eq!((sum["cpu"].as_str(), sum["memory"].as_str(), sum["pods"].as_str()), ("3500m", "2147483648", "220"));
