@@ -15,9 +15,10 @@ use serde::Serialize;
 use std::{
     cell::RefCell,
     collections::BTreeMap,
+    convert::Infallible,
     io,
     path::Path,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::Ordering, mpsc},
     time::Duration,
 };
 pub use uri::recorded;
@@ -167,6 +168,8 @@ pub const PATIENCE: Duration = Duration::from_millis(100);
 /// Records that may wait for the writer before calls are refused.
 pub const QUEUE: usize = 4096;
 
+/// Longest that the end waits for the writer: whoever reads the log may have stopped.
+const END: Duration = Duration::from_secs(5);
 /// Memory that each thread keeps for the next record, in bytes.
 const LINE: usize = 4 << 10;
 
@@ -204,7 +207,14 @@ pub struct FileSink {
     shared: Arc<Shared>,
     policy: OnFailure,
     most: usize,
-    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    writer: Mutex<Option<Running>>,
+}
+
+/// The thread that writes.
+struct Running {
+    thread: std::thread::Thread,
+    /// Nothing comes of it: the other end is gone once the thread is done, and its log closed.
+    ended: mpsc::Receiver<Infallible>,
 }
 
 impl FileSink {
@@ -235,21 +245,36 @@ impl FileSink {
     pub fn to_writer(out: impl Output, chain: Chain, most: usize, policy: OnFailure) -> io::Result<Arc<Self>> {
         // Bounded by `admit`, not by the queue: see the trait.
         let shared = Arc::new(Shared::default());
+        let (done, ended) = mpsc::channel();
         let writer = Writer { out, chain, most, policy, shared: Arc::clone(&shared) };
-        let writer = std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run())?;
+        let writer = std::thread::Builder::new().name("audit".to_owned()).spawn(move || {
+            writer.run();
+            drop(done);
+        })?;
+        let writer = Running { thread: writer.thread().clone(), ended };
         Ok(Arc::new(Self { shared, policy, most, writer: Mutex::new(Some(writer)) }))
     }
 
     /// Writes out what is queued, tried once more where it could not be written, and ends the thread. Later records
-    /// are lost; later calls are refused.
+    /// are lost; later calls are refused. A write that does not end is waited for no longer than [`END`].
     pub async fn close(&self) {
+        self.close_within(END).await;
+    }
+
+    /// The same. Returns how many records are left in a write that does not end, or wait behind it.
+    async fn close_within(&self, patience: Duration) -> usize {
         self.shared.closing.store(true, Ordering::Release);
         self.shared.queue.close();
         let writer = lock(&self.writer).take(); // not in the `if let`: its guard would live across the await
-        if let Some(writer) = writer {
-            writer.thread().unpark();
-            let _ = tokio::task::spawn_blocking(move || writer.join()).await;
+        let Some(writer) = writer else { return 0 };
+        writer.thread.unpark();
+        let ended = tokio::task::spawn_blocking(move || writer.ended.recv_timeout(patience)).await;
+        if !matches!(ended, Ok(Err(mpsc::RecvTimeoutError::Timeout))) {
+            return 0;
         }
+        let lost = self.shared.waiting.load(Ordering::Acquire);
+        tracing::error!(lost, "the audit log was closed while a write of it did not end");
+        lost
     }
 
     fn has_room(&self) -> bool {

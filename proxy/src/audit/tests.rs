@@ -300,6 +300,16 @@ fn what_is_said_of_a_log_that_cannot_be_written_is_what_happens() {
 }
 
 #[tokio::test]
+async fn a_reader_that_stands_still_does_not_hold_up_the_end() {
+    let ((called, was_called), (_let_go, go)) = (channel(), channel());
+    let sink = FileSink::to_writer(Gate { called, go }, Chain::default(), 8, OnFailure::Refuse).unwrap();
+    sink.record(event("a")).await.unwrap();
+    was_called.recv().unwrap();
+    sink.record(event("b")).await.unwrap();
+    assert_eq!(sink.close_within(Duration::from_millis(1)).await, 2, "and how many are missing is known");
+}
+
+#[tokio::test]
 async fn a_log_that_nobody_holds_any_more_is_written_to_its_end() {
     let ((called, calls), (let_go, go)) = (channel(), channel());
     let sink = FileSink::to_writer(Gate { called, go }, Chain::default(), 2, OnFailure::Refuse).unwrap();
