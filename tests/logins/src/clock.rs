@@ -7,9 +7,9 @@ pub type Shift = i64;
 
 /// The library, wherever Debian puts that of this machine's kind.
 fn library() -> PathBuf {
-    let found =
-        std::fs::read_dir("/usr/lib").unwrap().flatten().map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
-    found.filter(|path| path.exists()).next().expect("libfaketime; tests/deps.sh installs it")
+    let folders = std::fs::read_dir("/usr/lib").unwrap().flatten();
+    let mut libraries = folders.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
+    libraries.find(|path| path.exists()).expect("libfaketime; tests/deps.sh installs it")
 }
 
 /// From its start on the program's clock is wrong by this much. Its steady clock is not: no host's ever is.
