@@ -425,7 +425,9 @@ mod tests {
     #[test]
     fn what_was_seen_of_leases_is_known_for_as_long_as_there_is_the_cluster() {
         let health = Health::new(Config::default()).unwrap();
-        ["1", "2"].map(|uid| health.pulses().insert(uid.to_owned(), Pulses::new()));
+        for uid in ["1", "2"] {
+            health.pulses().insert(uid.to_owned(), Pulses::new());
+        }
         health.forget_pulses(["1", "3"].into());
         assert_eq!(health.pulses().keys().collect::<Vec<_>>(), ["1"]);
     }
