@@ -133,6 +133,13 @@ fn desired(inputs: &Inputs, cluster: &ClusterFacts) -> Objects {
     all
 }
 
+/// Whether a cluster does not let the plugin list its namespaces. Those that are named are wanted all the same then: the
+/// mirror finds out what it may do, and tells. After any other error the listing is waited for: without it no namespace is
+/// picked by its labels, and the mirror would take away what is there.
+fn refused(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 403)
+}
+
 impl Secrets {
     /// Puts together what is declared and which namespaces the cluster has, whenever either changes.
     async fn gather(
@@ -174,8 +181,7 @@ impl Secrets {
                     }
                     Some(Err(error)) => {
                         tracing::debug!(cluster = %cluster.name, "namespaces are asked for again after: {error}");
-                        // Those that are named are wanted all the same: the mirror finds out what it may do, and tells.
-                        listed = true;
+                        listed |= refused(&error);
                     }
                 },
             }
@@ -228,7 +234,20 @@ impl Secrets {
 mod tests {
     use super::*;
     use kinds::NamespaceSelector;
+    use kube::core::Status;
     use moorline_plugin::ClusterSelector;
+
+    #[test]
+    fn of_all_errors_only_a_refusal_stands_for_the_listing_of_namespaces() {
+        let answered = |code| kube::Error::Api(Status::failure("no", "").with_code(code).boxed());
+        assert!(refused(&watcher::Error::InitialListFailed(answered(403))));
+        for code in [0, 401, 404, 410, 429, 500, 503, 504] {
+            assert!(!refused(&watcher::Error::InitialListFailed(answered(code))), "{code}");
+        }
+        let silent = kube::Error::Service("no answer within 30 s".into());
+        assert!(!refused(&watcher::Error::InitialListFailed(silent)));
+        assert!(!refused(&watcher::Error::WatchStartFailed(answered(403))), "a listing was there, or is to come");
+    }
 
     #[test]
     fn s53_a_secret_is_where_it_is_meant_to_be_and_nowhere_else() {
