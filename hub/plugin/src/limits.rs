@@ -6,8 +6,10 @@ use std::time::Duration;
 pub const RESTART_FIRST: Duration = Duration::from_secs(1);
 /// Longest such pause.
 pub const RESTART_LONGEST: Duration = Duration::from_secs(60);
-/// A part that ran this long has recovered: its next pause is the first one again.
+/// A part that ran this long has recovered, and a watch for so long after its listing: its next pause is the first one again.
 pub const RECOVERED: Duration = Duration::from_secs(120);
+/// Errors of a watch in a row, of those after which kube-rs may go on: with the last of them it begins anew.
+pub const WATCH_ERRORS: u32 = 3;
 /// How often a plugin's runtime has to show that it lives.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Without a sign of life for this long it stands still: not ready, and its rules are not asked.

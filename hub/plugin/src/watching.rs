@@ -1,4 +1,5 @@
-//! A watch of a cluster's objects: no more of them is taken than is named, and after an error they are listed anew.
+//! A watch of a cluster's objects: no more of them is taken than is named, and after each error that is told of they are
+//! listed anew.
 
 use crate::{TooMuch, keeper::pause, limits};
 use futures_util::{
@@ -21,13 +22,16 @@ type Event<K> = Result<watcher::Event<K>, watcher::Error>;
 
 /// Follows the objects of a kind of a cluster's, for ever.
 ///
-/// A watch that kube-rs goes on with by itself is silent until something changes, and one of which a part was not taken
-/// goes on before that part, again and again. So each that fails begins anew after a pause, with all that is there.
+/// A watch that kube-rs goes on with by itself is silent until something changes: whoever was told that it failed would
+/// not hear that it goes on. So an error is told only where all begins anew after it, and ends with the listing. That is at
+/// once where going on is of no use, and at the [`limits::WATCH_ERRORS`]th error in a row of those where it may be.
+/// The pauses before listings are those of here: kube-rs begins with its first one again after all that is no error, and
+/// the beginning of a listing is none.
 pub fn watching<K>(api: Api<K>, config: watcher::Config) -> BoxStream<'static, Event<K>>
 where
     K: Resource + Clone + DeserializeOwned + Serialize + Debug + Send + 'static,
 {
-    let watch = Watch { api, config, events: None, begun: Instant::now(), failures: 0, held: Held::default() };
+    let watch = Watch { api, config, events: None, listed: None, errors: 0, failures: 0, held: Held::default() };
     unfold(watch, |mut watch| async move {
         let event = watch.next().await?;
         Some((event, watch))
@@ -40,10 +44,24 @@ struct Watch<K: 'static> {
     config: watcher::Config,
     /// `None`: it begins anew.
     events: Option<BoxStream<'static, Event<K>>>,
-    begun: Instant,
-    /// In a row.
+    /// When the listing was complete: before that nothing has recovered, however long it takes.
+    listed: Option<Instant>,
+    /// In a row, and not told.
+    errors: u32,
+    /// In a row, and told: so often it began anew.
     failures: u32,
     held: Held,
+}
+
+/// Whether kube-rs may come further by going on where it was. Not where something was not taken, or not understood: it
+/// would be left out, or come again. And what has changed since a revision that is too old, a listing alone says.
+fn goes_on(error: &watcher::Error) -> bool {
+    let may = match error {
+        watcher::Error::WatchStartFailed(_) | watcher::Error::WatchFailed(kube::Error::ReadEvents(_)) => true,
+        watcher::Error::WatchError(status) => status.code != 410,
+        _ => false,
+    };
+    may && TooMuch::within(error).is_none()
 }
 
 impl<K> Watch<K>
@@ -51,26 +69,40 @@ where
     K: Resource + Clone + DeserializeOwned + Serialize + Debug + Send + 'static,
 {
     async fn next(&mut self) -> Option<Event<K>> {
-        let events = match &mut self.events {
-            Some(events) => events,
-            None => {
-                if let Some(before) = self.failures.checked_sub(1) {
-                    sleep(pause(before)).await;
+        loop {
+            let events = match &mut self.events {
+                Some(events) => events,
+                None => {
+                    if let Some(before) = self.failures.checked_sub(1) {
+                        sleep(pause(before)).await;
+                    }
+                    self.events.insert(watcher(self.api.clone(), self.config.clone()).default_backoff().boxed())
                 }
-                self.begun = Instant::now();
-                self.events.insert(watcher(self.api.clone(), self.config.clone()).default_backoff().boxed())
+            };
+            let event = events.next().await?.and_then(|event| match self.held.take(&event) {
+                Ok(()) => Ok(event),
+                Err(many) => Err(watcher::Error::WatchFailed(kube::Error::Service(Box::new(many)))),
+            });
+            match &event {
+                Ok(event) => {
+                    self.errors = 0;
+                    if matches!(event, watcher::Event::InitDone) {
+                        self.listed = Some(Instant::now());
+                    }
+                }
+                Err(error) if goes_on(error) && self.errors + 1 < limits::WATCH_ERRORS => {
+                    self.errors += 1;
+                    tracing::debug!("a watch goes on after: {error}");
+                    continue;
+                }
+                Err(_) => {
+                    let recovered = self.listed.is_some_and(|at| limits::RECOVERED < at.elapsed());
+                    self.failures = if recovered { 1 } else { self.failures.saturating_add(1) };
+                    (self.events, self.listed, self.errors, self.held) = (None, None, 0, Held::default());
+                }
             }
-        };
-        let event = events.next().await?.and_then(|event| match self.held.take(&event) {
-            Ok(()) => Ok(event),
-            Err(many) => Err(watcher::Error::WatchFailed(kube::Error::Service(Box::new(many)))),
-        });
-        // After a listing that failed kube-rs pauses and lists by itself.
-        if matches!(&event, Err(error) if !matches!(error, watcher::Error::InitialListFailed(_))) {
-            self.failures = if limits::RECOVERED < self.begun.elapsed() { 1 } else { self.failures.saturating_add(1) };
-            (self.events, self.held) = (None, Held::default());
+            return Some(event);
         }
-        Some(event)
     }
 }
 
@@ -116,10 +148,16 @@ mod tests {
     use http_body_util::{BodyExt, Full};
     use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
     use serde_json::json;
-    use std::sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+        time::Duration,
     };
+
+    /// How long a cluster takes for a page: for all that are taken it takes longer than [`limits::RECOVERED`].
+    const SLOW: Duration = Duration::from_secs(2);
 
     /// A cluster whose nodes have no end, page by page.
     #[derive(Default)]
@@ -139,8 +177,52 @@ mod tests {
             let list = json!({ "apiVersion": "v1", "kind": "NodeList", "items": items,
                 "metadata": { "resourceVersion": "1", "continue": "more" } });
             let body = Full::new(Bytes::from(list.to_string())).map_err(BoxError::from).boxed_unsync();
-            async { Ok(Response::new(body)) }.boxed()
+            async move {
+                sleep(SLOW).await;
+                Ok(Response::new(body))
+            }
+            .boxed()
         }
+    }
+
+    /// A cluster that lists its nodes, of which there are none, and lets nobody watch them.
+    #[derive(Default)]
+    struct Unwatched {
+        lists: AtomicUsize,
+        watches: AtomicUsize,
+    }
+    impl Backend for Unwatched {
+        fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            async { Err("nobody asks".into()) }.boxed()
+        }
+        fn cluster(
+            &self,
+            _: &'static str,
+            _: &str,
+            request: Request<Bytes>,
+        ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            let watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+            let (asked, code) = if watch { (&self.watches, 503) } else { (&self.lists, 200) };
+            asked.fetch_add(1, Ordering::Relaxed);
+            let list =
+                json!({ "apiVersion": "v1", "kind": "NodeList", "items": [], "metadata": { "resourceVersion": "1" } });
+            let mut answer =
+                Response::new(Full::new(Bytes::from(list.to_string())).map_err(BoxError::from).boxed_unsync());
+            *answer.status_mut() = http::StatusCode::from_u16(code).unwrap();
+            async { Ok(answer) }.boxed()
+        }
+    }
+
+    fn nodes(backend: &Arc<dyn Backend>) -> Api<DynamicObject> {
+        let wire =
+            Wire { backend: Arc::downgrade(backend), plugin: "test", target: Target::Cluster("edge1".to_owned()) };
+        Api::all_with(wire.client(), &kind())
+    }
+
+    /// Whether it has begun anew after as long as after so many failures in a row.
+    fn paused(begun: Instant, failures: u32) -> bool {
+        let most = failures.checked_sub(1).map_or(Duration::ZERO, |before| limits::RESTART_FIRST * (1_u32 << before));
+        (most / 2..=most + most / 10).contains(&begun.elapsed())
     }
 
     fn kind() -> ApiResource {
@@ -148,18 +230,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_listing_without_end_is_taken_to_its_bound_and_begun_anew_after_a_pause() {
+    async fn a_listing_without_end_is_taken_to_its_bound_and_begun_anew_after_pauses_that_grow_however_long_it_takes() {
         let backend: Arc<dyn Backend> = Arc::new(Pages::default());
-        let wire =
-            Wire { backend: Arc::downgrade(&backend), plugin: "test", target: Target::Cluster("edge1".to_owned()) };
-        let api: Api<DynamicObject> = Api::all_with(wire.client(), &kind());
-        let mut events = watching(api, watcher::Config::default());
+        let mut events = watching(nodes(&backend), watcher::Config::default());
         let mut begun = Instant::now();
-        for longest in [0, 1] {
+        for failures in 0..3 {
             assert!(matches!(events.next().await, Some(Ok(watcher::Event::Init))));
-            let most = limits::RESTART_FIRST * longest;
-            assert!((most / 2..=most + most / 10).contains(&begun.elapsed()), "{:?} of {most:?}", begun.elapsed());
-            let mut taken = 0;
+            assert!(paused(begun, failures), "{:?} after {failures}", begun.elapsed());
+            let (mut taken, listing) = (0, Instant::now());
             let error = loop {
                 match events.next().await.unwrap() {
                     Ok(event) => taken += usize::from(matches!(event, watcher::Event::InitApply(_))),
@@ -168,7 +246,46 @@ mod tests {
             };
             assert_eq!((taken, TooMuch::within(&error)), (limits::OBJECTS, Some(TooMuch::Many)));
             assert!(error.to_string().contains("more than 50000 objects of a kind, or 128 MiB"), "{error}");
+            assert!(limits::RECOVERED < listing.elapsed(), "{:?}", listing.elapsed());
             begun = Instant::now();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_fails_goes_on_and_after_some_errors_in_a_row_is_told_and_begun_anew_after_pauses_that_grow() {
+        let cluster = Arc::<Unwatched>::default();
+        let backend: Arc<dyn Backend> = cluster.clone();
+        let mut events = watching(nodes(&backend), watcher::Config::default());
+        let mut begun = Instant::now();
+        for failures in 0..4 {
+            assert!(matches!(events.next().await, Some(Ok(watcher::Event::Init))));
+            assert!(paused(begun, failures), "{:?} after {failures}", begun.elapsed());
+            assert!(matches!(events.next().await, Some(Ok(watcher::Event::InitDone))));
+            assert!(matches!(events.next().await, Some(Err(watcher::Error::WatchStartFailed(_)))));
+            let (lists, watches) = (cluster.lists.load(Ordering::Relaxed), cluster.watches.load(Ordering::Relaxed));
+            let times = failures as usize + 1;
+            assert_eq!((lists, watches), (times, times * limits::WATCH_ERRORS as usize));
+            begun = Instant::now();
+        }
+    }
+
+    #[test]
+    fn what_was_not_taken_or_not_understood_or_is_too_old_is_listed_anew_at_once() {
+        let status = |code| kube::core::Status::failure("no", "").with_code(code).boxed();
+        let read = |error: BoxError| watcher::Error::WatchFailed(kube::Error::ReadEvents(std::io::Error::other(error)));
+        assert!(goes_on(&read("cut".into())));
+        assert!(goes_on(&watcher::Error::WatchError(status(500))));
+        assert!(goes_on(&watcher::Error::WatchStartFailed(kube::Error::Api(status(503)))));
+        let broken = serde_json::from_str::<u8>("x").unwrap_err();
+        for error in [
+            read(TooMuch::Line.into()),
+            watcher::Error::WatchStartFailed(kube::Error::Service(TooMuch::Refusal.into())),
+            watcher::Error::WatchFailed(kube::Error::SerdeError(broken)),
+            watcher::Error::WatchError(status(410)),
+            watcher::Error::InitialListFailed(kube::Error::Api(status(503))),
+            watcher::Error::NoResourceVersion,
+        ] {
+            assert!(!goes_on(&error), "{error}");
         }
     }
 

@@ -182,6 +182,7 @@ impl Mirror {
                         }
                         look = Some(look.map_or(soon, |at| at.min(soon)));
                     }
+                    // It begins anew: what is told here ends with a listing.
                     Err(error) => {
                         listing.remove(kind.kind);
                         self.down.insert(kind.kind, format!("cannot watch {}: {error}", kind.plural));
@@ -525,7 +526,7 @@ mod tests {
     /// A cluster of which a line of the first watch of secrets is too long, and that does not list them then for a while.
     struct Broken {
         since: Instant,
-        lists: AtomicUsize,
+        lists: Arc<AtomicUsize>,
     }
     impl Backend for Broken {
         fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
@@ -572,8 +573,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_kind_whose_watch_is_down_is_told_until_it_is_listed_anew_whatever_is_heard_of_others() {
-        let since = Instant::now();
-        let backend: Arc<dyn Backend> = Arc::new(Broken { since, lists: AtomicUsize::new(0) });
+        let (since, lists) = (Instant::now(), Arc::<AtomicUsize>::default());
+        let backend: Arc<dyn Backend> = Arc::new(Broken { since, lists: Arc::clone(&lists) });
         let (_wish, wanted) = watch::channel(Arc::default());
         let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
         let run = pair(&backend).run(wanted, |report| drop(tell.send(report.trouble.clone())));
@@ -592,6 +593,10 @@ mod tests {
         let down = all.iter().position(|(trouble, _)| long(trouble)).unwrap();
         let up = all.iter().skip(down).find(|(trouble, _)| trouble.is_none());
         assert!(up.is_some_and(|(_, at)| HEALED <= *at), "{all:?}");
+        // The first pauses together have half a minute, and each after them has half of the longest at least.
+        let most = 8 + 2 * usize::try_from(HEALED.as_secs() / limits::RESTART_LONGEST.as_secs()).unwrap();
+        let lists = lists.load(Ordering::Relaxed);
+        assert!((5..=most).contains(&lists), "{lists} listings of secrets, and {most} at most");
     }
 
     #[tokio::test]
