@@ -42,8 +42,15 @@ pub const WATCH_LINE: usize = 4 << 20;
 pub const NAME: usize = 1024;
 /// Objects of one kind of a cluster that are known at a time.
 pub const OBJECTS: usize = 50_000;
-/// What these have together, in bytes of JSON.
-pub const HELD: usize = 128 << 20;
+/// What these have together, in bytes of JSON, where they are kept: one Secret that is as large as Kubernetes takes them,
+/// 1.4 MiB of base64, in 180 namespaces.
+pub const HELD: usize = 256 << 20;
+/// Objects of a page of a listing, where any of them may be as large as etcd takes them.
+pub const PAGE: u32 = 30;
+/// Largest object as JSON: the 1.5 MiB of etcd, of which all may be bytes, in base64.
+const LARGEST: usize = 2 << 20;
+const _: () =
+    assert!(PAGE as usize * LARGEST < ANSWER_SIZE, "a page of the largest objects is an answer that is taken");
 /// Longest words of an error in a condition, a status or the log, in letters: they may be a cluster's.
 pub const MESSAGE: usize = 400;
 /// How long a plugin may take to end with the hub.

@@ -27,11 +27,15 @@ type Event<K> = Result<watcher::Event<K>, watcher::Error>;
 /// once where going on is of no use, and at the [`limits::WATCH_ERRORS`]th error in a row of those where it may be.
 /// The pauses before listings are those of here: kube-rs begins with its first one again after all that is no error, and
 /// the beginning of a listing is none.
-pub fn watching<K>(api: Api<K>, config: watcher::Config) -> BoxStream<'static, Event<K>>
+///
+/// `bytes`: how much JSON the objects may have together, such as [`limits::HELD`]; `None` is for who keeps nothing of an
+/// object but a few numbers, and bounds their count.
+pub fn watching<K>(api: Api<K>, config: watcher::Config, bytes: Option<usize>) -> BoxStream<'static, Event<K>>
 where
     K: Resource + Clone + DeserializeOwned + Serialize + Debug + Send + 'static,
 {
-    let watch = Watch { api, config, events: None, listed: None, errors: 0, failures: 0, held: Held::default() };
+    let held = Held::default();
+    let watch = Watch { api, config, bytes, events: None, listed: None, errors: 0, failures: 0, held };
     unfold(watch, |mut watch| async move {
         let event = watch.next().await?;
         Some((event, watch))
@@ -42,6 +46,8 @@ where
 struct Watch<K: 'static> {
     api: Api<K>,
     config: watcher::Config,
+    /// `None`: they are not counted.
+    bytes: Option<usize>,
     /// `None`: it begins anew.
     events: Option<BoxStream<'static, Event<K>>>,
     /// When the listing was complete: before that nothing has recovered, however long it takes.
@@ -79,7 +85,7 @@ where
                     self.events.insert(watcher(self.api.clone(), self.config.clone()).default_backoff().boxed())
                 }
             };
-            let event = events.next().await?.and_then(|event| match self.held.take(&event) {
+            let event = events.next().await?.and_then(|event| match self.held.take(&event, self.bytes) {
                 Ok(()) => Ok(event),
                 Err(many) => Err(watcher::Error::WatchFailed(kube::Error::Service(Box::new(many)))),
             });
@@ -116,7 +122,8 @@ struct Held {
 }
 
 impl Held {
-    fn take<K: Resource + Serialize>(&mut self, event: &watcher::Event<K>) -> Result<(), TooMuch> {
+    /// `most`: bytes of all objects; `None`: they are not counted.
+    fn take<K: Resource + Serialize>(&mut self, event: &watcher::Event<K>, most: Option<usize>) -> Result<(), TooMuch> {
         let of = |object: &K| self.names.hash_one((object.namespace(), object.name_any()));
         match event {
             watcher::Event::Init => {
@@ -126,12 +133,13 @@ impl Held {
             watcher::Event::InitDone => {}
             watcher::Event::Delete(object) => self.bytes -= self.sizes.remove(&of(object)).unwrap_or(0),
             watcher::Event::InitApply(object) | watcher::Event::Apply(object) => {
-                let size = serde_json::to_vec(object).map_or(0, |text| text.len());
+                let size = most.map_or(0, |_| serde_json::to_vec(object).map_or(0, |text| text.len()));
                 let before = self.sizes.insert(of(object), size).unwrap_or(0);
                 self.bytes = self.bytes - before + size;
             }
         }
-        if limits::OBJECTS < self.sizes.len() || limits::HELD < self.bytes { Err(TooMuch::Many) } else { Ok(()) }
+        let many = limits::OBJECTS < self.sizes.len() || most.is_some_and(|most| most < self.bytes);
+        if many { Err(TooMuch::Many) } else { Ok(()) }
     }
 }
 
@@ -232,7 +240,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_listing_without_end_is_taken_to_its_bound_and_begun_anew_after_pauses_that_grow_however_long_it_takes() {
         let backend: Arc<dyn Backend> = Arc::new(Pages::default());
-        let mut events = watching(nodes(&backend), watcher::Config::default());
+        let mut events = watching(nodes(&backend), watcher::Config::default(), Some(limits::HELD));
         let mut begun = Instant::now();
         for failures in 0..3 {
             assert!(matches!(events.next().await, Some(Ok(watcher::Event::Init))));
@@ -245,7 +253,7 @@ mod tests {
                 }
             };
             assert_eq!((taken, TooMuch::within(&error)), (limits::OBJECTS, Some(TooMuch::Many)));
-            assert!(error.to_string().contains("more than 50000 objects of a kind, or 128 MiB"), "{error}");
+            assert!(error.to_string().contains("more than 50000 objects of a kind, or 256 MiB"), "{error}");
             assert!(limits::RECOVERED < listing.elapsed(), "{:?}", listing.elapsed());
             begun = Instant::now();
         }
@@ -255,7 +263,7 @@ mod tests {
     async fn a_watch_that_fails_goes_on_and_after_some_errors_in_a_row_is_told_and_begun_anew_after_pauses_that_grow() {
         let cluster = Arc::<Unwatched>::default();
         let backend: Arc<dyn Backend> = cluster.clone();
-        let mut events = watching(nodes(&backend), watcher::Config::default());
+        let mut events = watching(nodes(&backend), watcher::Config::default(), None);
         let mut begun = Instant::now();
         for failures in 0..4 {
             assert!(matches!(events.next().await, Some(Ok(watcher::Event::Init))));
@@ -296,15 +304,26 @@ mod tests {
             object.data = json!({ "x": "x".repeat(size) });
             object
         };
-        let (mut held, half) = (Held::default(), limits::HELD / 2);
-        assert_eq!(held.take(&watcher::Event::Apply(object("a", half))), Ok(()));
-        assert_eq!(held.take(&watcher::Event::Apply(object("a", half))), Ok(()), "it is the same one");
-        assert_eq!(held.take(&watcher::Event::Delete(object("b", 0))), Ok(()), "nobody knew it");
-        assert_eq!(held.take(&watcher::Event::Delete(object("a", 0))), Ok(()));
+        // Small ones do: what is counted is the same.
+        let most: usize = 1 << 20;
+        let (mut held, half, most) = (Held::default(), most / 2, Some(most));
+        assert_eq!(held.take(&watcher::Event::Apply(object("a", half)), most), Ok(()));
+        assert_eq!(held.take(&watcher::Event::Apply(object("a", half)), most), Ok(()), "it is the same one");
+        assert_eq!(held.take(&watcher::Event::Delete(object("b", 0)), most), Ok(()), "nobody knew it");
+        assert_eq!(held.take(&watcher::Event::Delete(object("a", 0)), most), Ok(()));
         assert_eq!((held.bytes, held.sizes.len()), (0, 0));
-        assert_eq!(held.take(&watcher::Event::InitApply(object("a", half))), Ok(()));
-        assert_eq!(held.take(&watcher::Event::InitApply(object("b", half))), Err(TooMuch::Many));
-        assert_eq!(held.take::<DynamicObject>(&watcher::Event::Init), Ok(()));
+        assert_eq!(held.take(&watcher::Event::InitApply(object("a", half)), most), Ok(()));
+        assert_eq!(held.take(&watcher::Event::InitApply(object("b", half)), most), Err(TooMuch::Many));
+        assert_eq!(held.take::<DynamicObject>(&watcher::Event::Init, most), Ok(()));
         assert_eq!((held.bytes, held.sizes.len()), (0, 0));
+    }
+
+    #[test]
+    fn of_who_keeps_no_objects_their_bytes_are_not_counted_and_they_are() {
+        let node = |n: usize| watcher::Event::InitApply(DynamicObject::new(&n.to_string(), &kind()));
+        let mut held = Held::default();
+        assert!((0..limits::OBJECTS).all(|n| held.take(&node(n), None).is_ok()));
+        assert_eq!((held.bytes, held.sizes.len()), (0, limits::OBJECTS));
+        assert_eq!(held.take(&node(limits::OBJECTS), None), Err(TooMuch::Many));
     }
 }

@@ -142,8 +142,8 @@ impl Mirror {
     fn watch(&self) -> Changes {
         let labels = format!("{PLUGIN_LABEL}={},{CLUSTER_LABEL}={}", self.plugin, self.cluster_uid);
         let one = |kind: &'static Kept| {
-            let config = watcher::Config::default().labels(&labels);
-            watching(kind.api(&self.client, ""), config).map(move |event| (kind, event)).boxed()
+            let config = watcher::Config::default().labels(&labels).page_size(limits::PAGE);
+            watching(kind.api(&self.client, ""), config, Some(limits::HELD)).map(move |event| (kind, event)).boxed()
         };
         self.kinds.iter().map(one).collect()
     }

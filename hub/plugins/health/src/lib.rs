@@ -252,7 +252,8 @@ impl Health {
 
     async fn one(&self, hub: &HubView, cluster: &ClusterView) -> Result<(), PluginError> {
         let nodes: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &core("Node", "nodes"));
-        let mut changes = watching(nodes, watcher::Config::default());
+        // Of a node a few numbers are kept, and at most `NODES` of them: 5,000 with all their images have 150 MiB.
+        let mut changes = watching(nodes, watcher::Config::default(), None);
         let mut failing: Option<Instant> = None;
         let (mut known, mut listing, mut listed) = (BTreeMap::new(), BTreeMap::new(), false);
         let node = |object: &DynamicObject| -> Result<_, PluginError> {

@@ -12,7 +12,7 @@ use kube::{
     runtime::watcher,
 };
 use moorline_plugin::{
-    ClusterView, HubView, PluginError, TooMuch,
+    ClusterView, HubView, PluginError, TooMuch, limits,
     mirror::{CLUSTER_LABEL, PLUGIN_LABEL, cannot_watch},
     name_of, quantity, watching,
 };
@@ -111,7 +111,7 @@ impl Projects {
             ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", "ResourceQuota"), "resourcequotas");
         let api: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &kind);
         let labels = format!("{PLUGIN_LABEL}=projects,{CLUSTER_LABEL}={}", cluster.uid);
-        let mut changes = watching(api, watcher::Config::default().labels(&labels));
+        let mut changes = watching(api, watcher::Config::default().labels(&labels), Some(limits::HELD));
         let (mut seen, mut listing) = (BTreeMap::new(), BTreeMap::new());
         let (mut planned, mut listed) = (Planned::new(), false);
         loop {

@@ -18,7 +18,7 @@ use kube::{
 };
 use moorline_plugin::{
     All, ClusterFacts, ClusterView, Condition, Configured, HubObject, HubView, Plugin, PluginError, PluginKind,
-    Registration, TooMuch, follow,
+    Registration, TooMuch, follow, limits,
     mirror::{Board, Kept, Key, Objects, Tally, cannot_watch},
     name_of, watching,
 };
@@ -149,7 +149,8 @@ impl Secrets {
         inputs: watch::Sender<Option<Arc<Inputs>>>,
     ) -> Result<(), PluginError> {
         let api: Api<PartialObjectMeta<Namespace>> = Api::all(cluster.client.clone());
-        let mut changes = watching(api, watcher::Config::default());
+        let config = watcher::Config::default().page_size(limits::PAGE);
+        let mut changes = watching(api, config, Some(limits::HELD));
         let mut declared = self.declared.subscribe();
         let (mut namespaces, mut listing, mut listed) = (Arc::<Namespaces>::default(), Namespaces::new(), false);
         loop {
