@@ -191,6 +191,8 @@ impl Mirror {
                             self.report.trouble = trouble;
                             tell(&self.report);
                         }
+                        // The others may have waited for it.
+                        look = Some(look.map_or(soon, |at| at.min(soon)));
                     }
                 },
                 changed = wanted.changed() => match changed {
@@ -203,13 +205,16 @@ impl Mirror {
                 },
                 () = sleep => {
                     look = None;
-                    // Before everything was listed nobody knows what is missing.
-                    if unlisted.is_empty() {
+                    // All that are being listed are waited for: steps are taken in their order. A kind that cannot be
+                    // listed stops no others: what is to be revoked there is.
+                    if unlisted.iter().all(|kind| self.down.contains_key(kind)) {
                         let before = self.report.clone();
                         let now = Arc::clone(&wanted.borrow_and_update());
                         self.report.trouble = self.trouble();
-                        look = self.reconcile(&now).await;
-                        self.report.of = Some(now);
+                        look = self.reconcile(&now, &unlisted).await;
+                        if unlisted.is_empty() {
+                            self.report.of = Some(now);
+                        }
                         if before != self.report {
                             tell(&self.report);
                         }
@@ -262,8 +267,9 @@ impl Mirror {
         Ok(())
     }
 
-    /// Takes every step that is due. Returns when to look again, if something failed.
-    async fn reconcile(&mut self, wanted: &Objects) -> Option<Instant> {
+    /// Takes every step that is due, but for those of `unlisted` kinds: of these nobody knows what is missing. Returns when
+    /// to look again, if something failed.
+    async fn reconcile(&mut self, wanted: &Objects, unlisted: &[&'static str]) -> Option<Instant> {
         let labelled = |object: &Value| if *object == ABSENT { ABSENT } else { self.labelled(object) };
         let wanted: Objects = wanted.iter().map(|(key, object)| (key.clone(), labelled(object))).collect();
         self.report.failed.retain(|key, _| wanted.contains_key(key) || self.actual.contains_key(key));
@@ -275,14 +281,21 @@ impl Mirror {
                 Step::Apply { key, drift } => (key.clone(), *drift),
                 Step::Delete(key) | Step::Remove(key) => (key.clone(), false),
             };
-            if self.resting.get(&key).is_some_and(|(until, _)| Instant::now() < *until) {
+            let rests = self.resting.get(&key).is_some_and(|(until, _)| Instant::now() < *until);
+            if rests || unlisted.contains(&key.kind) {
                 continue;
             }
             let home = home(&key);
             if matches!(step, Step::Apply { .. }) && wanted.contains_key(&home) && !self.actual.contains_key(&home) {
-                // In a namespace that turned out to be somebody else's, nothing is laid.
-                self.report.failed.insert(key, "its namespace is not the hub's".to_owned());
-                continue;
+                if !unlisted.contains(&home.kind) {
+                    // In a namespace that turned out to be somebody else's, nothing is laid.
+                    self.report.failed.insert(key, "its namespace is not the hub's".to_owned());
+                    continue;
+                }
+                // Whose it is, is not known. What the mirror has there already is put right all the same.
+                if !self.actual.contains_key(&key) {
+                    continue;
+                }
             }
             let done = match &step {
                 Step::Apply { .. } => match wanted.get(&key) {
@@ -597,6 +610,76 @@ mod tests {
         let most = 8 + 2 * usize::try_from(HEALED.as_secs() / limits::RESTART_LONGEST.as_secs()).unwrap();
         let lists = lists.load(Ordering::Relaxed);
         assert!((5..=most).contains(&lists), "{lists} listings of secrets, and {most} at most");
+    }
+
+    /// A cluster that lists no secrets, and has a config map. It tells of what it is asked for besides.
+    struct Half(tokio::sync::mpsc::UnboundedSender<String>);
+    impl Backend for Half {
+        fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            async { Err("nobody asks".into()) }.boxed()
+        }
+        fn cluster(
+            &self,
+            plugin: &'static str,
+            cluster: &str,
+            request: Request<Bytes>,
+        ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            let path = request.uri().path().to_owned();
+            if path.ends_with("/configmaps") {
+                let there = json!({ "metadata": { "name": "c", "namespace": "team", "resourceVersion": "1" } });
+                return Fixed(json!([there])).cluster(plugin, cluster, request);
+            }
+            let mut answer = Response::new(
+                Full::new(Bytes::from(json!({ "kind": "Status", "status": "Success" }).to_string()))
+                    .map_err(BoxError::from)
+                    .boxed_unsync(),
+            );
+            match path.ends_with("/secrets") {
+                true => *answer.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE,
+                false => drop(self.0.send(format!("{} {path}", request.method()))),
+            }
+            async { Ok(answer) }.boxed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_that_cannot_be_listed_is_left_as_it_is_and_stops_no_other() {
+        let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel();
+        let backend: Arc<dyn Backend> = Arc::new(Half(ask));
+        let key = Key { kind: "Secret", namespace: "team".to_owned(), name: "s".to_owned() };
+        let wish = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "s", "namespace": "team" } });
+        let wish = Objects::from([(key, wish)]);
+        let (_wish, wanted) = watch::channel(Arc::new(wish));
+        let mut last = Report::default();
+        let run = pair(&backend).run(wanted, |report| last = report.clone());
+        assert!(tokio::time::timeout(HEALED, run).await.is_err());
+        assert_eq!(
+            asked.try_recv().unwrap(),
+            "DELETE /api/v1/namespaces/team/configmaps/c",
+            "nobody wants it any more"
+        );
+        assert!(asked.try_recv().is_err(), "whether the secret is there is not known");
+        assert!(last.trouble.as_ref().is_some_and(|why| why.contains("cannot watch secrets")), "{last:?}");
+        assert_eq!((last.in_sync(), last.of), (false, None));
+    }
+
+    #[tokio::test]
+    async fn what_is_in_a_namespace_of_which_nobody_knows_whose_it_is_is_put_right_and_nothing_is_added() {
+        let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel();
+        let backend: Arc<dyn Backend> = Arc::new(Half(ask));
+        let mut mirror = pair(&backend);
+        let key = |name: &str| Key { kind: "ConfigMap", namespace: "team".to_owned(), name: name.to_owned() };
+        let (there, new) = (key("there"), key("new"));
+        mirror.actual.insert(there.clone(), json!({}));
+        let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "a": "b" } });
+        let wanted = Objects::from([(home(&new), json!({})), (there.clone(), wish.clone()), (new.clone(), wish)]);
+        // What it is asked for is told, and answered with what is no config map.
+        mirror.reconcile(&wanted, &["Namespace"]).await;
+        assert_eq!(asked.try_recv().unwrap(), "PATCH /api/v1/namespaces/team/configmaps/there");
+        assert!(asked.try_recv().is_err(), "nothing is laid where it may be somebody else's");
+        assert_eq!(mirror.report.failed.keys().collect::<Vec<_>>(), [&there]);
+        mirror.reconcile(&wanted, &[]).await;
+        assert!(mirror.report.failed.contains_key(&new), "it is somebody else's");
     }
 
     #[tokio::test]
