@@ -19,7 +19,8 @@ use kube::{
 use plan::{Step, covers, steps};
 use serde_json::Value;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::RandomState},
+    hash::BuildHasher,
     sync::Arc,
     time::Duration,
 };
@@ -104,9 +105,17 @@ pub struct Mirror {
     resting: HashMap<Key, (Instant, u32)>,
     /// Why nothing is heard of a kind.
     down: BTreeMap<&'static str, String>,
-    /// Why something of a kind was not looked at.
-    left_out: BTreeMap<&'static str, String>,
+    /// What of a kind is not looked at.
+    left_out: BTreeMap<&'static str, LeftOut>,
+    hashes: RandomState,
     report: Report,
+}
+
+/// Objects of a kind that are not looked at, and are there.
+struct LeftOut {
+    why: String,
+    /// What their names come to: these are too long to be kept. No more of a kind are heard of than [`limits::OBJECTS`].
+    names: HashSet<u64>,
 }
 
 type Changes = SelectAll<BoxStream<'static, (&'static Kept, Result<watcher::Event<DynamicObject>, watcher::Error>)>>;
@@ -125,6 +134,7 @@ impl Mirror {
             resting: HashMap::new(),
             down: BTreeMap::new(),
             left_out: BTreeMap::new(),
+            hashes: RandomState::new(),
             report: Report::default(),
         }
     }
@@ -176,10 +186,7 @@ impl Mirror {
                         if !matches!(event, watcher::Event::Init | watcher::Event::InitApply(_)) {
                             self.down.remove(kind.kind);
                         }
-                        if let Err(error) = self.heard(kind, event, &mut listing, &mut unlisted) {
-                            // It is no object of anybody's here; the others go on, and this is told until they are listed anew.
-                            self.left_out.insert(kind.kind, format!("cannot watch {}: {error}", kind.plural));
-                        }
+                        self.heard(kind, event, &mut listing, &mut unlisted);
                         look = Some(look.map_or(soon, |at| at.min(soon)));
                     }
                     // It begins anew: what is told here ends with a listing.
@@ -225,7 +232,7 @@ impl Mirror {
     }
 
     fn trouble(&self) -> Option<String> {
-        self.down.values().chain(self.left_out.values()).next().cloned()
+        self.down.values().chain(self.left_out.values().map(|left| &left.why)).next().cloned()
     }
 
     fn heard(
@@ -234,7 +241,7 @@ impl Mirror {
         event: watcher::Event<DynamicObject>,
         listing: &mut HashMap<&'static str, Objects>,
         unlisted: &mut Vec<&'static str>,
-    ) -> Result<(), TooMuch> {
+    ) {
         let named = |object: &DynamicObject, name: String| Key {
             kind: kind.kind,
             namespace: object.namespace().unwrap_or_default(),
@@ -246,25 +253,49 @@ impl Mirror {
                 self.left_out.remove(kind.kind);
                 listing.insert(kind.kind, Objects::new());
             }
-            watcher::Event::InitApply(object) => {
-                listing.entry(kind.kind).or_default().insert(key(&object)?, plain(&object));
-            }
+            watcher::Event::InitApply(object) => match key(&object) {
+                Ok(key) => drop(listing.entry(kind.kind).or_default().insert(key, plain(&object))),
+                Err(error) => self.leave_out(kind, &object, error),
+            },
             watcher::Event::InitDone => {
                 self.actual.retain(|key, _| key.kind != kind.kind);
                 self.actual.extend(listing.remove(kind.kind).unwrap_or_default());
                 unlisted.retain(|other| *other != kind.kind);
             }
-            watcher::Event::Apply(object) => {
-                let (key, new) = (key(&object)?, plain(&object));
-                // What was written here comes back later, and what others wrote before it too.
-                if self.actual.get(&key).is_none_or(|old| revision(old) <= revision(&new)) {
-                    self.actual.insert(key, new);
+            watcher::Event::Apply(object) => match key(&object) {
+                Ok(key) => {
+                    let new = plain(&object);
+                    // What was written here comes back later, and what others wrote before it too.
+                    if self.actual.get(&key).is_none_or(|old| revision(old) <= revision(&new)) {
+                        self.actual.insert(key, new);
+                    }
+                }
+                Err(error) => self.leave_out(kind, &object, error),
+            },
+            watcher::Event::Delete(object) => {
+                self.actual.remove(&named(&object, object.name_any()));
+                let gone = self.hash(&object);
+                // With the last one that was left out nothing is missing any more.
+                let none = self.left_out.get_mut(kind.kind).is_some_and(|left| {
+                    left.names.remove(&gone);
+                    left.names.is_empty()
+                });
+                if none {
+                    self.left_out.remove(kind.kind);
                 }
             }
-            // One that was left out is not known, and nothing is missing now that it is gone.
-            watcher::Event::Delete(object) => drop(self.actual.remove(&named(&object, object.name_any()))),
         }
-        Ok(())
+    }
+
+    fn hash(&self, object: &DynamicObject) -> u64 {
+        self.hashes.hash_one((object.namespace(), object.name_any()))
+    }
+
+    /// It is no object of anybody's here; the others go on, and this is told until it is gone, or they are listed anew.
+    fn leave_out(&mut self, kind: &'static Kept, object: &DynamicObject, error: TooMuch) {
+        let (name, why) = (self.hash(object), format!("cannot watch {}: {error}", kind.plural));
+        let left = self.left_out.entry(kind.kind).or_insert_with(|| LeftOut { why, names: HashSet::new() });
+        left.names.insert(name);
     }
 
     /// Takes every step that is due, but for those of `unlisted` kinds: of these nobody knows what is missing. Returns when
@@ -683,13 +714,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_what_is_gone_nothing_is_left_out() {
+    async fn what_is_left_out_is_told_until_the_last_of_its_kind_is_gone() {
         let backend: Arc<dyn Backend> = Arc::new(Fixed(json!([])));
         let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
-        let object = DynamicObject::new(&"n".repeat(limits::NAME + 1), &kind.resource()).within("team");
+        let object = |name: &str, letters| DynamicObject::new(&name.repeat(letters), &kind.resource()).within("team");
+        let (a, b, short) = (object("a", limits::NAME + 1), object("b", limits::NAME + 1), object("c", 1));
         let (mut listing, mut unlisted) = (HashMap::new(), Vec::new());
-        let mut hear = |event| mirror.heard(kind, event, &mut listing, &mut unlisted);
-        assert_eq!(hear(watcher::Event::Apply(object.clone())), Err(TooMuch::Name));
-        assert_eq!(hear(watcher::Event::Delete(object)), Ok(()));
+        let mut told = |event| {
+            mirror.heard(kind, event, &mut listing, &mut unlisted);
+            mirror.trouble().is_some()
+        };
+        assert!(told(watcher::Event::Apply(a.clone())));
+        assert!(told(watcher::Event::Apply(a.clone())), "it is the same one");
+        assert!(told(watcher::Event::Apply(b.clone())));
+        assert!(told(watcher::Event::Delete(a.clone())), "there is another one");
+        assert!(told(watcher::Event::Delete(short)), "that was none of them");
+        assert!(!told(watcher::Event::Delete(b)));
+        assert!(told(watcher::Event::InitApply(a)));
+        assert!(!told(watcher::Event::Init), "all is told anew");
     }
 }
