@@ -76,7 +76,7 @@ impl NodeShells {
             reviewer: service.reviewer.clone(),
             policy: service.policy.clone(),
         };
-        let visitor = Visitor { user: user.user, cluster: self.cluster.clone(), kube: Arc::new(calls) };
+        let visitor = Visitor { user: user.user, uid: user.uid, cluster: self.cluster.clone(), kube: Arc::new(calls) };
         let served = wire::serve(incoming.accept(), async |request| self.shells.serve(request, visitor).await).await;
         if let Err(e) = served {
             tracing::debug!(cause = %crate::upstream::chain(&e), "a shell's stream ended early");

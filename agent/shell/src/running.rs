@@ -31,13 +31,14 @@ pub(crate) struct Client {
     pub io: DuplexStream,
     /// It comes back, and says how many bytes it was shown before, if it counts them.
     pub seen: Option<u64>,
+    /// Answers the shell's calls while this client is there: its rights are those of today, not of whoever began.
+    pub kube: Arc<dyn Kube>,
 }
 
 /// A shell that runs, with or without a client.
 pub(crate) struct Shell {
     pub terminal: Terminal,
     pub door: Door,
-    pub kube: Arc<dyn Kube>,
     /// Clients that come back; `None`: the shell ends with its client.
     pub coming: Option<mpsc::Receiver<Client>>,
     pub entry: Option<Registered>,
@@ -52,9 +53,8 @@ type ToClient = SplitSink<WebSocketStream<DuplexStream>, Message>;
 
 impl Shell {
     /// Until it ends. `client`: whoever asked for it.
-    pub async fn run(mut self, client: DuplexStream) {
+    pub async fn run(mut self, mut client: Client) {
         let begin = Instant::now();
-        let mut client = Client { io: client, seen: None };
         let mut returned = false;
         let (ended, to_client) = loop {
             let (to_client, ended, next) = self.with(client, returned, begin).await;
@@ -94,12 +94,12 @@ impl Shell {
             let (shown, missed) = self.history.after(client.seen);
             (Place { typed: self.typed, shown }, missed)
         });
-        let Self { terminal, door, kube, coming, history, typed, patience, .. } = self;
+        let Self { terminal, door, coming, history, typed, patience, .. } = self;
         let keeps = coming.is_some().then_some(history);
         let pumped = pump(terminal, (&mut to_client, from_client), (keeps, typed), again, (*patience, begin));
         let (ended, next) = tokio::select! {
             ended = pumped => (ended, None),
-            () = door.serve(kube) => ("unreachable", None),
+            () = door.serve(&client.kube) => ("unreachable", None),
             Some(next) = another(coming) => ("replaced", Some(next)),
         };
         (to_client, ended, next)

@@ -24,6 +24,8 @@ use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 pub struct Visitor {
     /// Their name, for the log.
     pub user: String,
+    /// Tells them from somebody of the same name before or after them; empty where nobody knows.
+    pub uid: String,
     /// The cluster, for prompt and kubeconfig.
     pub cluster: String,
     /// Answers the shell's calls to the API server, as this user.
@@ -75,11 +77,14 @@ pub struct Shells {
     tasks: TaskTracker,
 }
 
-/// Shells that a client may come back to, by user and the id that their client chose.
-type Named = Arc<Mutex<HashMap<(String, String), mpsc::Sender<Client>>>>;
+/// What a client comes back by: its user's name and uid, and the id that it chose.
+type Name = (String, String, String);
+
+/// Shells that a client may come back to.
+type Named = Arc<Mutex<HashMap<Name, mpsc::Sender<Client>>>>;
 
 /// A shell's entry among these.
-pub(crate) struct Registered(Named, (String, String));
+pub(crate) struct Registered(Named, Name);
 impl Drop for Registered {
     fn drop(&mut self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
@@ -149,11 +154,11 @@ impl Shells {
         let query = head.uri.query().unwrap_or_default();
         let (size, term) = wishes(query);
         let session = match session(query) {
-            Ok(session) => session.map(|(id, attach)| ((visitor.user.clone(), id), attach)),
+            Ok(session) => session.map(|(id, attach)| ((visitor.user.clone(), visitor.uid.clone(), id), attach)),
             Err(why) => return status_response(StatusCode::BAD_REQUEST, why),
         };
         if let Some((name, true)) = &session {
-            return self.attach(name, seen(query), key);
+            return self.attach(name, (seen(query), visitor.kube), key);
         }
         let Some(place) = self.place() else {
             return status_response(StatusCode::TOO_MANY_REQUESTS, "this node has as many shells as it may");
@@ -180,16 +185,17 @@ impl Shells {
         let (ours, theirs) = tokio::io::duplex(limits::PIPE);
         let (patience, token) = (self.patience, self.tasks.token());
         let (history, typed, user) = (History::default(), 0, visitor.user);
-        let shell = Shell { terminal, door, kube: visitor.kube, coming, entry, patience, user, history, typed };
+        let shell = Shell { terminal, door, coming, entry, patience, user, history, typed };
+        let client = Client { io: ours, seen: None, kube: visitor.kube };
         tokio::spawn(async move {
             let _held: (Place, TaskTrackerToken) = (place, token);
-            shell.run(ours).await;
+            shell.run(client).await;
         });
         switching(key, theirs)
     }
 
     /// Notes a shell that its client may come back to.
-    fn enter(&self, name: (String, String)) -> Result<(Registered, mpsc::Receiver<Client>), Box<Response<Body>>> {
+    fn enter(&self, name: Name) -> Result<(Registered, mpsc::Receiver<Client>), Box<Response<Body>>> {
         let (tell, coming) = mpsc::channel(1);
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         if named.contains_key(&name) {
@@ -199,14 +205,15 @@ impl Shells {
         Ok((Registered(self.named.clone(), name), coming))
     }
 
-    /// A client comes back. It takes the place of one that is still there: that one's connection has died unnoticed.
-    fn attach(&self, name: &(String, String), seen: Option<u64>, key: HeaderValue) -> Response<Body> {
+    /// A client comes back. It takes the place of one that is still there: that one's connection has died unnoticed. What the
+    /// shell asks from then on is asked with the rights that it has now.
+    fn attach(&self, name: &Name, (seen, kube): (Option<u64>, Arc<dyn Kube>), key: HeaderValue) -> Response<Body> {
         let found = self.named.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
         let Some(shell) = found else {
             return status_response(StatusCode::NOT_FOUND, "this shell has ended, or is on another node");
         };
         let (ours, theirs) = tokio::io::duplex(limits::PIPE);
-        match shell.try_send(Client { io: ours, seen }) {
+        match shell.try_send(Client { io: ours, seen, kube }) {
             Ok(()) => switching(key, theirs),
             Err(_) => status_response(StatusCode::NOT_FOUND, "this shell has just ended"),
         }

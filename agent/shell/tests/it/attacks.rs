@@ -1,7 +1,7 @@
 //! What a shell must not be good for.
 
-use crate::client::{House, processes};
-use moorline_shell::limits;
+use crate::client::{House, Recorder, processes};
+use moorline_shell::{Visitor, limits};
 use std::{io::Read, net::TcpListener, time::Duration};
 use tokio::time::sleep;
 
@@ -206,6 +206,24 @@ pub async fn nothing_is_asked_while_the_client_is_away() {
     }
     let _back = house.enter_with(&format!("session={id}&attach=1")).await;
     eventually("calls again", || asked() > before + 3).await;
+}
+
+/// Whoever comes back has the rights of today: who began the shell may have had more.
+pub async fn what_is_asked_is_asked_as_whoever_is_there_now() {
+    let house = House::new();
+    let id = "d123456789abcdef0123456789abcdef";
+    let mut client = house.enter_with(&format!("columns=80&rows=24&term=dumb&session={id}")).await;
+    let ask = "exec 3<>/dev/tcp/127.0.0.1/6443; printf 'GET /x HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3 >/dev/null";
+    client.type_in(&format!("while :; do ( {ask} ); sleep 0.02; done &\r")).await;
+    let asked = |of: &Recorder| of.0.lock().unwrap().len();
+    eventually("calls", || asked(&house.kube) > 3).await;
+    let today = std::sync::Arc::new(Recorder::default());
+    let visitor = Visitor { kube: today.clone(), ..house.visitor() };
+    let _back = house.begin(&format!("session={id}&attach=1"), visitor).await;
+    eventually("calls with the rights of today", || asked(&today) > 3).await;
+    let before = asked(&house.kube);
+    eventually("more of them", || asked(&today) > 9).await;
+    assert_eq!(asked(&house.kube), before, "none with those of before");
 }
 
 pub async fn no_network_but_its_own() {

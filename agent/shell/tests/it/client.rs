@@ -61,7 +61,7 @@ impl House {
     }
 
     pub fn visitor(&self) -> Visitor {
-        Visitor { user: "ana".to_owned(), cluster: "edge1".to_owned(), kube: self.kube.clone() }
+        Visitor { user: "ana".to_owned(), uid: "u-1".to_owned(), cluster: "edge1".to_owned(), kube: self.kube.clone() }
     }
 
     /// A shell with neither echo nor prompt.
@@ -81,7 +81,7 @@ impl House {
         self.begin(query, self.visitor()).await
     }
 
-    async fn begin(&self, query: &str, visitor: Visitor) -> Client {
+    pub async fn begin(&self, query: &str, visitor: Visitor) -> Client {
         let mut response = self.shells.serve(self.request(query), visitor).await;
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS, "{:?}", response);
         let io = response.extensions_mut().remove::<UpgradedIo>().and_then(|io| io.take()).unwrap();

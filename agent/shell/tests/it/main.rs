@@ -66,6 +66,7 @@ fn main() -> ExitCode {
         attacks::its_namespaces_are_its_own,
         attacks::its_resources_are_bounded,
         attacks::nothing_is_asked_while_the_client_is_away,
+        attacks::what_is_asked_is_asked_as_whoever_is_there_now,
         attacks::no_network_but_its_own,
         attacks::nothing_is_typed_into_a_terminal_by_ioctl,
         attacks::one_shell_does_not_see_another,

@@ -117,6 +117,9 @@ pub async fn a_client_comes_back_to_its_shell() {
     let other = Visitor { user: "bob".to_owned(), ..house.visitor() };
     let answer = house.shells.serve(house.request(&format!("session={id}&attach=1")), other).await;
     assert_eq!(answer.status(), StatusCode::NOT_FOUND, "nobody else's");
+    let namesake = Visitor { uid: "u-2".to_owned(), ..house.visitor() };
+    let answer = house.shells.serve(house.request(&format!("session={id}&attach=1")), namesake).await;
+    assert_eq!(answer.status(), StatusCode::NOT_FOUND, "nor a namesake's");
     let mut back = house.enter_with(&format!("columns=80&rows=24&session={id}&attach=1")).await;
     back.type_in("\x03").await;
     back.type_in("touch go; pwd; while [ ! -e never ]; do sleep 0.1; done & echo a''gain\r").await;
