@@ -74,11 +74,11 @@ impl Plans {
             return self.until(probe).await.map(|()| Done::default()).map_err(|why| why.to_string().into());
         }
         if let Some(report) = &step.report_certificates {
-            let dir = self.real(&report.dir)?;
+            let dir = self.folder(&report.dir)?;
             return Ok(Done { output: certificates::report(&dir).into_bytes(), file: false });
         }
         if let Some(rotate) = &step.rotate_certificates {
-            let dir = self.real(&rotate.dir)?;
+            let dir = self.folder(&rotate.dir)?;
             let rotate = rotate.clone();
             let work = tokio::task::spawn_blocking(move || certificates::rotate(&dir, &rotate));
             let output = work.await.map_err(|_| "it has failed by a bug".to_owned())??;
@@ -96,6 +96,12 @@ impl Plans {
     pub(super) fn real(&self, path: &str) -> Result<PathBuf, Failure> {
         let real = leads(path)?;
         self.allows(&real).map_or_else(|denial| Err(denial.to_string().into()), |()| Ok(real))
+    }
+
+    /// A folder whose files are read or replaced: where it is a link, its end must be allowed too.
+    fn folder(&self, path: &str) -> Result<PathBuf, Failure> {
+        let end = fs::canonicalize(self.real(path)?).map_err(|e| format!("{path}: {e}"))?;
+        self.real(without_verbatim(&end.to_string_lossy()))
     }
 
     fn allows(&self, real: &Path) -> Result<(), EdgeDenial> {

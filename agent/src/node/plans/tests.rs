@@ -6,7 +6,7 @@ use super::*;
 use crate::{AgentRole, UpstreamConfig, metrics::Metrics};
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
-use moorline_authz::plan::{self, Collect, Probe, Run, Step, Write};
+use moorline_authz::plan::{self, Certificates, Collect, Probe, Rotate, Run, Step, Write};
 use moorline_proxy::body;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, SigningKey};
 use std::{fs, os::unix::fs::symlink, path::PathBuf, time::Duration};
@@ -212,6 +212,25 @@ async fn what_the_owner_has_not_named_is_not_touched() {
     site.policy("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {}\n");
     let (code, said) = put(&*site.agent().await, &site.sealed(&[says(&site, "one")])).await;
     assert!(code == StatusCode::FORBIDDEN && said.contains("spec.plans.allow"), "by default nothing is: {said}");
+}
+
+#[tokio::test]
+async fn a_folder_of_certificates_that_is_a_link_leads_nowhere_else() {
+    let dir = |site: &Site| site.work("pki").display().to_string();
+    let steps: [&dyn Fn(&Site) -> Step; 2] =
+        [&|site| Step { report_certificates: Some(Certificates { dir: dir(site) }), ..step("reads") }, &|site| Step {
+            rotate_certificates: Some(Rotate { dir: dir(site), ..Rotate::default() }),
+            ..step("rotates")
+        }];
+    for step in steps {
+        let site = Site::new();
+        fs::create_dir(site.path("secret")).unwrap();
+        symlink(site.path("secret"), site.work("pki")).unwrap();
+        let agent = site.agent().await;
+        put(&agent, &site.sealed(&[step(&site)])).await;
+        let done = over(&agent).await;
+        assert!(done.phase == Phase::Failed && done.message.contains("spec.plans.paths"), "{}", done.message);
+    }
 }
 
 #[tokio::test]
