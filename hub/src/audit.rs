@@ -1,7 +1,44 @@
 //! Audit records of the hub's own paths; those of clusters are written by the proxy.
 
-use moorline_proxy::audit::{AuditUser, Event, ObjectRef, ResponseStatus, Stage};
-use std::{collections::BTreeMap, net::SocketAddr};
+use moorline_proxy::audit::{AuditSink, AuditUser, Event, ObjectRef, ResponseStatus, Stage};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+/// The client hung up before there was an answer, as nginx counts it.
+const HUNG_UP: u16 = 499;
+
+/// The record of a change that is being made. One whose client hangs up is on record too: what it asked for may have been done.
+pub(crate) struct Pending {
+    sink: Arc<dyn AuditSink>,
+    event: Option<Event>,
+}
+
+impl Pending {
+    /// Of a call that `sink` has admitted. `event`: with whatever code.
+    pub fn new(sink: &Arc<dyn AuditSink>, event: Event) -> Self {
+        Self { sink: Arc::clone(sink), event: Some(event) }
+    }
+
+    /// The call is over, and `add` says what else there is to say.
+    pub fn end(mut self, code: u16, add: impl FnOnce(&mut Event)) {
+        if let Some(mut event) = self.event.take() {
+            (event.response_status, event.stage_timestamp) =
+                (Some(ResponseStatus { code }), moorline_proxy::audit::now());
+            add(&mut event);
+            self.sink.push(event);
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(mut event) = self.event.take() {
+            event.response_status = Some(ResponseStatus { code: HUNG_UP });
+            event.stage_timestamp = moorline_proxy::audit::now();
+            event.annotations.insert("moorline.dev/ended", "cancelled".to_owned());
+            self.sink.push(event);
+        }
+    }
+}
 
 /// A record of something that is over.
 pub(crate) fn event(

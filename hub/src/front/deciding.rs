@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     access::{DecideError, decide},
-    audit,
+    audit::{self, Pending},
     directory::Authenticated,
 };
 use http::{Request, Response, StatusCode};
@@ -53,6 +53,8 @@ impl Front {
         if self.audit.admit().await.is_err() {
             return self.audit_full();
         }
+        let (verb, user) = (if approve { "approve" } else { "deny" }, &who.identity.user);
+        let record = Pending::new(&self.audit, audit::event(verb, path, user, remote, 0, "accessrequests", ""));
         let (mut cluster, mut whose) = (String::new(), String::new());
         let response = match decide(&self.records, &self.directory, who, name, approve, message).await {
             Ok(decided) => {
@@ -69,12 +71,10 @@ impl Front {
                 status_response(code, &error.to_string())
             }
         };
-        let (verb, user, code) = (if approve { "approve" } else { "deny" }, &who.identity.user, response.status());
-        let mut event = audit::event(verb, path, user, remote, code.as_u16(), "accessrequests", &cluster);
-        if !whose.is_empty() {
-            event.annotations.insert("moorline.dev/for", whose);
-        }
-        self.audit.push(event);
+        record.end(response.status().as_u16(), |event| {
+            let more = [("moorline.dev/cluster", cluster), ("moorline.dev/for", whose)];
+            event.annotations.extend(more.into_iter().filter(|(_, value)| !value.is_empty()));
+        });
         response
     }
 }

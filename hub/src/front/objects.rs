@@ -5,7 +5,11 @@ use super::{
     answers::{closing, json, login_refused, store_failed},
     link,
 };
-use crate::{audit, directory::Authenticated, events};
+use crate::{
+    audit::{self, Pending},
+    directory::Authenticated,
+    events,
+};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
@@ -21,7 +25,7 @@ use moorline_proxy::{
     status::status_response,
 };
 use serde::Deserialize;
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 impl Front {
     /// A request of the hub's own API.
@@ -40,15 +44,21 @@ impl Front {
         }
         let info = request_info(request.method().as_str(), path, request.uri().query());
         let target = request.uri().path_and_query().map_or(path, |target| target.as_str()).to_owned();
-        let mut object = ObjectRef::of(&info);
-        let mut response = self.object(request, path, who).await;
-        if let Some(made) = object.as_mut().filter(|object| info.verb == "create" && object.name.is_empty()) {
-            (made.name, response) = name_in(response).await;
-        }
-        let code = response.status().as_u16();
-        let mut event = audit::event(&info.verb, &target, &who.identity.user, remote, code, "", "");
+        let object = ObjectRef::of(&info);
+        let unnamed = info.verb == "create" && object.as_ref().is_some_and(|object| object.name.is_empty());
+        let mut event = audit::event(&info.verb, &target, &who.identity.user, remote, 0, "", "");
         (event.user, event.object_ref) = (AuditUser::of(&who.identity), object);
-        self.audit.push(event);
+        let record = Pending::new(&self.audit, event);
+        let (mut response, mut name) = (self.object(request, path, who).await, None);
+        if unnamed {
+            let (made, same) = name_in(response).await;
+            (response, name) = (same, Some(made));
+        }
+        record.end(response.status().as_u16(), |event| {
+            if let (Some(object), Some(name)) = (&mut event.object_ref, name) {
+                object.name = name;
+            }
+        });
         response
     }
 
@@ -98,13 +108,21 @@ impl Front {
         let Ok(NewPassword { password }) = serde_json::from_slice(&body) else {
             return status_response(StatusCode::BAD_REQUEST, "the body must be {\"password\": \"…\"}");
         };
-        match self.logins.change_password(user, password, &who.token).await {
-            Ok(ended) => {
-                ended.iter().for_each(|id| self.directory.revoke(id));
-                tracing::info!(user, by = who.identity.user, ended = ended.len(), "password set");
+        let (logins, directory) = (Arc::clone(&self.logins), Arc::clone(&self.directory));
+        let (whose, except) = (user.to_owned(), who.token.clone());
+        // To its end, whether the client waits for it or not: with the new password set, the logins by the old one must go.
+        let changed = self.tasks.spawn(async move {
+            let ended = logins.change_password(&whose, password, &except).await?;
+            ended.iter().for_each(|id| directory.revoke(id));
+            Ok(ended.len())
+        });
+        match changed.await {
+            Ok(Ok(ended)) => {
+                tracing::info!(user, by = who.identity.user, ended, "password set");
                 json(StatusCode::OK, &serde_json::json!({}))
             }
-            Err(error) => login_refused(&error),
+            Ok(Err(error)) => login_refused(&error),
+            Err(_) => status_response(StatusCode::INTERNAL_SERVER_ERROR, "setting the password has failed by a bug"),
         }
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! `PUT /plans/files/<sha256>`; `GET /plans/<plan>/<agent>/<step>`. For administrators, and recorded.
 
-use super::{Front, audit, closing};
+use super::{Front, closing};
 use crate::{
     ask,
+    audit::{self, Pending},
     directory::Authenticated,
     plans::{FILE, FileError, NodePlanSpec},
 };
@@ -42,13 +43,14 @@ impl Front {
         if self.audit.admit().await.is_err() {
             return self.audit_full();
         }
+        let record = Pending::new(&self.audit, audit::event(verb, path, &who.identity.user, remote, 0, "", ""));
         let parts: Vec<&str> = path.strip_prefix(PREFIX).unwrap_or_default().split('/').collect();
         let response = match (&method, parts.as_slice()) {
             (&Method::PUT, ["files", sum]) => self.take_file(request, sum).await,
             (&Method::GET, [plan, agent, step]) => self.file_of_step(plan, agent, step).await,
             _ => closing(StatusCode::NOT_FOUND, "PUT /plans/files/<sha256> or GET /plans/<plan>/<agent>/<step>"),
         };
-        self.audit.push(audit::event(verb, path, &who.identity.user, remote, response.status().as_u16(), "", ""));
+        record.end(response.status().as_u16(), |_| {});
         response
     }
 

@@ -4,7 +4,11 @@ use super::{
     Front,
     answers::{closing, json, store_failed},
 };
-use crate::{audit, directory::Authenticated, issue::IssueError};
+use crate::{
+    audit::{self, Pending},
+    directory::Authenticated,
+    issue::IssueError,
+};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use moorline_authz::{access::Facts, access_token::MAX_AUDIENCES};
@@ -154,12 +158,13 @@ impl Front {
         if self.audit.admit().await.is_err() {
             return self.audit_full();
         }
+        let event = audit::event("update", "/auth/keys/rotate", &who.identity.user, remote, 0, "signingkeys", "");
+        let record = Pending::new(&self.audit, event);
         let response = match self.issuer.signing().rotate(lost).await {
             Ok(()) => self.public_keys(),
             Err(error) => store_failed(&error),
         };
-        let (user, code) = (&who.identity.user, response.status().as_u16());
-        self.audit.push(audit::event("update", "/auth/keys/rotate", user, remote, code, "signingkeys", ""));
+        record.end(response.status().as_u16(), |_| {});
         response
     }
 }
