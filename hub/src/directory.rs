@@ -63,6 +63,8 @@ struct TokenEntry {
     provider: Option<String>,
     /// What is open follows it.
     expires: watch::Sender<SystemTime>,
+    /// The latest that it was: tokens for clusters that were made by it may be good until then.
+    latest: SystemTime,
     clusters: Option<Arc<[String]>>,
     verbs: Option<Arc<[String]>>,
     gone: CancellationToken,
@@ -351,7 +353,7 @@ impl Directory {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(token) = maps.tokens.remove(id) {
             self.cut(&token.gone);
-            self.ended.lock().unwrap_or_else(PoisonError::into_inner).note(id, *token.expires.borrow());
+            self.ended.lock().unwrap_or_else(PoisonError::into_inner).note(id, token.latest);
         }
     }
 
@@ -456,19 +458,25 @@ impl Directory {
         let owner = token.metadata.owner_references.iter().find(|owner| owner.kind == UserSpec::KIND);
         let user_uid = owner.map(|owner| owner.uid.clone()).unwrap_or_default();
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
-        let (gone, expires) = match maps.tokens.remove(id) {
+        let (gone, latest, expires) = match maps.tokens.remove(id) {
             Some(old) => {
+                let latest = expires.max(old.latest);
+                if expires <= SystemTime::now() {
+                    // It was ended by its time: clusters' own endpoints are to know.
+                    self.ended.lock().unwrap_or_else(PoisonError::into_inner).note(id, latest);
+                }
                 old.expires.send_replace(expires);
                 let kept = old.user == user && old.clusters == clusters && old.verbs == verbs;
                 if !kept {
                     self.cut(&old.gone);
                 }
-                (if kept { old.gone } else { CancellationToken::new() }, old.expires)
+                (if kept { old.gone } else { CancellationToken::new() }, latest, old.expires)
             }
-            None => (CancellationToken::new(), watch::Sender::new(expires)),
+            None => (CancellationToken::new(), expires, watch::Sender::new(expires)),
         };
         let provider = token.spec.provider.clone().filter(|provider| provider != LOCAL);
-        maps.tokens.insert(id.clone(), TokenEntry { user, user_uid, proof, provider, expires, clusters, verbs, gone });
+        let entry = TokenEntry { user, user_uid, proof, provider, expires, latest, clusters, verbs, gone };
+        maps.tokens.insert(id.clone(), entry);
     }
 
     fn put_grant(&self, grant: &Object<ClusterGrantSpec>) {

@@ -64,6 +64,12 @@ async fn a_cluster_gets_a_bundle_for_each_change_that_is_about_it_and_no_other()
         bundle.api_keys.is_empty() && bundle.revoked.iter().any(|revoked| revoked.id == id)
     })
     .await;
+    // One whose time is brought forward to now has ended as well: tokens that were made by it are not good until its first end.
+    let spec = json!({ "user": "anna", "expires": "2999-01-01T00:00:00Z" });
+    let made = world.create("tokens", "Token", "", spec).await;
+    let id = made["metadata"]["name"].as_str().unwrap().to_owned();
+    world.patch(&format!("{API}/tokens/{id}"), &json!({ "spec": { "expires": "2020-01-01T00:00:00Z" } })).await;
+    newest(&one, "edge1", "with a key whose time was cut", &|bundle| bundle.revoked.iter().any(|r| r.id == id)).await;
     world.patch(&format!("{API}/users/anna"), &json!({ "spec": { "disabled": true } })).await;
     newest(&one, "edge1", "without anna", &|bundle| names(bundle) == ["admin"]).await;
     let serials: Vec<u64> = got(&world, &one, "edge1").iter().map(|bundle| bundle.serial).collect();
