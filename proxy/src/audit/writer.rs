@@ -72,19 +72,14 @@ impl<O: Output> Writer<O> {
             lines.clear();
             lines.shrink_to(BATCH);
             if !self.put(&batch) {
-                self.shared.queue.exchange(&mut lines);
-                let rest = count + each(&lines, |_| ());
-                self.shared.lost.add(rest as u64);
-                tracing::error!(lost = rest, "the audit log was closed while it could not be written");
-                return;
+                return self.give_up(count);
             }
             self.shared.waiting.fetch_sub(count, Ordering::AcqRel);
             self.shared.room.notify_waiters();
             batch.clear();
             // In the same way as records: half of it would break the chain, and none of it would hide that any are lost.
             if self.tell(&mut batch) && !self.put(&batch) {
-                tracing::error!("the audit log was closed before it could say what it lacks");
-                return;
+                return self.give_up(0);
             }
             batch.clear();
             batch.shrink_to(BATCH);
@@ -92,6 +87,15 @@ impl<O: Output> Writer<O> {
                 tracing::error!("the audit log stays in its old file: {error}");
             }
         }
+    }
+
+    /// Counts what nobody writes any more: `count` records, and those that wait.
+    fn give_up(&self, count: usize) {
+        let mut lines = Vec::new();
+        self.shared.queue.exchange(&mut lines);
+        let rest = count + each(&lines, |_| ());
+        self.shared.lost.add(rest as u64);
+        tracing::error!(lost = rest, "the audit log was closed while it could not be written");
     }
 
     /// Writes all of it, however long that takes: a record is never given up, and one that cannot be written waits. Whether
