@@ -75,7 +75,8 @@ fn metadata(object: &Value, old: Option<&Value>, limits: &Limits, causes: &mut V
             }
             match value.as_str() {
                 Some(value) if field == "labels" && !names::label_value(value) => {
-                    causes.push(Cause::invalid(&path, format!("\"{value}\": {}", names::LABEL_VALUE)));
+                    let breaks = names::label_value_breaks(value);
+                    causes.extend(breaks.map(|rule| Cause::invalid(&path, format!("\"{value}\": {rule}"))));
                 }
                 Some(value) => size += key.len() + value.len(),
                 None => causes.push(Cause::invalid(&path, format!("\"{key}\": must be a string"))),

@@ -48,6 +48,9 @@ pub(crate) fn object(kind: &KindSpec, incoming: Value, unknown: Unknown) -> Resu
     let Value::Object(mut meta) = fields.remove("metadata").unwrap_or_else(|| json!({})) else {
         return Err(ApiError::bad_request("metadata must be an object"));
     };
+    if let Some(why) = unreadable(&meta) {
+        return Err(ApiError::bad_request(format!("the object cannot be read: metadata.{why}")));
+    }
     let mut strangers = Vec::new();
     let (mut spec, mut status) = (fields.remove("spec"), fields.remove("status"));
     strangers.extend(fields.keys().cloned());
@@ -82,4 +85,18 @@ pub(crate) fn object(kind: &KindSpec, incoming: Value, unknown: Unknown) -> Resu
         object["status"] = status;
     }
     Ok((object, warnings))
+}
+
+/// What is of a type that it cannot have: kube-apiserver does not even read such an object. What a patch makes of one is
+/// another matter, see `check`.
+fn unreadable(meta: &Map<String, Value>) -> Option<String> {
+    let there = |field: &str| meta.get(field).filter(|value| !value.is_null());
+    let mut names = ["name", "generateName"].into_iter();
+    if let Some(name) = names.find(|name| there(name).is_some_and(|value| !value.is_string())) {
+        return Some(format!("{name} must be a string"));
+    }
+    let texts = |map: &Map<String, Value>| map.values().all(Value::is_string);
+    let mut maps = ["labels", "annotations"].into_iter();
+    let map = maps.find(|field| there(field).is_some_and(|value| !value.as_object().is_some_and(texts)));
+    map.map(|field| format!("{field} must be a map of strings"))
 }

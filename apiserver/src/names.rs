@@ -44,7 +44,7 @@ pub(crate) const QUALIFIED: &str = "name part must consist of alphanumeric chara
     and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
     '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
 
-/// The rule of [`label_value`], in Kubernetes' words.
+/// The rule of what a label's value consists of, in Kubernetes' words.
 pub(crate) const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, \
     '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or \
     '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
@@ -61,11 +61,17 @@ pub(crate) fn qualified(key: &str) -> bool {
 
 /// The value of a label: empty, or at most 63 of `A-Za-z0-9-_.` with alphanumeric ends.
 pub(crate) fn label_value(value: &str) -> bool {
+    label_value_breaks(value).next().is_none()
+}
+
+/// The rules of a label's value that this one breaks, in Kubernetes' words.
+pub(crate) fn label_value_breaks(value: &str) -> impl Iterator<Item = &'static str> {
     let ends = |b: Option<u8>| b.is_none_or(|b| b.is_ascii_alphanumeric());
-    value.len() <= 63
-        && value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    let well = value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
         && ends(value.bytes().next())
-        && ends(value.bytes().last())
+        && ends(value.bytes().last());
+    let long = (63 < value.len()).then_some("must be no more than 63 characters");
+    long.into_iter().chain((!well).then_some(LABEL_VALUE))
 }
 
 /// Five random characters, as Kubernetes appends to a generateName.
