@@ -78,3 +78,43 @@ pub(crate) fn event(
         annotations,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::{FutureExt, future::BoxFuture};
+    use moorline_proxy::audit::AuditFull;
+    use std::sync::Mutex;
+
+    #[derive(Default)]
+    struct Kept(Mutex<Vec<Event>>);
+    impl AuditSink for Kept {
+        fn admit(&self) -> BoxFuture<'_, Result<(), AuditFull>> {
+            std::future::ready(Ok(())).boxed()
+        }
+        fn push(&self, event: Event) {
+            self.0.lock().unwrap().push(event);
+        }
+    }
+
+    #[test]
+    fn a_change_is_on_record_once_whether_its_client_waits_or_hangs_up() {
+        let kept = Arc::new(Kept::default());
+        let sink: Arc<dyn AuditSink> = kept.clone();
+        let change = |verb| {
+            let remote = ([192, 0, 2, 1], 1).into();
+            Pending::new(&sink, event(verb, "/x", "anna", remote, 0, "groups", ""))
+        };
+        change("update").end(200, |event| event.user.uid = "u-1".to_owned());
+        drop(change("delete"));
+        let kept = kept.0.lock().unwrap();
+        let said = |event: &Event| {
+            let code = event.response_status.map(|status| status.code);
+            (event.verb.clone(), event.user.uid.clone(), code, event.annotations.get("moorline.dev/ended").cloned())
+        };
+        let said: Vec<_> = kept.iter().map(said).collect();
+        let ended = Some("cancelled".to_owned());
+        let (waited, hung_up) = ("update".to_owned(), "delete".to_owned());
+        assert_eq!(said, [(waited, "u-1".to_owned(), Some(200), None), (hung_up, String::new(), Some(499), ended)]);
+    }
+}
