@@ -28,7 +28,7 @@ use moorline_proto::{
 use registry::{Coming, Judging, plain, validity};
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -219,6 +219,7 @@ impl Sessions {
             called: admitted.called,
             instance,
             since: SystemTime::now(),
+            unbroken: OnceLock::new(),
             facts: Mutex::new(facts),
             software: plain(&software),
             key,

@@ -213,7 +213,8 @@ async fn write_cluster(
                 status.carrier = Some(entry.session.carrier().to_string());
                 status.carrier_reason = entry.why();
                 status.rtt_ms = Some(u64::try_from(entry.session.rtt().as_millis()).unwrap_or(u64::MAX));
-                status.connected_since.get_or_insert_with(|| time(entry.since));
+                // Not what was written before: a break may have been too short to be written.
+                status.connected_since = Some(time(entry.unbroken()));
                 status.agent_version = Some(entry.software.clone());
                 status.remote_address = Some(entry.session.remote().ip().to_string());
                 if let Some(version) = entry.fact("kubernetesVersion") {

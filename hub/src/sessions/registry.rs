@@ -10,7 +10,7 @@ use moorline_link::Session;
 use moorline_proto::id::InstanceId;
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Instant, SystemTime},
 };
 
@@ -44,6 +44,8 @@ pub(crate) struct Entry {
     pub instance: InstanceId,
     /// Since when.
     pub since: SystemTime,
+    /// Since when its cluster has had a session without a break; set as it comes.
+    pub(super) unbroken: OnceLock<SystemTime>,
     /// What the agent said of itself; changes with `Facts`.
     pub facts: Mutex<Vec<(String, String)>>,
     /// Its software.
@@ -61,6 +63,10 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// Since when its cluster has had a session without a break.
+    pub fn unbroken(&self) -> SystemTime {
+        self.unbroken.get().copied().unwrap_or(self.since)
+    }
     pub fn candidate(&self) -> Candidate {
         Candidate {
             node: self.node,
@@ -203,6 +209,7 @@ impl Registry {
         let mut table = self.lock();
         table.count += 1;
         let all = table.clusters.entry(entry.cluster.clone()).or_default();
+        let _ = entry.unbroken.set(all.first().map_or(entry.since, |other| other.unbroken())); // it comes once
         all.push(entry);
         for one in all.iter() {
             one.company.send_replace(());
