@@ -294,6 +294,16 @@ fn life(facts: &ClusterFacts) -> String {
     format!("{} {}", facts.uid, facts.session)
 }
 
+/// A half that was told to end.
+type Ending = AbortOnDropHandle<()>;
+
+/// A cluster's half.
+struct Half {
+    life: String,
+    stop: CancellationToken,
+    task: AbortOnDropHandle<()>,
+}
+
 /// Everything that one plugin is started with.
 struct Begin {
     plugin: Arc<dyn Plugin>,
@@ -337,24 +347,27 @@ impl Begin {
         }
     }
 
-    /// Starts a half when a cluster connects, and drops it when that ends.
+    /// Starts a half when a cluster connects, and ends it with that. Of one cluster there is never more than one: what a
+    /// half gives back at its end is back before the next one begins.
     async fn clusters(&self, hub: HubView) {
         let mut changes = self.clusters.clone();
-        let mut running: HashMap<String, (String, CancellationToken, AbortOnDropHandle<()>)> = HashMap::new();
+        let mut running: HashMap<String, Half> = HashMap::new();
+        let mut ending: HashMap<String, Ending> = HashMap::new();
         loop {
             let now = Arc::clone(&changes.borrow_and_update());
-            running.retain(|name, (uid, stop, _)| {
-                let stays = now.get(name).is_some_and(|facts| facts.connected && life(facts) == *uid);
-                if !stays {
-                    stop.cancel();
-                }
-                stays
-            });
+            let stays = |name: &str, half: &Half| {
+                now.get(name).is_some_and(|facts| facts.connected && life(facts) == half.life)
+            };
+            ending.retain(|_, task| !task.is_finished());
+            for (name, half) in running.extract_if(|name, half| !stays(name, half)) {
+                half.stop.cancel();
+                ending.insert(name, half.task);
+            }
             for facts in now.values().filter(|facts| facts.connected) {
                 if !running.contains_key(&facts.name) {
                     let stop = self.stop.child_token();
-                    let task = self.one(&hub, &facts.name, &facts.uid, &stop);
-                    running.insert(facts.name.clone(), (life(facts), stop, task));
+                    let task = self.one(&hub, facts, &stop, ending.remove(&facts.name));
+                    running.insert(facts.name.clone(), Half { life: life(facts), stop, task });
                 }
             }
             self.metrics.clusters(running.len());
@@ -365,20 +378,119 @@ impl Begin {
         }
     }
 
-    fn one(&self, hub: &HubView, name: &str, uid: &str, stop: &CancellationToken) -> AbortOnDropHandle<()> {
+    /// Begins a half, once the one `before` has ended.
+    fn one(
+        &self,
+        hub: &HubView,
+        facts: &ClusterFacts,
+        stop: &CancellationToken,
+        before: Option<Ending>,
+    ) -> AbortOnDropHandle<()> {
+        let (name, uid) = (&facts.name, &facts.uid);
         let plugin = self.plugin.name();
-        let wire = Wire { backend: self.backend.clone(), plugin, target: Target::Cluster(name.to_owned()) };
-        let view =
-            ClusterView { name: name.to_owned(), uid: uid.to_owned(), client: wire.client(), stop: stop.clone() };
+        let wire = Wire { backend: self.backend.clone(), plugin, target: Target::Cluster(name.clone()) };
+        let view = ClusterView { name: name.clone(), uid: uid.clone(), client: wire.client(), stop: stop.clone() };
         let (whole, hub) = (Arc::clone(&self.plugin), hub.clone());
         let part = Part {
             plugin,
-            cluster: name.to_owned(),
+            cluster: name.clone(),
             make: move || Arc::clone(&whole).run_cluster(hub.clone(), view.clone()),
             stop: stop.clone(),
             metrics: self.metrics.clone(),
             state: Arc::default(),
         };
-        AbortOnDropHandle::new(tokio::spawn(part.keep()))
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            if let Some(before) = before {
+                let _ = before.await; // it was told to end; how it did is told by itself
+            }
+            part.keep().await;
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PluginError;
+    use crate::{BoxError, client::Body};
+    use futures_util::{FutureExt, future::BoxFuture};
+    use http::Request;
+    use std::sync::{Mutex, mpsc};
+
+    type Answered = BoxFuture<'static, Result<Response<Body>, BoxError>>;
+
+    /// Tells when its halves begin and end.
+    struct Told(Mutex<mpsc::Sender<String>>);
+
+    impl Told {
+        fn tell(&self, what: String) {
+            let _ = self.0.lock().unwrap().send(what);
+        }
+    }
+
+    struct End(Arc<Told>, String);
+    impl Drop for End {
+        fn drop(&mut self) {
+            self.0.tell(format!("{} ended", self.1));
+        }
+    }
+
+    impl Plugin for Told {
+        fn name(&self) -> &'static str {
+            "told"
+        }
+        fn register(&self, into: &mut Registration) {
+            into.per_cluster();
+        }
+        fn run_cluster(
+            self: Arc<Self>,
+            _: HubView,
+            cluster: ClusterView,
+        ) -> BoxFuture<'static, Result<(), PluginError>> {
+            async move {
+                self.tell(format!("{} begun", cluster.uid));
+                let _end = End(self, cluster.uid);
+                std::future::pending().await
+            }
+            .boxed()
+        }
+    }
+
+    struct Nobody;
+    impl Backend for Nobody {
+        fn hub(&self, _: &'static str, _: Request<Bytes>) -> Answered {
+            unreachable!("no test asks it")
+        }
+        fn cluster(&self, _: &'static str, _: &str, _: Request<Bytes>) -> Answered {
+            unreachable!("no test asks it")
+        }
+    }
+
+    fn here(uid: &str) -> Arc<Clusters> {
+        let facts = ClusterFacts {
+            name: "edge1".to_owned(),
+            uid: uid.to_owned(),
+            labels: std::collections::BTreeMap::new(),
+            connected: true,
+            session: uid.to_owned(),
+            leaving: false,
+        };
+        Arc::new(Clusters::from([("edge1".to_owned(), Arc::new(facts))]))
+    }
+
+    #[test]
+    fn a_clusters_half_ends_before_the_next_one_begins() {
+        let (told, heard) = mpsc::channel();
+        let plugins: Vec<Arc<dyn Plugin>> = vec![Arc::new(Told(Mutex::new(told)))];
+        let mut host = Host::new(plugins, &prometheus::Registry::new()).expect("a host");
+        let (clusters, seen) = watch::channel(here("a0"));
+        host.start(Arc::new(Nobody), &seen);
+        let next = || heard.recv_timeout(std::time::Duration::from_secs(20)).expect("a half");
+        assert_eq!(next(), "a0 begun");
+        for i in 1..100 {
+            clusters.send_replace(here(&format!("a{i}")));
+            assert_eq!(next(), format!("a{} ended", i - 1));
+            assert_eq!(next(), format!("a{i} begun"));
+        }
     }
 }

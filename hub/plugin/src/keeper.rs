@@ -76,17 +76,21 @@ impl<F> Part<F>
 where
     F: Fn() -> BoxFuture<'static, Result<(), PluginError>> + Clone + Send + 'static,
 {
-    /// Runs it until `stop`, again and again.
+    /// Runs it until `stop`, again and again. When this is done, so is what was run.
     pub(crate) async fn keep(self) {
         let mut failures = 0;
         loop {
             let begun = Instant::now();
             let make = self.make.clone();
-            let task = AbortOnDropHandle::new(tokio::spawn(async move { make().await }));
+            let mut task = AbortOnDropHandle::new(tokio::spawn(async move { make().await }));
             self.state.set(None);
             let ended = tokio::select! {
-                () = self.stop.cancelled() => return,
-                ended = task => ended,
+                () = self.stop.cancelled() => {
+                    task.abort();
+                    let _ = task.await; // aborted
+                    return;
+                }
+                ended = &mut task => ended,
             };
             let (cause, why) = match ended {
                 Ok(Ok(())) => ("ended", "it ended by itself".to_owned()),

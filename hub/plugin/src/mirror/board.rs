@@ -100,7 +100,8 @@ impl Board {
             return Outcome::Failed(format!("{key}: {why}"));
         }
         match &entry.report.of {
-            Some(seen) if Arc::ptr_eq(seen, &entry.wanted) => Outcome::Synced,
+            // Not whether it is the same list: what was wanted may have come back to what it was before anybody looked.
+            Some(seen) if *seen == entry.wanted => Outcome::Synced,
             _ => Outcome::Waiting,
         }
     }
@@ -246,6 +247,21 @@ fn as_condition(r#type: &str, report: &Report, leaving: bool) -> Condition {
 mod tests {
     use super::*;
     use serde_json::Value;
+
+    #[test]
+    fn what_is_wanted_again_as_before_is_there() {
+        let board = Board::default();
+        let wants = |object: Value| {
+            let key = Key { kind: "Role", namespace: String::new(), name: "r".to_owned() };
+            Arc::new(Objects::from([(key, object)]))
+        };
+        let report = Report { of: Some(wants(Value::Null)), synced: 1, ..Report::default() };
+        let entry = |wanted| Entry { wanted, report: report.clone() };
+        board.lock().insert("edge1".to_owned(), entry(wants(true.into())));
+        assert_eq!(board.outcome("edge1", |_| true), Outcome::Waiting);
+        board.lock().insert("edge1".to_owned(), entry(wants(Value::Null)));
+        assert_eq!(board.outcome("edge1", |_| true), Outcome::Synced, "it was looked at, and told");
+    }
 
     #[test]
     fn a_cluster_that_leaves_is_clean_when_nothing_is_wanted_and_nothing_fails() {
