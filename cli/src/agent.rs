@@ -70,7 +70,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE", env = "MOORLINE_ACCOUNT_TOKEN_FILE")]
     account_token_file: Option<PathBuf>,
     /// The hub's authority, as `moorline token nodes` prints it. Empty: join by a token
-    #[arg(long, value_name = "PIN", env = "MOORLINE_HUB_PIN")]
+    // One in 64 begins with a hyphen.
+    #[arg(long, value_name = "PIN", env = "MOORLINE_HUB_PIN", allow_hyphen_values = true)]
     hub_pin: Option<String>,
     /// The service account of node agents, which this cluster agent vouches for [default: moorline-nodes/moorline-node]
     #[arg(long, value_name = "NAMESPACE/NAME", env = "MOORLINE_NODE_ACCOUNT")]

@@ -54,7 +54,8 @@ pub struct LoginArgs {
     #[arg(long, value_name = "TIME", value_parser = text::duration)]
     ttl: Option<Duration>,
     /// SHA-256 of the hub's authority key, as `moorline hub` prints it at its start
-    #[arg(long, value_name = "sha256:HEX", conflicts_with = "ca_file")]
+    // The form without a prefix, as join tokens carry it, may begin with a hyphen.
+    #[arg(long, value_name = "sha256:HEX", allow_hyphen_values = true, conflicts_with = "ca_file")]
     ca_pin: Option<Pin>,
     /// PEM file of the hub's authority
     #[arg(long, value_name = "FILE", env = "MOORLINE_CA_FILE")]

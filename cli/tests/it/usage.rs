@@ -142,3 +142,20 @@ fn doctor_fails_when_a_check_fails_and_speaks_json() {
     let checks = answer["checks"].as_array().unwrap();
     assert!(checks.iter().any(|check| check["name"] == "hub" && check["verdict"] == "fail"), "{answer}");
 }
+
+/// A hash of a chain and a key's pin are base64url: one in 64 begins with a hyphen.
+#[test]
+fn what_begins_with_a_hyphen_is_a_value_where_one_is_due() {
+    let home = tempfile::tempdir().unwrap();
+    let log = home.path().join("audit.log");
+    std::fs::write(&log, "").unwrap();
+    let hash = format!("-5{}", "A".repeat(41));
+    let output = run(home.path(), &["audit", "verify", log.to_str().unwrap(), "--holds", &hash]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let said = stdout(&output) + &stderr(&output);
+    assert!(said.contains(&hash), "it was looked for: {said}");
+    for args in [&["login", "https://127.0.0.1:1", "--ca-pin", &hash][..], &["agent", "--hub-pin", &hash]] {
+        let output = run(home.path(), args);
+        assert!(!stderr(&output).contains("unexpected argument"), "{args:?}: {}", stderr(&output));
+    }
+}
