@@ -100,7 +100,6 @@ pub struct Verify {
     /// The log that is written now
     file: PathBuf,
     /// A hash of the chain that was printed before and must still be in it
-    /// A hash of the chain that was printed before and must still be in it
     // One in 64 begins with a hyphen.
     #[arg(long, value_name = "HASH", allow_hyphen_values = true)]
     holds: Option<String>,
