@@ -4,6 +4,7 @@
 //! because on a shared machine only ratios within one run mean something.
 
 mod api;
+mod beside;
 mod churn;
 mod client;
 mod fleet;
@@ -72,6 +73,8 @@ enum Command {
         #[arg(long)]
         against: String,
     },
+    /// Measures small requests alone and beside a command that disturbs them.
+    Beside(beside::Args),
     /// Measures what a flood of wrong logins does to everybody else.
     Logins(logins::Args),
     /// Measures the hub's plugins over a large fleet of clusters that are generators.
@@ -116,6 +119,7 @@ fn main() -> Result<()> {
             print!("{}", table::Table::read(&text)?.ratios(&against));
             Ok(())
         }
+        Command::Beside(args) => runtime.block_on(beside::run(args)),
         Command::Logins(args) => runtime.block_on(logins::run(args)),
         Command::Fleet(args) => runtime.block_on(fleet::run(args)),
         Command::Store(args) => runtime.block_on(store::run(args)),
