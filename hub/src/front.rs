@@ -32,7 +32,7 @@ use crate::{
     sessions::Registry,
     shares::Shares,
 };
-use answers::{closing, join_answer, json, later, login_refused, store_failed, text};
+use answers::{closing, join_answer, json, later, login_refused, text};
 use futures_util::FutureExt;
 use gate::check_host;
 use http::{Method, Request, Response, StatusCode, header};
@@ -299,13 +299,7 @@ impl Front {
                 let me = &who.identity;
                 json(StatusCode::OK, &serde_json::json!({ "user": me.user, "uid": me.uid, "groups": me.groups }))
             }
-            (&Method::POST, "/auth/logout") => match self.records.delete_token(&who.token).await {
-                Ok(()) => {
-                    self.directory.revoke(&who.token);
-                    json(StatusCode::OK, &serde_json::json!({}))
-                }
-                Err(error) => store_failed(&error),
-            },
+            (&Method::POST, "/auth/logout") => self.log_out(&who, remote).await,
             _ if path.starts_with("/plugins/") => {
                 let may_see = plugins::may_see(&who, self.directory.grants());
                 let (parts, incoming) = request.into_parts();

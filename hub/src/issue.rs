@@ -69,6 +69,14 @@ pub(crate) struct ClusterToken {
     session_expires: String,
 }
 
+/// A login whose refresh token somebody has held.
+pub(crate) struct Login {
+    /// Name of its `Token` object.
+    pub id: String,
+    /// Name of the user.
+    pub user: String,
+}
+
 /// Why there is none.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IssueError {
@@ -241,21 +249,25 @@ impl Issuer {
         Ok(self.issued(&session, &user.metadata.uid, ends, next.reveal().to_string()))
     }
 
-    /// Logs out by a refresh token, for whoever has no access token that is still good.
+    /// The login that a refresh token is of, or was: for whoever wants to end it and has no access token that is still good.
     ///
     /// # Errors
     /// There is no such login, or the store's.
-    pub async fn log_out(&self, text: &str, directory: &Directory) -> Result<(), IssueError> {
+    pub fn login_of(&self, text: &str) -> Result<Login, IssueError> {
         let shown = RefreshText::parse(text).map_err(|_| IssueError::Over)?;
         let record = self.records.refresh(&shown.id).ok_or(IssueError::Over)?;
         if record.judge(&shown, now()) == Verdict::Wrong {
             return Err(IssueError::Over);
         }
-        self.end(&shown.id, directory).await
+        let session = self.records.get::<TokenSpec>(&shown.id)?.ok_or(IssueError::Over)?;
+        Ok(Login { id: session.metadata.name, user: session.spec.user })
     }
 
     /// Ends a login, and everything that is open under it.
-    async fn end(&self, id: &str, directory: &Directory) -> Result<(), IssueError> {
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn end(&self, id: &str, directory: &Directory) -> Result<(), IssueError> {
         match self.records.delete_token(id).await {
             Ok(()) | Err(RecordError::NotFound) => {}
             Err(error) => return Err(error.into()),

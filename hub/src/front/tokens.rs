@@ -7,12 +7,12 @@ use super::{
 use crate::{
     audit::{self, Pending},
     directory::Authenticated,
-    issue::IssueError,
+    issue::{IssueError, Login},
 };
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use moorline_authz::{access::Facts, access_token::MAX_AUDIENCES};
-use moorline_proxy::{Body, body, status::status_response};
+use moorline_proxy::{Body, audit::AuditUser, body, status::status_response};
 use serde::Deserialize;
 use std::net::SocketAddr;
 
@@ -65,26 +65,67 @@ impl Front {
         if self.audit.admit().await.is_err() {
             return self.audit_full();
         }
-        let (result, path) = if out {
-            let ended = self.issuer.log_out(&refresh_token, &self.directory).await;
-            (ended.map(|()| (String::new(), json(StatusCode::OK, &serde_json::json!({})))), "/auth/logout")
-        } else {
-            let issued = self.issuer.refresh(&refresh_token, &self.directory).await;
-            (issued.map(|issued| (issued.user.clone(), json(StatusCode::OK, &issued))), "/auth/refresh")
+        if out {
+            return match self.issuer.login_of(&refresh_token) {
+                Ok(Login { id, user }) => {
+                    let user = AuditUser { username: user, uid: String::new(), groups: Vec::new() };
+                    self.end_login(&id, user, remote).await
+                }
+                // Counted, and on no record: anybody could fill the log with guesses.
+                Err(error) => {
+                    self.count_refresh(Some(&error));
+                    issue_refused(&error)
+                }
+            };
+        }
+        let issued = self.issuer.refresh(&refresh_token, &self.directory).await;
+        self.count_refresh(issued.as_ref().err());
+        let known = matches!(issued, Ok(_) | Err(IssueError::Reused));
+        let (user, response) = match issued {
+            Ok(issued) => (issued.user.clone(), json(StatusCode::OK, &issued)),
+            Err(error) => (String::new(), issue_refused(&error)),
         };
-        let label = match &result {
-            Ok(_) => "ok",
-            Err(IssueError::Over | IssueError::TooLong) => "over",
-            Err(IssueError::Reused) => "reused",
-            Err(IssueError::Store(_)) => "store",
-        };
-        self.metrics.refreshes.with_label_values(&[label]).inc();
-        let (user, response) = result.unwrap_or_else(|error| (String::new(), issue_refused(&error)));
-        let known = !user.is_empty() || label == "reused" || out;
         if known {
-            self.audit.push(audit::event("create", path, &user, remote, response.status().as_u16(), "tokens", ""));
+            let code = response.status().as_u16();
+            self.audit.push(audit::event("create", "/auth/refresh", &user, remote, code, "tokens", ""));
         }
         response
+    }
+
+    /// `POST /auth/logout` with a token: that is over, or the login that it is of.
+    pub(super) async fn log_out(&self, who: &Authenticated, remote: SocketAddr) -> Response<Body> {
+        if self.audit.admit().await.is_err() {
+            return self.audit_full();
+        }
+        self.end_login(&who.token, AuditUser::of(&who.identity), remote).await
+    }
+
+    /// Ends a login that somebody may end. The audit log has room for it.
+    async fn end_login(&self, id: &str, user: AuditUser, remote: SocketAddr) -> Response<Body> {
+        let mut event = audit::event("delete", "/auth/logout", "", remote, 0, "tokens", "");
+        event.user = user;
+        if let Some(object) = &mut event.object_ref {
+            object.name = id.to_owned();
+        }
+        let record = Pending::new(&self.audit, event);
+        let ended = self.issuer.end(id, &self.directory).await;
+        self.count_refresh(ended.as_ref().err());
+        let response = match ended {
+            Ok(()) => json(StatusCode::OK, &serde_json::json!({})),
+            Err(error) => issue_refused(&error),
+        };
+        record.end(response.status().as_u16(), |_| {});
+        response
+    }
+
+    fn count_refresh(&self, error: Option<&IssueError>) {
+        let label = match error {
+            None => "ok",
+            Some(IssueError::Over | IssueError::TooLong) => "over",
+            Some(IssueError::Reused) => "reused",
+            Some(IssueError::Store(_)) => "store",
+        };
+        self.metrics.refreshes.with_label_values(&[label]).inc();
     }
 
     /// `POST /auth/token`: an access token for clusters alone.

@@ -155,6 +155,35 @@ async fn s51_a_user_who_is_disabled_and_a_logout_end_access_tokens_too() {
     assert_eq!(world.send("POST", "/auth/logout", &[], &body).await.code, 401);
 }
 
+/// S70: by whichever token somebody logs out, their login is what is deleted; and strangers write nothing down.
+#[tokio::test(flavor = "multi_thread")]
+async fn s70_a_logout_is_on_record_as_the_end_of_its_login() {
+    let world = World::new().await;
+    user(&world, "anna", &[]).await;
+    let (one, two) = (login(&world, "anna").await, login(&world, "anna").await);
+    assert_eq!(world.call(text(&one, "token"), "POST", "/auth/logout", &json!({})).await.code, 200);
+    let out = async |token: &str| {
+        let body = json!({ "refreshToken": token }).to_string();
+        world.send("POST", "/auth/logout", &[], &body).await.code
+    };
+    let guess = format!("mlr_{}.{}", text(&two, "session"), "A".repeat(43));
+    assert_eq!(out(&guess).await, 401);
+    assert_eq!(out(text(&two, "refreshToken")).await, 200);
+    assert_eq!(out(text(&two, "refreshToken")).await, 401, "it is over");
+    let over = world.metric("moorline_hub_refreshes_total{result=\"over\"}");
+    assert_eq!((over, world.metric("moorline_hub_refreshes_total{result=\"ok\"}")), (2.0, 2.0));
+    let log = world.audit_at_end().await;
+    let records = log.lines().filter(|line| line.contains("\"/auth/logout\""));
+    let said = records.map(|line| {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let at = |place: &str| record.pointer(place).cloned().unwrap_or_default();
+        let (who, object) = (at("/user/username"), [at("/objectRef/resource"), at("/objectRef/name")]);
+        json!([at("/verb"), who, object, at("/responseStatus/code")])
+    });
+    let ended = |login: &Value| json!(["delete", "anna", ["tokens", text(login, "session")], 200]);
+    assert_eq!(said.collect::<Vec<_>>(), [ended(&one), ended(&two)]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_rotate_and_nobody_is_logged_out() {
     let world = World::new().await;
