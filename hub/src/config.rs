@@ -245,9 +245,11 @@ pub struct Limits {
     pub connections: usize,
     /// The same of one address (of IPv6: of one network of 64 bits), which many may stand behind, but not all.
     pub connections_per_address: usize,
-    /// TLS handshakes under way, TCP.
+    /// TLS handshakes under way, TCP. Others wait for their turn.
     pub handshakes: usize,
-    /// Longest TLS handshake.
+    /// The same of one address, a quarter of all: who holds these holds up no other address.
+    pub handshakes_per_address: usize,
+    /// Longest TLS handshake, and longest wait for its turn.
     pub handshake: Duration,
     /// Pause of an accept loop that found no free file descriptor.
     pub accept_pause: Duration,
@@ -294,6 +296,8 @@ pub struct Limits {
     pub body_of_strangers: usize,
     /// Such bodies read at a time; more get 503. Together with their size it bounds what strangers make the hub hold.
     pub bodies_of_strangers: usize,
+    /// The same of one address, a quarter of all; more get 429.
+    pub bodies_of_strangers_per_address: usize,
     /// Longest wait for that body: 408 after it.
     pub body_wait: Duration,
     /// How slowly the bodies of requests to API servers may come: 408 and the end of the connection below it.
@@ -336,6 +340,7 @@ impl Default for Limits {
             handshake: Duration::from_secs(10),
             accept_pause: Duration::from_millis(200),
             greetings: 512,
+            handshakes_per_address: 256,
             sessions: 20_000,
             sessions_per_cluster: 256,
             agents_per_cluster: 256,
@@ -357,6 +362,7 @@ impl Default for Limits {
             body_wait: Duration::from_secs(10),
             body_pace: Pace::default(),
             h2_streams: 250,
+            bodies_of_strangers_per_address: 512,
             password_checks: std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 4)),
             password_queue: 64,
             password_wait: Duration::from_secs(5),

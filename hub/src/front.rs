@@ -18,6 +18,7 @@ use crate::{
     alive::Alive,
     audit,
     config::Limits,
+    crowd::Crowd,
     direct::Bundles,
     directory::{Authenticated, Directory},
     hubapi::HubApi,
@@ -97,7 +98,7 @@ pub(crate) struct Front {
     pub finish: CancellationToken,
     pub alive: Arc<Alive>,
     /// Of [`Limits::bodies_of_strangers`].
-    pub strangers: Semaphore,
+    pub strangers: Arc<Crowd>,
     /// Measurements of tunnels.
     pub benches: Semaphore,
     /// Services by host name.
@@ -250,11 +251,11 @@ impl Front {
                 text(code, if ready { "ok\n" } else { "not ready\n" })
             }
             (&Method::GET | &Method::HEAD, "/auth/ca") => text(StatusCode::OK, &self.authority.pem()),
-            (&Method::POST, "/agent/join") => match self.read_of_stranger(request).await {
+            (&Method::POST, "/agent/join") => match self.read_of_stranger(request, remote).await {
                 Ok(body) => join_answer(self.joiner.join(&body, remote).await),
                 Err(response) => response,
             },
-            (&Method::POST, "/auth/login") => match self.read_of_stranger(request).await {
+            (&Method::POST, "/auth/login") => match self.read_of_stranger(request, remote).await {
                 Ok(body) => self.login(&body, remote).await,
                 Err(response) => response,
             },

@@ -27,7 +27,6 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time::timeout,
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
@@ -92,7 +91,7 @@ pub(crate) struct Port {
     pub websocket: Arc<Door>,
     pub tls: Arc<ArcSwap<TlsPair>>,
     pub link_limits: moorline_link::Limits,
-    pub handshakes: Arc<Semaphore>,
+    pub handshakes: Arc<Crowd>,
     pub connections: Arc<Crowd>,
     /// No new connections from then on.
     pub stop: CancellationToken,
@@ -127,7 +126,7 @@ impl Port {
                     continue;
                 }
             };
-            let Some(slot) = self.connections.enter(remote.ip()) else {
+            let Ok(slot) = self.connections.enter(remote.ip()) else {
                 self.front.metrics.connections_refused.inc();
                 continue; // closed at once: better than a wait without an end
             };
@@ -148,17 +147,16 @@ impl Port {
         let _ = reference.set_tcp_keepalive(&keepalive);
         #[cfg(target_os = "linux")]
         let _ = reference.set_tcp_user_timeout(Some(self.front.limits.unacknowledged));
-        let Ok(Ok(handshaking)) =
-            timeout(self.front.limits.handshake, Arc::clone(&self.handshakes).acquire_owned()).await
-        else {
-            return;
+        let failed = |kind: &str| self.front.metrics.handshake_failures.with_label_values(&[kind]).inc();
+        let turn = match self.handshakes.wait(remote.ip(), self.front.limits.handshake).await {
+            Ok(turn) => turn,
+            Err(full) => return failed(full.label()),
         };
         let shaken = tokio::select! {
             shaken = timeout(self.front.limits.handshake, Box::pin(self.handshake(socket))) => shaken,
             () = self.finish.cancelled() => return,
         };
-        drop(handshaking);
-        let failed = |kind: &str| self.front.metrics.handshake_failures.with_label_values(&[kind]).inc();
+        drop(turn);
         let stream = match shaken {
             Ok(Ok(stream)) => stream,
             Ok(Err((error, socket))) => {
@@ -232,7 +230,7 @@ impl Port {
             request.extensions_mut().insert(seen.clone());
             async move {
                 Ok::<_, Infallible>(match Door::takes(&request) && !front.is_of_a_service(&request) {
-                    true => door.open(request, remote),
+                    true => door.open(request, remote).await,
                     false => front.serve(request, remote, sni.as_deref()).await,
                 })
             }

@@ -290,7 +290,10 @@ impl Hub {
             tasks: front_tasks,
             finish: finish.clone(),
             alive: Arc::clone(&alive),
-            strangers: Semaphore::new(config.limits.bodies_of_strangers),
+            strangers: Arc::new(Crowd::new(
+                config.limits.bodies_of_strangers,
+                config.limits.bodies_of_strangers_per_address,
+            )),
             names: crate::front::Names::new(&config),
             plan_files: Arc::new(plans::Files::new(dir.join("plan-files"))),
             shares: Arc::clone(&shares),
@@ -312,7 +315,7 @@ impl Hub {
             .map_err(listening(config.listen, "UDP"))?;
         let quic = Arc::new(quic);
         let tls_pair = Arc::new(ArcSwap::from_pointee(pair));
-        let handshakes = Arc::new(Semaphore::new(config.limits.handshakes));
+        let handshakes = Arc::new(Crowd::new(config.limits.handshakes, config.limits.handshakes_per_address));
         let websocket = Arc::new(Door {
             sessions: Arc::clone(&sessions),
             tls: Arc::clone(&tls_pair),

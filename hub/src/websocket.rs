@@ -1,6 +1,6 @@
 //! The WebSocket carrier's front door: an upgraded connection becomes an agent's.
 
-use crate::{listener::TlsPair, sessions::Sessions};
+use crate::{crowd::Crowd, listener::TlsPair, sessions::Sessions};
 use arc_swap::ArcSwap;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -8,7 +8,7 @@ use hyper_util::rt::TokioIo;
 use moorline_link::{accept_websocket, websocket};
 use moorline_proxy::{Body, body, status::status_response};
 use std::{net::SocketAddr, sync::Arc};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// What an upgrade needs.
@@ -17,7 +17,7 @@ pub(crate) struct Door {
     pub tls: Arc<ArcSwap<TlsPair>>,
     pub link_limits: moorline_link::Limits,
     /// Those of the port: an upgrade is one more handshake.
-    pub handshakes: Arc<Semaphore>,
+    pub handshakes: Arc<Crowd>,
     /// Everything ends.
     pub kill: CancellationToken,
 }
@@ -29,13 +29,18 @@ impl Door {
     }
 
     /// Agrees to the upgrade, or says why not. Who is there is found out by the TLS within.
-    pub fn open(self: &Arc<Self>, mut request: Request<Incoming>, remote: SocketAddr) -> Response<Body> {
+    pub async fn open(self: &Arc<Self>, mut request: Request<Incoming>, remote: SocketAddr) -> Response<Body> {
         let head = match websocket::upgrade(&request) {
             Ok(head) => head,
             Err((code, why)) => return status_response(code, why),
         };
-        let Ok(slot) = Arc::clone(&self.handshakes).try_acquire_owned() else {
-            return status_response(http::StatusCode::SERVICE_UNAVAILABLE, "too many agents are connecting");
+        // Many agents may come by one proxy.
+        let turn = match self.handshakes.wait(remote.ip(), self.sessions.limits.handshake).await {
+            Ok(turn) => turn,
+            Err(full) => {
+                self.sessions.metrics.handshake_failures.with_label_values(&[full.label()]).inc();
+                return status_response(http::StatusCode::SERVICE_UNAVAILABLE, "too many agents are connecting");
+            }
         };
         let upgraded = hyper::upgrade::on(&mut request);
         let door = Arc::clone(self);
@@ -53,7 +58,7 @@ impl Door {
                 }
             };
             let greeting = door.kill.run_until_cancelled(greeted).await.flatten();
-            drop(slot);
+            drop(turn);
             if let Some(greeting) = greeting {
                 door.sessions.admit(greeting).await;
             }

@@ -4,13 +4,14 @@ use super::{
     Front,
     answers::{closing, later},
 };
+use crate::crowd::Full;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use moorline_proxy::Body;
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 use tokio::time::timeout;
 
 impl Front {
@@ -18,12 +19,20 @@ impl Front {
         self.collect(request.into_body(), self.limits.body).await
     }
 
-    /// The same for somebody who has not proved who they are: smaller, and so many at a time.
-    pub(super) async fn read_of_stranger(&self, request: Request<Incoming>) -> Result<Bytes, Response<Body>> {
-        let Ok(_slot) = self.strangers.try_acquire() else {
-            self.count_refusal("busy");
-            return Err(later(StatusCode::SERVICE_UNAVAILABLE, "too many logins and joins", Duration::from_secs(1)));
-        };
+    /// The same for somebody who has not proved who they are: smaller, and so many at a time, in all and of one address.
+    pub(super) async fn read_of_stranger(
+        &self,
+        request: Request<Incoming>,
+        remote: SocketAddr,
+    ) -> Result<Bytes, Response<Body>> {
+        let _place = self.strangers.enter(remote.ip()).map_err(|full| {
+            self.count_refusal(full.label());
+            let (code, message) = match full {
+                Full::OfOne => (StatusCode::TOO_MANY_REQUESTS, "too many logins and joins from this address"),
+                Full::OfAll => (StatusCode::SERVICE_UNAVAILABLE, "too many logins and joins"),
+            };
+            later(code, message, Duration::from_secs(1))
+        })?;
         self.collect(request.into_body(), self.limits.body_of_strangers).await
     }
 

@@ -287,7 +287,7 @@ impl Front {
                     return closing(StatusCode::FORBIDDEN, "logins are sent by the hub's own page alone");
                 }
                 let target = request.uri().path_and_query().map_or(BROWSER, |target| target.as_str()).to_owned();
-                let form = match self.read_of_stranger(request).await {
+                let form = match self.read_of_stranger(request, remote).await {
                     Ok(form) => form,
                     Err(response) => return response,
                 };

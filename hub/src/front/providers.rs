@@ -201,7 +201,7 @@ impl Front {
 
     /// `POST /auth/code`: the program takes its login.
     pub(super) async fn redeem(&self, request: Request<Incoming>, remote: SocketAddr) -> Response<Body> {
-        let body = match self.read_of_stranger(request).await {
+        let body = match self.read_of_stranger(request, remote).await {
             Ok(body) => body,
             Err(response) => return response,
         };
@@ -223,7 +223,7 @@ impl Front {
 
     /// `POST /auth/device`: a code to type on another device (RFC 8628 §3.1).
     pub(super) async fn start_device(&self, request: Request<Incoming>, remote: SocketAddr) -> Response<Body> {
-        let body = match self.read_of_stranger(request).await {
+        let body = match self.read_of_stranger(request, remote).await {
             Ok(body) => body,
             Err(response) => return response,
         };
@@ -252,7 +252,7 @@ impl Front {
 
     /// `POST /auth/device/poll`: 202 while nothing has come of it.
     pub(super) async fn poll_device(&self, request: Request<Incoming>, remote: SocketAddr) -> Response<Body> {
-        let body = match self.read_of_stranger(request).await {
+        let body = match self.read_of_stranger(request, remote).await {
             Ok(body) => body,
             Err(response) => return response,
         };

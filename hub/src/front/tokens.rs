@@ -55,7 +55,7 @@ impl Front {
         remote: SocketAddr,
         out: bool,
     ) -> Response<Body> {
-        let body = match self.read_of_stranger(request).await {
+        let body = match self.read_of_stranger(request, remote).await {
             Ok(body) => body,
             Err(response) => return response,
         };

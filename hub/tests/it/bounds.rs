@@ -5,7 +5,7 @@ use moorline_hub::Config;
 use std::{io, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
+    net::TcpStream,
     time::{Instant, timeout},
 };
 use tokio_rustls::client::TlsStream;
@@ -21,9 +21,7 @@ async fn asks(stream: &mut TlsStream<TcpStream>) -> u16 {
 
 /// From that address of this machine; `None`: the hub hung up.
 async fn from(world: &World, address: &str) -> Option<TcpStream> {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
-    let mut stream = socket.connect(world.hub.addr()).await.unwrap();
+    let mut stream = world.socket_from(address).await;
     // Who is let in hears nothing before they speak.
     match timeout(A_WHILE, stream.read(&mut [0; 1])).await {
         Err(_) => Some(stream),
@@ -83,6 +81,43 @@ async fn s77_there_are_no_more_handshakes_at_a_time_than_there_may_be() {
     drop(one);
     assert_eq!(asks(&mut timeout(LONG, third).await.expect("its turn")).await, 200);
     drop(two);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s77_one_address_does_not_take_all_handshakes() {
+    let world = World::with(|config| {
+        config.limits.handshakes_per_address = 2;
+        config.limits.handshake = LONG;
+    })
+    .await;
+    let (one, two) = (from(&world, "127.0.0.2").await.unwrap(), from(&world, "127.0.0.2").await.unwrap());
+    let mut third = Box::pin(world.connect_from("127.0.0.2"));
+    assert!(timeout(A_WHILE, &mut third).await.is_err(), "a third handshake of one address beside two");
+    assert_eq!(asks(&mut world.connect("localhost", &[b"http/1.1"]).await).await, 200, "others pass");
+    drop(one);
+    assert_eq!(asks(&mut timeout(LONG, third).await.expect("its turn")).await, 200);
+    drop(two);
+}
+
+/// Who waits behind their own address for longer than a handshake may take is seen off, and counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn s77_who_waits_for_a_handshake_in_vain_is_counted() {
+    let world = World::with(|config| {
+        config.limits.handshakes_per_address = 1;
+        config.limits.handshake = Duration::from_secs(4);
+    })
+    .await;
+    // Each is seen to wait for a second: the first is gone when the second's turn comes, and the second is not for the third.
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        silent.push(from(&world, "127.0.0.2").await.unwrap());
+    }
+    for stream in &mut silent {
+        let ended = timeout(LONG, stream.read_to_end(&mut Vec::new())).await;
+        assert!(ended.is_ok(), "a connection that says nothing stays");
+    }
+    assert!(0.0 < world.metric("moorline_hub_handshake_failures_total{kind=\"busy_address\"}"));
+    assert_eq!(asks(&mut world.connect_from("127.0.0.2").await).await, 200);
 }
 
 /// Who waits for a turn waits no longer than a handshake may take.

@@ -36,6 +36,31 @@ async fn s56_strangers_make_the_hub_hold_little() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn s56_one_address_does_not_take_all_room_for_bodies_of_strangers() {
+    let world = World::with(|config| config.limits.bodies_of_strangers_per_address = 2).await;
+    let begin = async |address: &str, body: &str| {
+        let mut stream = world.connect_from(address).await;
+        let head = "POST /auth/login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n";
+        stream.write_all([head, body].concat().as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        stream
+    };
+    let ask = async |address: &str| read_answer(&mut begin(address, "{}").await).await;
+    let mut held = vec![begin("127.0.0.2", "{").await, begin("127.0.0.2", "{").await];
+    eventually("no room", async || ask("127.0.0.2").await.code == 429).await;
+    let refused = ask("127.0.0.2").await;
+    assert!(refused.body.contains("from this address") && refused.header("retry-after").is_some(), "{refused:?}");
+    assert!(1.0 < world.metric("moorline_hub_refusals_total{reason=\"busy_address\"}"));
+    assert_eq!((ask("127.0.0.1").await.code, ask("127.0.0.3").await.code), (400, 400), "others have room");
+    for stream in &mut held {
+        stream.write_all(b"}").await.unwrap();
+        stream.flush().await.unwrap();
+        assert_eq!(read_answer(stream).await.code, 400);
+    }
+    eventually("room again", async || ask("127.0.0.2").await.code == 400).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn s70_strangers_do_not_fill_the_audit_log() {
     let world = World::with(|config| {
         config.limits.join_burst = 3;

@@ -23,7 +23,7 @@ use std::{
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     sync::Notify,
     time::timeout,
 };
@@ -110,6 +110,19 @@ impl World {
         let socket = TcpStream::connect(self.hub.addr()).await.unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         TlsConnector::from(self.tls(alpn)).connect(name, socket).await.unwrap()
+    }
+
+    /// TCP from that address of this machine.
+    pub async fn socket_from(&self, address: &str) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
+        socket.connect(self.hub.addr()).await.unwrap()
+    }
+
+    /// HTTP/1.1 from that address of this machine.
+    pub async fn connect_from(&self, address: &str) -> TlsStream<TcpStream> {
+        let (socket, name) = (self.socket_from(address).await, ServerName::try_from("localhost").unwrap());
+        TlsConnector::from(self.tls(&[b"http/1.1"])).connect(name, socket).await.unwrap()
     }
 
     /// Sends these bytes and reads until the hub closes or the answer is whole.
