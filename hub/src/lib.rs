@@ -45,6 +45,7 @@ mod recordings;
 mod records;
 mod route;
 mod sessions;
+mod seat;
 mod shares;
 mod signing;
 mod specs;

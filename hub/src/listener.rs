@@ -1,7 +1,7 @@
 //! The one port: TLS, then a tunnel or HTTP by what the client hello asks for.
 
 use crate::{
-    crowd::{Crowd, Place},
+    crowd::Crowd,
     front::Front,
     given::{Chooser, Given},
     known::Known,
@@ -126,20 +126,19 @@ impl Port {
                     continue;
                 }
             };
-            let Ok(slot) = self.connections.enter(remote.ip()) else {
+            let Ok(place) = self.connections.enter(remote.ip()) else {
                 self.front.metrics.connections_refused.inc();
                 continue; // closed at once: better than a wait without an end
             };
             let port = Arc::clone(&self);
             self.front.tasks.spawn(async move {
-                port.front.metrics.connections.inc();
-                port.kill.run_until_cancelled(port.connection(socket, remote, slot)).await;
-                port.front.metrics.connections.dec();
+            let seat = Seat::new(place, &self.front.metrics);
+                port.kill.run_until_cancelled(port.connection(socket, remote, seat)).await;
             });
         }
     }
 
-    async fn connection(&self, socket: TcpStream, remote: SocketAddr, slot: Place) {
+    async fn connection(&self, socket: TcpStream, remote: SocketAddr, seat: Seat) {
         let _ = socket.set_nodelay(true);
         moorline_link::tries_again_soon(&socket);
         let reference = socket2::SockRef::from(&socket);
@@ -178,15 +177,16 @@ impl Port {
                         tracing::info!(%remote, "no greeting: {error}");
                     }
                 }
-                // The session has bounds of its own; this slot was the handshake's.
-                drop(slot);
+                // The session has bounds of its own.
+                seat.leave();
             }
-            Some(tls::IMPORTS_ALPN) => Box::pin(self.imports(stream, remote)).await,
+            Some(tls::IMPORTS_ALPN) => Box::pin(self.imports(stream, remote, &seat)).await,
             Some(b"h2") => Box::pin(self.http2(stream, remote)).await,
-            _ => Box::pin(self.http1(stream, remote)).await,
+            _ => Box::pin(self.http1(stream, remote, &seat)).await,
         }
     }
 
+        seat.served(&self.front.metrics);
     /// The client hello decides which certificate rules apply.
     ///
     /// # Errors
@@ -217,7 +217,7 @@ impl Port {
         start.into_stream(config).into_fallible().await.map_err(|(error, socket)| (error, mutual.then_some(socket)))
     }
 
-    async fn http1(&self, stream: TlsStream<Socket>, remote: SocketAddr) {
+    async fn http1(&self, stream: TlsStream<Socket>, remote: SocketAddr, seat: &Seat) {
         // See `Limits::unacknowledged`: here a reader may take its time.
         #[cfg(target_os = "linux")]
         let _ = socket2::SockRef::from(stream.get_ref().0.get_ref()).set_tcp_user_timeout(None);
@@ -226,11 +226,11 @@ impl Port {
         let known = Known::default();
         let seen = known.clone();
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-            let (front, door, sni) = (Arc::clone(&front), Arc::clone(&door), sni.clone());
+            let (front, door, sni, seat) = (Arc::clone(&front), Arc::clone(&door), sni.clone(), held.clone());
             request.extensions_mut().insert(seen.clone());
             async move {
                 Ok::<_, Infallible>(match Door::takes(&request) && !front.is_of_a_service(&request) {
-                    true => door.open(request, remote).await,
+                    true => door.open(request, remote, seat).await,
                     false => front.serve(request, remote, sni.as_deref()).await,
                 })
             }
@@ -259,7 +259,7 @@ impl Port {
     }
 
     /// HTTP of an agent, for what its cluster imports.
-    async fn imports(&self, stream: TlsStream<Socket>, remote: SocketAddr) {
+    async fn imports(&self, stream: TlsStream<Socket>, remote: SocketAddr, seat: &Seat) {
         let cert = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let agent = match Importing::of(&self.front, &self.sessions, cert, remote) {
             Ok(agent) => agent,
@@ -275,7 +275,8 @@ impl Port {
         });
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(self.front.limits.head).max_headers(100).half_close(false);
-        let connection = builder.serve_connection(TokioIo::new(Guarded::new(stream)), service).with_upgrades();
+        let stream = TokioIo::new(Guarded::new(Seated::new(stream, seat)));
+        let connection = builder.serve_connection(stream, service).with_upgrades();
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,

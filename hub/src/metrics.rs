@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     pub recordings_taken: IntCounterVec,
     pub bad_tokens: IntCounterVec,
     pub connections: IntGauge,
+    pub connections_upgraded: IntGauge,
     pub connections_refused: IntCounter,
     pub accept_errors: IntCounter,
     pub requests: IntCounterVec,
@@ -53,9 +54,14 @@ impl Metrics {
         let sessions =
             IntGaugeVec::new(Opts::new("moorline_hub_sessions_open", "Sessions with agents"), &["carrier", "role"])?;
         registry.register(Box::new(sessions.clone()))?;
-        let connections = IntGauge::new("moorline_hub_connections_open", "TCP connections, all kinds")?;
+        let connections = IntGauge::new("moorline_hub_connections_open", "TCP connections, without agents' sessions")?;
         registry.register(Box::new(connections.clone()))?;
         let certificate_current = IntGauge::new(
+        let connections_upgraded = IntGauge::new(
+            "moorline_hub_connections_upgraded",
+            "Open TCP connections that were upgraded: sessions in terminals, port forwards, imports",
+        )?;
+        registry.register(Box::new(connections_upgraded.clone()))?;
             "moorline_hub_given_certificate_current",
             "Whether the certificate that was given is in use as its files are now (1), or an older one (0)",
         )?;
@@ -70,6 +76,7 @@ impl Metrics {
             sessions,
             connections,
             endpoints,
+            connections_upgraded,
             bundle_bytes: counters(
                 "moorline_hub_bundle_bytes_total",
                 "Bytes of bundles that were delivered, whole or as what changed",

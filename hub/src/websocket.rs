@@ -1,6 +1,6 @@
 //! The WebSocket carrier's front door: an upgraded connection becomes an agent's.
 
-use crate::{crowd::Crowd, listener::TlsPair, sessions::Sessions};
+use crate::{crowd::Crowd, listener::TlsPair, seat::Seat, sessions::Sessions};
 use arc_swap::ArcSwap;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -28,8 +28,14 @@ impl Door {
         request.uri().path() == websocket::PATH
     }
 
-    /// Agrees to the upgrade, or says why not. Who is there is found out by the TLS within.
-    pub async fn open(self: &Arc<Self>, mut request: Request<Incoming>, remote: SocketAddr) -> Response<Body> {
+    /// Agrees to the upgrade, or says why not. Who is there is found out by the TLS within. `seat`: the connection's, which
+    /// a session does not need: it has bounds of its own.
+    pub async fn open(
+        self: &Arc<Self>,
+        mut request: Request<Incoming>,
+        remote: SocketAddr,
+        seat: Seat,
+    ) -> Response<Body> {
         let head = match websocket::upgrade(&request) {
             Ok(head) => head,
             Err((code, why)) => return status_response(code, why),
@@ -62,6 +68,7 @@ impl Door {
             if let Some(greeting) = greeting {
                 door.sessions.admit(greeting).await;
             }
+            seat.leave();
         });
         head.map(|()| body::full(""))
     }

@@ -1,7 +1,11 @@
 //! S77: how much of the hub connections take that do nothing, or that do it slowly.
 
-use crate::world::{LONG, World, eventually, read_answer};
+use crate::{
+    rights::{EXEC, PORT_FORWARD, echoes},
+    world::{LONG, World, eventually, read_answer},
+};
 use moorline_hub::Config;
+use moorline_link::Carrier;
 use std::{io, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -118,6 +122,57 @@ async fn s77_who_waits_for_a_handshake_in_vain_is_counted() {
     }
     assert!(0.0 < world.metric("moorline_hub_handshake_failures_total{kind=\"busy_address\"}"));
     assert_eq!(asks(&mut world.connect_from("127.0.0.2").await).await, 200);
+}
+
+/// What a connection has become counts for as long as it lives.
+#[tokio::test(flavor = "multi_thread")]
+async fn s77_upgraded_connections_keep_their_places_until_they_end() {
+    const MOST: usize = 8;
+    const KINDS: [(&str, &str); 4] = [
+        (EXEC, "websocket"),
+        (EXEC, "SPDY/3.1"),
+        (PORT_FORWARD, "SPDY/3.1"),
+        ("/connect/svc/shop/web:80", "moorline-stream"),
+    ];
+    let world = World::with(|config| config.limits.connections_per_address = MOST).await;
+    let _agent = world.connected("edge1", Carrier::Tls).await;
+    let upgraded = || world.metric("moorline_hub_connections_upgraded");
+    let mut held = Vec::new();
+    for (path, protocol) in KINDS.into_iter().cycle().take(MOST) {
+        let mut stream = world.connect_from("127.0.0.2").await;
+        let ask = format!(
+            "GET /k8s/clusters/edge1{path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n",
+            world.admin
+        );
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        assert_eq!(read_answer(&mut stream).await.code, 101, "{path} {protocol}");
+        held.push(stream);
+    }
+    eventually("counted", async || upgraded() == MOST as f64).await;
+    assert!(MOST as f64 <= world.metric("moorline_hub_connections_open"));
+    assert!(from(&world, "127.0.0.2").await.is_none(), "one more than an address may have");
+    assert!(from(&world, "127.0.0.3").await.is_some(), "others have room");
+    for stream in &mut held {
+        echoes(stream).await;
+    }
+    held.pop();
+    eventually("room again", async || from(&world, "127.0.0.2").await.is_some()).await;
+    drop(held);
+    eventually("over", async || upgraded() == 0.0 && world.metric("moorline_hub_connections_open") == 0.0).await;
+}
+
+/// A session has bounds of its own, whichever way it came.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_of_agents_take_no_places_of_connections() {
+    for carrier in [Carrier::Tls, Carrier::WebSocket] {
+        let world = World::new().await;
+        let agent = world.connected("edge1", carrier).await;
+        let count = |what: &str| world.metric(&format!("moorline_hub_connections_{what}"));
+        let free = async || count("open") == 0.0 && count("upgraded") == 0.0;
+        eventually(&format!("no place is taken by {carrier}"), free).await;
+        assert!(agent.session.ping().await.is_ok(), "{carrier}");
+    }
 }
 
 /// Who waits for a turn waits no longer than a handshake may take.

@@ -52,7 +52,7 @@ pub async fn echoes(stream: &mut TlsStream<TcpStream>) {
 }
 
 pub const EXEC: &str = "/api/v1/namespaces/a/pods/b/exec?command=sh";
-const PORT_FORWARD: &str = "/api/v1/namespaces/a/pods/b/portforward?ports=80";
+pub const PORT_FORWARD: &str = "/api/v1/namespaces/a/pods/b/portforward?ports=80";
 pub const WATCH: &str = "/api/v1/pods?watch=1&x=endless";
 pub const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
 
