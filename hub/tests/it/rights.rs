@@ -36,11 +36,12 @@ pub async fn open(world: &World, token: &str, path: &str, more: &str) -> TlsStre
     stream
 }
 
-/// Cut, within the bound, and not as if it were whole.
+/// Cut, within the bound, and not as if it were whole: without TLS's goodbye, and so without a WebSocket's or a last chunk.
 pub async fn ended(mut stream: TlsStream<TcpStream>, what: &str) {
     let mut rest = Vec::new();
-    assert!(timeout(REVOKED, stream.read_to_end(&mut rest)).await.is_ok(), "{what}: still open after {REVOKED:?}");
-    assert!(!rest.ends_with(b"0\r\n\r\n"), "{what}: ended as if it were whole");
+    let end = timeout(REVOKED, stream.read_to_end(&mut rest)).await;
+    let end = end.unwrap_or_else(|_| panic!("{what}: still open after {REVOKED:?}"));
+    assert!(end.is_err() && !rest.ends_with(b"0\r\n\r\n"), "{what}: ended as if it were whole");
 }
 
 pub async fn echoes(stream: &mut TlsStream<TcpStream>) {
