@@ -302,6 +302,9 @@ pub struct Limits {
     pub body_wait: Duration,
     /// How slowly the bodies of requests to API servers may come: 408 and the end of the connection below it.
     pub body_pace: Pace,
+    /// An HTTP/1 connection ends whose client takes nothing for this long of an answer that has an end of its own. Streams are
+    /// left alone, logs and what is upgraded.
+    pub reader: Duration,
     /// Requests open at a time on one HTTP/2 connection.
     pub h2_streams: u32,
     /// Password checks at a time: each takes 19 MiB and a core.
@@ -337,10 +340,10 @@ impl Default for Limits {
             connections: 20_000,
             connections_per_address: 10_000,
             handshakes: 1024,
+            handshakes_per_address: 256,
             handshake: Duration::from_secs(10),
             accept_pause: Duration::from_millis(200),
             greetings: 512,
-            handshakes_per_address: 256,
             sessions: 20_000,
             sessions_per_cluster: 256,
             agents_per_cluster: 256,
@@ -359,10 +362,12 @@ impl Default for Limits {
             body: 1 << 20,
             body_of_strangers: 16 << 10,
             bodies_of_strangers: 2048,
+            bodies_of_strangers_per_address: 512,
             body_wait: Duration::from_secs(10),
             body_pace: Pace::default(),
+            // As long as kube-apiserver gives such a request in all (`--request-timeout`).
+            reader: Duration::from_secs(60),
             h2_streams: 250,
-            bodies_of_strangers_per_address: 512,
             password_checks: std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 4)),
             password_queue: 64,
             password_wait: Duration::from_secs(5),

@@ -28,6 +28,7 @@ use crate::{
     metrics::Metrics,
     ops::{Health, readiness},
     plugins,
+    reader::Prompt,
     records::Records,
     route::CallDial,
     sessions::Registry,
@@ -180,6 +181,7 @@ impl Front {
         if let Some(response) = self.gate.over_quota_to(path.cluster) {
             return response;
         }
+        Prompt::note(&request, path.rest);
         let proxy = self.proxy(&who, grants);
         let caller = Caller { identity: who.identity, remote };
         proxy.handle(request.map(body::from), path, &caller, permit).await

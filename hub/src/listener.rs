@@ -6,6 +6,8 @@ use crate::{
     given::{Chooser, Given},
     known::Known,
     pki::Authority,
+    reader::{Prompt, PromptIo},
+    seat::{Seat, Seated},
     sessions::Sessions,
     shares::Importing,
     websocket::Door,
@@ -130,9 +132,9 @@ impl Port {
                 self.front.metrics.connections_refused.inc();
                 continue; // closed at once: better than a wait without an end
             };
+            let seat = Seat::new(place, &self.front.metrics);
             let port = Arc::clone(&self);
             self.front.tasks.spawn(async move {
-            let seat = Seat::new(place, &self.front.metrics);
                 port.kill.run_until_cancelled(port.connection(socket, remote, seat)).await;
             });
         }
@@ -184,9 +186,9 @@ impl Port {
             Some(b"h2") => Box::pin(self.http2(stream, remote)).await,
             _ => Box::pin(self.http1(stream, remote, &seat)).await,
         }
+        seat.served(&self.front.metrics);
     }
 
-        seat.served(&self.front.metrics);
     /// The client hello decides which certificate rules apply.
     ///
     /// # Errors
@@ -224,10 +226,14 @@ impl Port {
         let sni = stream.get_ref().1.server_name().map(str::to_owned);
         let (front, door) = (Arc::clone(&self.front), Arc::clone(&self.websocket));
         let known = Known::default();
-        let seen = known.clone();
+        let (seen, held) = (known.clone(), seat.clone());
+        let (limits, prompt) = (&self.front.limits, Prompt::default());
+        let stream = PromptIo::new(stream, prompt.clone(), limits.reader, self.front.metrics.slow_readers.clone());
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             let (front, door, sni, seat) = (Arc::clone(&front), Arc::clone(&door), sni.clone(), held.clone());
             request.extensions_mut().insert(seen.clone());
+            prompt.forget();
+            request.extensions_mut().insert(prompt.clone());
             async move {
                 Ok::<_, Infallible>(match Door::takes(&request) && !front.is_of_a_service(&request) {
                     true => door.open(request, remote, seat).await,
@@ -236,8 +242,9 @@ impl Port {
             }
         });
         let mut builder = hyper::server::conn::http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(self.front.limits.head).max_headers(100).half_close(false);
-        let connection = builder.serve_connection(TokioIo::new(Guarded::new(stream)), service).with_upgrades();
+        builder.timer(TokioTimer::new()).header_read_timeout(limits.head).max_headers(100).half_close(false);
+        let stream = TokioIo::new(Guarded::new(Seated::new(stream, seat)));
+        let connection = builder.serve_connection(stream, service).with_upgrades();
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
@@ -245,9 +252,9 @@ impl Port {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
-            () = known.stranger_for(self.front.limits.stranger) => {
+            () = known.stranger_for(limits.stranger) => {
                 connection.as_mut().graceful_shutdown();
-                timeout(self.front.limits.head, connection).await.unwrap_or(Ok(()))
+                timeout(limits.head, connection).await.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = ended {

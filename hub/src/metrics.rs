@@ -25,6 +25,7 @@ pub(crate) struct Metrics {
     pub connections_upgraded: IntGauge,
     pub connections_refused: IntCounter,
     pub accept_errors: IntCounter,
+    pub slow_readers: IntCounter,
     pub requests: IntCounterVec,
     pub panics: IntCounter,
     pub streams_revoked: IntCounter,
@@ -56,12 +57,12 @@ impl Metrics {
         registry.register(Box::new(sessions.clone()))?;
         let connections = IntGauge::new("moorline_hub_connections_open", "TCP connections, without agents' sessions")?;
         registry.register(Box::new(connections.clone()))?;
-        let certificate_current = IntGauge::new(
         let connections_upgraded = IntGauge::new(
             "moorline_hub_connections_upgraded",
             "Open TCP connections that were upgraded: sessions in terminals, port forwards, imports",
         )?;
         registry.register(Box::new(connections_upgraded.clone()))?;
+        let certificate_current = IntGauge::new(
             "moorline_hub_given_certificate_current",
             "Whether the certificate that was given is in use as its files are now (1), or an older one (0)",
         )?;
@@ -75,8 +76,8 @@ impl Metrics {
             certificate_current,
             sessions,
             connections,
-            endpoints,
             connections_upgraded,
+            endpoints,
             bundle_bytes: counters(
                 "moorline_hub_bundle_bytes_total",
                 "Bytes of bundles that were delivered, whole or as what changed",
@@ -132,6 +133,10 @@ impl Metrics {
             )?,
             logins: counters("moorline_hub_logins_total", "Logins by result", &["result"])?,
             connections_refused: counter("moorline_hub_connections_refused_total", "Connections over the bound")?,
+            slow_readers: counter(
+                "moorline_hub_slow_readers_total",
+                "Connections that were ended as their clients took nothing of an answer for too long",
+            )?,
             accept_errors: counter("moorline_hub_accept_errors_total", "Failures of accept(2)")?,
             requests: counters("moorline_hub_requests_total", "HTTP requests by kind and status", &["kind", "code"])?,
             panics: counter("moorline_hub_request_panics_total", "Requests whose handling panicked")?,

@@ -9,6 +9,7 @@ use crate::{
     audit::{self, Pending},
     directory::Authenticated,
     events,
+    reader::Prompt,
 };
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
@@ -36,6 +37,8 @@ impl Front {
         who: &Authenticated,
         remote: SocketAddr,
     ) -> Response<Body> {
+        let target = request.uri().path_and_query().map_or(path, |target| target.as_str()).to_owned();
+        Prompt::note(&request, &target);
         if matches!(*request.method(), Method::GET | Method::HEAD) {
             return self.object(request, path, who).await;
         }
@@ -43,7 +46,6 @@ impl Front {
             return self.audit_full();
         }
         let info = request_info(request.method().as_str(), path, request.uri().query());
-        let target = request.uri().path_and_query().map_or(path, |target| target.as_str()).to_owned();
         let object = ObjectRef::of(&info);
         let unnamed = info.verb == "create" && object.as_ref().is_some_and(|object| object.name.is_empty());
         let mut event = audit::event(&info.verb, &target, &who.identity.user, remote, 0, "", "");

@@ -1,6 +1,6 @@
 //! Bodies of any shape, and readers of any speed.
 
-use crate::world::World;
+use crate::world::{API, World, eventually, read_answer};
 use moorline_link::Carrier;
 use proptest::{
     prelude::*,
@@ -9,8 +9,10 @@ use proptest::{
 use std::time::Duration;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
     time::timeout,
 };
+use tokio_rustls::client::TlsStream;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -302,6 +304,72 @@ async fn s77_a_body_that_stalls_is_ended_with_its_connection() {
     assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("came too slowly"), "{read:?}: {answer}");
     assert_eq!(world.metric("moorline_proxy_slow_bodies_total"), 1.0);
     assert_eq!(agent.lines().len(), before, "nothing that is whole arrived");
+}
+
+/// S77: nor does a byte now and then buy time, whoever sends it and wherever it goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn s77_a_body_that_trickles_in_is_ended_wherever_it_goes() {
+    let world = World::with(|config| {
+        config.limits.body_pace = moorline_proxy::pace::Pace { bytes: 100, over: Duration::from_millis(300) };
+        config.limits.body_wait = Duration::from_secs(1);
+    })
+    .await;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    let before = agent.lines().len();
+    let users = format!("{API}/users");
+    for path in ["/k8s/clusters/edge1/api/v1/namespaces/a/configmaps", &users, "/auth/token", "/auth/refresh"] {
+        let (mut read, mut write) = tokio::io::split(world.connect("localhost", &[b"http/1.1"]).await);
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Length: 16000\r\n\r\n",
+            world.admin
+        );
+        write.write_all(head.as_bytes()).await.unwrap();
+        let trickle = async {
+            while write.write_all(b" ").await.is_ok() && write.flush().await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await; // as slow clients send
+            }
+        };
+        let (answer, ended) = tokio::join!(read_answer(&mut read), timeout(SOON, trickle));
+        assert_eq!(answer.code, 408, "{path}: {answer:?}");
+        assert!(ended.is_ok(), "{path}: the connection goes on");
+    }
+    assert_eq!(world.metric("moorline_proxy_slow_bodies_total"), 1.0);
+    assert_eq!(agent.lines().len(), before, "nothing that is whole arrived");
+}
+
+/// S77: who takes nothing of an answer that has an end loses the connection; a log that nobody reads stays. Real time: the
+/// buffers are the kernel's.
+#[tokio::test(flavor = "multi_thread")]
+async fn s77_who_takes_nothing_of_an_answer_is_cut_off_and_streams_are_not() {
+    let world = World::with(|config| config.limits.reader = Duration::from_secs(1)).await;
+    let _agent = world.connected("edge1", Carrier::Tls).await;
+    let begin = async |path: &str| {
+        let mut stream = world.connect("localhost", &[b"http/1.1"]).await;
+        let ask = format!(
+            "GET /k8s/clusters/edge1/{path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\r\n",
+            world.admin
+        );
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        stream
+    };
+    let mut log = begin("api/v1/namespaces/large/pods/a/log").await;
+    let mut stalled = begin("large").await;
+    eventually("cut off", async || world.metric("moorline_hub_slow_readers_total") == 1.0).await;
+    // What lay in the buffers, and no end of it.
+    let read = async |stream: &mut TlsStream<TcpStream>| {
+        let (mut got, mut chunk) = (0, vec![0; 64 << 10]);
+        while got < LARGE {
+            match timeout(SOON, stream.read(&mut chunk)).await.expect("bytes, or an end") {
+                Ok(0) | Err(_) => break,
+                Ok(n) => got += n,
+            }
+        }
+        got
+    };
+    assert!(read(&mut stalled).await < LARGE);
+    assert!(LARGE <= read(&mut log).await, "a log that was left alone is cut off");
+    assert_eq!(world.metric("moorline_hub_slow_readers_total"), 1.0);
 }
 
 /// More than the buffers of two sockets, the hub, the tunnel and the agent together.

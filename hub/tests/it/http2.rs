@@ -1,6 +1,6 @@
 //! HTTP/2 as attackers write it: frames by hand (RFC 9113), headers without compression (RFC 7541 §6.2.2).
 
-use crate::world::World;
+use crate::world::{World, eventually};
 use moorline_link::Carrier;
 use std::time::Duration;
 use tokio::{
@@ -274,4 +274,29 @@ async fn s58_floods_end_their_connection_and_nobody_elses() {
     }
     assert_eq!(world.get(&world.admin, "/k8s/clusters/edge1/api").await.code, 200);
     assert_eq!(world.metric("moorline_hub_request_panics_total"), 0.0);
+}
+
+/// S77: of somebody who reads nothing any more the hub does not wait to hear. Real time: the clock is the kernel's.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn s77_a_client_that_reads_nothing_is_cut_off() {
+    let world = World::with(|config| config.limits.unacknowledged = Duration::from_secs(1)).await;
+    let _agent = world.connected("edge1", Carrier::Tls).await;
+    let mut raw = Raw::new(&world).await;
+    // All that HTTP/2 lets it send it may: what stands still is TCP.
+    let window = 0x7fff_0000_u32.to_be_bytes();
+    raw.send(&frame(SETTINGS, 0, 0, &[&[0, 4], &window[..]].concat())).await;
+    raw.send(&frame(WINDOW_UPDATE, 0, 0, &window)).await;
+    let bearer = format!("Bearer {}", world.admin);
+    let ask = block(&[
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", "localhost"),
+        (":path", "/k8s/clusters/edge1/large"),
+        ("authorization", &bearer),
+    ]);
+    raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &ask)).await;
+    let in_flight = || world.metric("moorline_proxy_requests_in_flight");
+    eventually("begun", async || in_flight() == 1.0).await;
+    eventually("cut off", async || in_flight() == 0.0 && world.metric("moorline_hub_connections_open") == 0.0).await;
 }
