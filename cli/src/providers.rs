@@ -6,7 +6,7 @@ use crate::{
     text,
 };
 use anyhow::Context;
-use http::Method;
+use http::{Method, StatusCode};
 use moorline_hub::logins::pkce;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -229,7 +229,12 @@ pub async fn by_device(client: &Client, provider: &str, ttl: Option<Duration>) -
         sleep(every).await;
         let answer = match client.call(Method::POST, "/auth/device/poll", Some(&body)).await {
             // The hub or the provider is away for a moment: the code is still good.
-            Err(ApiError::Refused { code, .. }) if code == http::StatusCode::SERVICE_UNAVAILABLE => continue,
+            Err(ApiError::Refused { code: StatusCode::SERVICE_UNAVAILABLE, .. }) => continue,
+            // There are too many behind this address.
+            Err(ApiError::Refused { code: StatusCode::TOO_MANY_REQUESTS, .. }) => {
+                every += SLOWER;
+                continue;
+            }
             Err(ApiError::Timeout { .. } | ApiError::Connect { .. } | ApiError::Broken { .. }) => continue,
             other => other?,
         };

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -11,8 +11,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// Bits of an IPv6 address that say whose it is: the others are their owner's to choose.
-const NETWORK: u128 = !0 << 64;
+/// Bits of an IPv6 address that say whose it is: the others are their owner's to choose. A line has a /56 as a rule
+/// (RIPE-690, 4.2).
+const NETWORK: u128 = !0 << 72;
+/// Under which networks without IPv4 have the whole of it (RFC 6052, 2.1).
+const NAT64: u128 = 0x64_ff9b << 96;
 
 /// Why somebody has no place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +117,10 @@ impl Drop for Share {
 
 fn owner(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & NETWORK).into(),
+        IpAddr::V6(address) => match u32::try_from(address.to_bits() ^ NAT64) {
+            Ok(v4) => Ipv4Addr::from_bits(v4).into(),
+            Err(_) => Ipv6Addr::from_bits(address.to_bits() & NETWORK).into(),
+        },
         address => address,
     }
 }
@@ -136,12 +142,13 @@ mod tests {
         let at = |text: &str| crowd.enter(ip(text));
         let (one, two) = (at("192.0.2.1").unwrap(), at("::ffff:192.0.2.1").unwrap());
         assert_eq!(at("192.0.2.1").unwrap_err(), Full::OfOne, "however it is written");
-        let (other, again) = (at("2001:db8::1").unwrap(), at("2001:db8::ffff:1").unwrap());
+        assert_eq!(at("64:ff9b::192.0.2.1").unwrap_err(), Full::OfOne);
+        let (other, again) = (at("2001:db8::1").unwrap(), at("2001:db8:0:ff::1").unwrap());
         assert_eq!(at("2001:db8::2").unwrap_err(), Full::OfOne);
-        assert_eq!(at("2001:db8:0:1::1").unwrap_err(), Full::OfAll);
+        assert_eq!(at("2001:db8:0:100::1").unwrap_err(), Full::OfAll);
         drop(one);
         assert_eq!(at("2001:db8::2").unwrap_err(), Full::OfOne, "there is room, and not for them");
-        assert!(at("2001:db8:0:1::1").is_ok() && at("192.0.2.1").is_ok());
+        assert!(at("2001:db8:0:100::1").is_ok() && at("192.0.2.1").is_ok());
         assert_eq!(crowd.known().len(), 2, "who was refused, or has left, is forgotten");
         drop((two, other, again));
         assert_eq!((crowd.known().len(), crowd.all.available_permits()), (0, 4));

@@ -13,7 +13,7 @@ use crate::{
     websocket::Door,
 };
 use arc_swap::ArcSwap;
-use http::Request;
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use moorline_link::{Identity, QuicListener, ReadAhead, accept_tls, tls};
@@ -48,6 +48,9 @@ const H2_SEND_BUFFER: usize = 256 << 10;
 const HEADER_LIST: u32 = 32 << 10;
 /// Resets of a peer that waits for nobody before the connection ends (CVE-2023-44487).
 const H2_RESETS: usize = 20;
+/// Bytes that the kernel may hold unsent of one connection.
+#[cfg(target_os = "linux")]
+const NOT_SENT: u32 = 128 << 10;
 
 /// A client's or an agent's connection.
 type Socket = ReadAhead<TcpStream>;
@@ -95,6 +98,8 @@ pub(crate) struct Port {
     pub link_limits: moorline_link::Limits,
     pub handshakes: Arc<Crowd>,
     pub connections: Arc<Crowd>,
+    /// Connections of agents for what their clusters import.
+    pub importing: Arc<Crowd>,
     /// No new connections from then on.
     pub stop: CancellationToken,
     /// Open connections finish what they have and end.
@@ -148,6 +153,9 @@ impl Port {
         let _ = reference.set_tcp_keepalive(&keepalive);
         #[cfg(target_os = "linux")]
         let _ = reference.set_tcp_user_timeout(Some(self.front.limits.unacknowledged));
+        // Who takes little is told from who takes nothing, and a probe waits behind little.
+        #[cfg(target_os = "linux")]
+        let _ = reference.set_tcp_notsent_lowat(NOT_SENT);
         let failed = |kind: &str| self.front.metrics.handshake_failures.with_label_values(&[kind]).inc();
         let turn = match self.handshakes.wait(remote.ip(), self.front.limits.handshake).await {
             Ok(turn) => turn,
@@ -182,7 +190,7 @@ impl Port {
                 // The session has bounds of its own.
                 seat.leave();
             }
-            Some(tls::IMPORTS_ALPN) => Box::pin(self.imports(stream, remote, &seat)).await,
+            Some(tls::IMPORTS_ALPN) => return Box::pin(self.imports(stream, remote, seat)).await,
             Some(b"h2") => Box::pin(self.http2(stream, remote)).await,
             _ => Box::pin(self.http1(stream, remote, &seat)).await,
         }
@@ -232,13 +240,18 @@ impl Port {
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             let (front, door, sni, seat) = (Arc::clone(&front), Arc::clone(&door), sni.clone(), held.clone());
             request.extensions_mut().insert(seen.clone());
+            let prompt = prompt.clone();
             prompt.forget();
             request.extensions_mut().insert(prompt.clone());
             async move {
-                Ok::<_, Infallible>(match Door::takes(&request) && !front.is_of_a_service(&request) {
+                let response = match Door::takes(&request) && !front.is_of_a_service(&request) {
                     true => door.open(request, remote, seat).await,
                     false => front.serve(request, remote, sni.as_deref()).await,
-                })
+                };
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    prompt.forget();
+                }
+                Ok::<_, Infallible>(response)
             }
         });
         let mut builder = hyper::server::conn::http1::Builder::new();
@@ -266,7 +279,7 @@ impl Port {
     }
 
     /// HTTP of an agent, for what its cluster imports.
-    async fn imports(&self, stream: TlsStream<Socket>, remote: SocketAddr, seat: &Seat) {
+    async fn imports(&self, stream: TlsStream<Socket>, remote: SocketAddr, seat: Seat) {
         let cert = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let agent = match Importing::of(&self.front, &self.sessions, cert, remote) {
             Ok(agent) => agent,
@@ -276,22 +289,32 @@ impl Port {
                 return;
             }
         };
+        // Whatever pods open: places of people and of agents that come back are none of theirs.
+        let Ok(place) = self.importing.enter(remote.ip()) else {
+            self.front.metrics.connections_refused.inc();
+            return;
+        };
+        seat.leave();
+        let seat = Seat::new(place, &self.front.metrics);
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let agent = agent.clone();
             async move { Ok::<_, Infallible>(agent.serve(request).await) }
         });
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(self.front.limits.head).max_headers(100).half_close(false);
-        let stream = TokioIo::new(Guarded::new(Seated::new(stream, seat)));
-        let connection = builder.serve_connection(stream, service).with_upgrades();
-        tokio::pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = self.finish.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let stream = TokioIo::new(Guarded::new(Seated::new(stream, &seat)));
+        let ended = {
+            let connection = builder.serve_connection(stream, service).with_upgrades();
+            tokio::pin!(connection);
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = self.finish.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
             }
         };
+        seat.served(&self.front.metrics);
         if let Err(error) = ended {
             tracing::debug!(%remote, "an importing agent's connection ended: {error}");
         }

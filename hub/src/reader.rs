@@ -1,7 +1,7 @@
 //! Clients that take nothing of their answers. What has to be sent waits in buffers of the hub's and the kernel's, and the connection
 //! keeps its place: of an answer that has an end of its own, for so long and no longer.
 
-use http::{Request, header};
+use http::Request;
 use moorline_authz::verb::{RequestInfo, request_info};
 use prometheus::IntCounter;
 use std::{
@@ -35,8 +35,7 @@ impl Prompt {
         let Some(prompt) = request.extensions().get::<Self>() else { return };
         let (path, query) = rest.split_once('?').map_or((rest, None), |(path, query)| (path, Some(query)));
         let info = request_info(request.method().as_str(), path, query);
-        let ends = !is_long_running(&info) && !request.headers().contains_key(header::UPGRADE);
-        prompt.0.store(ends, Ordering::Relaxed);
+        prompt.0.store(!is_long_running(&info), Ordering::Relaxed);
     }
 
     fn is(&self) -> bool {
@@ -126,12 +125,9 @@ mod tests {
 
     #[test]
     fn streams_are_left_alone_and_answers_that_end_are_not() {
-        let noted = |method: &str, rest: &str, upgrade: bool| {
+        let noted = |method: &str, rest: &str| {
             let prompt = Prompt::default();
-            let mut request = Request::builder().method(method).uri("/").extension(prompt.clone());
-            if upgrade {
-                request = request.header(header::UPGRADE, "websocket");
-            }
+            let request = Request::builder().method(method).uri("/").extension(prompt.clone());
             Prompt::note(&request.body(()).unwrap(), rest);
             prompt.is()
         };
@@ -141,8 +137,7 @@ mod tests {
             ("POST", "/api/v1/namespaces/a/configmaps"),
             ("GET", "/version"),
         ] {
-            assert!(noted(method, rest, false), "{method} {rest}");
-            assert!(!noted(method, rest, true), "{method} {rest}: upgraded");
+            assert!(noted(method, rest), "{method} {rest}");
         }
         for rest in [
             "/api/v1/pods?watch=1",
@@ -154,7 +149,7 @@ mod tests {
             "/api/v1/namespaces/a/services/b:80/proxy/c",
             "/api/v1/proxy/namespaces/a/services/b/c",
         ] {
-            assert!(!noted("GET", rest, false), "{rest}");
+            assert!(!noted("GET", rest), "{rest}");
         }
         // Of a connection that is none of the port's nobody asks.
         Prompt::note(&Request::new(()), "/api");

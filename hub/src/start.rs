@@ -323,6 +323,7 @@ impl Hub {
             handshakes: Arc::clone(&handshakes),
             kill: kill.clone(),
         });
+        let connections = || Arc::new(Crowd::new(config.limits.connections, config.limits.connections_per_address));
         let port = Arc::new(Port {
             front: Arc::clone(&front),
             sessions: Arc::clone(&sessions),
@@ -330,7 +331,8 @@ impl Hub {
             websocket,
             link_limits,
             handshakes,
-            connections: Arc::new(Crowd::new(config.limits.connections, config.limits.connections_per_address)),
+            connections: connections(),
+            importing: connections(),
             stop: stop.clone(),
             finish: finish.clone(),
             kill: kill.clone(),

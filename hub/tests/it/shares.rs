@@ -99,7 +99,11 @@ async fn export(world: &World, cluster: &str, importers: &[&str]) {
 
 /// Two clusters with the service, and one that imports it.
 async fn three() -> (World, Agent, Agent, Member) {
-    let world = World::new().await;
+    three_with(|_| ()).await
+}
+
+async fn three_with(change: impl FnOnce(&mut moorline_hub::Config)) -> (World, Agent, Agent, Member) {
+    let world = World::with(change).await;
     let one = world.connected("edge1", Carrier::Tls).await;
     let three = world.connected("edge3", Carrier::Tls).await;
     world.cluster("edge2").await;
@@ -335,6 +339,35 @@ async fn s20_the_door_for_imports_is_for_agents_and_leads_nowhere_else() {
     let _ = stream.write_all(b"POST /imports HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}").await;
     let _ = timeout(LONG, stream.read_to_end(&mut nothing)).await.unwrap();
     assert!(nothing.is_empty(), "{}", String::from_utf8_lossy(&nothing));
+}
+
+/// As many as pods open, up to a bound of their own: people and agents come in all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn s77_what_clusters_import_takes_nobodys_places() {
+    const MOST: usize = 6;
+    let (world, _one, _three, two) = three_with(|config| config.limits.connections_per_address = MOST).await;
+    export(&world, "edge1", &["*"]).await;
+    eventually("the export", async || open(&world, &two, "shop").await.0.code == 101).await;
+    let metric = |name: &str| world.metric(name);
+    eventually("no place is taken", async || metric("moorline_hub_connections_open") == 0.0).await;
+    let mut held = Vec::new();
+    for _ in 0..MOST {
+        let (answer, stream) = open(&world, &two, "shop").await;
+        assert_eq!(answer.code, 101);
+        held.push(stream);
+    }
+    let refused = metric("moorline_hub_connections_refused_total");
+    let mut more = connect(&world, &two).await.unwrap();
+    let _ = more.write_all(b"GET /imports/shop/80 HTTP/1.1\r\nHost: x\r\n\r\n").await; // it may be closed already
+    let mut nothing = Vec::new();
+    let _ = timeout(LONG, more.read_to_end(&mut nothing)).await.unwrap();
+    assert!(nothing.is_empty(), "{}", String::from_utf8_lossy(&nothing));
+    assert_eq!(metric("moorline_hub_connections_refused_total") - refused, 1.0);
+    assert_eq!(metric("moorline_hub_connections_upgraded"), 6.0);
+    assert_eq!(world.get(&world.admin, &format!("{API}/clusters")).await.code, 200, "people come in");
+    assert!(echoes(held.last_mut().unwrap()).await);
+    held.clear();
+    eventually("their places are free", async || open(&world, &two, "shop").await.0.code == 101).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
