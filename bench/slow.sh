@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a thousand clients that send or read as slowly as they can do to everybody else, by Debian's slowhttptest: latency of
-# small requests through a cluster, and the hub's memory, before and beside heads of one line in ten seconds, bodies of some
-# bytes a second, and readers of one byte a second.
+# small requests through a cluster, and the hub's memory, before and beside them, who come from another address: heads of one
+# line in ten seconds, bodies of some bytes a second, and readers of one byte a second.
 #
 #   bench/slow.sh
 #
