@@ -72,7 +72,7 @@ impl Kept {
             let done = Arc::new(Mutex::new(Merged::default()));
             let (own, had, told) = (Arc::clone(&ours), Arc::clone(&written.had), Arc::clone(&done));
             // It may be written though no answer comes, and then what is let in again has to be taken out.
-            written.had = Arc::new(had.perhaps(&ours));
+            written.had = Arc::new(had.perhaps(&ours, SystemTime::now()));
             put(Box::new(move |kept| {
                 let merged = own.merged(&had, read(kept), SystemTime::now(), MOST);
                 let bytes = serde_json::to_vec(&merged.locks).map(Bytes::from);

@@ -224,9 +224,20 @@ impl<K> Lock<K> {
 
 /// All locks, as they are kept.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Locks {
     users: Vec<Lock<String>>,
     addresses: Vec<Lock<IpAddr>>,
+    #[serde(default)]
+    left_out: LeftOut,
+}
+
+/// Locks that end by then and are not among those that are kept may have been left out: there was no room for them, or they
+/// were over. Nobody has lifted them. Seconds since 1970.
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
+struct LeftOut {
+    users: u64,
+    addresses: u64,
 }
 
 /// All counts.
@@ -325,7 +336,8 @@ impl Lockouts {
     /// All locks.
     pub(super) fn locks(&self, clock: SystemTime) -> Locks {
         let now = Instant::now();
-        Locks { users: ending(self.users.locked(now), clock), addresses: ending(self.addresses.locked(now), clock) }
+        let (users, addresses) = (self.users.locked(now), self.addresses.locked(now));
+        Locks { users: ending(users, clock), addresses: ending(addresses, clock), left_out: LeftOut::default() }
     }
 
     /// Lets those in who were let in elsewhere.
