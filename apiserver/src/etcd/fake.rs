@@ -42,6 +42,8 @@ pub(super) struct Course {
     pub(super) still: bool,
     /// Changes are not told.
     pub(super) silent: bool,
+    /// How often those who watch were told how far it is.
+    pub(super) told: usize,
     /// Readings that were asked for.
     pub(super) readings: usize,
     pub(super) compactions: Vec<i64>,
@@ -246,15 +248,25 @@ async fn speak(
         _ => {
             let asked = pb::WatchRequest::decode(question).ok()?.create?;
             let mut from = asked.start_revision;
-            let age = locked(course).age;
-            frames.send(Ok(framed(&pb::WatchResponse { created: true, ..Default::default() }))).await.ok()?;
+            let (age, mut told, header) = {
+                let course = locked(course);
+                (course.age, course.told, course.content.header())
+            };
+            frames.send(Ok(framed(&pb::WatchResponse { header, created: true, ..Default::default() }))).await.ok()?;
             loop {
                 let next = {
                     let course = locked(course);
                     if course.age != age {
                         break;
                     }
-                    if course.silent { None } else { course.content.next(&asked, from) }
+                    let next = if course.silent { None } else { course.content.next(&asked, from) };
+                    let far = || {
+                        let far = pb::WatchResponse { header: course.content.header(), ..Default::default() };
+                        (asked.progress_notify && !course.silent && told < course.told).then_some((far, from))
+                    };
+                    let next = next.or_else(far);
+                    told = course.told;
+                    next
                 };
                 match next {
                     Some((portion, then)) => {

@@ -184,14 +184,15 @@ impl Etcds {
         }
     }
 
-    /// Every change of the keys from `key` to before `end`, from a revision on.
+    /// Every change of the keys from `key` to before `end`, from a revision on; and now and then, where there is none, up to
+    /// where all were told.
     pub(super) async fn watch(
         &self,
         key: Bytes,
         end: Bytes,
         from: i64,
     ) -> Result<Streaming<pb::WatchResponse>, Status> {
-        let create = pb::WatchCreateRequest { key, range_end: end, start_revision: from };
+        let create = pb::WatchCreateRequest { key, range_end: end, start_revision: from, progress_notify: true };
         // The question stays open for as long as the answer is wanted.
         let question = stream::iter([pb::WatchRequest { create: Some(create) }]).chain(stream::pending());
         let mut request = Request::new(question);

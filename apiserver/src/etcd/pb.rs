@@ -167,10 +167,14 @@ pub(super) struct WatchCreateRequest {
     pub(super) range_end: Bytes,
     #[prost(int64, tag = "3")]
     pub(super) start_revision: i64,
+    #[prost(bool, tag = "4")]
+    pub(super) progress_notify: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct WatchResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(super) header: Option<ResponseHeader>,
     #[prost(bool, tag = "3")]
     pub(super) created: bool,
     #[prost(bool, tag = "4")]

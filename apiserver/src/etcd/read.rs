@@ -141,6 +141,12 @@ impl Etcd {
             }
             return Err(Status::unavailable(answer.cancel_reason).into());
         }
+        // Nothing but how far it is: on this watch all was told up to there. A store that nobody writes to would stay behind
+        // what others make etcd forget, and after a broken watch be read as a whole. The first answer of a watch says how far
+        // etcd is, and not the watch.
+        if answer.events.is_empty() && !answer.created {
+            self.seen = self.seen.max(answer.header.map_or(0, |h| h.revision));
+        }
         let mut transactions: BTreeMap<i64, Vec<(pb::KeyValue, bool)>> = BTreeMap::new();
         for event in answer.events {
             let put = event.r#type == pb::EventType::Put as i32;

@@ -244,6 +244,30 @@ async fn a_gap_that_is_told_only_after_something_was_written_is_read_over() {
 }
 
 #[tokio::test]
+async fn a_store_that_nobody_writes_to_is_as_far_as_its_watch_and_no_further() {
+    let fake = Fake::start().await;
+    let [mut mine, mut other] = two(&fake).await;
+    // What is not told yet is not known, however far etcd is.
+    fake.turn(|course| course.silent = true);
+    other.write(&group(&other, "g/1")).await.unwrap();
+    let before = mine.seen;
+    mine.listen().await.unwrap_or_else(|_| panic!("it begins to listen"));
+    assert_eq!((mine.seen, mine.ready.len()), (before, 0));
+    fake.turn(|course| course.silent = false);
+    mine.listen().await.unwrap_or_else(|_| panic!("it is told"));
+    assert_eq!((mine.seen, mine.ready.len()), (other.head, 1));
+    // Others write, and it is none of this store's business.
+    (0..5).for_each(|_| fake.put("/another/key", ""));
+    fake.turn(|course| course.told += 1);
+    mine.listen().await.unwrap_or_else(|_| panic!("it is told how far it is"));
+    assert_eq!((mine.seen, mine.head), (other.head + 5, other.head));
+    // It goes on from there: what is read next is a change after that.
+    other.write(&group(&other, "g/2")).await.unwrap();
+    mine.listen().await.unwrap_or_else(|_| panic!("it is told"));
+    assert_eq!((mine.seen, mine.revision), (other.head, 3));
+}
+
+#[tokio::test]
 async fn a_gap_is_read_over_from_another_member_where_the_one_that_was_asked_is_gone() {
     let (gone, serves) = (Fake::start().await, Fake::start().await);
     let both = EtcdPlace { members: [gone.place().members, serves.place().members].concat(), ..gone.place() };

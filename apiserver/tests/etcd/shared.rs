@@ -4,7 +4,7 @@ use super::*;
 use crate::world::{Link, PATIENCE};
 use bytes::Bytes;
 use moorline_apiserver::{Compacted, StoreEvent, Watcher};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 async fn next(watcher: &mut Watcher) -> Result<StoreEvent, Compacted> {
@@ -152,4 +152,42 @@ async fn p14_what_etcd_has_forgotten_in_between_is_said() {
     let mut again = store.watch("g/", store.revision()).unwrap();
     other.commit(put("g/k/10", Expect::Absent, 10)).await.unwrap();
     assert_eq!(next(&mut again).await.unwrap().key.as_ref(), "g/k/10");
+}
+
+/// A store that nobody writes to is as far as etcd all the same: others' changes, and what they have made it forget, cost no
+/// reading of all of it when its watch breaks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs etcd"]
+async fn p14_a_watch_goes_on_though_etcd_has_forgotten_what_others_wrote_beside_an_idle_store() {
+    let etcds = Etcds::start(1);
+    let other = etcds.open("beside");
+    let mut link = Link::to(etcds.port(0)).await;
+    let store = connect(link.port, "beside");
+    let mut watcher = store.watch("g/", 1).unwrap();
+    let until = Instant::now() + PATIENCE;
+    // etcd says each second how far it is: sooner or later between what others write and what they make it forget.
+    for round in 1.. {
+        for _ in 0..3 {
+            etcds.put("/another/key", "");
+        }
+        tokio::time::sleep(Duration::from_millis(500) * round).await;
+        link.cut().await;
+        etcds.compact();
+        link.join().await;
+        other.commit(put(&format!("g/k/{round}"), Expect::Absent, round)).await.unwrap();
+        match next(&mut watcher).await {
+            Ok(event) => {
+                assert_eq!(&*event.key, format!("g/k/{round}"));
+                break;
+            }
+            Err(Compacted) => {
+                assert!(Instant::now() < until, "all of it is read again each time");
+                while store.revision() < other.revision() {
+                    assert!(Instant::now() < until, "it does not get there");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                watcher = store.watch("g/", store.revision()).unwrap();
+            }
+        }
+    }
 }

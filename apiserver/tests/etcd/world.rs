@@ -114,6 +114,7 @@ impl Etcds {
                 .arg(self.dir.path().join(format!("m{i}")))
                 .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
                 .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+                .args(["--experimental-watch-progress-notify-interval", "1s"])
                 .args(["--logger", "zap", "--log-outputs", "stderr"]);
             if self.tls {
                 command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(self.file("ca"));
