@@ -4,10 +4,11 @@
 //! deleted. Everything else in the cluster is out of its reach.
 
 mod board;
+mod pace;
 mod plan;
 
 pub use board::{Board, Outcome, REMOVED, SHUT_OUT, Tally, cannot_watch};
-pub use plan::{ABSENT, Key, Objects};
+pub use plan::{ABSENT, ANYWHERE, Key, Objects, unknown};
 
 use crate::{ClusterView, PluginError, PluginMetrics, TooMuch, limits, name_of, watching};
 use futures_util::{StreamExt, stream::BoxStream, stream::SelectAll};
@@ -16,7 +17,7 @@ use kube::{
     api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, Preconditions},
     runtime::watcher,
 };
-use plan::{Step, covers, steps};
+use plan::{Step, covers, steps, why_unknown};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, HashMap, HashSet, hash_map::RandomState},
@@ -56,6 +57,11 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// A kind of Kubernetes' core group: what somebody else made of it is left alone, and what nobody wants any more deleted.
+    pub const fn core(kind: &'static str, plural: &'static str) -> Self {
+        Self { group: "", version: "v1", kind, plural, take_over: false, release: false }
+    }
+
     fn resource(&self) -> ApiResource {
         ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(self.group, self.version, self.kind), self.plural)
     }
@@ -301,7 +307,7 @@ impl Mirror {
     /// Takes every step that is due, but for those of `unlisted` kinds: of these nobody knows what is missing. Returns when
     /// to look again, if something failed.
     async fn reconcile(&mut self, wanted: &Objects, unlisted: &[&'static str]) -> Option<Instant> {
-        let labelled = |object: &Value| if *object == ABSENT { ABSENT } else { self.labelled(object) };
+        let labelled = |object: &Value| if object.is_object() { self.labelled(object) } else { object.clone() };
         let wanted: Objects = wanted.iter().map(|(key, object)| (key.clone(), labelled(object))).collect();
         self.report.failed.retain(|key, _| wanted.contains_key(key) || self.actual.contains_key(key));
         self.resting.retain(|key, _| wanted.contains_key(key) || self.actual.contains_key(key));
@@ -362,6 +368,10 @@ impl Mirror {
             }
         }
         for (key, object) in &wanted {
+            if let Some(why) = why_unknown(object) {
+                self.report.failed.insert(key.clone(), why.clone());
+                continue;
+            }
             let there = self.actual.get(key);
             if *object == ABSENT && there.is_none() {
                 self.report.failed.remove(key);
@@ -711,6 +721,23 @@ mod tests {
         assert_eq!(mirror.report.failed.keys().collect::<Vec<_>>(), [&there]);
         mirror.reconcile(&wanted, &[]).await;
         assert!(mirror.report.failed.contains_key(&new), "it is somebody else's");
+    }
+
+    #[tokio::test]
+    async fn of_what_nobody_knows_whether_it_is_wanted_nothing_is_taken_away_and_that_is_told() {
+        let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel();
+        let backend: Arc<dyn Backend> = Arc::new(Half(ask));
+        let mut mirror = pair(&backend);
+        let key = |namespace: &str| Key { kind: "ConfigMap", namespace: namespace.to_owned(), name: "c".to_owned() };
+        mirror.actual.insert(key("team"), json!({}));
+        let unsure = Objects::from([(key(ANYWHERE), unknown("nobody tells"))]);
+        mirror.reconcile(&unsure, &[]).await;
+        assert!(asked.try_recv().is_err(), "it is left as it is");
+        assert_eq!(mirror.report.failed, [(key(ANYWHERE), "nobody tells".to_owned())].into());
+        // It is known now: not wanted.
+        mirror.reconcile(&Objects::new(), &[]).await;
+        assert_eq!(asked.try_recv().unwrap(), "DELETE /api/v1/namespaces/team/configmaps/c");
+        assert!(mirror.report.failed.is_empty());
     }
 
     #[tokio::test]

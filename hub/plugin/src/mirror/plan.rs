@@ -25,6 +25,21 @@ impl std::fmt::Display for Key {
 
 /// In the place of an object: it must not be there. Unlike what is just not wanted, it is deleted whatever its kind.
 pub const ABSENT: Value = Value::Null;
+/// As a key's namespace, for what is [`unknown`]: whichever it is in.
+pub const ANYWHERE: &str = "*";
+
+/// In the place of an object: nobody knows whether it is wanted, and why not. What is there stays as it is, and this is told.
+pub fn unknown(why: impl Into<String>) -> Value {
+    Value::String(why.into())
+}
+
+/// Why nobody knows whether this object is wanted.
+pub(crate) fn why_unknown(object: &Value) -> Option<&String> {
+    match object {
+        Value::String(why) => Some(why),
+        _ => None,
+    }
+}
 
 /// Objects by key.
 pub type Objects = BTreeMap<Key, Value>;
@@ -42,8 +57,13 @@ pub(crate) enum Step {
 
 /// The steps from `actual` to `wanted`. `held`: what was as it is wanted now, the last time that it was looked at.
 pub(crate) fn steps(wanted: &Objects, actual: &Objects, held: &Objects) -> Vec<Step> {
-    let stale = actual.keys().filter(|key| !wanted.contains_key(key)).cloned().map(Step::Delete);
+    let may_be_wanted = |key: &&Key| {
+        let anywhere = Key { namespace: ANYWHERE.to_owned(), ..(*key).clone() };
+        wanted.get(&anywhere).is_some_and(|object| why_unknown(object).is_some())
+    };
+    let stale = actual.keys().filter(|key| !wanted.contains_key(key) && !may_be_wanted(key)).cloned().map(Step::Delete);
     let unlike = |(key, object): &(&Key, &Value)| match actual.get(key) {
+        _ if why_unknown(object).is_some() => false,
         Some(there) => **object == ABSENT || !covers(there, object),
         None => **object != ABSENT,
     };
@@ -121,6 +141,24 @@ mod tests {
         let absent = objects(&[("r", ABSENT)]);
         assert_eq!(steps(&absent, &changed, &objects(&[])), [Step::Remove(key("r"))]);
         assert_eq!(steps(&absent, &objects(&[]), &objects(&[])), []);
+    }
+
+    #[test]
+    fn what_may_be_wanted_is_neither_taken_away_nor_laid() {
+        let there = objects(&[("r", json!({ "n": 1 })), ("s", json!({ "n": 1 }))]);
+        let unknown = |namespace: &str| {
+            let key = Key { namespace: namespace.to_owned(), ..key("r") };
+            Objects::from([(key, unknown("nobody tells"))])
+        };
+        for namespace in ["a", ANYWHERE] {
+            assert_eq!(steps(&unknown(namespace), &there, &objects(&[])), [Step::Delete(key("s"))], "{namespace}");
+            assert_eq!(steps(&unknown(namespace), &objects(&[]), &objects(&[])), [], "{namespace}");
+        }
+        // What is known to be wanted in one namespace is put right there.
+        let mut both = unknown(ANYWHERE);
+        both.extend(objects(&[("r", json!({ "n": 2 }))]));
+        let put = Step::Apply { key: key("r"), drift: false };
+        assert_eq!(steps(&both, &there, &objects(&[])), [Step::Delete(key("s")), put]);
     }
 
     proptest! {

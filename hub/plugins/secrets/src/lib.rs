@@ -17,9 +17,9 @@ use kube::{
     runtime::watcher,
 };
 use moorline_plugin::{
-    All, ClusterFacts, ClusterView, Condition, Configured, HubObject, HubView, Plugin, PluginError, PluginKind,
-    Registration, TooMuch, follow, limits,
-    mirror::{Board, Kept, Key, Objects, Tally, cannot_watch},
+    All, ClusterFacts, ClusterView, Condition, Configured, Feed, HubObject, HubView, Plugin, PluginError, PluginKind,
+    Registration, TooMuch, follow_into, limits,
+    mirror::{ANYWHERE, Board, Kept, Key, Objects, Tally, cannot_watch, unknown},
     name_of, watching,
 };
 use serde::Deserialize;
@@ -27,8 +27,7 @@ use serde_json::json;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
-const KINDS: &[Kept] =
-    &[Kept { group: "", version: "v1", kind: "Secret", plural: "secrets", take_over: false, release: false }];
+const KINDS: &[Kept] = &[Kept::core("Secret", "secrets")];
 /// The condition of a Cluster that says whether it has its secrets.
 pub const CONDITION: &str = "SecretsSynced";
 /// Which declaration of the hub's an object comes of, and how often that had changed.
@@ -41,20 +40,20 @@ const GATHER: Duration = Duration::from_millis(300);
 #[serde(deny_unknown_fields)]
 pub struct Config {}
 
-type Declared = Option<Arc<All<SharedSecretSpec>>>;
 /// Labels of a cluster's namespaces, by name.
 type Namespaces = BTreeMap<String, BTreeMap<String, String>>;
 
 /// Everything that a cluster's secrets depend on.
 struct Inputs {
     declared: Arc<All<SharedSecretSpec>>,
-    namespaces: Arc<Namespaces>,
+    /// `Err`: why nobody knows which there are.
+    namespaces: Result<Arc<Namespaces>, String>,
 }
 
 /// The plugin.
 #[derive(Debug, Default)]
 pub struct Secrets {
-    declared: watch::Sender<Declared>,
+    declared: Feed<SharedSecretSpec>,
     board: Board,
 }
 
@@ -83,16 +82,8 @@ impl Plugin for Secrets {
 
     fn run(self: Arc<Self>, hub: HubView) -> BoxFuture<'static, Result<(), PluginError>> {
         async move {
-            let (mut declared, following) = follow::<SharedSecretSpec>(hub.client.clone());
-            let spread = async {
-                while declared.changed().await.is_ok() {
-                    self.declared.send_replace(declared.borrow_and_update().clone());
-                }
-                Ok(())
-            };
             tokio::select! {
-                ended = following => ended,
-                ended = spread => ended,
+                ended = follow_into(hub.client.clone(), &self.declared) => ended,
                 ended = self.tell(&hub) => ended,
             }
         }
@@ -112,7 +103,8 @@ impl Plugin for Secrets {
 }
 
 /// What a cluster should have: a Secret in each namespace that is there and picked, and in each that is named, so that one
-/// which is not there is told of.
+/// which is not there is told of. While nobody knows which namespaces there are, those of a Secret that is picked for by labels
+/// are not known either.
 fn desired(inputs: &Inputs, cluster: &ClusterFacts) -> Objects {
     let mut all = Objects::new();
     for (name, secret) in inputs.declared.iter().filter(|(_, secret)| secret.spec.clusters.picks(cluster)) {
@@ -121,7 +113,12 @@ fn desired(inputs: &Inputs, cluster: &ClusterFacts) -> Objects {
         // A key that was taken out is no difference by itself: this makes one of every change.
         let meta = &secret.metadata;
         let state = format!("{}/{}", meta.uid.as_deref().unwrap_or_default(), meta.generation.unwrap_or_default());
-        let labelled = inputs.namespaces.iter().filter(|(name, labels)| spec.namespaces.picks(name, labels));
+        if let (Err(why), false) = (&inputs.namespaces, spec.namespaces.match_labels.is_empty()) {
+            let anywhere = Key { kind: "Secret", namespace: ANYWHERE.to_owned(), name: name.clone() };
+            all.insert(anywhere, unknown(why.clone()));
+        }
+        let there = inputs.namespaces.iter().flat_map(|all| all.iter());
+        let labelled = there.filter(|(name, labels)| spec.namespaces.picks(name, labels));
         for namespace in labelled.map(|(name, _)| name).chain(&spec.namespaces.names) {
             let object = json!({
                 "apiVersion": "v1", "kind": "Secret", "type": kind, "data": spec.data,
@@ -134,8 +131,8 @@ fn desired(inputs: &Inputs, cluster: &ClusterFacts) -> Objects {
 }
 
 /// Whether a cluster does not let the plugin list its namespaces. Those that are named are wanted all the same then: the
-/// mirror finds out what it may do, and tells. After any other error the listing is waited for: without it no namespace is
-/// picked by its labels, and the mirror would take away what is there.
+/// mirror finds out what it may do, and tells; what labels have picked stays as it is. After any other error the listing is
+/// waited for: it is likely to come.
 fn refused(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 403)
 }
@@ -152,11 +149,11 @@ impl Secrets {
         let config = watcher::Config::default().page_size(limits::PAGE);
         let mut changes = watching(api, config, Some(limits::HELD));
         let mut declared = self.declared.subscribe();
-        let (mut namespaces, mut listing, mut listed) = (Arc::<Namespaces>::default(), Namespaces::new(), false);
+        let (mut known, mut listing) = (None::<Result<Arc<Namespaces>, String>>, Namespaces::new());
         loop {
             let now = declared.borrow_and_update().clone();
-            if let (Some(declared), true) = (now, listed) {
-                inputs.send_replace(Some(Arc::new(Inputs { declared, namespaces: Arc::clone(&namespaces) })));
+            if let (Some(declared), Some(namespaces)) = (now, known.clone()) {
+                inputs.send_replace(Some(Arc::new(Inputs { declared, namespaces })));
             }
             tokio::select! {
                 changed = declared.changed() => if changed.is_err() { return Ok(()) },
@@ -165,24 +162,30 @@ impl Secrets {
                     Some(Ok(watcher::Event::Init)) => listing.clear(),
                     Some(Ok(watcher::Event::InitApply(one))) => drop(listing.insert(name_of(&one)?, one.labels().clone())),
                     Some(Ok(watcher::Event::InitDone)) => {
-                        (namespaces, listed) = (Arc::new(std::mem::take(&mut listing)), true);
+                        known = Some(Ok(Arc::new(std::mem::take(&mut listing))));
                     }
                     Some(Ok(watcher::Event::Apply(one))) => {
                         // One that goes takes its secrets with it, and takes no new ones.
-                        let all = Arc::make_mut(&mut namespaces);
-                        match one.metadata.deletion_timestamp {
-                            None => drop(all.insert(name_of(&one)?, one.labels().clone())),
-                            Some(_) => drop(all.remove(&one.name_any())),
+                        if let Some(Ok(all)) = &mut known {
+                            match one.metadata.deletion_timestamp {
+                                None => drop(Arc::make_mut(all).insert(name_of(&one)?, one.labels().clone())),
+                                Some(_) => drop(Arc::make_mut(all).remove(&one.name_any())),
+                            }
                         }
                     }
-                    Some(Ok(watcher::Event::Delete(one))) => drop(Arc::make_mut(&mut namespaces).remove(&one.name_any())),
+                    Some(Ok(watcher::Event::Delete(one))) => if let Some(Ok(all)) = &mut known {
+                        Arc::make_mut(all).remove(&one.name_any());
+                    },
                     // It is told, and all begins anew: nobody knows by now which namespaces there are.
                     Some(Err(error)) if TooMuch::within(&error).is_some() => {
                         return Err(cannot_watch(hub, (&cluster.name, CONDITION), "namespaces", &error).await);
                     }
                     Some(Err(error)) => {
                         tracing::debug!(cluster = %cluster.name, "namespaces are asked for again after: {error}");
-                        listed |= refused(&error);
+                        // What was known before counts on until it is listed again.
+                        if refused(&error) && !matches!(known, Some(Ok(_))) {
+                            known = Some(Err(format!("cannot list namespaces: {error}")));
+                        }
                     }
                 },
             }
@@ -265,7 +268,7 @@ mod tests {
             .map(|(name, team)| (name.to_owned(), BTreeMap::from([("team".to_owned(), team.to_owned())])));
         let inputs = Inputs {
             declared: Arc::new([("s".to_owned(), Arc::new(HubObject::new("s", spec)))].into()),
-            namespaces: Arc::new(namespaces.into()),
+            namespaces: Ok(Arc::new(namespaces.into())),
         };
         let facts = |name: &str| ClusterFacts {
             name: name.to_owned(),
@@ -281,5 +284,10 @@ mod tests {
         let object = there.values().next().unwrap();
         assert_eq!((&object["type"], &object["data"]["k"]), (&json!("Opaque"), &json!("dg==")));
         assert!(desired(&inputs, &facts("b")).is_empty());
+        // Which namespaces labels pick is not known: nor is where it should not be.
+        let unlisted = Inputs { namespaces: Err("no".to_owned()), ..inputs };
+        let keys: Vec<String> = desired(&unlisted, &facts("a")).keys().map(ToString::to_string).collect();
+        assert_eq!(keys, ["Secret */s", "Secret absent/s", "Secret named/s"]);
+        assert!(desired(&unlisted, &facts("b")).is_empty(), "where it is not meant to be at all, it goes");
     }
 }
