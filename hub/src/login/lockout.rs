@@ -228,13 +228,13 @@ impl<K> Lock<K> {
 pub(super) struct Locks {
     users: Vec<Lock<String>>,
     addresses: Vec<Lock<IpAddr>>,
-    #[serde(default)]
-    left_out: LeftOut,
+    /// `None`: an older version wrote it, which does not say.
+    left_out: Option<LeftOut>,
 }
 
 /// Locks that end by then and are not among those that are kept may have been left out: there was no room for them, or they
 /// were over. Nobody has lifted them. Seconds since 1970.
-#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct LeftOut {
     users: u64,
     addresses: u64,
@@ -337,7 +337,7 @@ impl Lockouts {
     pub(super) fn locks(&self, clock: SystemTime) -> Locks {
         let now = Instant::now();
         let (users, addresses) = (self.users.locked(now), self.addresses.locked(now));
-        Locks { users: ending(users, clock), addresses: ending(addresses, clock), left_out: LeftOut::default() }
+        Locks { users: ending(users, clock), addresses: ending(addresses, clock), left_out: None }
     }
 
     /// Lets those in who were let in elsewhere.

@@ -65,14 +65,17 @@ impl Locks {
     /// of the record.
     pub fn merged(&self, had: &Had, kept: Option<Self>, clock: SystemTime, most: usize) -> Merged {
         let now = seconds(clock);
-        let (users, addresses) =
-            kept.map(|kept| ((kept.users, kept.left_out.users), (kept.addresses, kept.left_out.addresses))).unzip();
+        let (users, addresses) = kept
+            .map(|Self { users, addresses, left_out }| {
+                ((users, left_out.map(|by| by.users)), (addresses, left_out.map(|by| by.addresses)))
+            })
+            .unzip();
         let users = merged(&self.users, &had.users, users, now, most);
         let addresses = merged(&self.addresses, &had.addresses, addresses, now, most);
-        let left_out = LeftOut { users: users.left_out, addresses: addresses.left_out };
+        let left_out = Some(LeftOut { users: users.left_out, addresses: addresses.left_out });
         Merged {
             locks: Self { users: users.locks, addresses: addresses.locks, left_out },
-            lifted: Self { users: users.lifted, addresses: addresses.lifted, left_out: LeftOut::default() },
+            lifted: Self { users: users.lifted, addresses: addresses.lifted, left_out: None },
         }
     }
 }
@@ -118,17 +121,29 @@ struct Part<K> {
     left_out: u64,
 }
 
-/// `kept`: what the record has, and up to when what it does not have may have been left out of it.
-fn merged<K>(ours: &[Lock<K>], had: &[Known<K>], kept: Option<(Vec<Lock<K>>, u64)>, now: u64, most: usize) -> Part<K>
+/// `kept`: what the record has, and up to when what it does not have may have been left out of it; `None`: it does not say.
+fn merged<K>(
+    ours: &[Lock<K>],
+    had: &[Known<K>],
+    kept: Option<(Vec<Lock<K>>, Option<u64>)>,
+    now: u64,
+    most: usize,
+) -> Part<K>
 where
     K: Hash + Eq + Ord + Clone,
 {
     let had: HashMap<&K, &Known<K>> = had.iter().map(|known| (&known.lock.of, known)).collect();
     // What ends later than any lock that begins now is of a clock that was wrong, and would be here for ever.
     let sane = |until: u64| until.min(now.saturating_add(LONGEST));
-    let mut left_out = kept.as_ref().map_or(0, |(_, left_out)| sane(*left_out));
-    // Of a full record more are missing than were let in; an older version does not say up to when.
-    let full = |kept: &[Lock<K>]| most <= kept.iter().filter(|lock| now < lock.until).count();
+    let said = kept.as_ref().and_then(|(_, left_out)| *left_out);
+    // Of a full record more are missing than were let in. One of an older version was full when it was written, whatever is
+    // over by now; and what it had no room for ended no later than all that it has.
+    let full = |kept: &[Lock<K>]| match said {
+        Some(_) => most <= kept.iter().filter(|lock| now < lock.until).count(),
+        None => most <= kept.len(),
+    };
+    let unsaid = || kept.as_ref().filter(|(kept, _)| full(kept))?.0.iter().map(|lock| lock.until).min();
+    let mut left_out = sane(said.or_else(unsaid).unwrap_or_default());
     let (lifted, ours) = match kept.as_ref().filter(|(kept, _)| !full(kept)).map(|(kept, _)| by_key(kept)) {
         Some(kept) => {
             let unchanged = |lock: &Lock<K>| had.get(&lock.of).is_some_and(|had| had.there && had.lock.is(lock));
@@ -287,8 +302,30 @@ mod tests {
         let there = eve.merged(&Had::new(&eve, &eve), Some(record), at(100), 2);
         assert_eq!(there.lifted.users.len(), 1);
         // A record without end is of a clock that was wrong: it is bounded as locks are.
-        let wrong = Locks { left_out: LeftOut { users: u64::MAX, addresses: 0 }, ..Locks::default() };
-        assert_eq!(less.merged(&Had::default(), Some(wrong), at(100), 2).locks.left_out.users, 100 + LONGEST);
+        let wrong = Locks { left_out: Some(LeftOut { users: u64::MAX, addresses: 0 }), ..Locks::default() };
+        assert_eq!(less.merged(&Had::default(), Some(wrong), at(100), 2).locks.left_out.unwrap().users, 100 + LONGEST);
+    }
+
+    #[test]
+    fn what_a_full_record_of_an_older_version_had_no_room_for_is_lifted_nowhere_though_one_that_it_has_is_over() {
+        // Here it is 100: of the two that it has one is over.
+        let older = || {
+            serde_json::from_str::<Locks>(
+                r#"{"users":[{"of":"bob","failures":3,"until":300},{"of":"cid","failures":3,"until":90}],"addresses":[]}"#,
+            )
+        };
+        let ann = locks(&[("ann", 3, 200)]);
+        let had = Had::new(&ann, &ann);
+        assert_eq!(merged(&ann, &had, older().unwrap(), 2), said(&[("bob", 3, 300), ("ann", 3, 200)]));
+        // One that has room is told the truth by it.
+        let lifted = both(&ann, &had, Some(older().unwrap()), 3)[1].clone();
+        assert_eq!(lifted, said(&[("ann", 3, 200)]));
+        // Written by this version, it says up to when what it does not have may have been left out.
+        let older = Locks { users: locks(&[("bob", 3, 300), ("cid", 3, 280)]).users, ..older().unwrap() };
+        let none = locks(&[]);
+        let less = none.merged(&Had::new(&older, &older), Some(older), at(100), 2).locks;
+        assert!(less.users.is_empty(), "all were let in here");
+        assert_eq!(merged(&ann, &had, less, 2), said(&[("ann", 3, 200)]));
     }
 
     #[test]
