@@ -42,6 +42,8 @@ pub(super) struct Course {
     pub(super) still: bool,
     /// Changes are not told.
     pub(super) silent: bool,
+    /// As far as it says that it is while it is silent.
+    pub(super) lags: Option<i64>,
     /// How often those who watch were told how far it is.
     pub(super) told: usize,
     /// Readings that were asked for.
@@ -261,8 +263,12 @@ async fn speak(
                     }
                     let next = if course.silent { None } else { course.content.next(&asked, from) };
                     let far = || {
-                        let far = pb::WatchResponse { header: course.content.header(), ..Default::default() };
-                        (asked.progress_notify && !course.silent && told < course.told).then_some((far, from))
+                        let header = match course.silent {
+                            true => Some(pb::ResponseHeader { revision: course.lags? }),
+                            false => course.content.header(),
+                        };
+                        let far = pb::WatchResponse { header, ..Default::default() };
+                        (asked.progress_notify && told < course.told).then_some((far, from))
                     };
                     let next = next.or_else(far);
                     told = course.told;

@@ -53,7 +53,7 @@ const WRITE: Duration = Duration::from_secs(8);
 const OPEN: Duration = Duration::from_secs(20);
 /// Pause before the next member is asked.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Longest wait for changes that are known to be there.
+/// Longest wait for the next head while one is known to be there.
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// How often etcd is told to forget what is older than the last time (kube-apiserver: 5 minutes).
 const COMPACT: Duration = Duration::from_secs(300);

@@ -12,7 +12,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     time::Duration,
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Code, Status};
 
 /// Why a page, or a portion of the watch, was not read.
@@ -222,14 +222,10 @@ impl Etcd {
 
     /// Everything up to the newest head, into `ready`.
     pub(super) async fn catch_up(&mut self) -> Result<(), ReadError> {
-        let late = |_| Status::unavailable("changes that are there do not come");
         // On a watch that is open it is on its way. One that had to be left may have ended with its etcd, and one that was
         // put back from a backup since may never come there: then it is asked what there is.
         if self.watch.is_some() && self.head < self.overtaken {
-            while self.head < self.overtaken {
-                timeout(CATCH_UP, self.listen()).await.map_err(late)??;
-            }
-            return Ok(());
+            return self.hear(self.overtaken).await;
         }
         let key = Bytes::from(self.head_key());
         let answer = self.etcds.range(pb::RangeRequest { key, ..Default::default() }).await?;
@@ -243,10 +239,27 @@ impl Etcd {
         if at < reached || (!known && newest <= self.head.max(reached)) {
             return Err(ReadError::Lost);
         }
-        while self.head < newest {
-            timeout(CATCH_UP, self.listen()).await.map_err(late)??;
-        }
+        self.hear(newest).await?;
         self.reached = reached.max(at);
+        Ok(())
+    }
+
+    /// Listens until the head at etcd's revision `newest` is known, for as long as heads come.
+    async fn hear(&mut self, newest: i64) -> Result<(), ReadError> {
+        let late = |_| Status::unavailable("changes that are there do not come");
+        let mut until = Instant::now() + CATCH_UP;
+        while self.head < newest {
+            // All was told up to there, and no such head: it is of a history that is no more.
+            if newest <= self.seen {
+                return Err(ReadError::Lost);
+            }
+            let before = self.head;
+            timeout_at(until, self.listen()).await.map_err(late)??;
+            // A member that only says how far it is, and is behind, says so for ever.
+            if before < self.head {
+                until = Instant::now() + CATCH_UP;
+            }
+        }
         Ok(())
     }
 

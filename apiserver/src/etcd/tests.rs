@@ -267,6 +267,52 @@ async fn a_store_that_nobody_writes_to_is_as_far_as_its_watch_and_no_further() {
     assert_eq!((mine.seen, mine.revision), (other.head, 3));
 }
 
+/// One that watches, and lost against another's write that it is not told of; and etcd's revision before that.
+async fn behind(fake: &Fake) -> (Etcd, i64) {
+    let [mut mine, mut other] = two(fake).await;
+    mine.listen().await.unwrap_or_else(|_| panic!("it listens"));
+    let before = mine.seen;
+    fake.turn(|course| course.silent = true);
+    other.write(&group(&other, "g/1")).await.unwrap();
+    assert!(matches!(mine.write(&group(&mine, "g/2")).await, Err(WriteError::Behind)));
+    assert!(mine.watch.is_some() && before < mine.overtaken);
+    (mine, before)
+}
+
+#[tokio::test]
+async fn a_member_that_lags_and_says_so_all_the_time_is_not_waited_for_without_end() {
+    let fake = Fake::start().await;
+    let (mut mine, before) = behind(&fake).await;
+    let mut often = tokio::time::interval(PAUSE);
+    let says = async {
+        loop {
+            often.tick().await;
+            fake.turn(|course| (course.lags, course.told) = (Some(before), course.told + 1));
+        }
+    };
+    tokio::select! {
+        heard = timeout(PATIENCE, mine.catch_up()) => {
+            assert!(matches!(heard.expect("it is given up"), Err(ReadError::Status(_))));
+        }
+        () = says => {}
+    }
+    assert_eq!((mine.seen, mine.ready.len()), (before, 0));
+    // Told of it after all, it is well.
+    fake.turn(|course| course.silent = false);
+    assert!(matches!(recovers(&mut mine).await, News::Landings(landings) if landings.len() == 1));
+}
+
+#[tokio::test]
+async fn a_head_that_was_not_told_although_all_was_up_to_there_is_read_anew() {
+    let fake = Fake::start().await;
+    let (mut mine, _) = behind(&fake).await;
+    let there = mine.overtaken;
+    fake.turn(|course| (course.lags, course.told) = (Some(there), course.told + 1));
+    let heard = timeout(PATIENCE, mine.catch_up()).await.expect("it is told how far it is");
+    assert!(matches!(heard, Err(ReadError::Lost)));
+    assert!(everything(recovers(&mut mine).await).objects.contains_key("g/1"));
+}
+
 #[tokio::test]
 async fn a_gap_is_read_over_from_another_member_where_the_one_that_was_asked_is_gone() {
     let (gone, serves) = (Fake::start().await, Fake::start().await);
