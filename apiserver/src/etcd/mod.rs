@@ -485,7 +485,8 @@ impl Backend for Etcd {
                     Err(error) => return self.otherwise(error).await,
                 },
                 () = sleep_until(forget_at) => {
-                    self.forget = (Instant::now() + COMPACT, self.seen);
+                    // Not as far as the watch is: what others wrote since is theirs, and is for them to forget.
+                    self.forget = (Instant::now() + COMPACT, self.head);
                     self.forgetting = (0 < forget).then(|| {
                         let asked = self.etcds.compact(forget);
                         AbortOnDropHandle::new(tokio::spawn(async move {

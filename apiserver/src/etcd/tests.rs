@@ -332,6 +332,12 @@ async fn etcd_is_told_to_forget_although_orders_come_all_the_time() {
     let mut etcd = Etcd::open(&fake.place(), None).await.unwrap().0;
     etcd.listen().await.unwrap_or_else(|_| panic!("it listens"));
     etcd.forget = (Instant::now(), 1);
+    told_to_forget(&mut etcd).await;
+    fake.until(|course| course.compactions == [1]).await;
+}
+
+/// It is time for that, and orders come all the time.
+async fn told_to_forget(etcd: &mut Etcd) {
     while etcd.forget.0 <= Instant::now() {
         tokio::select! {
             biased;
@@ -341,7 +347,25 @@ async fn etcd_is_told_to_forget_although_orders_come_all_the_time() {
         }
         tokio::task::yield_now().await;
     }
-    fake.until(|course| course.compactions == [1]).await;
+}
+
+#[tokio::test]
+async fn etcd_is_told_to_forget_what_is_older_than_a_head_and_nothing_that_others_wrote_since() {
+    let fake = Fake::start().await;
+    let mut etcd = Etcd::open(&fake.place(), None).await.unwrap().0;
+    etcd.write(&group(&etcd, "g/1")).await.unwrap();
+    let head = etcd.head;
+    (0..5).for_each(|_| fake.put("/another/key", ""));
+    fake.turn(|course| course.told += 1);
+    while etcd.seen < head + 5 {
+        timeout(PATIENCE, etcd.listen()).await.expect("it is told").unwrap_or_else(|_| panic!("it listens"));
+        fake.turn(|course| course.told += 1);
+    }
+    for _ in 0..2 {
+        etcd.forget.0 = Instant::now();
+        told_to_forget(&mut etcd).await;
+    }
+    fake.until(|course| course.compactions == [head]).await;
 }
 
 /// A store's keys and values, right and nearly right, so that more than the first check is met. It is at `known`.
