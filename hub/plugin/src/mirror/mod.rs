@@ -309,15 +309,14 @@ impl Mirror {
     async fn reconcile(&mut self, wanted: &Objects, unlisted: &[&'static str]) -> Option<Instant> {
         let labelled = |object: &Value| if object.is_object() { self.labelled(object) } else { object.clone() };
         let wanted: Objects = wanted.iter().map(|(key, object)| (key.clone(), labelled(object))).collect();
-        self.report.failed.retain(|key, _| wanted.contains_key(key) || self.actual.contains_key(key));
-        self.resting.retain(|key, _| wanted.contains_key(key) || self.actual.contains_key(key));
         let todo = steps(&wanted, &self.actual, &self.held);
+        let due: HashSet<&Key> = todo.iter().map(Step::key).collect();
+        self.report.failed.retain(|key, _| wanted.contains_key(key) || due.contains(key));
+        // What nothing is to be done about rests no more: its time would come, and never go.
+        self.resting.retain(|key, _| due.contains(key));
         self.held.retain(|key, object| wanted.get(key) == Some(object));
         for step in todo {
-            let (key, drift) = match &step {
-                Step::Apply { key, drift } => (key.clone(), *drift),
-                Step::Delete(key) | Step::Remove(key) => (key.clone(), false),
-            };
+            let (key, drift) = (step.key().clone(), matches!(step, Step::Apply { drift: true, .. }));
             let rests = self.resting.get(&key).is_some_and(|(until, _)| Instant::now() < *until);
             if rests || unlisted.contains(&key.kind) {
                 continue;
@@ -326,11 +325,13 @@ impl Mirror {
             if matches!(step, Step::Apply { .. }) && wanted.contains_key(&home) && !self.actual.contains_key(&home) {
                 if !unlisted.contains(&home.kind) {
                     // In a namespace that turned out to be somebody else's, nothing is laid.
+                    self.resting.remove(&key);
                     self.report.failed.insert(key, "its namespace is not the hub's".to_owned());
                     continue;
                 }
                 // Whose it is, is not known. What the mirror has there already is put right all the same.
                 if !self.actual.contains_key(&key) {
+                    self.resting.remove(&key);
                     continue;
                 }
             }
@@ -738,6 +739,38 @@ mod tests {
         mirror.reconcile(&Objects::new(), &[]).await;
         assert_eq!(asked.try_recv().unwrap(), "DELETE /api/v1/namespaces/team/configmaps/c");
         assert!(mirror.report.failed.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_nothing_is_to_be_done_about_any_more_is_not_looked_at_again() {
+        let (ask, _asked) = tokio::sync::mpsc::unbounded_channel();
+        let backend: Arc<dyn Backend> = Arc::new(Half(ask));
+        let mut mirror = pair(&backend);
+        let key = |kind| Key { kind, namespace: "team".to_owned(), name: "c".to_owned() };
+        let laid = key("ConfigMap");
+        let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "a": "b" } });
+        let wanted = Objects::from([(laid.clone(), wish.clone())]);
+        // The cluster answers with what is no config map.
+        assert!(mirror.reconcile(&wanted, &[]).await.is_some(), "it is tried again");
+        mirror.actual.insert(laid.clone(), mirror.labelled(&wish));
+        assert_eq!(mirror.reconcile(&wanted, &[]).await, None, "it was written all the same");
+
+        mirror.actual.clear();
+        let mut owned = wanted.clone();
+        owned.insert(home(&laid), ABSENT);
+        for unlisted in [&["Namespace"][..], &[]] {
+            mirror.resting.insert(laid.clone(), (Instant::now(), 1));
+            assert_eq!(mirror.reconcile(&owned, unlisted).await, None, "its namespace is not known to be the hub's");
+        }
+
+        // A kind that this mirror does not keep: taking it away fails.
+        let other = key("Other");
+        mirror.actual = Objects::from([(other.clone(), json!({}))]);
+        assert!(mirror.reconcile(&Objects::new(), &[]).await.is_some());
+        let anywhere = Key { namespace: ANYWHERE.to_owned(), ..other };
+        let unsure = Objects::from([(anywhere.clone(), unknown("nobody tells"))]);
+        assert_eq!(mirror.reconcile(&unsure, &[]).await, None, "it may be wanted");
+        assert_eq!(mirror.report.failed.keys().collect::<Vec<_>>(), [&anywhere]);
     }
 
     #[tokio::test]

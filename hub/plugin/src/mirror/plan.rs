@@ -55,6 +55,15 @@ pub(crate) enum Step {
     Remove(Key),
 }
 
+impl Step {
+    /// What it is about.
+    pub(crate) const fn key(&self) -> &Key {
+        match self {
+            Self::Apply { key, .. } | Self::Delete(key) | Self::Remove(key) => key,
+        }
+    }
+}
+
 /// The steps from `actual` to `wanted`. `held`: what was as it is wanted now, the last time that it was looked at.
 pub(crate) fn steps(wanted: &Objects, actual: &Objects, held: &Objects) -> Vec<Step> {
     let may_be_wanted = |key: &&Key| {
