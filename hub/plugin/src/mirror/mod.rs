@@ -8,7 +8,7 @@ mod pace;
 mod plan;
 
 pub use board::{Board, Outcome, REMOVED, SHUT_OUT, Tally, cannot_watch};
-pub use plan::{ABSENT, ANYWHERE, Key, Objects, unknown};
+pub use plan::{ABSENT, ANYWHERE, Key, Objects, unknown, unknown_where};
 
 use crate::{ClusterView, PluginError, PluginMetrics, TooMuch, limits, name_of, watching};
 use futures_util::{StreamExt, stream::BoxStream, stream::SelectAll};
@@ -17,7 +17,7 @@ use kube::{
     api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, Preconditions},
     runtime::watcher,
 };
-use plan::{Step, covers, steps, why_unknown};
+use plan::{Step, covers, spared, steps, why_unknown};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, HashMap, HashSet, hash_map::RandomState},
@@ -368,9 +368,17 @@ impl Mirror {
                 }
             }
         }
+        let mut left = BTreeMap::<Key, usize>::new();
+        for key in self.actual.iter().filter_map(|(key, there)| spared(&wanted, key, there)) {
+            *left.entry(key).or_default() += 1;
+        }
         for (key, object) in &wanted {
             if let Some(why) = why_unknown(object) {
-                self.report.failed.insert(key.clone(), why.clone());
+                let why = match left.get(key) {
+                    Some(count) => format!("{why}; {count} are left as they are"),
+                    None => why.clone(),
+                };
+                self.report.failed.insert(key.clone(), why);
                 continue;
             }
             let there = self.actual.get(key);
@@ -734,7 +742,7 @@ mod tests {
         let unsure = Objects::from([(key(ANYWHERE), unknown("nobody tells"))]);
         mirror.reconcile(&unsure, &[]).await;
         assert!(asked.try_recv().is_err(), "it is left as it is");
-        assert_eq!(mirror.report.failed, [(key(ANYWHERE), "nobody tells".to_owned())].into());
+        assert_eq!(mirror.report.failed, [(key(ANYWHERE), "nobody tells; 1 are left as they are".to_owned())].into());
         // It is known now: not wanted.
         mirror.reconcile(&Objects::new(), &[]).await;
         assert_eq!(asked.try_recv().unwrap(), "DELETE /api/v1/namespaces/team/configmaps/c");

@@ -19,19 +19,26 @@ use kube::{
 use moorline_plugin::{
     All, ClusterFacts, ClusterView, Condition, Configured, Feed, HubObject, HubView, Plugin, PluginError, PluginKind,
     Registration, TooMuch, follow_into, limits,
-    mirror::{ANYWHERE, Board, Kept, Key, Objects, Tally, cannot_watch, unknown},
+    mirror::{ANYWHERE, Board, Kept, Key, Objects, Tally, cannot_watch, unknown_where},
     name_of, watching,
 };
 use serde::Deserialize;
 use serde_json::json;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::watch;
 
 const KINDS: &[Kept] = &[Kept::core("Secret", "secrets")];
 /// The condition of a Cluster that says whether it has its secrets.
 pub const CONDITION: &str = "SecretsSynced";
-/// Which declaration of the hub's an object comes of, and how often that had changed.
+/// Which declaration of the hub's an object comes of, and how often that had changed. It begins with [`NAMED`] where no
+/// labels are known to pick the namespace.
 pub const STATE: &str = "moorline.dev/declared";
+/// Only the namespace's name has picked it: without that it is not wanted there, for certain.
+const NAMED: &str = "named/";
 /// Changes of one moment are written into statuses once.
 const GATHER: Duration = Duration::from_millis(300);
 
@@ -112,17 +119,20 @@ fn desired(inputs: &Inputs, cluster: &ClusterFacts) -> Objects {
         let kind = if spec.r#type.is_empty() { "Opaque" } else { &spec.r#type };
         // A key that was taken out is no difference by itself: this makes one of every change.
         let meta = &secret.metadata;
-        let state = format!("{}/{}", meta.uid.as_deref().unwrap_or_default(), meta.generation.unwrap_or_default());
+        let of = format!("{}/", meta.uid.as_deref().unwrap_or_default());
+        let state = format!("{of}{}", meta.generation.unwrap_or_default());
         if let (Err(why), false) = (&inputs.namespaces, spec.namespaces.match_labels.is_empty()) {
             let anywhere = Key { kind: "Secret", namespace: ANYWHERE.to_owned(), name: name.clone() };
-            all.insert(anywhere, unknown(why.clone()));
+            all.insert(anywhere, unknown_where((STATE, &of), why.clone()));
         }
         let there = inputs.namespaces.iter().flat_map(|all| all.iter());
-        let labelled = there.filter(|(name, labels)| spec.namespaces.picks(name, labels));
-        for namespace in labelled.map(|(name, _)| name).chain(&spec.namespaces.names) {
+        let labelled: BTreeSet<_> =
+            there.filter(|(_, labels)| spec.namespaces.labelled(labels)).map(|(name, _)| name).collect();
+        for namespace in labelled.iter().copied().chain(&spec.namespaces.names) {
+            let by = if labelled.contains(namespace) { "" } else { NAMED };
             let object = json!({
                 "apiVersion": "v1", "kind": "Secret", "type": kind, "data": spec.data,
-                "metadata": { "name": name, "namespace": namespace, "labels": spec.labels, "annotations": { STATE: state } },
+                "metadata": { "name": name, "namespace": namespace, "labels": spec.labels, "annotations": { STATE: format!("{by}{state}") } },
             });
             all.insert(Key { kind: "Secret", namespace: namespace.clone(), name: name.clone() }, object);
         }
@@ -240,6 +250,7 @@ mod tests {
     use kinds::NamespaceSelector;
     use kube::core::Status;
     use moorline_plugin::ClusterSelector;
+    use serde_json::Value;
 
     #[test]
     fn of_all_errors_only_a_refusal_stands_for_the_listing_of_namespaces() {
@@ -288,6 +299,8 @@ mod tests {
         let unlisted = Inputs { namespaces: Err("no".to_owned()), ..inputs };
         let keys: Vec<String> = desired(&unlisted, &facts("a")).keys().map(ToString::to_string).collect();
         assert_eq!(keys, ["Secret */s", "Secret absent/s", "Secret named/s"]);
+        let by = |object: &Value| object["metadata"]["annotations"][STATE].as_str().unwrap().starts_with(NAMED);
+        assert_eq!(there.values().map(by).collect::<Vec<_>>(), [true, false, true], "a label has picked the second");
         assert!(desired(&unlisted, &facts("b")).is_empty(), "where it is not meant to be at all, it goes");
     }
 }

@@ -6,7 +6,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use moorline_plugin::{Backend, Body, BoxError, ClusterFacts, Clusters, Configured, Host};
-use moorline_plugin_secrets::{CONDITION, Config, Secrets};
+use moorline_plugin_secrets::{CONDITION, Config, STATE, Secrets};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -91,7 +91,12 @@ impl Backend for World {
             ),
             "/api/v1/secrets" => listed(
                 &request,
-                &json!([{ "metadata": { "name": "shared", "namespace": "team", "resourceVersion": "1" } }]),
+                &json!([("team", "u/1"), ("staging", "named/u/1"), ("old", "before/1")].map(
+                    |(namespace, of)| json!({ "metadata": {
+                        "name": "shared", "namespace": namespace, "resourceVersion": "1",
+                        "annotations": { STATE: of },
+                    } })
+                )),
             ),
             path => {
                 let _ = self.changed.send(format!("{} {path}", request.method()));
@@ -122,7 +127,11 @@ fn what_labels_picked_stays_while_the_cluster_does_not_let_its_namespaces_be_lis
     runtime.block_on(async {
         // It was looked at by the time that something is told.
         let why = tokio::time::timeout(LONG, tales.recv()).await.expect("it is told").unwrap();
-        assert!(why.contains("cannot list namespaces") && why.contains("forbidden"), "{why}");
+        assert!(why.contains("cannot list namespaces") && why.ends_with("; 1 are left as they are"), "{why}");
+        for gone in ["old", "staging"] {
+            let change = changes.try_recv().unwrap();
+            assert_eq!(change, format!("DELETE /api/v1/namespaces/{gone}/secrets/shared"), "no label had picked it");
+        }
         assert!(changes.try_recv().is_err(), "whether it is wanted there is not known");
         world.lists.store(true, Ordering::SeqCst);
         let change = tokio::time::timeout(LONG, changes.recv()).await.expect("it goes").unwrap();
