@@ -233,7 +233,7 @@ fn as_condition(r#type: &str, report: &Report, leaving: bool) -> Condition {
         None => String::new(),
     };
     let (holds, reason, message) = match (&report.trouble, report.failed.iter().next()) {
-        (Some(why), _) if why.contains("edge policy") && 0 < report.synced => (false, SHUT_OUT, why.clone()),
+        (Some(why), _) if why.contains("edge policy") && 0 < report.there => (false, SHUT_OUT, why.clone()),
         (Some(why), _) if why.contains("edge policy") => (false, "NotAllowed", why.clone()),
         (Some(why), _) => (false, "CannotWatch", why.clone()),
         (None, Some((key, why))) => (
@@ -284,7 +284,7 @@ mod tests {
         assert_eq!((reason(&empty, true).as_str(), reason(&empty, false).as_str()), (REMOVED, "InSync"));
         let stuck = Report { failed: [(key, "no".to_owned())].into(), ..empty };
         assert_eq!(reason(&stuck, true), "Failing");
-        let refused = |synced| Report { trouble: Some("by the edge policy".to_owned()), synced, ..Report::default() };
+        let refused = |there| Report { trouble: Some("by the edge policy".to_owned()), there, ..Report::default() };
         assert_eq!(
             (reason(&refused(0), true), reason(&refused(1), true)),
             ("NotAllowed".to_owned(), SHUT_OUT.to_owned())

@@ -79,7 +79,9 @@ impl Kept {
 pub struct Report {
     /// Objects that are as they are wanted.
     pub synced: usize,
-    /// Those that are not, and why: for people.
+    /// Objects of the hub's that the cluster has, be they wanted or not.
+    pub there: usize,
+    /// Those that are not as they are wanted, and why: for people.
     pub failed: BTreeMap<Key, String>,
     /// The cluster could not be asked at all.
     pub trouble: Option<String>,
@@ -202,6 +204,7 @@ impl Mirror {
                         let trouble = self.trouble();
                         if self.report.trouble != trouble {
                             self.report.trouble = trouble;
+                            self.report.there = self.actual.len();
                             tell(&self.report);
                         }
                         // The others may have waited for it.
@@ -390,6 +393,7 @@ impl Mirror {
             }
         }
         self.report.synced = self.held.len();
+        self.report.there = self.actual.len();
         self.resting.values().map(|(until, _)| *until).min()
     }
 
@@ -742,6 +746,7 @@ mod tests {
         let unsure = Objects::from([(key(ANYWHERE), unknown("nobody tells"))]);
         mirror.reconcile(&unsure, &[]).await;
         assert!(asked.try_recv().is_err(), "it is left as it is");
+        assert_eq!((mirror.report.synced, mirror.report.there), (0, 1), "it would be left behind");
         assert_eq!(mirror.report.failed, [(key(ANYWHERE), "nobody tells; 1 are left as they are".to_owned())].into());
         // It is known now: not wanted.
         mirror.reconcile(&Objects::new(), &[]).await;
