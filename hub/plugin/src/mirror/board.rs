@@ -130,14 +130,18 @@ impl Board {
         desired: impl Fn(&T, &ClusterFacts) -> Objects + Send,
     ) -> Result<(), PluginError> {
         let mut clusters = hub.clusters.clone();
-        let make = |inputs: &T, clusters: &crate::Clusters| {
-            let wish = |facts: &Arc<ClusterFacts>| if facts.leaving { Objects::new() } else { desired(inputs, facts) };
-            clusters.get(&cluster.name).map(|facts| Arc::new(wish(facts)))
+        // In a cluster that is being removed nothing is wanted, whatever the inputs are.
+        let make = |inputs: Option<&T>, clusters: &crate::Clusters| {
+            let wish = |facts: &Arc<ClusterFacts>| match facts.leaving {
+                true => Some(Objects::new()),
+                false => inputs.map(|inputs| desired(inputs, facts)),
+            };
+            clusters.get(&cluster.name).and_then(wish).map(Arc::new)
         };
         // Nothing is taken away before it is known what is wanted, and of which cluster.
         let begun = loop {
             let (now, facts) = (inputs.borrow_and_update().clone(), Arc::clone(&clusters.borrow_and_update()));
-            if let Some(wish) = now.and_then(|now| make(&now, &facts)) {
+            if let Some(wish) = make(now.as_deref(), &facts) {
                 break wish;
             }
             let changed = tokio::select! {
@@ -165,7 +169,7 @@ impl Board {
                     changed = clusters.changed() => if changed.is_err() { return Ok(()) },
                 }
                 let (now, facts) = (inputs.borrow_and_update().clone(), Arc::clone(&clusters.borrow_and_update()));
-                let Some(new) = now.and_then(|now| make(&now, &facts)) else { continue };
+                let Some(new) = make(now.as_deref(), &facts) else { continue };
                 if *wish.borrow() == new {
                     continue;
                 }

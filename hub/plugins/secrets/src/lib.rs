@@ -53,8 +53,10 @@ type Namespaces = BTreeMap<String, BTreeMap<String, String>>;
 /// Everything that a cluster's secrets depend on.
 struct Inputs {
     declared: Arc<All<SharedSecretSpec>>,
-    /// `Err`: why nobody knows which there are.
-    namespaces: Result<Arc<Namespaces>, String>,
+    /// As they were listed last.
+    namespaces: Arc<Namespaces>,
+    /// Why nobody knows whether these are all, and still labelled so.
+    unsure: Option<String>,
 }
 
 /// The plugin.
@@ -110,8 +112,8 @@ impl Plugin for Secrets {
 }
 
 /// What a cluster should have: a Secret in each namespace that is there and picked, and in each that is named, so that one
-/// which is not there is told of. While nobody knows which namespaces there are, those of a Secret that is picked for by labels
-/// are not known either.
+/// which is not there is told of. While nobody knows which namespaces there are, it is not known either what labels pick besides
+/// those that were listed last.
 fn desired(inputs: &Inputs, cluster: &ClusterFacts) -> Objects {
     let mut all = Objects::new();
     for (name, secret) in inputs.declared.iter().filter(|(_, secret)| secret.spec.clusters.picks(cluster)) {
@@ -121,13 +123,12 @@ fn desired(inputs: &Inputs, cluster: &ClusterFacts) -> Objects {
         let meta = &secret.metadata;
         let of = format!("{}/", meta.uid.as_deref().unwrap_or_default());
         let state = format!("{of}{}", meta.generation.unwrap_or_default());
-        if let (Err(why), false) = (&inputs.namespaces, spec.namespaces.match_labels.is_empty()) {
+        if let (Some(why), false) = (&inputs.unsure, spec.namespaces.match_labels.is_empty()) {
             let anywhere = Key { kind: "Secret", namespace: ANYWHERE.to_owned(), name: name.clone() };
             all.insert(anywhere, unknown_where((STATE, &of), why.clone()));
         }
-        let there = inputs.namespaces.iter().flat_map(|all| all.iter());
-        let labelled: BTreeSet<_> =
-            there.filter(|(_, labels)| spec.namespaces.labelled(labels)).map(|(name, _)| name).collect();
+        let there = inputs.namespaces.iter().filter(|(_, labels)| spec.namespaces.labelled(labels));
+        let labelled: BTreeSet<_> = there.map(|(name, _)| name).collect();
         for namespace in labelled.iter().copied().chain(&spec.namespaces.names) {
             let by = if labelled.contains(namespace) { "" } else { NAMED };
             let object = json!({
@@ -138,13 +139,6 @@ fn desired(inputs: &Inputs, cluster: &ClusterFacts) -> Objects {
         }
     }
     all
-}
-
-/// Whether a cluster does not let the plugin list its namespaces. Those that are named are wanted all the same then: the
-/// mirror finds out what it may do, and tells; what labels have picked stays as it is. After any other error the listing is
-/// waited for: it is likely to come.
-fn refused(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 403)
 }
 
 impl Secrets {
@@ -159,11 +153,14 @@ impl Secrets {
         let config = watcher::Config::default().page_size(limits::PAGE);
         let mut changes = watching(api, config, Some(limits::HELD));
         let mut declared = self.declared.subscribe();
-        let (mut known, mut listing) = (None::<Result<Arc<Namespaces>, String>>, Namespaces::new());
+        let (mut known, mut listing) = (Arc::<Namespaces>::default(), Namespaces::new());
+        // Whether they were listed ever, and why it is not known that they still are these.
+        let (mut listed, mut unsure) = (false, None::<String>);
         loop {
             let now = declared.borrow_and_update().clone();
-            if let (Some(declared), Some(namespaces)) = (now, known.clone()) {
-                inputs.send_replace(Some(Arc::new(Inputs { declared, namespaces })));
+            if let (Some(declared), true) = (now, listed || unsure.is_some()) {
+                let (namespaces, unsure) = (Arc::clone(&known), unsure.clone());
+                inputs.send_replace(Some(Arc::new(Inputs { declared, namespaces, unsure })));
             }
             tokio::select! {
                 changed = declared.changed() => if changed.is_err() { return Ok(()) },
@@ -172,30 +169,23 @@ impl Secrets {
                     Some(Ok(watcher::Event::Init)) => listing.clear(),
                     Some(Ok(watcher::Event::InitApply(one))) => drop(listing.insert(name_of(&one)?, one.labels().clone())),
                     Some(Ok(watcher::Event::InitDone)) => {
-                        known = Some(Ok(Arc::new(std::mem::take(&mut listing))));
+                        known = Arc::new(std::mem::take(&mut listing));
+                        (listed, unsure) = (true, None);
                     }
-                    Some(Ok(watcher::Event::Apply(one))) => {
-                        // One that goes takes its secrets with it, and takes no new ones.
-                        if let Some(Ok(all)) = &mut known {
-                            match one.metadata.deletion_timestamp {
-                                None => drop(Arc::make_mut(all).insert(name_of(&one)?, one.labels().clone())),
-                                Some(_) => drop(Arc::make_mut(all).remove(&one.name_any())),
-                            }
-                        }
-                    }
-                    Some(Ok(watcher::Event::Delete(one))) => if let Some(Ok(all)) = &mut known {
-                        Arc::make_mut(all).remove(&one.name_any());
+                    // One that goes takes its secrets with it, and takes no new ones.
+                    Some(Ok(watcher::Event::Apply(one))) => match one.metadata.deletion_timestamp {
+                        None => drop(Arc::make_mut(&mut known).insert(name_of(&one)?, one.labels().clone())),
+                        Some(_) => drop(Arc::make_mut(&mut known).remove(&one.name_any())),
                     },
+                    Some(Ok(watcher::Event::Delete(one))) => drop(Arc::make_mut(&mut known).remove(&one.name_any())),
                     // It is told, and all begins anew: nobody knows by now which namespaces there are.
                     Some(Err(error)) if TooMuch::within(&error).is_some() => {
                         return Err(cannot_watch(hub, (&cluster.name, CONDITION), "namespaces", &error).await);
                     }
                     Some(Err(error)) => {
                         tracing::debug!(cluster = %cluster.name, "namespaces are asked for again after: {error}");
-                        // What was known before counts on until it is listed again.
-                        if refused(&error) && !matches!(known, Some(Ok(_))) {
-                            known = Some(Err(format!("cannot list namespaces: {error}")));
-                        }
+                        // What is to be revoked by name alone waits for no listing.
+                        unsure = Some(format!("cannot list namespaces: {error}"));
                     }
                 },
             }
@@ -248,21 +238,8 @@ impl Secrets {
 mod tests {
     use super::*;
     use kinds::NamespaceSelector;
-    use kube::core::Status;
     use moorline_plugin::ClusterSelector;
     use serde_json::Value;
-
-    #[test]
-    fn of_all_errors_only_a_refusal_stands_for_the_listing_of_namespaces() {
-        let answered = |code| kube::Error::Api(Status::failure("no", "").with_code(code).boxed());
-        assert!(refused(&watcher::Error::InitialListFailed(answered(403))));
-        for code in [0, 401, 404, 410, 429, 500, 503, 504] {
-            assert!(!refused(&watcher::Error::InitialListFailed(answered(code))), "{code}");
-        }
-        let silent = kube::Error::Service("no answer within 30 s".into());
-        assert!(!refused(&watcher::Error::InitialListFailed(silent)));
-        assert!(!refused(&watcher::Error::WatchStartFailed(answered(403))), "a listing was there, or is to come");
-    }
 
     #[test]
     fn s53_a_secret_is_where_it_is_meant_to_be_and_nowhere_else() {
@@ -279,7 +256,8 @@ mod tests {
             .map(|(name, team)| (name.to_owned(), BTreeMap::from([("team".to_owned(), team.to_owned())])));
         let inputs = Inputs {
             declared: Arc::new([("s".to_owned(), Arc::new(HubObject::new("s", spec)))].into()),
-            namespaces: Ok(Arc::new(namespaces.into())),
+            namespaces: Arc::new(namespaces.into()),
+            unsure: None,
         };
         let facts = |name: &str| ClusterFacts {
             name: name.to_owned(),
@@ -295,12 +273,14 @@ mod tests {
         let object = there.values().next().unwrap();
         assert_eq!((&object["type"], &object["data"]["k"]), (&json!("Opaque"), &json!("dg==")));
         assert!(desired(&inputs, &facts("b")).is_empty());
-        // Which namespaces labels pick is not known: nor is where it should not be.
-        let unlisted = Inputs { namespaces: Err("no".to_owned()), ..inputs };
-        let keys: Vec<String> = desired(&unlisted, &facts("a")).keys().map(ToString::to_string).collect();
-        assert_eq!(keys, ["Secret */s", "Secret absent/s", "Secret named/s"]);
         let by = |object: &Value| object["metadata"]["annotations"][STATE].as_str().unwrap().starts_with(NAMED);
         assert_eq!(there.values().map(by).collect::<Vec<_>>(), [true, false, true], "a label has picked the second");
-        assert!(desired(&unlisted, &facts("b")).is_empty(), "where it is not meant to be at all, it goes");
+        // Which namespaces labels pick by now is not known: nor is where it should not be.
+        let unsure = Inputs { unsure: Some("no".to_owned()), ..inputs };
+        let keys = |inputs: &Inputs| desired(inputs, &facts("a")).keys().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(keys(&unsure), ["Secret */s", "Secret absent/s", "Secret labelled/s", "Secret named/s"]);
+        assert!(desired(&unsure, &facts("b")).is_empty(), "where it is not meant to be at all, it goes");
+        let unlisted = Inputs { namespaces: Arc::default(), ..unsure };
+        assert_eq!(keys(&unlisted), ["Secret */s", "Secret absent/s", "Secret named/s"]);
     }
 }
