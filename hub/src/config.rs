@@ -243,7 +243,7 @@ pub struct ConfigError {
 pub struct Limits {
     /// TCP connections, all kinds together.
     pub connections: usize,
-    /// The same of one address (of IPv6: of one network of 64 bits), which many may stand behind, but not all.
+    /// The same of one address (of IPv6: of one network of 56 bits), which many may stand behind, but not all.
     pub connections_per_address: usize,
     /// TLS handshakes under way, TCP. Others wait for their turn.
     pub handshakes: usize,

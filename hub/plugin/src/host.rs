@@ -294,14 +294,13 @@ fn life(facts: &ClusterFacts) -> String {
     format!("{} {}", facts.uid, facts.session)
 }
 
-/// A half that was told to end.
-type Ending = AbortOnDropHandle<()>;
+type Task = AbortOnDropHandle<()>;
 
 /// A cluster's half.
 struct Half {
     life: String,
     stop: CancellationToken,
-    task: AbortOnDropHandle<()>,
+    task: Task,
 }
 
 /// Everything that one plugin is started with.
@@ -352,7 +351,7 @@ impl Begin {
     async fn clusters(&self, hub: HubView) {
         let mut changes = self.clusters.clone();
         let mut running: HashMap<String, Half> = HashMap::new();
-        let mut ending: HashMap<String, Ending> = HashMap::new();
+        let mut ending: HashMap<String, Task> = HashMap::new();
         loop {
             let now = Arc::clone(&changes.borrow_and_update());
             let stays = |name: &str, half: &Half| {
@@ -378,14 +377,8 @@ impl Begin {
         }
     }
 
-    /// Begins a half, once the one `before` has ended.
-    fn one(
-        &self,
-        hub: &HubView,
-        facts: &ClusterFacts,
-        stop: &CancellationToken,
-        before: Option<Ending>,
-    ) -> AbortOnDropHandle<()> {
+    /// Begins a half, once the one `before`, which was told to end, has ended.
+    fn one(&self, hub: &HubView, facts: &ClusterFacts, stop: &CancellationToken, before: Option<Task>) -> Task {
         let (name, uid) = (&facts.name, &facts.uid);
         let plugin = self.plugin.name();
         let wire = Wire { backend: self.backend.clone(), plugin, target: Target::Cluster(name.clone()) };
@@ -411,8 +404,7 @@ impl Begin {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::PluginError;
-    use crate::{BoxError, client::Body};
+    use crate::{BoxError, PluginError, client::Body};
     use futures_util::{FutureExt, future::BoxFuture};
     use http::Request;
     use std::sync::{Mutex, mpsc};
