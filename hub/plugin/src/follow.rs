@@ -15,6 +15,26 @@ pub type All<S> = BTreeMap<String, Arc<HubObject<S>>>;
 
 /// All objects of a kind as they are now; `None` until they were listed.
 pub type Known<S> = watch::Receiver<Option<Arc<All<S>>>>;
+/// The other end of that: the hub-wide half of a plugin feeds it, and those of clusters subscribe.
+pub type Feed<S> = watch::Sender<Option<Arc<All<S>>>>;
+
+/// Follows a kind and passes on what there is, for ever.
+///
+/// # Errors
+/// Never by itself: what fails is tried again.
+pub async fn follow_into<S: Spec>(client: kube::Client, feed: &Feed<S>) -> Result<(), PluginError> {
+    let (mut known, following) = follow::<S>(client);
+    let spread = async {
+        while known.changed().await.is_ok() {
+            feed.send_replace(known.borrow_and_update().clone());
+        }
+        Ok(())
+    };
+    tokio::select! {
+        ended = following => ended,
+        ended = spread => ended,
+    }
+}
 
 /// Follows a kind. The receiver has `None` until everything was listed once; the future has to be driven, and ends with
 /// the receiver.

@@ -67,3 +67,7 @@ pub const RETRY_LONGEST: Duration = Duration::from_secs(60);
 pub const NAMED: usize = 10;
 /// A mirror tells of itself in its cluster's object at most this often.
 pub const TELL: Duration = Duration::from_secs(1);
+/// So many times in a row; then there is news without end, and it is told this often.
+pub const TELL_AT_ONCE: u32 = 20;
+/// See [`TELL_AT_ONCE`].
+pub const TELL_STEADILY: Duration = Duration::from_secs(10);

@@ -3,6 +3,7 @@
 use kube::core::{ObjectMeta, TypeMeta};
 use kube::{Resource, core::ClusterResourceScope};
 use moorline_apiserver::Spec;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
@@ -21,6 +22,10 @@ pub struct HubObject<S: Spec> {
     #[serde(default = "none", skip_serializing_if = "Option::is_none")]
     pub status: Option<S::Status>,
 }
+
+/// Of a kind that has none: see [`crate::PluginKind::without_status`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NoStatus {}
 
 fn none<T>() -> Option<T> {
     None

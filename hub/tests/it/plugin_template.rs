@@ -12,7 +12,7 @@ use std::sync::Arc;
 #[tokio::test(flavor = "multi_thread")]
 async fn the_plugin_of_the_guide_does_what_the_guide_says() {
     let world = World::with(|config| {
-        config.plugins = vec![Arc::new(Notices::new(Config { longest: 20 }).unwrap()) as Arc<dyn Plugin>];
+        config.plugins = vec![Arc::new(Notices::new(Config { longest: Some(20) }).unwrap()) as Arc<dyn Plugin>];
     })
     .await;
     let (mut edge1, mut edge2) = (Stub::default(), Stub::default());

@@ -1,6 +1,6 @@
 //! How far each cluster is: one board a plugin, written by the clusters' halves and read by the hub-wide one.
 
-use super::{Kept, Key, Mirror, Objects, Report};
+use super::{Kept, Key, Mirror, Objects, Report, pace::Pace, plan::why_unknown};
 use crate::{ClusterFacts, ClusterView, Condition, HubView, PluginError, limits, set_condition};
 use kube::{
     Api,
@@ -13,7 +13,10 @@ use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until},
+};
 
 /// How one object of the hub fares in one cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,7 +111,10 @@ impl Board {
 
     /// Whether a cluster is told to have an object: `Some(false)`, that it must not; `None`, nothing.
     pub fn wanted(&self, cluster: &str, key: &Key) -> Option<bool> {
-        self.lock().get(cluster)?.wanted.get(key).map(|object| *object != super::ABSENT)
+        match self.lock().get(cluster)?.wanted.get(key)? {
+            &super::ABSENT => Some(false),
+            object => why_unknown(object).is_none().then_some(true),
+        }
     }
 
     /// Keeps one cluster as `desired` says of the newest `inputs`, and tells of it on this board and in a condition of
@@ -124,19 +130,26 @@ impl Board {
         desired: impl Fn(&T, &ClusterFacts) -> Objects + Send,
     ) -> Result<(), PluginError> {
         let mut clusters = hub.clusters.clone();
-        // Nothing is taken away before it is known what is wanted.
-        let first = loop {
-            let known = inputs.borrow_and_update().clone();
-            match known {
-                Some(known) => break known,
-                None => inputs.changed().await.map_err(|_| PluginError::Other("nothing to go by".to_owned()))?,
+        // In a cluster that is being removed nothing is wanted, whatever the inputs are.
+        let make = |inputs: Option<&T>, clusters: &crate::Clusters| {
+            let wish = |facts: &Arc<ClusterFacts>| match facts.leaving {
+                true => Some(Objects::new()),
+                false => inputs.map(|inputs| desired(inputs, facts)),
+            };
+            clusters.get(&cluster.name).and_then(wish).map(Arc::new)
+        };
+        // Nothing is taken away before it is known what is wanted, and of which cluster.
+        let begun = loop {
+            let (now, facts) = (inputs.borrow_and_update().clone(), Arc::clone(&clusters.borrow_and_update()));
+            if let Some(wish) = make(now.as_deref(), &facts) {
+                break wish;
             }
+            let changed = tokio::select! {
+                changed = inputs.changed() => changed,
+                changed = clusters.changed() => changed,
+            };
+            changed.map_err(|_| PluginError::Other("nothing to go by".to_owned()))?;
         };
-        let make = |inputs: &T, clusters: &crate::Clusters| {
-            let wish = |facts: &Arc<ClusterFacts>| if facts.leaving { Objects::new() } else { desired(inputs, facts) };
-            clusters.get(&cluster.name).map(|facts| Arc::new(wish(facts)))
-        };
-        let begun = make(&first, &clusters.borrow_and_update()).unwrap_or_default();
         let _listed = Listed(self, &cluster.name);
         self.lock().insert(cluster.name.clone(), Entry { wanted: Arc::clone(&begun), report: Report::default() });
         let (wish, wanted) = watch::channel(begun);
@@ -156,7 +169,7 @@ impl Board {
                     changed = clusters.changed() => if changed.is_err() { return Ok(()) },
                 }
                 let (now, facts) = (inputs.borrow_and_update().clone(), Arc::clone(&clusters.borrow_and_update()));
-                let Some(new) = now.and_then(|now| make(&now, &facts)) else { continue };
+                let Some(new) = make(now.as_deref(), &facts) else { continue };
                 if *wish.borrow() == new {
                     continue;
                 }
@@ -169,6 +182,7 @@ impl Board {
         let tell = async {
             let api = clusters_of(hub);
             let (mut all, mut leaving) = (hub.clusters.clone(), false);
+            let mut pace = Pace::new(Instant::now());
             loop {
                 tokio::select! {
                     changed = reports.changed() => if changed.is_err() { return Ok(()) },
@@ -179,7 +193,7 @@ impl Board {
                 let now = reports.borrow_and_update().clone();
                 if now != Report::default() {
                     set_condition(&api, &cluster.name, as_condition(condition, &now, leaving)).await?;
-                    tokio::time::sleep(limits::TELL).await;
+                    sleep_until(pace.told(Instant::now())).await;
                 }
             }
         };
@@ -223,7 +237,7 @@ fn as_condition(r#type: &str, report: &Report, leaving: bool) -> Condition {
         None => String::new(),
     };
     let (holds, reason, message) = match (&report.trouble, report.failed.iter().next()) {
-        (Some(why), _) if why.contains("edge policy") && 0 < report.synced => (false, SHUT_OUT, why.clone()),
+        (Some(why), _) if why.contains("edge policy") && 0 < report.there => (false, SHUT_OUT, why.clone()),
         (Some(why), _) if why.contains("edge policy") => (false, "NotAllowed", why.clone()),
         (Some(why), _) => (false, "CannotWatch", why.clone()),
         (None, Some((key, why))) => (
@@ -274,7 +288,7 @@ mod tests {
         assert_eq!((reason(&empty, true).as_str(), reason(&empty, false).as_str()), (REMOVED, "InSync"));
         let stuck = Report { failed: [(key, "no".to_owned())].into(), ..empty };
         assert_eq!(reason(&stuck, true), "Failing");
-        let refused = |synced| Report { trouble: Some("by the edge policy".to_owned()), synced, ..Report::default() };
+        let refused = |there| Report { trouble: Some("by the edge policy".to_owned()), there, ..Report::default() };
         assert_eq!(
             (reason(&refused(0), true), reason(&refused(1), true)),
             ("NotAllowed".to_owned(), SHUT_OUT.to_owned())

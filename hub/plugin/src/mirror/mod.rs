@@ -4,10 +4,11 @@
 //! deleted. Everything else in the cluster is out of its reach.
 
 mod board;
+mod pace;
 mod plan;
 
 pub use board::{Board, Outcome, REMOVED, SHUT_OUT, Tally, cannot_watch};
-pub use plan::{ABSENT, Key, Objects};
+pub use plan::{ABSENT, ANYWHERE, Key, Objects, unknown, unknown_where};
 
 use crate::{ClusterView, PluginError, PluginMetrics, TooMuch, limits, name_of, watching};
 use futures_util::{StreamExt, stream::BoxStream, stream::SelectAll};
@@ -16,7 +17,7 @@ use kube::{
     api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, Preconditions},
     runtime::watcher,
 };
-use plan::{Step, covers, steps};
+use plan::{Step, covers, spared, steps, why_unknown};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, HashMap, HashSet, hash_map::RandomState},
@@ -56,6 +57,11 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// A kind of Kubernetes' core group: what somebody else made of it is left alone, and what nobody wants any more deleted.
+    pub const fn core(kind: &'static str, plural: &'static str) -> Self {
+        Self { group: "", version: "v1", kind, plural, take_over: false, release: false }
+    }
+
     fn resource(&self) -> ApiResource {
         ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(self.group, self.version, self.kind), self.plural)
     }
@@ -73,7 +79,9 @@ impl Kept {
 pub struct Report {
     /// Objects that are as they are wanted.
     pub synced: usize,
-    /// Those that are not, and why: for people.
+    /// Objects of the hub's that the cluster has, be they wanted or not.
+    pub there: usize,
+    /// Those that are not as they are wanted, and why: for people.
     pub failed: BTreeMap<Key, String>,
     /// The cluster could not be asked at all.
     pub trouble: Option<String>,
@@ -196,6 +204,7 @@ impl Mirror {
                         let trouble = self.trouble();
                         if self.report.trouble != trouble {
                             self.report.trouble = trouble;
+                            self.report.there = self.actual.len();
                             tell(&self.report);
                         }
                         // The others may have waited for it.
@@ -301,17 +310,16 @@ impl Mirror {
     /// Takes every step that is due, but for those of `unlisted` kinds: of these nobody knows what is missing. Returns when
     /// to look again, if something failed.
     async fn reconcile(&mut self, wanted: &Objects, unlisted: &[&'static str]) -> Option<Instant> {
-        let labelled = |object: &Value| if *object == ABSENT { ABSENT } else { self.labelled(object) };
+        let labelled = |object: &Value| if object.is_object() { self.labelled(object) } else { object.clone() };
         let wanted: Objects = wanted.iter().map(|(key, object)| (key.clone(), labelled(object))).collect();
-        self.report.failed.retain(|key, _| wanted.contains_key(key) || self.actual.contains_key(key));
-        self.resting.retain(|key, _| wanted.contains_key(key) || self.actual.contains_key(key));
         let todo = steps(&wanted, &self.actual, &self.held);
+        let due: HashSet<&Key> = todo.iter().map(Step::key).collect();
+        self.report.failed.retain(|key, _| wanted.contains_key(key) || due.contains(key));
+        // What nothing is to be done about rests no more: its time would come, and never go.
+        self.resting.retain(|key, _| due.contains(key));
         self.held.retain(|key, object| wanted.get(key) == Some(object));
         for step in todo {
-            let (key, drift) = match &step {
-                Step::Apply { key, drift } => (key.clone(), *drift),
-                Step::Delete(key) | Step::Remove(key) => (key.clone(), false),
-            };
+            let (key, drift) = (step.key().clone(), matches!(step, Step::Apply { drift: true, .. }));
             let rests = self.resting.get(&key).is_some_and(|(until, _)| Instant::now() < *until);
             if rests || unlisted.contains(&key.kind) {
                 continue;
@@ -320,11 +328,13 @@ impl Mirror {
             if matches!(step, Step::Apply { .. }) && wanted.contains_key(&home) && !self.actual.contains_key(&home) {
                 if !unlisted.contains(&home.kind) {
                     // In a namespace that turned out to be somebody else's, nothing is laid.
+                    self.resting.remove(&key);
                     self.report.failed.insert(key, "its namespace is not the hub's".to_owned());
                     continue;
                 }
                 // Whose it is, is not known. What the mirror has there already is put right all the same.
                 if !self.actual.contains_key(&key) {
+                    self.resting.remove(&key);
                     continue;
                 }
             }
@@ -361,7 +371,19 @@ impl Mirror {
                 }
             }
         }
+        let mut left = BTreeMap::<Key, usize>::new();
+        for key in self.actual.iter().filter_map(|(key, there)| spared(&wanted, key, there)) {
+            *left.entry(key).or_default() += 1;
+        }
         for (key, object) in &wanted {
+            if let Some(why) = why_unknown(object) {
+                let why = match left.get(key) {
+                    Some(count) => format!("{why}; {count} are left as they are"),
+                    None => why.clone(),
+                };
+                self.report.failed.insert(key.clone(), why);
+                continue;
+            }
             let there = self.actual.get(key);
             if *object == ABSENT && there.is_none() {
                 self.report.failed.remove(key);
@@ -371,6 +393,7 @@ impl Mirror {
             }
         }
         self.report.synced = self.held.len();
+        self.report.there = self.actual.len();
         self.resting.values().map(|(until, _)| *until).min()
     }
 
@@ -711,6 +734,56 @@ mod tests {
         assert_eq!(mirror.report.failed.keys().collect::<Vec<_>>(), [&there]);
         mirror.reconcile(&wanted, &[]).await;
         assert!(mirror.report.failed.contains_key(&new), "it is somebody else's");
+    }
+
+    #[tokio::test]
+    async fn of_what_nobody_knows_whether_it_is_wanted_nothing_is_taken_away_and_that_is_told() {
+        let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel();
+        let backend: Arc<dyn Backend> = Arc::new(Half(ask));
+        let mut mirror = pair(&backend);
+        let key = |namespace: &str| Key { kind: "ConfigMap", namespace: namespace.to_owned(), name: "c".to_owned() };
+        mirror.actual.insert(key("team"), json!({}));
+        let unsure = Objects::from([(key(ANYWHERE), unknown("nobody tells"))]);
+        mirror.reconcile(&unsure, &[]).await;
+        assert!(asked.try_recv().is_err(), "it is left as it is");
+        assert_eq!((mirror.report.synced, mirror.report.there), (0, 1), "it would be left behind");
+        assert_eq!(mirror.report.failed, [(key(ANYWHERE), "nobody tells; 1 are left as they are".to_owned())].into());
+        // It is known now: not wanted.
+        mirror.reconcile(&Objects::new(), &[]).await;
+        assert_eq!(asked.try_recv().unwrap(), "DELETE /api/v1/namespaces/team/configmaps/c");
+        assert!(mirror.report.failed.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_nothing_is_to_be_done_about_any_more_is_not_looked_at_again() {
+        let (ask, _asked) = tokio::sync::mpsc::unbounded_channel();
+        let backend: Arc<dyn Backend> = Arc::new(Half(ask));
+        let mut mirror = pair(&backend);
+        let key = |kind| Key { kind, namespace: "team".to_owned(), name: "c".to_owned() };
+        let laid = key("ConfigMap");
+        let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "a": "b" } });
+        let wanted = Objects::from([(laid.clone(), wish.clone())]);
+        // The cluster answers with what is no config map.
+        assert!(mirror.reconcile(&wanted, &[]).await.is_some(), "it is tried again");
+        mirror.actual.insert(laid.clone(), mirror.labelled(&wish));
+        assert_eq!(mirror.reconcile(&wanted, &[]).await, None, "it was written all the same");
+
+        mirror.actual.clear();
+        let mut owned = wanted.clone();
+        owned.insert(home(&laid), ABSENT);
+        for unlisted in [&["Namespace"][..], &[]] {
+            mirror.resting.insert(laid.clone(), (Instant::now(), 1));
+            assert_eq!(mirror.reconcile(&owned, unlisted).await, None, "its namespace is not known to be the hub's");
+        }
+
+        // A kind that this mirror does not keep: taking it away fails.
+        let other = key("Other");
+        mirror.actual = Objects::from([(other.clone(), json!({}))]);
+        assert!(mirror.reconcile(&Objects::new(), &[]).await.is_some());
+        let anywhere = Key { namespace: ANYWHERE.to_owned(), ..other };
+        let unsure = Objects::from([(anywhere.clone(), unknown("nobody tells"))]);
+        assert_eq!(mirror.reconcile(&unsure, &[]).await, None, "it may be wanted");
+        assert_eq!(mirror.report.failed.keys().collect::<Vec<_>>(), [&anywhere]);
     }
 
     #[tokio::test]

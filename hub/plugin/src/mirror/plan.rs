@@ -25,6 +25,47 @@ impl std::fmt::Display for Key {
 
 /// In the place of an object: it must not be there. Unlike what is just not wanted, it is deleted whatever its kind.
 pub const ABSENT: Value = Value::Null;
+/// As a key's namespace, for what is [`unknown`]: whichever it is in.
+pub const ANYWHERE: &str = "*";
+
+/// In the place of an object: nobody knows whether it is wanted, and why not. What is there stays as it is, and this is told.
+pub fn unknown(why: impl Into<String>) -> Value {
+    Value::String(why.into())
+}
+
+/// As [`unknown`], in a key with [`ANYWHERE`], of those alone that have an annotation of this name which begins so: the
+/// others are not wanted, for certain.
+pub fn unknown_where((annotation, begins): (&str, &str), why: impl Into<String>) -> Value {
+    Value::Array(vec![Value::String(why.into()), annotation.into(), begins.into()])
+}
+
+/// Why nobody knows whether this object is wanted.
+pub(crate) fn why_unknown(object: &Value) -> Option<&String> {
+    match object {
+        Value::String(why) => Some(why),
+        Value::Array(all) => match all.as_slice() {
+            [Value::String(why), ..] => Some(why),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The key by which it is told that nobody knows whether what is there is wanted.
+pub(crate) fn spared(wanted: &Objects, key: &Key, there: &Value) -> Option<Key> {
+    let anywhere = Key { namespace: ANYWHERE.to_owned(), ..key.clone() };
+    let may_be_wanted = match wanted.get(&anywhere)? {
+        Value::Array(all) => match all.as_slice() {
+            [_, Value::String(annotation), Value::String(begins)] => {
+                let text = there["metadata"]["annotations"][annotation.as_str()].as_str();
+                text.is_some_and(|text| text.starts_with(begins.as_str()))
+            }
+            _ => false,
+        },
+        object => why_unknown(object).is_some(),
+    };
+    (may_be_wanted && !wanted.contains_key(key)).then_some(anywhere)
+}
 
 /// Objects by key.
 pub type Objects = BTreeMap<Key, Value>;
@@ -40,10 +81,21 @@ pub(crate) enum Step {
     Remove(Key),
 }
 
+impl Step {
+    /// What it is about.
+    pub(crate) const fn key(&self) -> &Key {
+        match self {
+            Self::Apply { key, .. } | Self::Delete(key) | Self::Remove(key) => key,
+        }
+    }
+}
+
 /// The steps from `actual` to `wanted`. `held`: what was as it is wanted now, the last time that it was looked at.
 pub(crate) fn steps(wanted: &Objects, actual: &Objects, held: &Objects) -> Vec<Step> {
-    let stale = actual.keys().filter(|key| !wanted.contains_key(key)).cloned().map(Step::Delete);
+    let not_wanted = |(key, there): &(&Key, &Value)| !wanted.contains_key(key) && spared(wanted, key, there).is_none();
+    let stale = actual.iter().filter(not_wanted).map(|(key, _)| Step::Delete(key.clone()));
     let unlike = |(key, object): &(&Key, &Value)| match actual.get(key) {
+        _ if why_unknown(object).is_some() => false,
         Some(there) => **object == ABSENT || !covers(there, object),
         None => **object != ABSENT,
     };
@@ -121,6 +173,40 @@ mod tests {
         let absent = objects(&[("r", ABSENT)]);
         assert_eq!(steps(&absent, &changed, &objects(&[])), [Step::Remove(key("r"))]);
         assert_eq!(steps(&absent, &objects(&[]), &objects(&[])), []);
+    }
+
+    #[test]
+    fn what_may_be_wanted_is_neither_taken_away_nor_laid() {
+        let there = objects(&[("r", json!({ "n": 1 })), ("s", json!({ "n": 1 }))]);
+        let unknown = |namespace: &str| {
+            let key = Key { namespace: namespace.to_owned(), ..key("r") };
+            Objects::from([(key, unknown("nobody tells"))])
+        };
+        for namespace in ["a", ANYWHERE] {
+            assert_eq!(steps(&unknown(namespace), &there, &objects(&[])), [Step::Delete(key("s"))], "{namespace}");
+            assert_eq!(steps(&unknown(namespace), &objects(&[]), &objects(&[])), [], "{namespace}");
+        }
+        // What is known to be wanted in one namespace is put right there.
+        let mut both = unknown(ANYWHERE);
+        both.extend(objects(&[("r", json!({ "n": 2 }))]));
+        let put = Step::Apply { key: key("r"), drift: false };
+        assert_eq!(steps(&both, &there, &objects(&[])), [Step::Delete(key("s")), put]);
+    }
+
+    #[test]
+    fn of_what_may_be_wanted_somewhere_that_alone_is_spared_which_is_annotated_so() {
+        let annotated = |text: &str| json!({ "metadata": { "annotations": { "of": text } } });
+        let at = |namespace: &str| Key { namespace: namespace.to_owned(), ..key("r") };
+        let there = Objects::from([
+            (at("a"), annotated("u/1")),
+            (at("b"), annotated("v/1")),
+            (at("c"), annotated("named/u/1")),
+            (at("d"), json!({})),
+        ]);
+        let unsure = Objects::from([(at(ANYWHERE), unknown_where(("of", "u/"), "nobody tells"))]);
+        let gone = ["b", "c", "d"].map(|namespace| Step::Delete(at(namespace)));
+        assert_eq!(steps(&unsure, &there, &objects(&[])), gone);
+        assert_eq!(why_unknown(&unsure[&at(ANYWHERE)]).map(String::as_str), Some("nobody tells"));
     }
 
     proptest! {

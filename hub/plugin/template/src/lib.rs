@@ -3,15 +3,14 @@
 
 use futures_util::{FutureExt, future::BoxFuture};
 use moorline_plugin::{
-    All, Cause, ClusterFacts, ClusterSelector, ClusterView, Configured, HubView, Plugin, PluginError, PluginKind,
-    Registration, Spec, follow,
+    All, Cause, ClusterFacts, ClusterSelector, ClusterView, Configured, Feed, HubView, NoStatus, Plugin, PluginError,
+    PluginKind, Registration, Spec, follow_into,
     mirror::{Board, Kept, Key, Objects},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::Arc;
-use tokio::sync::watch;
 
 /// A text for everybody who works in a cluster.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
@@ -24,10 +23,6 @@ struct NoticeSpec {
     /// Where in them.
     namespaces: Vec<String>,
 }
-
-/// It has no status.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
-struct NoStatus {}
 
 impl Spec for NoticeSpec {
     type Status = NoStatus;
@@ -42,39 +37,29 @@ fn desired(notices: &All<NoticeSpec>, cluster: &ClusterFacts) -> Objects {
     for (name, notice) in notices.iter().filter(|(_, notice)| notice.spec.clusters.picks(cluster)) {
         for namespace in &notice.spec.namespaces {
             let key = Key { kind: "ConfigMap", namespace: namespace.clone(), name: format!("notice-{name}") };
-            let object = json!({
-                "apiVersion": "v1", "kind": "ConfigMap",
-                "metadata": { "name": key.name, "namespace": namespace, "labels": {} },
-                "data": { "text": notice.spec.text },
-            });
-            all.insert(key, object);
+            let meta = json!({ "name": key.name, "namespace": namespace, "labels": {} });
+            let data = json!({ "text": notice.spec.text });
+            all.insert(key, json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data }));
         }
     }
     all
 }
 
 /// The kinds that it keeps in clusters. What somebody else made is left alone, and told.
-const KINDS: &[Kept] =
-    &[Kept { group: "", version: "v1", kind: "ConfigMap", plural: "configmaps", take_over: false, release: false }];
+const KINDS: &[Kept] = &[Kept::core("ConfigMap", "configmaps")];
 
 /// Its table in the hub's configuration file. A key that is not here is an error.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Config {
-    /// Most letters of a notice.
-    pub longest: usize,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { longest: 1000 }
-    }
+    /// Most letters of a notice. Default: as many as an object takes.
+    pub longest: Option<usize>,
 }
 
 /// The plugin.
 pub struct Notices {
     config: Config,
-    known: watch::Sender<Option<Arc<All<NoticeSpec>>>>,
+    known: Feed<NoticeSpec>,
     board: Board,
 }
 
@@ -82,10 +67,10 @@ impl Configured for Notices {
     const NAME: &'static str = "notices";
     type Config = Config;
     fn new(config: Config) -> Result<Self, String> {
-        if config.longest == 0 {
+        if config.longest == Some(0) {
             return Err("longest: a notice of no letters says nothing".to_owned());
         }
-        Ok(Self { config, known: watch::Sender::new(None), board: Board::default() })
+        Ok(Self { config, known: Feed::default(), board: Board::default() })
     }
 }
 
@@ -96,7 +81,7 @@ impl Plugin for Notices {
 
     /// Called once: what it adds to the hub's API, and which kinds of others it needs.
     fn register(&self, into: &mut Registration) {
-        let longest = self.config.longest;
+        let longest = self.config.longest.unwrap_or(usize::MAX);
         let kind = PluginKind::of::<NoticeSpec>().column("Text", "/spec/text").validate::<NoticeSpec>(move |new, _| {
             let long = new.spec.text.chars().count() > longest;
             if long { vec![Cause::invalid("spec.text", format!("at most {longest} letters"))] } else { Vec::new() }
@@ -106,26 +91,13 @@ impl Plugin for Notices {
 
     /// The hub-wide half: follows the notices.
     fn run(self: Arc<Self>, hub: HubView) -> BoxFuture<'static, Result<(), PluginError>> {
-        async move {
-            let (mut notices, work) = follow::<NoticeSpec>(hub.client.clone());
-            let spread = async {
-                while notices.changed().await.is_ok() {
-                    self.known.send_replace(notices.borrow_and_update().clone());
-                }
-                Ok(())
-            };
-            tokio::select! { ended = work => ended, ended = spread => ended }
-        }
-        .boxed()
+        async move { follow_into(hub.client.clone(), &self.known).await }.boxed()
     }
 
     /// Once for each connected cluster: keeps it as it should be, and tells of it in the cluster's condition.
     fn run_cluster(self: Arc<Self>, hub: HubView, cluster: ClusterView) -> BoxFuture<'static, Result<(), PluginError>> {
-        async move {
-            let known = self.known.subscribe();
-            self.board.keep((&hub, &cluster), (KINDS, "NoticesSynced"), known, desired).await
-        }
-        .boxed()
+        let known = self.known.subscribe();
+        async move { self.board.keep((&hub, &cluster), (KINDS, "NoticesSynced"), known, desired).await }.boxed()
     }
 }
 
@@ -154,7 +126,7 @@ mod tests {
         let there: Vec<_> = desired(&all, &facts("a")).keys().map(ToString::to_string).collect();
         assert_eq!(there, ["ConfigMap x/notice-n", "ConfigMap y/notice-n"]);
         assert!(desired(&all, &facts("b")).is_empty());
-        assert!(Notices::new(Config { longest: 0 }).is_err());
+        assert!(Notices::new(Config { longest: Some(0) }).is_err());
     }
 
     /// What the guide shows is what is built here, and what a hub's own tests run.
@@ -165,6 +137,6 @@ mod tests {
         let here = include_str!("lib.rs").split_once("#![forbid(unsafe_code)]\n\n").unwrap().1;
         let here = here.split_once("\n#[cfg(test)]\n").unwrap().0;
         assert_eq!(shown, here, "left: docs/src/write-a-plugin.md; right: src/lib.rs");
-        assert!(here.lines().count() <= 140, "short enough to read at once");
+        assert!(here.lines().count() <= 100, "as short as the guide says");
     }
 }

@@ -52,10 +52,10 @@ pub struct NamespaceSelector {
 }
 
 impl NamespaceSelector {
-    /// Whether it picks this namespace.
-    pub fn picks(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
-        let labelled = || self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value));
-        self.names.iter().any(|known| known == name) || (!self.match_labels.is_empty() && labelled())
+    /// Whether it picks a namespace by these labels.
+    pub fn labelled(&self, labels: &BTreeMap<String, String>) -> bool {
+        let all = || self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value));
+        !self.match_labels.is_empty() && all()
     }
 }
 
@@ -148,14 +148,12 @@ mod tests {
     }
 
     #[test]
-    fn namespaces_are_picked_by_name_or_by_all_labels() {
+    fn namespaces_are_picked_by_all_labels() {
         let labels = |all: &[(&str, &str)]| all.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let named = NamespaceSelector { names: vec!["a".to_owned()], ..NamespaceSelector::default() };
-        assert!(named.picks("a", &BTreeMap::new()) && !named.picks("b", &labels(&[("a", "a")])));
         let labelled =
             NamespaceSelector { match_labels: labels(&[("t", "x"), ("e", "p")]), ..NamespaceSelector::default() };
-        assert!(labelled.picks("b", &labels(&[("t", "x"), ("e", "p"), ("z", "z")])));
-        assert!(!labelled.picks("b", &labels(&[("t", "x")])));
-        assert!(!NamespaceSelector::default().picks("a", &BTreeMap::new()), "empty is none");
+        assert!(labelled.labelled(&labels(&[("t", "x"), ("e", "p"), ("z", "z")])));
+        assert!(!labelled.labelled(&labels(&[("t", "x")])));
+        assert!(!NamespaceSelector::default().labelled(&labels(&[("t", "x")])), "empty is none");
     }
 }

@@ -17,22 +17,28 @@ use kube::{
     runtime::watcher,
 };
 use moorline_plugin::{
-    All, ClusterFacts, ClusterView, Condition, Configured, HubObject, HubView, Plugin, PluginError, PluginKind,
-    Registration, TooMuch, follow, limits,
-    mirror::{Board, Kept, Key, Objects, Tally, cannot_watch},
+    All, ClusterFacts, ClusterView, Condition, Configured, Feed, HubObject, HubView, Plugin, PluginError, PluginKind,
+    Registration, TooMuch, follow_into, limits,
+    mirror::{ANYWHERE, Board, Kept, Key, Objects, Tally, cannot_watch, unknown_where},
     name_of, watching,
 };
 use serde::Deserialize;
 use serde_json::json;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::watch;
 
-const KINDS: &[Kept] =
-    &[Kept { group: "", version: "v1", kind: "Secret", plural: "secrets", take_over: false, release: false }];
+const KINDS: &[Kept] = &[Kept::core("Secret", "secrets")];
 /// The condition of a Cluster that says whether it has its secrets.
 pub const CONDITION: &str = "SecretsSynced";
-/// Which declaration of the hub's an object comes of, and how often that had changed.
+/// Which declaration of the hub's an object comes of, and how often that had changed. It begins with [`NAMED`] where no
+/// labels are known to pick the namespace.
 pub const STATE: &str = "moorline.dev/declared";
+/// Only the namespace's name has picked it: without that it is not wanted there, for certain.
+const NAMED: &str = "named/";
 /// Changes of one moment are written into statuses once.
 const GATHER: Duration = Duration::from_millis(300);
 
@@ -41,20 +47,22 @@ const GATHER: Duration = Duration::from_millis(300);
 #[serde(deny_unknown_fields)]
 pub struct Config {}
 
-type Declared = Option<Arc<All<SharedSecretSpec>>>;
 /// Labels of a cluster's namespaces, by name.
 type Namespaces = BTreeMap<String, BTreeMap<String, String>>;
 
 /// Everything that a cluster's secrets depend on.
 struct Inputs {
     declared: Arc<All<SharedSecretSpec>>,
+    /// As they were listed last.
     namespaces: Arc<Namespaces>,
+    /// Why nobody knows whether these are all, and still labelled so.
+    unsure: Option<String>,
 }
 
 /// The plugin.
 #[derive(Debug, Default)]
 pub struct Secrets {
-    declared: watch::Sender<Declared>,
+    declared: Feed<SharedSecretSpec>,
     board: Board,
 }
 
@@ -83,16 +91,8 @@ impl Plugin for Secrets {
 
     fn run(self: Arc<Self>, hub: HubView) -> BoxFuture<'static, Result<(), PluginError>> {
         async move {
-            let (mut declared, following) = follow::<SharedSecretSpec>(hub.client.clone());
-            let spread = async {
-                while declared.changed().await.is_ok() {
-                    self.declared.send_replace(declared.borrow_and_update().clone());
-                }
-                Ok(())
-            };
             tokio::select! {
-                ended = following => ended,
-                ended = spread => ended,
+                ended = follow_into(hub.client.clone(), &self.declared) => ended,
                 ended = self.tell(&hub) => ended,
             }
         }
@@ -112,7 +112,8 @@ impl Plugin for Secrets {
 }
 
 /// What a cluster should have: a Secret in each namespace that is there and picked, and in each that is named, so that one
-/// which is not there is told of.
+/// which is not there is told of. While nobody knows which namespaces there are, it is not known either what labels pick besides
+/// those that were listed last.
 fn desired(inputs: &Inputs, cluster: &ClusterFacts) -> Objects {
     let mut all = Objects::new();
     for (name, secret) in inputs.declared.iter().filter(|(_, secret)| secret.spec.clusters.picks(cluster)) {
@@ -120,24 +121,24 @@ fn desired(inputs: &Inputs, cluster: &ClusterFacts) -> Objects {
         let kind = if spec.r#type.is_empty() { "Opaque" } else { &spec.r#type };
         // A key that was taken out is no difference by itself: this makes one of every change.
         let meta = &secret.metadata;
-        let state = format!("{}/{}", meta.uid.as_deref().unwrap_or_default(), meta.generation.unwrap_or_default());
-        let labelled = inputs.namespaces.iter().filter(|(name, labels)| spec.namespaces.picks(name, labels));
-        for namespace in labelled.map(|(name, _)| name).chain(&spec.namespaces.names) {
+        let of = format!("{}/", meta.uid.as_deref().unwrap_or_default());
+        let state = format!("{of}{}", meta.generation.unwrap_or_default());
+        if let (Some(why), false) = (&inputs.unsure, spec.namespaces.match_labels.is_empty()) {
+            let anywhere = Key { kind: "Secret", namespace: ANYWHERE.to_owned(), name: name.clone() };
+            all.insert(anywhere, unknown_where((STATE, &of), why.clone()));
+        }
+        let there = inputs.namespaces.iter().filter(|(_, labels)| spec.namespaces.labelled(labels));
+        let labelled: BTreeSet<_> = there.map(|(name, _)| name).collect();
+        for namespace in labelled.iter().copied().chain(&spec.namespaces.names) {
+            let by = if labelled.contains(namespace) { "" } else { NAMED };
             let object = json!({
                 "apiVersion": "v1", "kind": "Secret", "type": kind, "data": spec.data,
-                "metadata": { "name": name, "namespace": namespace, "labels": spec.labels, "annotations": { STATE: state } },
+                "metadata": { "name": name, "namespace": namespace, "labels": spec.labels, "annotations": { STATE: format!("{by}{state}") } },
             });
             all.insert(Key { kind: "Secret", namespace: namespace.clone(), name: name.clone() }, object);
         }
     }
     all
-}
-
-/// Whether a cluster does not let the plugin list its namespaces. Those that are named are wanted all the same then: the
-/// mirror finds out what it may do, and tells. After any other error the listing is waited for: without it no namespace is
-/// picked by its labels, and the mirror would take away what is there.
-fn refused(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 403)
 }
 
 impl Secrets {
@@ -152,11 +153,14 @@ impl Secrets {
         let config = watcher::Config::default().page_size(limits::PAGE);
         let mut changes = watching(api, config, Some(limits::HELD));
         let mut declared = self.declared.subscribe();
-        let (mut namespaces, mut listing, mut listed) = (Arc::<Namespaces>::default(), Namespaces::new(), false);
+        let (mut known, mut listing) = (Arc::<Namespaces>::default(), Namespaces::new());
+        // Whether they were listed ever, and why it is not known that they still are these.
+        let (mut listed, mut unsure) = (false, None::<String>);
         loop {
             let now = declared.borrow_and_update().clone();
-            if let (Some(declared), true) = (now, listed) {
-                inputs.send_replace(Some(Arc::new(Inputs { declared, namespaces: Arc::clone(&namespaces) })));
+            if let (Some(declared), true) = (now, listed || unsure.is_some()) {
+                let (namespaces, unsure) = (Arc::clone(&known), unsure.clone());
+                inputs.send_replace(Some(Arc::new(Inputs { declared, namespaces, unsure })));
             }
             tokio::select! {
                 changed = declared.changed() => if changed.is_err() { return Ok(()) },
@@ -165,24 +169,23 @@ impl Secrets {
                     Some(Ok(watcher::Event::Init)) => listing.clear(),
                     Some(Ok(watcher::Event::InitApply(one))) => drop(listing.insert(name_of(&one)?, one.labels().clone())),
                     Some(Ok(watcher::Event::InitDone)) => {
-                        (namespaces, listed) = (Arc::new(std::mem::take(&mut listing)), true);
+                        known = Arc::new(std::mem::take(&mut listing));
+                        (listed, unsure) = (true, None);
                     }
-                    Some(Ok(watcher::Event::Apply(one))) => {
-                        // One that goes takes its secrets with it, and takes no new ones.
-                        let all = Arc::make_mut(&mut namespaces);
-                        match one.metadata.deletion_timestamp {
-                            None => drop(all.insert(name_of(&one)?, one.labels().clone())),
-                            Some(_) => drop(all.remove(&one.name_any())),
-                        }
-                    }
-                    Some(Ok(watcher::Event::Delete(one))) => drop(Arc::make_mut(&mut namespaces).remove(&one.name_any())),
+                    // One that goes takes its secrets with it, and takes no new ones.
+                    Some(Ok(watcher::Event::Apply(one))) => match one.metadata.deletion_timestamp {
+                        None => drop(Arc::make_mut(&mut known).insert(name_of(&one)?, one.labels().clone())),
+                        Some(_) => drop(Arc::make_mut(&mut known).remove(&one.name_any())),
+                    },
+                    Some(Ok(watcher::Event::Delete(one))) => drop(Arc::make_mut(&mut known).remove(&one.name_any())),
                     // It is told, and all begins anew: nobody knows by now which namespaces there are.
                     Some(Err(error)) if TooMuch::within(&error).is_some() => {
                         return Err(cannot_watch(hub, (&cluster.name, CONDITION), "namespaces", &error).await);
                     }
                     Some(Err(error)) => {
                         tracing::debug!(cluster = %cluster.name, "namespaces are asked for again after: {error}");
-                        listed |= refused(&error);
+                        // What is to be revoked by name alone waits for no listing.
+                        unsure = Some(format!("cannot list namespaces: {error}"));
                     }
                 },
             }
@@ -235,20 +238,8 @@ impl Secrets {
 mod tests {
     use super::*;
     use kinds::NamespaceSelector;
-    use kube::core::Status;
     use moorline_plugin::ClusterSelector;
-
-    #[test]
-    fn of_all_errors_only_a_refusal_stands_for_the_listing_of_namespaces() {
-        let answered = |code| kube::Error::Api(Status::failure("no", "").with_code(code).boxed());
-        assert!(refused(&watcher::Error::InitialListFailed(answered(403))));
-        for code in [0, 401, 404, 410, 429, 500, 503, 504] {
-            assert!(!refused(&watcher::Error::InitialListFailed(answered(code))), "{code}");
-        }
-        let silent = kube::Error::Service("no answer within 30 s".into());
-        assert!(!refused(&watcher::Error::InitialListFailed(silent)));
-        assert!(!refused(&watcher::Error::WatchStartFailed(answered(403))), "a listing was there, or is to come");
-    }
+    use serde_json::Value;
 
     #[test]
     fn s53_a_secret_is_where_it_is_meant_to_be_and_nowhere_else() {
@@ -266,6 +257,7 @@ mod tests {
         let inputs = Inputs {
             declared: Arc::new([("s".to_owned(), Arc::new(HubObject::new("s", spec)))].into()),
             namespaces: Arc::new(namespaces.into()),
+            unsure: None,
         };
         let facts = |name: &str| ClusterFacts {
             name: name.to_owned(),
@@ -281,5 +273,14 @@ mod tests {
         let object = there.values().next().unwrap();
         assert_eq!((&object["type"], &object["data"]["k"]), (&json!("Opaque"), &json!("dg==")));
         assert!(desired(&inputs, &facts("b")).is_empty());
+        let by = |object: &Value| object["metadata"]["annotations"][STATE].as_str().unwrap().starts_with(NAMED);
+        assert_eq!(there.values().map(by).collect::<Vec<_>>(), [true, false, true], "a label has picked the second");
+        // Which namespaces labels pick by now is not known: nor is where it should not be.
+        let unsure = Inputs { unsure: Some("no".to_owned()), ..inputs };
+        let keys = |inputs: &Inputs| desired(inputs, &facts("a")).keys().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(keys(&unsure), ["Secret */s", "Secret absent/s", "Secret labelled/s", "Secret named/s"]);
+        assert!(desired(&unsure, &facts("b")).is_empty(), "where it is not meant to be at all, it goes");
+        let unlisted = Inputs { namespaces: Arc::default(), ..unsure };
+        assert_eq!(keys(&unlisted), ["Secret */s", "Secret absent/s", "Secret named/s"]);
     }
 }
