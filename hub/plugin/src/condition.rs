@@ -61,22 +61,35 @@ impl Condition {
 /// # Errors
 /// The API refused, or others write all the time. An object that is gone is no error.
 pub async fn set_condition(api: &Api<DynamicObject>, name: &str, condition: Condition) -> Result<(), kube::Error> {
+    let r#type = condition.r#type.clone();
+    change_condition(api, name, &r#type, |_| condition.clone()).await.map(drop)
+}
+
+/// As [`set_condition`], where what is to be said depends on what is said there. The answer is what the object says then;
+/// `None`: it is gone.
+pub(crate) async fn change_condition(
+    api: &Api<DynamicObject>,
+    name: &str,
+    r#type: &str,
+    change: impl Fn(Option<&Condition>) -> Condition,
+) -> Result<Option<Condition>, kube::Error> {
     let mut tries = 0;
     loop {
-        let Some(mut object) = api.get_opt(name).await? else { return Ok(()) };
+        let Some(mut object) = api.get_opt(name).await? else { return Ok(None) };
         let stored = object.data.pointer("/status/conditions").cloned().unwrap_or(Value::Array(Vec::new()));
         let mut all: Vec<Condition> = serde_json::from_value(stored).map_err(kube::Error::SerdeError)?;
-        if !condition.clone().put(&mut all) {
-            return Ok(());
+        let new = change(all.iter().find(|condition| condition.r#type == r#type));
+        if !new.clone().put(&mut all) {
+            return Ok(Some(new));
         }
         if !object.data["status"].is_object() {
             object.data["status"] = json!({});
         }
         object.data["status"]["conditions"] = serde_json::to_value(all).map_err(kube::Error::SerdeError)?;
         match api.replace_status(name, &PostParams::default(), &object).await {
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(Some(new)),
             Err(kube::Error::Api(status)) if status.code == 409 && tries < TRIES => tries += 1,
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
             Err(error) => return Err(error),
         }
     }

@@ -1,12 +1,12 @@
 //! How far each cluster is: one board a plugin, written by the clusters' halves and read by the hub-wide one.
 
-use super::{Kept, Key, Mirror, Objects, Report, pace::Pace, plan::why_unknown};
-use crate::{ClusterFacts, ClusterView, Condition, HubView, PluginError, limits, set_condition};
-use kube::{
-    Api,
-    api::{ApiResource, DynamicObject, GroupVersionKind},
-    runtime::watcher,
+use super::{
+    Kept, Key, Mirror, Objects, Report,
+    pace::Pace,
+    plan::why_unknown,
+    said::{as_condition, clusters_of, says_nothing},
 };
+use crate::{ClusterFacts, ClusterView, Condition, HubView, PluginError, condition::change_condition, limits};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -154,8 +154,9 @@ impl Board {
         self.lock().insert(cluster.name.clone(), Entry { wanted: Arc::clone(&begun), report: Report::default() });
         let (wish, wanted) = watch::channel(begun);
         let (report, mut reports) = watch::channel(Report::default());
+        let (said, may_make) = watch::channel(false);
         let mirror = Mirror::new(hub.plugin, cluster, kinds, hub.metrics.clone());
-        let mirror = mirror.run(wanted, |now| {
+        let mirror = mirror.run((wanted, may_make), |now| {
             if let Some(entry) = self.lock().get_mut(&cluster.name) {
                 entry.report = now.clone();
             }
@@ -191,9 +192,20 @@ impl Board {
                     }
                 }
                 let now = reports.borrow_and_update().clone();
-                if now != Report::default() {
-                    set_condition(&api, &cluster.name, as_condition(condition, &now, leaving)).await?;
-                    sleep_until(pace.told(Instant::now())).await;
+                if now == Report::default() {
+                    continue;
+                }
+                // From here on nothing is made until what is written says that something may be there.
+                said.send_replace(false);
+                let new = |before: Option<&Condition>| as_condition(condition, &now, leaving, before);
+                let something =
+                    change_condition(&api, &cluster.name, condition, new).await?.is_some_and(|new| !says_nothing(&new));
+                said.send_replace(something);
+                let mut first = reports.clone();
+                tokio::select! {
+                    () = sleep_until(pace.told(Instant::now())) => {}
+                    // It waits for this to be told.
+                    _ = first.wait_for(|report| report.making), if !something => {}
                 }
             }
         };
@@ -203,58 +215,6 @@ impl Board {
             ended = tell => ended,
         }
     }
-}
-
-fn clusters_of(hub: &HubView) -> Api<DynamicObject> {
-    let kind = GroupVersionKind::gvk("moorline.dev", "v1alpha1", "Cluster");
-    Api::all_with(hub.client.clone(), &ApiResource::from_gvk_with_plural(&kind, "clusters"))
-}
-
-/// Tells in the cluster's object, in the condition of a mirror's, why nothing can be done there: what is mirrored comes of a
-/// watch of `plural`, which failed. The error is the half's.
-pub async fn cannot_watch(
-    hub: &HubView,
-    (cluster, condition): (&str, &str),
-    plural: &str,
-    error: &watcher::Error,
-) -> PluginError {
-    let why = format!("cannot watch {plural}: {error}");
-    let reason = if why.contains("edge policy") { "NotAllowed" } else { "CannotWatch" };
-    match set_condition(&clusters_of(hub), cluster, Condition::new(condition, false, reason, why.clone())).await {
-        Ok(()) => PluginError::Other(why),
-        Err(error) => error.into(),
-    }
-}
-
-/// What a condition of a mirror's says for its reason when it is let in no more, and has left something there.
-pub const SHUT_OUT: &str = "ShutOut";
-/// What a condition of a mirror's says for its reason once nothing of it is left in a cluster that is being removed.
-pub const REMOVED: &str = "Removed";
-
-fn as_condition(r#type: &str, report: &Report, leaving: bool) -> Condition {
-    let drift = match &report.last_drift {
-        Some(key) => format!("; put right {} times what others changed, last {key}", report.drifted),
-        None => String::new(),
-    };
-    let (holds, reason, message) = match (&report.trouble, report.failed.iter().next()) {
-        (Some(why), _) if why.contains("edge policy") && 0 < report.there => (false, SHUT_OUT, why.clone()),
-        (Some(why), _) if why.contains("edge policy") => (false, "NotAllowed", why.clone()),
-        (Some(why), _) => (false, "CannotWatch", why.clone()),
-        (None, Some((key, why))) => (
-            false,
-            "Failing",
-            format!(
-                "{} of {} objects, first {key}: {why}{drift}",
-                report.failed.len(),
-                report.failed.len() + report.synced
-            ),
-        ),
-        (None, None) if leaving && report.of.as_ref().is_some_and(|of| of.is_empty()) => {
-            (true, REMOVED, "nothing of it is left in the cluster".to_owned())
-        }
-        (None, None) => (true, "InSync", format!("{} objects{drift}", report.synced)),
-    };
-    Condition::new(r#type, holds, reason, message)
 }
 
 #[cfg(test)]
@@ -275,23 +235,5 @@ mod tests {
         assert_eq!(board.outcome("edge1", |_| true), Outcome::Waiting);
         board.lock().insert("edge1".to_owned(), entry(wants(Value::Null)));
         assert_eq!(board.outcome("edge1", |_| true), Outcome::Synced, "it was looked at, and told");
-    }
-
-    #[test]
-    fn a_cluster_that_leaves_is_clean_when_nothing_is_wanted_and_nothing_fails() {
-        let reason = |report: &Report, leaving| as_condition("X", report, leaving).reason;
-        let key = Key { kind: "Role", namespace: String::new(), name: "r".to_owned() };
-        let one: Objects = [(key.clone(), Value::Null)].into();
-        let full = Report { of: Some(Arc::new(one)), synced: 1, ..Report::default() };
-        assert_eq!(reason(&full, true), "InSync", "what it says is of the time before");
-        let empty = Report { of: Some(Arc::default()), ..Report::default() };
-        assert_eq!((reason(&empty, true).as_str(), reason(&empty, false).as_str()), (REMOVED, "InSync"));
-        let stuck = Report { failed: [(key, "no".to_owned())].into(), ..empty };
-        assert_eq!(reason(&stuck, true), "Failing");
-        let refused = |there| Report { trouble: Some("by the edge policy".to_owned()), there, ..Report::default() };
-        assert_eq!(
-            (reason(&refused(0), true), reason(&refused(1), true)),
-            ("NotAllowed".to_owned(), SHUT_OUT.to_owned())
-        );
     }
 }

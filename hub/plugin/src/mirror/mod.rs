@@ -6,9 +6,11 @@
 mod board;
 mod pace;
 mod plan;
+mod said;
 
-pub use board::{Board, Outcome, REMOVED, SHUT_OUT, Tally, cannot_watch};
+pub use board::{Board, Outcome, Tally};
 pub use plan::{ABSENT, ANYWHERE, Key, Objects, unknown, unknown_where};
+pub use said::{REMOVED, SHUT_OUT, cannot_watch, says_nothing};
 
 use crate::{ClusterView, PluginError, PluginMetrics, TooMuch, limits, name_of, watching};
 use futures_util::{StreamExt, stream::BoxStream, stream::SelectAll};
@@ -89,6 +91,8 @@ pub struct Report {
     pub drifted: u64,
     /// What was put right last.
     pub last_drift: Option<Key>,
+    /// Something is being made there right now.
+    pub making: bool,
     /// What was wanted when this was so; `None`: nothing has been looked at yet.
     pub of: Option<Arc<Objects>>,
 }
@@ -166,13 +170,14 @@ impl Mirror {
         self.kinds.iter().map(one).collect()
     }
 
-    /// Keeps the cluster as `wanted` says, until the cluster is gone. `tell` hears of every change of the report.
+    /// Keeps the cluster as `wanted` says, until the cluster is gone. `tell` hears of every change of the report. Nothing is
+    /// made before it has heard of [`Report::making`] and `may_make` is true.
     ///
     /// # Errors
     /// Never by itself: what fails is reported and tried again.
     pub async fn run(
         mut self,
-        mut wanted: watch::Receiver<Arc<Objects>>,
+        (mut wanted, mut may_make): (watch::Receiver<Arc<Objects>>, watch::Receiver<bool>),
         mut tell: impl FnMut(&Report),
     ) -> Result<(), PluginError> {
         let mut changes = self.watch();
@@ -227,11 +232,12 @@ impl Mirror {
                         let before = self.report.clone();
                         let now = Arc::clone(&wanted.borrow_and_update());
                         self.report.trouble = self.trouble();
-                        look = self.reconcile(&now, &unlisted).await;
+                        look = self.reconcile(&now, &unlisted, (&mut tell, &mut may_make)).await;
                         if unlisted.is_empty() {
                             self.report.of = Some(now);
                         }
-                        if before != self.report {
+                        let made = std::mem::take(&mut self.report.making);
+                        if made || before != self.report {
                             tell(&self.report);
                         }
                     }
@@ -308,8 +314,13 @@ impl Mirror {
     }
 
     /// Takes every step that is due, but for those of `unlisted` kinds: of these nobody knows what is missing. Returns when
-    /// to look again, if something failed.
-    async fn reconcile(&mut self, wanted: &Objects, unlisted: &[&'static str]) -> Option<Instant> {
+    /// to look again, if something failed. Before anything is made, that is told, and `may_make` waited for.
+    async fn reconcile(
+        &mut self,
+        wanted: &Objects,
+        unlisted: &[&'static str],
+        (tell, may_make): (&mut impl FnMut(&Report), &mut watch::Receiver<bool>),
+    ) -> Option<Instant> {
         let labelled = |object: &Value| if object.is_object() { self.labelled(object) } else { object.clone() };
         let wanted: Objects = wanted.iter().map(|(key, object)| (key.clone(), labelled(object))).collect();
         let todo = steps(&wanted, &self.actual, &self.held);
@@ -336,6 +347,13 @@ impl Mirror {
                 if !self.actual.contains_key(&key) {
                     self.resting.remove(&key);
                     continue;
+                }
+            }
+            if matches!(step, Step::Apply { .. }) && !self.report.making {
+                self.report.making = true;
+                tell(&self.report);
+                if may_make.wait_for(|may| *may).await.is_err() {
+                    return None;
                 }
             }
             let done = match &step {
@@ -565,12 +583,17 @@ mod tests {
         let mirror = Mirror::new("test", &cluster, KINDS, metrics);
         let looked = |report: &Report| report.of.is_some();
         tokio::select! {
-            ended = mirror.run(wanted, |report| drop(tell.send_replace(report.clone()))) => panic!("{ended:?}"),
+            ended = mirror.run((wanted, always()), |report| drop(tell.send_replace(report.clone()))) => panic!("{ended:?}"),
             report = told.wait_for(looked) => {
                 let trouble = report.unwrap().trouble.clone().unwrap_or_default();
                 assert!(trouble.contains("cannot watch secrets") && trouble.contains("1024 letters"), "{trouble}");
             }
         }
+    }
+
+    /// Whoever hears of what is made has no objection.
+    fn always() -> watch::Receiver<bool> {
+        watch::channel(true).1
     }
 
     const PAIR: &[Kept] = &[
@@ -644,7 +667,7 @@ mod tests {
         let backend: Arc<dyn Backend> = Arc::new(Broken { since, lists: Arc::clone(&lists) });
         let (_wish, wanted) = watch::channel(Arc::default());
         let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-        let run = pair(&backend).run(wanted, |report| drop(tell.send(report.trouble.clone())));
+        let run = pair(&backend).run((wanted, always()), |report| drop(tell.send(report.trouble.clone())));
         let look = async {
             let mut all = Vec::new();
             while since.elapsed() < HEALED {
@@ -705,7 +728,7 @@ mod tests {
         let wish = Objects::from([(key, wish)]);
         let (_wish, wanted) = watch::channel(Arc::new(wish));
         let mut last = Report::default();
-        let run = pair(&backend).run(wanted, |report| last = report.clone());
+        let run = pair(&backend).run((wanted, always()), |report| last = report.clone());
         assert!(tokio::time::timeout(HEALED, run).await.is_err());
         assert_eq!(
             asked.try_recv().unwrap(),
@@ -728,11 +751,11 @@ mod tests {
         let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "a": "b" } });
         let wanted = Objects::from([(home(&new), json!({})), (there.clone(), wish.clone()), (new.clone(), wish)]);
         // What it is asked for is told, and answered with what is no config map.
-        mirror.reconcile(&wanted, &["Namespace"]).await;
+        mirror.reconcile(&wanted, &["Namespace"], (&mut |_: &Report| (), &mut always())).await;
         assert_eq!(asked.try_recv().unwrap(), "PATCH /api/v1/namespaces/team/configmaps/there");
         assert!(asked.try_recv().is_err(), "nothing is laid where it may be somebody else's");
         assert_eq!(mirror.report.failed.keys().collect::<Vec<_>>(), [&there]);
-        mirror.reconcile(&wanted, &[]).await;
+        mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await;
         assert!(mirror.report.failed.contains_key(&new), "it is somebody else's");
     }
 
@@ -744,12 +767,12 @@ mod tests {
         let key = |namespace: &str| Key { kind: "ConfigMap", namespace: namespace.to_owned(), name: "c".to_owned() };
         mirror.actual.insert(key("team"), json!({}));
         let unsure = Objects::from([(key(ANYWHERE), unknown("nobody tells"))]);
-        mirror.reconcile(&unsure, &[]).await;
+        mirror.reconcile(&unsure, &[], (&mut |_: &Report| (), &mut always())).await;
         assert!(asked.try_recv().is_err(), "it is left as it is");
         assert_eq!((mirror.report.synced, mirror.report.there), (0, 1), "it would be left behind");
         assert_eq!(mirror.report.failed, [(key(ANYWHERE), "nobody tells; 1 are left as they are".to_owned())].into());
         // It is known now: not wanted.
-        mirror.reconcile(&Objects::new(), &[]).await;
+        mirror.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always())).await;
         assert_eq!(asked.try_recv().unwrap(), "DELETE /api/v1/namespaces/team/configmaps/c");
         assert!(mirror.report.failed.is_empty());
     }
@@ -764,25 +787,40 @@ mod tests {
         let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "a": "b" } });
         let wanted = Objects::from([(laid.clone(), wish.clone())]);
         // The cluster answers with what is no config map.
-        assert!(mirror.reconcile(&wanted, &[]).await.is_some(), "it is tried again");
+        assert!(
+            mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await.is_some(),
+            "it is tried again"
+        );
         mirror.actual.insert(laid.clone(), mirror.labelled(&wish));
-        assert_eq!(mirror.reconcile(&wanted, &[]).await, None, "it was written all the same");
+        assert_eq!(
+            mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await,
+            None,
+            "it was written all the same"
+        );
 
         mirror.actual.clear();
         let mut owned = wanted.clone();
         owned.insert(home(&laid), ABSENT);
         for unlisted in [&["Namespace"][..], &[]] {
             mirror.resting.insert(laid.clone(), (Instant::now(), 1));
-            assert_eq!(mirror.reconcile(&owned, unlisted).await, None, "its namespace is not known to be the hub's");
+            assert_eq!(
+                mirror.reconcile(&owned, unlisted, (&mut |_: &Report| (), &mut always())).await,
+                None,
+                "its namespace is not known to be the hub's"
+            );
         }
 
         // A kind that this mirror does not keep: taking it away fails.
         let other = key("Other");
         mirror.actual = Objects::from([(other.clone(), json!({}))]);
-        assert!(mirror.reconcile(&Objects::new(), &[]).await.is_some());
+        assert!(mirror.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always())).await.is_some());
         let anywhere = Key { namespace: ANYWHERE.to_owned(), ..other };
         let unsure = Objects::from([(anywhere.clone(), unknown("nobody tells"))]);
-        assert_eq!(mirror.reconcile(&unsure, &[]).await, None, "it may be wanted");
+        assert_eq!(
+            mirror.reconcile(&unsure, &[], (&mut |_: &Report| (), &mut always())).await,
+            None,
+            "it may be wanted"
+        );
         assert_eq!(mirror.report.failed.keys().collect::<Vec<_>>(), [&anywhere]);
     }
 

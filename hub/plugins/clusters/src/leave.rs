@@ -10,9 +10,10 @@ use kube::{
 };
 use moorline_plugin::{
     Condition, HubView, PluginError,
-    mirror::{REMOVED, SHUT_OUT},
+    mirror::{SHUT_OUT, says_nothing},
     set_condition,
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{collections::HashMap, time::Duration};
 use tokio::time::{Instant, sleep_until};
@@ -41,25 +42,21 @@ enum Way {
     Leave(Vec<String>),
 }
 
-fn conditions(object: &DynamicObject) -> impl Iterator<Item = (&str, &str, &str, &str)> {
+fn conditions(object: &DynamicObject) -> Vec<Condition> {
     let all = object.data.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
-    all.map(|c| {
-        let text = |key: &str| c[key].as_str().unwrap_or_default();
-        (text("type"), text("status"), text("reason"), text("message"))
-    })
+    all.filter_map(|one| Condition::deserialize(one).ok()).collect()
 }
 
 /// What the conditions of a cluster say.
 fn way(object: &DynamicObject) -> Way {
-    let connected = conditions(object).any(|(kind, status, ..)| kind == "Connected" && status == "True");
+    let all = conditions(object);
+    let connected = all.iter().any(|one| one.r#type == "Connected" && one.status == "True");
     let (mut open, mut shut) = (Vec::new(), Vec::new());
-    for (kind, status, reason, message) in conditions(object).filter(|(kind, ..)| kind.ends_with(KEPT)) {
-        match (status, reason) {
-            // Gone, or never let in.
-            (_, REMOVED | "NotAllowed") => {}
-            (_, SHUT_OUT) => shut.push(format!("{kind}: the cluster lets the plugin in no more")),
-            ("True", _) if message.starts_with("0 objects") => {}
-            _ => open.push(format!("{kind}: {message}")),
+    for one in all.iter().filter(|one| one.r#type.ends_with(KEPT) && !says_nothing(one)) {
+        let kind = &one.r#type;
+        match one.reason.as_str() {
+            SHUT_OUT => shut.push(format!("{kind}: the cluster lets the plugin in no more")),
+            _ => open.push(format!("{kind}: {}", one.message)),
         }
     }
     match (open.is_empty(), connected) {
@@ -201,7 +198,8 @@ async fn look(
             leaving.remove(&name);
             hub.metrics.count("cluster_cleaned");
             tracing::info!(cluster = name, "removed; nothing of the hub's is left in the cluster");
-            let_go(api, &object).await
+            // As it was judged: where something else is said of it by now it is another one, and judged again.
+            write(api, &object, false).await
         }
         Way::Leave(left) => tell(hub, api, object, &left, leaving).await,
         Way::Wait(left) => {
@@ -245,6 +243,7 @@ async fn let_go(api: &Api<DynamicObject>, object: &DynamicObject) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use moorline_plugin::mirror::REMOVED;
 
     fn cluster(all: &[(&str, &str, &str, &str)]) -> DynamicObject {
         let all: Vec<_> = all
