@@ -130,13 +130,15 @@ impl Board {
         desired: impl Fn(&T, &ClusterFacts) -> Objects + Send,
     ) -> Result<(), PluginError> {
         let mut clusters = hub.clusters.clone();
+        // Another one may have its name by now.
+        let mine = |facts: &&Arc<ClusterFacts>| facts.uid == cluster.uid;
         // In a cluster that is being removed nothing is wanted, whatever the inputs are.
         let make = |inputs: Option<&T>, clusters: &crate::Clusters| {
             let wish = |facts: &Arc<ClusterFacts>| match facts.leaving {
                 true => Some(Objects::new()),
                 false => inputs.map(|inputs| desired(inputs, facts)),
             };
-            clusters.get(&cluster.name).and_then(wish).map(Arc::new)
+            clusters.get(&cluster.name).filter(mine).and_then(wish).map(Arc::new)
         };
         // Nothing is taken away before it is known what is wanted, and of which cluster.
         let begun = loop {
@@ -157,11 +159,15 @@ impl Board {
         let (said, may_make) = watch::channel(false);
         let mirror = Mirror::new(hub.plugin, cluster, kinds, hub.metrics.clone());
         let mirror = mirror.run((wanted, may_make), |now| {
-            if let Some(entry) = self.lock().get_mut(&cluster.name) {
-                entry.report = now.clone();
-            }
             report.send_replace(now.clone());
-            self.changed.notify_one();
+            // What is being made is no news to who looks at what there is.
+            let now = Report { making: false, ..now.clone() };
+            if let Some(entry) = self.lock().get_mut(&cluster.name)
+                && entry.report != now
+            {
+                entry.report = now;
+                self.changed.notify_one();
+            }
         });
         let follow = async {
             loop {
@@ -180,21 +186,24 @@ impl Board {
                 wish.send_replace(new);
             }
         };
+        let leaves =
+            |all: &Arc<crate::Clusters>| all.get(&cluster.name).filter(mine).is_some_and(|facts| facts.leaving);
         let tell = async {
             let api = clusters_of(hub);
             let (mut all, mut leaving) = (hub.clusters.clone(), false);
-            let mut pace = Pace::new(Instant::now());
+            let (mut pace, mut last) = (Pace::new(Instant::now()), None);
             loop {
                 tokio::select! {
                     changed = reports.changed() => if changed.is_err() { return Ok(()) },
-                    left = all.wait_for(|all| all.get(&cluster.name).is_some_and(|facts| facts.leaving)), if !leaving => {
-                        leaving = left.is_ok();
-                    }
+                    left = all.wait_for(leaves), if !leaving => leaving = left.is_ok(),
                 }
                 let now = reports.borrow_and_update().clone();
-                if now == Report::default() {
+                let mut shape = as_condition(condition, &now, leaving, None);
+                shape.last_transition_time.clear();
+                if now == Report::default() || last.as_ref() == Some(&shape) {
                     continue;
                 }
+                last = Some(shape);
                 // From here on nothing is made until what is written says that something may be there.
                 said.send_replace(false);
                 let new = |before: Option<&Condition>| as_condition(condition, &now, leaving, before);

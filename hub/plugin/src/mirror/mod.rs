@@ -7,6 +7,7 @@ mod board;
 mod pace;
 mod plan;
 mod said;
+mod unsure;
 
 pub use board::{Board, Outcome, Tally};
 pub use plan::{ABSENT, ANYWHERE, Key, Objects, unknown, unknown_where};
@@ -22,7 +23,7 @@ use kube::{
 use plan::{Step, covers, spared, steps, why_unknown};
 use serde_json::Value;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, hash_map::RandomState},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::RandomState},
     hash::BuildHasher,
     sync::Arc,
     time::Duration,
@@ -113,6 +114,7 @@ pub struct Mirror {
     metrics: PluginMetrics,
     actual: Objects,
     held: Objects,
+    unsure: BTreeSet<Key>,
     /// Keys of what failed, and when to try again.
     resting: HashMap<Key, (Instant, u32)>,
     /// Why nothing is heard of a kind.
@@ -143,6 +145,7 @@ impl Mirror {
             metrics,
             actual: Objects::new(),
             held: Objects::new(),
+            unsure: BTreeSet::new(),
             resting: HashMap::new(),
             down: BTreeMap::new(),
             left_out: BTreeMap::new(),
@@ -209,7 +212,7 @@ impl Mirror {
                         let trouble = self.trouble();
                         if self.report.trouble != trouble {
                             self.report.trouble = trouble;
-                            self.report.there = self.actual.len();
+                            self.report.there = self.there();
                             tell(&self.report);
                         }
                         // The others may have waited for it.
@@ -273,7 +276,9 @@ impl Mirror {
                 Err(error) => self.leave_out(kind, &object, error),
             },
             watcher::Event::InitDone => {
-                self.actual.retain(|key, _| key.kind != kind.kind);
+                // What was made since the listing was written is not in it.
+                let gone = self.actual.extract_if(.., |key, _| key.kind == kind.kind).map(|(key, _)| key);
+                self.unsure.extend(gone);
                 self.actual.extend(listing.remove(kind.kind).unwrap_or_default());
                 unlisted.retain(|other| *other != kind.kind);
             }
@@ -288,7 +293,12 @@ impl Mirror {
                 Err(error) => self.leave_out(kind, &object, error),
             },
             watcher::Event::Delete(object) => {
-                self.actual.remove(&named(&object, object.name_any()));
+                let key = named(&object, object.name_any());
+                // What was made in its place is another one.
+                let uid = self.actual.get(&key).and_then(|there| there["metadata"]["uid"].as_str());
+                if uid.is_none_or(|uid| object.uid().is_none_or(|gone| gone == uid)) {
+                    self.actual.remove(&key);
+                }
                 let gone = self.hash(&object);
                 // With the last one that was left out nothing is missing any more.
                 let none = self.left_out.get_mut(kind.kind).is_some_and(|left| {
@@ -323,8 +333,9 @@ impl Mirror {
     ) -> Option<Instant> {
         let labelled = |object: &Value| if object.is_object() { self.labelled(object) } else { object.clone() };
         let wanted: Objects = wanted.iter().map(|(key, object)| (key.clone(), labelled(object))).collect();
+        self.settle(&wanted).await;
         let todo = steps(&wanted, &self.actual, &self.held);
-        let due: HashSet<&Key> = todo.iter().map(Step::key).collect();
+        let due: HashSet<&Key> = todo.iter().map(Step::key).chain(&self.unsure).collect();
         self.report.failed.retain(|key, _| wanted.contains_key(key) || due.contains(key));
         // What nothing is to be done about rests no more: its time would come, and never go.
         self.resting.retain(|key, _| due.contains(key));
@@ -350,7 +361,7 @@ impl Mirror {
                 }
             }
             if matches!(step, Step::Apply { .. }) && !self.report.making {
-                self.report.making = true;
+                (self.report.making, self.report.there) = (true, self.there());
                 tell(&self.report);
                 if may_make.wait_for(|may| *may).await.is_err() {
                     return None;
@@ -379,14 +390,7 @@ impl Mirror {
                         self.report.last_drift = Some(key);
                     }
                 }
-                Err(why) => {
-                    self.metrics.count("failed");
-                    let failures = self.resting.get(&key).map_or(0, |(_, failures)| *failures);
-                    let wait = limits::RETRY_FIRST.saturating_mul(1 << failures.min(10)).min(limits::RETRY_LONGEST);
-                    let wait: Duration = wait.mul_f64(rand::random_range(0.75..1.0));
-                    self.resting.insert(key.clone(), (Instant::now() + wait, failures + 1));
-                    self.report.failed.insert(key, why);
-                }
+                Err(why) => self.fail(key, why),
             }
         }
         let mut left = BTreeMap::<Key, usize>::new();
@@ -411,8 +415,18 @@ impl Mirror {
             }
         }
         self.report.synced = self.held.len();
-        self.report.there = self.actual.len();
+        self.report.there = self.there();
         self.resting.values().map(|(until, _)| *until).min()
+    }
+
+    /// It rests, longer each time.
+    fn fail(&mut self, key: Key, why: String) {
+        self.metrics.count("failed");
+        let failures = self.resting.get(&key).map_or(0, |(_, failures)| *failures);
+        let wait = limits::RETRY_FIRST.saturating_mul(1 << failures.min(10)).min(limits::RETRY_LONGEST);
+        let wait: Duration = wait.mul_f64(rand::random_range(0.75..1.0));
+        self.resting.insert(key.clone(), (Instant::now() + wait, failures + 1));
+        self.report.failed.insert(key, why);
     }
 
     fn kept(&self, key: &Key) -> Result<&'static Kept, String> {
@@ -434,6 +448,7 @@ impl Mirror {
             }
         }
         let params = PatchParams::apply(&format!("moorline-{}", self.plugin)).force();
+        self.unsure.insert(key.clone());
         let applied = match api.patch(&key.name, &params, &Patch::Apply(object)).await {
             // Some fields never change (`roleRef`): then it is made anew.
             Err(kube::Error::Api(status)) if status.code == 422 && self.actual.contains_key(key) => {
@@ -442,6 +457,11 @@ impl Mirror {
             }
             other => other,
         };
+        let refused =
+            |error: &kube::Error| matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code));
+        if applied.as_ref().map_or_else(refused, |_| true) {
+            self.unsure.remove(key);
+        }
         let there = plain(&applied.map_err(words)?);
         let as_wanted = covers(&there, object);
         self.actual.insert(key.clone(), there);
@@ -469,12 +489,14 @@ impl Mirror {
         let api = kept.api(&self.client, &key.namespace);
         let done = if kept.release {
             let there = self.actual.get(key).unwrap_or(&Value::Null);
-            api.patch(&key.name, &PatchParams::default(), &Patch::Merge(released(there))).await.map(drop)
+            api.patch(&key.name, &PatchParams::default(), &Patch::Merge(released(there))).await.map(|_| None)
         } else {
-            api.delete(&key.name, &DeleteParams::background()).await.map(drop)
+            api.delete(&key.name, &DeleteParams::background()).await.map(|answer| answer.left())
         };
         match done {
-            Ok(()) => {}
+            // Somebody's finalizer holds it.
+            Ok(Some(held)) if held.metadata.deletion_timestamp.is_some() => return Err("is being deleted".to_owned()),
+            Ok(_) => {}
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => return Err(words(error)),
         }
@@ -822,6 +844,86 @@ mod tests {
             "it may be wanted"
         );
         assert_eq!(mirror.report.failed.keys().collect::<Vec<_>>(), [&anywhere]);
+    }
+
+    /// A cluster that answers what changes an object with what it is told to, and has nothing.
+    struct Answers {
+        patch: u16,
+        delete: Value,
+        asked: tokio::sync::mpsc::UnboundedSender<String>,
+    }
+    impl Backend for Answers {
+        fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            async { Err("nobody asks".into()) }.boxed()
+        }
+        fn cluster(
+            &self,
+            _: &'static str,
+            _: &str,
+            request: Request<Bytes>,
+        ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            let status =
+                |code: u16, reason| json!({ "kind": "Status", "status": "Failure", "code": code, "reason": reason });
+            drop(self.asked.send(request.method().to_string()));
+            let (code, body) = match *request.method() {
+                http::Method::PATCH => (self.patch, status(self.patch, "No")),
+                http::Method::DELETE => (200, self.delete.clone()),
+                _ => (404, status(404, "NotFound")),
+            };
+            let body = Full::new(Bytes::from(body.to_string())).map_err(BoxError::from).boxed_unsync();
+            let mut answer = Response::new(body);
+            *answer.status_mut() = http::StatusCode::from_u16(code).unwrap();
+            async { Ok(answer) }.boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_asked_for_and_not_answered_counts_until_it_is_known_not_to_be_there() {
+        for (patch, there) in [(504, 1), (403, 0)] {
+            let (asked, mut ask) = tokio::sync::mpsc::unbounded_channel();
+            let backend: Arc<dyn Backend> = Arc::new(Answers { patch, delete: json!({}), asked });
+            let mut mirror = pair(&backend);
+            let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
+            let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap" });
+            let mut look = async |wanted: Objects| {
+                mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await;
+                mirror.resting.clear();
+                mirror.report.there
+            };
+            assert_eq!(look(Objects::from([(key, wish)])).await, there, "after {patch}");
+            while ask.try_recv().is_ok() {}
+            assert_eq!(look(Objects::new()).await, 0);
+            assert_eq!(ask.try_recv().is_ok(), 0 < there, "it is asked whether it is there");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_being_deleted_is_there_until_it_is_gone() {
+        let (asked, _ask) = tokio::sync::mpsc::unbounded_channel();
+        let meta = json!({ "name": "c", "namespace": "team", "uid": "1", "deletionTimestamp": "2026-01-01T00:00:00Z" });
+        let delete = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": meta });
+        let backend: Arc<dyn Backend> = Arc::new(Answers { patch: 200, delete: delete.clone(), asked });
+        let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
+        let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
+        mirror.actual.insert(key.clone(), delete.clone());
+        mirror.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always())).await;
+        assert_eq!((mirror.report.there, mirror.report.failed.len()), (1, 1), "somebody's finalizer holds it");
+        let mut gone: DynamicObject = serde_json::from_value(delete).unwrap();
+        for (uid, there) in [("0", 1), ("1", 0)] {
+            gone.metadata.uid = Some(uid.to_owned());
+            mirror.heard(kind, watcher::Event::Delete(gone.clone()), &mut HashMap::new(), &mut Vec::new());
+            assert_eq!(mirror.there(), there, "{uid} is gone");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_made_since_a_listing_was_written_counts_though_it_is_not_in_it() {
+        let backend: Arc<dyn Backend> = Arc::new(Fixed(json!([])));
+        let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
+        let key = |kind| Key { kind, namespace: "team".to_owned(), name: "c".to_owned() };
+        mirror.actual = Objects::from([(key("ConfigMap"), json!({})), (key("Secret"), json!({}))]);
+        mirror.heard(kind, watcher::Event::InitDone, &mut HashMap::new(), &mut Vec::new());
+        assert_eq!((mirror.actual.len(), mirror.there()), (1, 2));
     }
 
     #[tokio::test]

@@ -16,13 +16,16 @@ const NOT_ALLOWED: &str = "NotAllowed";
 pub const SHUT_OUT: &str = "ShutOut";
 /// The reason once nothing of it is left in a cluster that is being removed.
 pub const REMOVED: &str = "Removed";
+/// The reasons when the cluster cannot be looked at, and something may be there, or nothing was ever made there.
+const CANNOT_WATCH: &str = "CannotWatch";
+const NOTHING_MADE: &str = "NothingMade";
 /// The reason when all is there that is wanted, and how its message begins when that is nothing.
 const IN_SYNC: (&str, &str) = ("InSync", "0 objects");
 
 /// Whether a mirror's condition says that nothing of the mirror is in the cluster.
 pub fn says_nothing(condition: &Condition) -> bool {
     match condition.reason.as_str() {
-        REMOVED | NOT_ALLOWED => true,
+        REMOVED | NOT_ALLOWED | NOTHING_MADE => true,
         reason => reason == IN_SYNC.0 && condition.message.starts_with(IN_SYNC.1),
     }
 }
@@ -32,8 +35,14 @@ fn is_refusal(why: &str) -> bool {
     why.contains("edge policy")
 }
 
-fn refusal(something: bool) -> &'static str {
-    if something { SHUT_OUT } else { NOT_ALLOWED }
+/// Why nothing is done in a cluster, by what it says and by whether something may be there.
+fn reason_for(why: &str, something: bool) -> &'static str {
+    match (is_refusal(why), something) {
+        (true, true) => SHUT_OUT,
+        (true, false) => NOT_ALLOWED,
+        (false, true) => CANNOT_WATCH,
+        (false, false) => NOTHING_MADE,
+    }
 }
 
 /// The condition of a report. `before`: what it says now; a mirror that has not seen the cluster yet knows nothing else.
@@ -42,13 +51,13 @@ pub(super) fn as_condition(r#type: &str, report: &Report, leaving: bool, before:
         Some(key) => format!("; put right {} times what others changed, last {key}", report.drifted),
         None => String::new(),
     };
-    let something = report.making || 0 < report.there;
+    let mut something = report.making || 0 < report.there || !report.failed.is_empty();
     let (holds, reason, message) = match (&report.trouble, report.failed.iter().next()) {
-        (Some(why), _) if is_refusal(why) => {
-            let told = report.of.is_none() && before.is_some_and(|before| !says_nothing(before));
-            (false, refusal(something || told), why.clone())
+        (Some(why), _) => {
+            // Nothing was looked at yet: what was known before holds.
+            something |= report.of.is_none() && before.is_some_and(|before| !says_nothing(before));
+            (false, reason_for(why, something), why.clone())
         }
-        (Some(why), _) => (false, "CannotWatch", why.clone()),
         (None, Some((key, why))) => (
             false,
             "Failing",
@@ -84,10 +93,7 @@ pub async fn cannot_watch(
 ) -> PluginError {
     let why = format!("cannot watch {plural}: {error}");
     let told = |before: Option<&Condition>| {
-        let reason = match is_refusal(&why) {
-            true => refusal(before.is_some_and(|before| !says_nothing(before))),
-            false => "CannotWatch",
-        };
+        let reason = reason_for(&why, before.is_some_and(|before| !says_nothing(before)));
         Condition::new(condition, false, reason, why.clone())
     };
     match change_condition(&clusters_of(hub), cluster, condition, told).await {
@@ -135,6 +141,11 @@ mod tests {
         assert_eq!(reason(&refused, None), NOT_ALLOWED);
         assert_eq!(reason(&refused, Some(&nothing)), NOT_ALLOWED);
         assert_eq!(reason(&refused, Some(&something)), SHUT_OUT, "this mirror has not seen the cluster");
+        let down = Report { trouble: Some("no answer".to_owned()), ..Report::default() };
+        let never = as_condition("X", &down, true, Some(&nothing));
+        assert!(says_nothing(&never), "{never:?}");
+        assert_eq!(reason(&refused, Some(&never)), NOT_ALLOWED, "nothing was ever there, whatever came between");
+        assert_eq!(reason(&down, Some(&something)), CANNOT_WATCH);
         let looked = Report { of: looked, ..refused };
         assert_eq!(reason(&looked, Some(&something)), NOT_ALLOWED, "it had seen that nothing is there");
         assert_eq!(reason(&Report { there, ..looked }, None), SHUT_OUT);

@@ -44,7 +44,13 @@ enum Way {
 
 fn conditions(object: &DynamicObject) -> Vec<Condition> {
     let all = object.data.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
-    all.filter_map(|one| Condition::deserialize(one).ok()).collect()
+    // One that is none says nothing of what is there.
+    let unreadable = |one: &Value| Condition {
+        r#type: one["type"].as_str().unwrap_or_default().to_owned(),
+        message: "its condition cannot be read".to_owned(),
+        ..Condition::default()
+    };
+    all.map(|one| Condition::deserialize(one).unwrap_or_else(|_| unreadable(one))).collect()
 }
 
 /// What the conditions of a cluster say.
@@ -79,11 +85,11 @@ fn finalizers(object: &DynamicObject, ours: bool) -> Patch<Value> {
     Patch::Merge(json!({ "metadata": { "resourceVersion": object.resource_version(), "finalizers": all } }))
 }
 
-async fn write(api: &Api<DynamicObject>, object: &DynamicObject, ours: bool) -> Result<(), PluginError> {
+/// Whether it was written: not if it is another one by now, which comes again, or is gone.
+async fn write(api: &Api<DynamicObject>, object: &DynamicObject, ours: bool) -> Result<bool, PluginError> {
     match api.patch(&object.name_any(), &PatchParams::default(), &finalizers(object, ours)).await {
-        Ok(_) => Ok(()),
-        // It is another one by now, and comes again, or it is gone.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
@@ -187,7 +193,7 @@ async fn look(
     let held = object.finalizers().iter().any(|f| f == FINALIZER);
     if object.metadata.deletion_timestamp.is_none() {
         leaving.remove(&name);
-        return if held { Ok(()) } else { write(api, &object, true).await };
+        return if held { Ok(()) } else { write(api, &object, true).await.map(drop) };
     }
     let told = leaving.get(&name).is_some_and(|one| one.told);
     if !held || told {
@@ -196,10 +202,12 @@ async fn look(
     match way(&object) {
         Way::Clean => {
             leaving.remove(&name);
-            hub.metrics.count("cluster_cleaned");
-            tracing::info!(cluster = name, "removed; nothing of the hub's is left in the cluster");
             // As it was judged: where something else is said of it by now it is another one, and judged again.
-            write(api, &object, false).await
+            if write(api, &object, false).await? {
+                hub.metrics.count("cluster_cleaned");
+                tracing::info!(cluster = name, "removed; nothing of the hub's is left in the cluster");
+            }
+            Ok(())
         }
         Way::Leave(left) => tell(hub, api, object, &left, leaving).await,
         Way::Wait(left) => {
@@ -235,7 +243,7 @@ async fn tell(
 async fn let_go(api: &Api<DynamicObject>, object: &DynamicObject) -> Result<(), PluginError> {
     // What is said in its conditions has changed it.
     match api.get_opt(&object.name_any()).await?.filter(|now| now.uid() == object.uid()) {
-        Some(now) => write(api, &now, false).await,
+        Some(now) => write(api, &now, false).await.map(drop),
         None => Ok(()),
     }
 }
@@ -246,13 +254,17 @@ mod tests {
     use moorline_plugin::mirror::REMOVED;
 
     fn cluster(all: &[(&str, &str, &str, &str)]) -> DynamicObject {
-        let all: Vec<_> = all
+        let all: Value = all
             .iter()
             .map(|(kind, status, reason, message)| {
                 json!({ "type": kind, "status": status, "reason": reason, "message": message })
             })
             .collect();
-        let object = json!({ "metadata": { "name": "c" }, "status": { "conditions": all } });
+        cluster_of(all)
+    }
+
+    fn cluster_of(conditions: Value) -> DynamicObject {
+        let object = json!({ "metadata": { "name": "c" }, "status": { "conditions": conditions } });
         serde_json::from_value(object).unwrap()
     }
 
@@ -269,6 +281,8 @@ mod tests {
         assert!(matches!(way(&cluster(&[roles("InSync", "3 objects")])), Way::Wait(left) if left.len() == 2));
         let never = ("SecretsSynced", "False", "NotAllowed", "by the edge policy");
         assert_eq!(way(&cluster(&[up, never])), Way::Clean);
+        let unreadable = cluster_of(json!([{ "type": "RolesSynced", "status": "True", "message": null }]));
+        assert!(matches!(way(&unreadable), Way::Wait(_)), "what it says nobody knows");
         let shut = ("SecretsSynced", "False", SHUT_OUT, "by the edge policy");
         assert!(matches!(way(&cluster(&[up, shut, roles(REMOVED, "")])), Way::Leave(left) if left.len() == 1));
         assert!(matches!(way(&cluster(&[up, shut, roles("InSync", "3 objects")])), Way::Wait(_)));
