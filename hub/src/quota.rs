@@ -76,7 +76,7 @@ impl Quotas {
         let now = Instant::now();
         let over = |of, label| move |wait| Over { of, label, wait };
         if let Some(users) = &self.users {
-            users.take(&user.to_owned(), now).map_err(over("of this user", "quota_user"))?;
+            users.take(user, now).map_err(over("of this user", "quota_user"))?;
         }
         if let Some(addresses) = &self.addresses {
             addresses.take(&address, now).map_err(over("from this address", "quota_address"))?;
@@ -88,7 +88,7 @@ impl Quotas {
     pub fn take_cluster(&self, cluster: &str) -> Result<(), Over> {
         let Some(clusters) = &self.clusters else { return Ok(()) };
         let over = |wait| Over { of: "to this cluster", label: "quota_cluster", wait };
-        clusters.take(&cluster.to_owned(), Instant::now()).map_err(over)
+        clusters.take(cluster, Instant::now()).map_err(over)
     }
 }
 
