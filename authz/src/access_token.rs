@@ -33,6 +33,10 @@ pub const MAX_AUDIENCES: usize = 32;
 
 const ALG: &str = "EdDSA";
 const TYP: &str = "at+jwt";
+/// The hub, in `aud`.
+const HUB: &str = "moorline:hub";
+/// What stands before a cluster's name there.
+const CLUSTER: &str = "moorline:cluster:";
 
 /// Whom a token is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -47,8 +51,8 @@ impl Audience {
     /// As it stands in `aud`.
     pub fn text(&self) -> String {
         match self {
-            Self::Hub => "moorline:hub".to_owned(),
-            Self::Cluster(name) => format!("moorline:cluster:{name}"),
+            Self::Hub => HUB.to_owned(),
+            Self::Cluster(name) => format!("{CLUSTER}{name}"),
         }
     }
 }
@@ -84,13 +88,15 @@ pub struct Claims {
 impl Claims {
     /// Whether it is for `audience`.
     pub fn is_for(&self, audience: &Audience) -> bool {
-        let wanted = audience.text();
-        self.aud.contains(&wanted)
+        match audience {
+            Audience::Hub => self.aud.iter().any(|aud| aud == HUB),
+            Audience::Cluster(name) => self.clusters().any(|cluster| cluster == name),
+        }
     }
 
     /// The clusters that it names.
     pub fn clusters(&self) -> impl Iterator<Item = &str> {
-        self.aud.iter().filter_map(|aud| aud.strip_prefix("moorline:cluster:"))
+        self.aud.iter().filter_map(|aud| aud.strip_prefix(CLUSTER))
     }
 
     fn check_time(&self, now: u64) -> Result<(), TokenError> {

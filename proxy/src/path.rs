@@ -142,21 +142,29 @@ fn is_plain(path: &str) -> bool {
 
 /// Whether some reading of a path leaves the place that it starts from.
 fn climbs(path: &str) -> bool {
-    readings(path).iter().any(|path| {
-        let mut depth = 0i64;
-        path.split(|&b| matches!(b, b'/' | b'\\')).any(|segment| {
-            depth += match segment {
-                b"" | b"." => 0,
-                b".." => -1,
-                _ => 1,
-            };
-            depth < 0
-        })
+    // Most have nothing to decode, and one reading.
+    if path.contains('%') { readings(path).iter().any(|path| leaves(path)) } else { leaves(path.as_bytes()) }
+}
+
+fn leaves(path: &[u8]) -> bool {
+    let mut depth = 0i64;
+    path.split(|&b| matches!(b, b'/' | b'\\')).any(|segment| {
+        depth += match segment {
+            b"" | b"." => 0,
+            b".." => -1,
+            _ => 1,
+        };
+        depth < 0
     })
 }
 
 /// A host name as it is compared: without port and trailing dot, lower-case. `None`: not a host.
 pub fn canonical_host(authority: &str) -> Option<String> {
+    host_of(authority).map(str::to_ascii_lowercase)
+}
+
+/// The host name as it is spelt, without port and trailing dot.
+fn host_of(authority: &str) -> Option<&str> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let (address, port) = rest.split_once(']')?;
@@ -166,7 +174,7 @@ pub fn canonical_host(authority: &str) -> Option<String> {
         None => authority.split_once(':').unwrap_or((authority, "0")),
     };
     port.parse::<u16>().ok().filter(|_| port.bytes().all(|b| b.is_ascii_digit()))?;
-    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    let host = host.strip_suffix('.').unwrap_or(host);
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':');
     (!host.is_empty() && host.len() <= 253 && host.bytes().all(legal)).then_some(host)
 }
@@ -174,8 +182,8 @@ pub fn canonical_host(authority: &str) -> Option<String> {
 /// Whether `authority` (Host or `:authority`) names what the TLS handshake named. Without a server name everything matches.
 /// `false` is 421.
 pub fn host_matches_sni(authority: &str, sni: Option<&str>) -> bool {
-    let Some(host) = canonical_host(authority) else { return false };
-    sni.is_none_or(|sni| canonical_host(sni).is_some_and(|sni| sni == host))
+    let Some(host) = host_of(authority) else { return false };
+    sni.is_none_or(|sni| host_of(sni).is_some_and(|sni| sni.eq_ignore_ascii_case(host)))
 }
 
 #[cfg(test)]

@@ -53,13 +53,13 @@ impl Verifier {
             return Err(TokenError::Malformed);
         }
         let print: [u8; 32] = Sha256::digest(text).into();
-        let (known, keys) = {
+        let keys = {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            (state.young.get(&print).or_else(|| state.old.get(&print)).cloned(), Arc::clone(&state.keys))
+            if let Some(claims) = state.young.get(&print).or_else(|| state.old.get(&print)) {
+                return claims.check_time(now).map(|()| Arc::clone(claims));
+            }
+            Arc::clone(&state.keys)
         };
-        if let Some(claims) = known {
-            return claims.check_time(now).map(|()| claims);
-        }
         let claims = Arc::new(verify(text, &keys, &self.issuer, now)?);
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         // Keys that went meanwhile vouch for nothing any more.
