@@ -2,6 +2,7 @@
 
 use crate::identity::{APPROVERS, AUDITORS, ActAs, Identity, MASTERS};
 use grants::EVERY;
+use std::sync::Arc;
 
 mod denial;
 mod explain;
@@ -44,7 +45,7 @@ impl Facts<'_> {
     }
 
     /// The caller with the groups that grants add in this cluster.
-    fn with_granted_groups(&self, cluster: &str) -> Identity {
+    fn with_granted_groups(&self, cluster: &str) -> Arc<Identity> {
         let mut principal = self.identity.clone();
         for grant in self.grants.opening(self.identity, cluster) {
             for group in &grant.as_groups {
@@ -53,7 +54,7 @@ impl Facts<'_> {
                 }
             }
         }
-        principal
+        Arc::new(principal)
     }
 
     fn token_covers(&self, cluster: &str) -> bool {
@@ -66,7 +67,7 @@ impl Facts<'_> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permit {
     cluster: String,
-    principal: Identity,
+    principal: Arc<Identity>,
     act_as: Option<ActAs>,
     /// `None`: the API server.
     reach: Option<services::Reach>,
@@ -79,7 +80,7 @@ impl Permit {
         &self.cluster
     }
     /// The caller as the cluster shall know them: with the groups that grants add.
-    pub fn principal(&self) -> &Identity {
+    pub fn principal(&self) -> &Arc<Identity> {
         &self.principal
     }
     /// Whom the caller asks to act as. Not yet allowed: the edge asks the cluster.
@@ -103,7 +104,7 @@ fn is_own(user: &str) -> bool {
 /// The permit of one of the hub's plugins: it reaches every cluster as the user `moorline:plugin:<name>`, who may do
 /// there what the cluster lets it. An edge policy that does not name the plugin lets it do nothing.
 pub fn permit_plugin(plugin: &str, cluster: &str) -> Permit {
-    let principal = Identity::new(format!("{PLUGIN_PREFIX}{plugin}"), ["moorline:plugins"]);
+    let principal = Arc::new(Identity::new(format!("{PLUGIN_PREFIX}{plugin}"), ["moorline:plugins"]));
     Permit { cluster: cluster.to_owned(), principal, act_as: None, reach: None, record: Recording::Never }
 }
 

@@ -23,7 +23,7 @@ use moorline_authz::{
 };
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     time::SystemTime,
 };
 use tokio::sync::watch;
@@ -32,7 +32,8 @@ use tokio_util::sync::CancellationToken;
 /// A caller that proved who they are.
 #[derive(Debug, Clone)]
 pub(crate) struct Authenticated {
-    pub identity: Identity,
+    /// The same one from call to call, until anything about the user changes.
+    pub identity: Arc<Identity>,
     /// Id of the token: the name of its object.
     pub token: String,
     /// The clusters it is restricted to.
@@ -84,8 +85,7 @@ struct UserEntry {
     uid: String,
     /// Their own, and those that providers tell.
     own: Arc<[String]>,
-    /// These, and all that they lie in: for most users the same list.
-    groups: Arc<[String]>,
+    in_all: InAll,
     /// Providers that stand for them.
     live: Vec<String>,
     /// Who they are at providers.
@@ -93,6 +93,30 @@ struct UserEntry {
     /// Of the object: what the watch tells late is not put over what is known by then.
     revision: u64,
     gone: CancellationToken,
+}
+
+/// All groups that a user is in, and who they are with them. What is said of the groups is said of both: they change as one.
+#[derive(Debug)]
+struct InAll {
+    /// For most users the same list as their own.
+    groups: Arc<[String]>,
+    /// Made for those who come.
+    identity: OnceLock<Arc<Identity>>,
+}
+
+impl InAll {
+    fn new(groups: Arc<[String]>) -> Self {
+        Self { groups, identity: OnceLock::new() }
+    }
+
+    /// Who this is, by the name and id that they have for as long as their groups are these.
+    fn identity(&self, name: &str, uid: &str) -> Arc<Identity> {
+        let made = || {
+            let identity = Identity::new(name, self.groups.iter().cloned());
+            Arc::new(Identity { uid: uid.to_owned(), ..identity })
+        };
+        Arc::clone(self.identity.get_or_init(made))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -201,7 +225,7 @@ impl Directory {
     /// All groups of a user as they are now.
     pub fn groups_of(&self, user: &str) -> Option<Vec<String>> {
         let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
-        maps.users.get(user).filter(|user| !user.gone.is_cancelled()).map(|user| user.groups.to_vec())
+        maps.users.get(user).filter(|user| !user.gone.is_cancelled()).map(|user| user.in_all.groups.to_vec())
     }
 
     /// A change of a group.
@@ -214,14 +238,14 @@ impl Directory {
         }
         for (name, user) in users {
             let groups = members.of(name, &user.own);
-            if *user.groups == *groups {
+            if *user.in_all.groups == *groups {
                 continue;
             }
-            if user.groups.iter().any(|group| !groups.contains(group)) && !user.gone.is_cancelled() {
+            if user.in_all.groups.iter().any(|group| !groups.contains(group)) && !user.gone.is_cancelled() {
                 self.cut(&user.gone);
                 user.gone = CancellationToken::new();
             }
-            user.groups = groups.into();
+            user.in_all = InAll::new(groups.into());
         }
     }
 
@@ -313,8 +337,7 @@ impl Directory {
         if entry.provider.as_ref().is_some_and(|provider| !user.live.contains(provider)) {
             return Found::No;
         }
-        let mut identity = Identity::new(entry.user.clone(), user.groups.iter().cloned());
-        identity.uid = user.uid.clone();
+        let identity = user.in_all.identity(&entry.user, &user.uid);
         let lease = Lease { token: entry.gone.clone(), user: user.gone.clone(), expires: entry.expires.subscribe() };
         let clusters = shown.clusters(entry);
         let verbs = entry.verbs.clone();
@@ -416,7 +439,8 @@ impl Directory {
         let groups = maps.members.of(&name, &own);
         let known = maps.users.get(&name);
         let lost = |before: &[String], now: &[String]| before.iter().any(|one| !now.contains(one));
-        let less = known.is_some_and(|old| old.uid != uid || lost(&old.groups, &groups) || lost(&old.live, &live));
+        let less =
+            known.is_some_and(|old| old.uid != uid || lost(&old.in_all.groups, &groups) || lost(&old.live, &live));
         let mut gone = match known {
             Some(old) if !less && !old.gone.is_cancelled() => old.gone.clone(),
             Some(old) => {
@@ -439,7 +463,7 @@ impl Directory {
         let same = groups == own;
         let own: Arc<[String]> = own.into();
         let groups = if same { Arc::clone(&own) } else { groups.into() };
-        maps.users.insert(name, UserEntry { uid, own, groups, live, identities, revision, gone });
+        maps.users.insert(name, UserEntry { uid, own, in_all: InAll::new(groups), live, identities, revision, gone });
     }
 
     fn put_token(&self, token: &Object<TokenSpec>) {

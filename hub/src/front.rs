@@ -63,7 +63,7 @@ mod recordings;
 mod searches;
 mod shell;
 
-pub(crate) use gate::Gate;
+pub(crate) use gate::{Gate, Permits};
 pub(crate) use link::BENCHES;
 pub(crate) use names::Names;
 pub(crate) use searches::Searches;

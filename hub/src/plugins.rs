@@ -14,10 +14,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use moorline_apiserver::{ApiServer, Attributes, Authorizer};
-use moorline_authz::{
-    access::{Facts, permit_plugin},
-    identity::Identity,
-};
+use moorline_authz::access::{Facts, permit_plugin};
 use moorline_plugin::{Access, Backend, Body, BoxError, ClusterFacts, Clusters, Host, RouteRequest};
 use moorline_proxy::{
     audit::AuditSink,
@@ -107,13 +104,13 @@ impl Backend for Backing {
         request: Request<Bytes>,
     ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
         let permit = permit_plugin(plugin, cluster);
-        let identity = permit.principal().clone();
+        let identity = Arc::clone(permit.principal());
         let (never, expires) = (CancellationToken::new(), watch::Sender::new(SystemTime::now() + FOR_GOOD).subscribe());
         let dial = CallDial {
             registry: Arc::clone(&self.registry),
             records: self.records.clone(),
             who: Authenticated {
-                identity: identity.clone(),
+                identity: Arc::clone(&identity),
                 token: String::new(),
                 clusters: None,
                 verbs: None,
@@ -229,7 +226,7 @@ pub(crate) fn may_see(
     who: &Authenticated,
     grants: Arc<moorline_authz::access::Grants>,
 ) -> Arc<dyn Fn(&str) -> bool + Send + Sync> {
-    let (identity, clusters): (Identity, _) = (who.identity.clone(), who.clusters.clone());
+    let (identity, clusters) = (Arc::clone(&who.identity), who.clusters.clone());
     Arc::new(move |cluster| {
         Facts { identity: &identity, token_clusters: clusters.as_deref(), grants: &grants }.reaches(cluster)
     })

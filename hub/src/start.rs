@@ -17,7 +17,7 @@ use crate::{
     directory::Directory,
     files,
     follow::Followed,
-    front::{BENCHES, Front, Gate, Searches},
+    front::{BENCHES, Front, Gate, Permits, Searches},
     given::Given,
     hubapi::HubApi,
     issue::Issuer,
@@ -262,6 +262,7 @@ impl Hub {
             directory: Arc::clone(&directory),
             records: records.clone(),
             quotas: Quotas::new(&config.rate_limits, config.limits.remembered),
+            permits: Permits::default(),
             metrics: metrics.clone(),
             rights_without_store: config.rights_without_store,
         };

@@ -2,7 +2,8 @@
 
 use http::{HeaderMap, Request, StatusCode, header};
 use moorline_authz::{
-    access::{Facts, Permit, authorize, within_verbs},
+    access::{Denial, Permit, within_verbs},
+    identity::ActAs,
     impersonation::{self, BadImpersonation},
     verb::request_info,
 };
@@ -19,16 +20,16 @@ pub struct Refusal {
 }
 
 /// Takes a request apart and decides. `rest` is what goes to the cluster, query included; `verbs` are those that the
-/// caller's token is bound to. Nothing is waited for here.
+/// caller's token is bound to; `authorize` says whether they reach the cluster, as whom they ask to act. Nothing is waited
+/// for here.
 ///
 /// # Errors
 /// The refusal.
 pub fn judge<B>(
     request: &Request<B>,
-    cluster: &str,
     rest: &str,
-    facts: &Facts<'_>,
     verbs: Option<&[String]>,
+    authorize: impl FnOnce(Option<ActAs>) -> Result<Permit, Denial>,
 ) -> Result<Permit, Refusal> {
     let act_as = impersonation::parse(pairs(request.headers())).map_err(|error| {
         let code = match error {
@@ -37,11 +38,13 @@ pub fn judge<B>(
         };
         Refusal { reason: "impersonation", code, message: error.to_string() }
     })?;
-    let (at, query) = rest.split_once('?').map_or((rest, None), |(at, query)| (at, Some(query)));
-    let verb = request_info(request.method().as_str(), at, query).verb;
     let forbidden = |reason, message| Refusal { reason, code: StatusCode::FORBIDDEN, message };
-    within_verbs(verbs, &verb).map_err(|denial| forbidden("token_verb", denial.to_string()))?;
-    authorize(facts, cluster, act_as).map_err(|denial| forbidden("not_granted", denial.to_string()))
+    if verbs.is_some() {
+        let (at, query) = rest.split_once('?').map_or((rest, None), |(at, query)| (at, Some(query)));
+        let verb = request_info(request.method().as_str(), at, query).verb;
+        within_verbs(verbs, &verb).map_err(|denial| forbidden("token_verb", denial.to_string()))?;
+    }
+    authorize(act_as).map_err(|denial| forbidden("not_granted", denial.to_string()))
 }
 
 fn pairs(headers: &HeaderMap) -> impl Iterator<Item = (&str, &[u8])> {

@@ -133,7 +133,7 @@ pub trait Dial: Send + Sync + 'static {
 #[derive(Debug, Clone)]
 pub struct Caller {
     /// As authenticated.
-    pub identity: Identity,
+    pub identity: Arc<Identity>,
     /// The socket's address.
     pub remote: SocketAddr,
 }

@@ -93,13 +93,13 @@ impl<U: Upstream, R: Reviewer> Proxy<U, R> {
             Ok(_) => return status_response(StatusCode::BAD_REQUEST, "ambiguous path"),
             Err(error) => return status_response(StatusCode::BAD_REQUEST, &error.to_string()),
         };
-        let facts = standing.facts(&known.identity);
-        let permit = match judge(&request, path.cluster, path.rest, &facts, known.verbs.as_deref()) {
+        let permit = judge(&request, path.rest, known.verbs.as_deref(), |act_as| standing.permit(&known, act_as));
+        let permit = match permit {
             Ok(permit) => permit,
             Err(refusal) => return status_response(refusal.code, &refusal.message),
         };
         let rest = rest.to_owned();
-        let caller = Caller { identity: known.identity.clone(), remote };
+        let caller = Caller { identity: Arc::new(known.identity.clone()), remote };
         let dial = Here {
             live: self.live.clone(),
             known,

@@ -127,7 +127,7 @@ impl Webhook {
             tracing::info!(user = who.user, "{denial}");
             return None;
         }
-        let who = who.clone();
+        let who = (**who).clone();
         Some(User { username: who.user, uid: who.uid, groups: who.groups, extra: who.extra })
     }
 }

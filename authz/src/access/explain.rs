@@ -51,7 +51,7 @@ pub fn explain(facts: &Facts<'_>, verbs: Option<&[String]>, cluster: &str, verb:
         }
     }
     let reason = "the hub opens this cluster; what is permitted there is for its own RBAC and edge policy".to_owned();
-    Explanation { allowed: true, reason, rules, record: permit.record, groups: permit.principal.groups }
+    Explanation { allowed: true, reason, rules, record: permit.record, groups: permit.principal.groups.clone() }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::{Denial, Permit, Recording, services::Reach};
 use crate::identity::Identity;
 use moorline_proto::inside::Destination;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// What begins the names of agents towards clusters whose services they import. Nobody who logs in has such a name.
 pub const AGENT_PREFIX: &str = "moorline:agent:";
@@ -114,7 +114,7 @@ pub fn authorize_import(
         |found: &&Export| known.means(found) && found.admits(cluster) && found.ports.contains_key(&(port, transport));
     let found = shares.exports.get(export).filter(fits).ok_or_else(denied)?;
     let to = Destination::service(&found.namespace, &found.service, &port.to_string()).map_err(|_| denied())?;
-    let principal = Identity::new(format!("{AGENT_PREFIX}{cluster}.{agent}"), ["moorline:agents"]);
+    let principal = Arc::new(Identity::new(format!("{AGENT_PREFIX}{cluster}.{agent}"), ["moorline:agents"]));
     let reach = Some(Reach { to, labels: Vec::new() });
     Ok(Permit { cluster: found.cluster.clone(), principal, act_as: None, reach, record: Recording::Never })
 }

@@ -81,10 +81,14 @@ impl Directory {
             .iter()
             .filter(|(_, user)| !user.gone.is_cancelled())
             .filter(|(name, user)| {
-                let identity = Identity::new((*name).clone(), user.groups.iter().cloned());
+                let identity = Identity::new((*name).clone(), user.in_all.groups.iter().cloned());
                 Facts { identity: &identity, token_clusters: None, grants: &index }.reaches(cluster)
             })
-            .map(|(name, user)| BundleUser { name: name.clone(), uid: user.uid.clone(), groups: user.groups.to_vec() })
+            .map(|(name, user)| BundleUser {
+                name: name.clone(),
+                uid: user.uid.clone(),
+                groups: user.in_all.groups.to_vec(),
+            })
             .collect();
         users.sort_by(|a, b| a.name.cmp(&b.name));
         let names = |clusters: &Option<std::sync::Arc<[String]>>| {

@@ -268,7 +268,7 @@ mod tests {
         let asked = Arc::clone(&directory);
         runtime.spawn(async move {
             (0..3).for_each(|n| asked.grant_changed(&grant(n)));
-            let known = asked.authenticate(&token).map(|who| who.identity.user);
+            let known = asked.authenticate(&token).map(|who| who.identity.user.clone());
             let _ = told.send((known, reached(&asked)));
         });
         let answered = heard.recv_timeout(LONG).expect("nobody waits for the index");

@@ -1,8 +1,13 @@
 //! The gate: who asks, whether they ask too often, and whether they may. Nothing is waited for here, and nothing is opened:
 //! this is all that authentication and authorisation add to a call that goes through (`what_the_gate_adds`).
 
+mod permits;
 #[cfg(test)]
 mod speed;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use permits::Permits;
 
 use super::answers::{closing, later};
 use crate::{
@@ -13,7 +18,7 @@ use crate::{
     records::Records,
 };
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
-use moorline_authz::access::{Facts, Grants, Permit};
+use moorline_authz::access::{Grants, Permit};
 use moorline_proxy::{
     Body,
     judge::{Refusal, bearer, judge},
@@ -32,6 +37,8 @@ pub(crate) struct Gate {
     /// How much everybody may ask for.
     pub quotas: Quotas,
     pub metrics: Metrics,
+    /// What was decided before.
+    pub permits: Permits,
     /// How long what is known of rights counts while the store does not tell of changes.
     pub rights_without_store: Duration,
 }
@@ -94,12 +101,16 @@ impl Gate {
         request: &Request<B>,
         path: &ClusterPath<'_>,
         who: &Authenticated,
-        grants: &Grants,
+        grants: &Arc<Grants>,
     ) -> Result<Permit, Refusal> {
-        let facts = Facts { identity: &who.identity, token_clusters: who.clusters.as_deref(), grants };
-        let permit = judge(request, path.cluster, path.rest, &facts, who.verbs.as_deref())?;
+        let mut reaches_all = false;
+        let permit = judge(request, path.rest, who.verbs.as_deref(), |act_as| {
+            let given = self.permits.authorize(who, grants, path.cluster, act_as)?;
+            reaches_all = given.reaches_all;
+            Ok(given.permit)
+        })?;
         // Only who may know which clusters exist is told that one does not.
-        if facts.reaches_all() && !self.records.cluster_exists(path.cluster) {
+        if reaches_all && !self.records.cluster_exists(path.cluster) {
             let message = format!("clusters.moorline.dev {:?} not found", path.cluster);
             return Err(Refusal { reason: "unknown_cluster", code: StatusCode::NOT_FOUND, message });
         }

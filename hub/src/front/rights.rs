@@ -11,7 +11,7 @@ use moorline_authz::{
 use moorline_proxy::{Body, status::status_response};
 use serde::Deserialize;
 use serde_json::json as value;
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 use url::form_urlencoded;
 
 /// Principals of each kind from each provider, at most.
@@ -78,13 +78,13 @@ impl Front {
         };
         let another = user.filter(|user| *user != who.identity.user);
         let (identity, clusters, verbs) = match another {
-            None => (who.identity.clone(), who.clusters.clone(), who.verbs.clone()),
+            None => (Arc::clone(&who.identity), who.clusters.clone(), who.verbs.clone()),
             Some(_) if !who.administers() => {
                 self.count_refusal("not_admin");
                 return status_response(StatusCode::FORBIDDEN, "only administrators ask about others");
             }
             Some(name) => match self.directory.groups_of(&name) {
-                Some(groups) => (Identity::new(name, groups), None, None),
+                Some(groups) => (Arc::new(Identity::new(name, groups)), None, None),
                 None => {
                     let words = format!("users.moorline.dev {name:?} not found, or disabled");
                     return status_response(StatusCode::NOT_FOUND, &words);

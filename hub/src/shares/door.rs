@@ -222,7 +222,8 @@ impl Importing {
         let tried = order.into_iter().filter_map(|at| found.get(at)).take(limits::TRIED);
         let ways: Vec<_> = tried.map(|(permit, name, _)| (permit.clone(), name.clone())).collect();
         let permits: Vec<_> = ways.iter().map(|(permit, _)| permit.clone()).collect();
-        let (Some(principal), Some(first)) = (permits.first().map(|p| p.principal().clone()), permits.first()) else {
+        let (Some(principal), Some(first)) = (permits.first().map(|p| Arc::clone(p.principal())), permits.first())
+        else {
             return status_response(StatusCode::FORBIDDEN, "nothing exports it");
         };
         if let Some(response) = self.front.gate.unheard() {

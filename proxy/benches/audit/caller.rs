@@ -24,6 +24,6 @@ static ANN: LazyLock<(Identity, Grants)> = LazyLock::new(|| {
 pub async fn call(proxy: &Arc<KubeProxy<Hub>>, request: Request<Body>) -> Response<Body> {
     let (ann, grants) = &*ANN;
     let permit = authorize(&Facts { identity: ann, token_clusters: None, grants }, "a", None).unwrap();
-    let caller = Caller { identity: ann.clone(), remote: ([192, 0, 2, 1], 5).into() };
+    let caller = Caller { identity: Arc::new(ann.clone()), remote: ([192, 0, 2, 1], 5).into() };
     proxy.handle(request, split(TARGET).unwrap().unwrap(), &caller, permit).await
 }

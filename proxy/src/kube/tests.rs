@@ -157,7 +157,7 @@ impl World {
             record: self.record,
         }]);
         let permit = authorize(&Facts { identity: &ann, token_clusters: None, grants: &grants }, "a", act_as).unwrap();
-        let caller = Caller { identity: ann, remote: ([192, 0, 2, 1], 5).into() };
+        let caller = Caller { identity: Arc::new(ann), remote: ([192, 0, 2, 1], 5).into() };
         let target = request.uri().to_string();
         let path = split(&target).unwrap().unwrap();
         self.proxy.handle(request, path, &caller, permit).await

@@ -1,6 +1,6 @@
 //! What authentication and authorisation add to a call: all of the gate, as `Front::cluster` passes it.
 
-use super::{Gate, check_host};
+use super::{Gate, Permits, check_host};
 use crate::{
     directory::Directory,
     front::{inside, shell},
@@ -39,12 +39,12 @@ const NEW_IN: Duration = Duration::from_micros(100);
 
 const ISSUER: &str = "spiffe://moorline.local";
 
-fn cluster_of(user: usize) -> String {
+pub(super) fn cluster_of(user: usize) -> String {
     format!("cluster-{}", user * 7 % CLUSTERS)
 }
 
 /// Everybody is in ten groups, and reaches a cluster by a grant to one of these. All limits are set, and wide.
-async fn gate(dir: &std::path::Path, key: &SigningKey) -> Gate {
+pub(super) async fn gate(dir: &std::path::Path, key: &SigningKey) -> Gate {
     let (records, metrics) = (records(dir).await, Metrics::new(&prometheus::Registry::new()).unwrap());
     let verifier = Arc::new(Verifier::new(ISSUER, KeySet::new([key.public().clone()])));
     let directory = Directory::new(records.clone(), metrics.clone(), verifier, Vec::new());
@@ -84,12 +84,32 @@ async fn gate(dir: &std::path::Path, key: &SigningKey) -> Gate {
         records,
         quotas: Quotas::new(&limits, 10_000),
         metrics,
+        permits: Permits::default(),
         rights_without_store: Duration::from_secs(21),
     }
 }
 
+/// An access token of the login of user `n`.
+pub(super) fn signed(key: &SigningKey, n: usize, id: String) -> String {
+    let now = crate::signing::now();
+    let claims = Claims {
+        iss: ISSUER.to_owned(),
+        sub: format!("user-{n}"),
+        uid: format!("uid-{n}"),
+        aud: vec![Audience::Hub.text()],
+        iat: now,
+        nbf: now,
+        exp: now + 3600,
+        jti: id,
+        sid: format!("login-{n}"),
+        sid_exp: now + 9000,
+        verbs: None,
+    };
+    sign(&claims, key)
+}
+
 /// A call of user `n`, as kubectl makes it.
-fn call(n: usize, token: &str) -> Request<()> {
+pub(super) fn call(n: usize, token: &str) -> Request<()> {
     let mut call = Request::get(format!("/k8s/clusters/{}/api/v1/namespaces/shop/pods?limit=500", cluster_of(n)))
         .header("host", "hub.example:8443")
         .header("user-agent", "kubectl/v1.32.4 (linux/amd64) kubernetes/59526cd")
@@ -102,7 +122,7 @@ fn call(n: usize, token: &str) -> Request<()> {
     call
 }
 
-fn pass(gate: &Gate, call: &Request<()>, remote: SocketAddr) -> Option<Permit> {
+pub(super) fn pass(gate: &Gate, call: &Request<()>, remote: SocketAddr) -> Option<Permit> {
     check_host(call, Some("hub.example")).ok()?;
     let path = path::split(call.uri().path_and_query()?.as_str()).ok()??;
     let who = gate.enter(call, remote).ok()?;
@@ -135,32 +155,16 @@ fn measure(what: &str, goal: Duration, times: usize, mut pass: impl FnMut(usize)
 #[tokio::test]
 #[ignore = "a figure, for a machine that does nothing else: cargo test --release -p moorline-hub --lib -- --ignored --nocapture what_the_gate_adds"]
 async fn what_the_gate_adds() {
-    let (dir, key, now) = (tempfile::tempdir().unwrap(), SigningKey::generate().unwrap(), crate::signing::now());
+    let (dir, key) = (tempfile::tempdir().unwrap(), SigningKey::generate().unwrap());
     let gate = gate(dir.path(), &key).await;
-    let signed = |user: usize, id: String| {
-        let claims = Claims {
-            iss: ISSUER.to_owned(),
-            sub: format!("user-{user}"),
-            uid: format!("uid-{user}"),
-            aud: vec![Audience::Hub.text()],
-            iat: now,
-            nbf: now,
-            exp: now + 3600,
-            jti: id,
-            sid: format!("login-{user}"),
-            sid_exp: now + 9000,
-            verbs: None,
-        };
-        sign(&claims, &key)
-    };
     let remote = SocketAddr::from(([192, 0, 2, 1], 40_000));
     println!("{USERS} users in {GROUPS_OF_ONE} groups each, {USERS} grants, limits per user, address and cluster:");
-    let known: Vec<_> = (0..USERS).map(|user| call(user, &signed(user, format!("known-{user}")))).collect();
+    let known: Vec<_> = (0..USERS).map(|user| call(user, &signed(&key, user, format!("known-{user}")))).collect();
     let all = |round: usize| pass(&gate, &known[round % USERS], remote);
     let warm = (0..10 * USERS).all(|round| all(round).is_some());
     assert!(warm, "everybody gets in");
     let in_time = measure("a call with a token that is known", KNOWN_IN, ROUNDS, all);
-    let new: Vec<_> = (0..NEW).map(|n| call(n % USERS, &signed(n % USERS, format!("new-{n}")))).collect();
+    let new: Vec<_> = (0..NEW).map(|n| call(n % USERS, &signed(&key, n % USERS, format!("new-{n}")))).collect();
     let new_in_time = measure("a call with a token that is new", NEW_IN, NEW, |round| pass(&gate, &new[round], remote));
     assert!(in_time && new_in_time, "slower than it may be");
 }
