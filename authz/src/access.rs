@@ -66,11 +66,12 @@ impl Facts<'_> {
 /// [`authorize_inside`] and [`authorize_import`] make one, and no stream is dialled without.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permit {
-    cluster: String,
+    // Shared, and with what is rare elsewhere: a permit is copied for each call that it is given again for.
+    cluster: Arc<str>,
     principal: Arc<Identity>,
-    act_as: Option<ActAs>,
+    act_as: Option<Box<ActAs>>,
     /// `None`: the API server.
-    reach: Option<services::Reach>,
+    reach: Option<Box<services::Reach>>,
     record: Recording,
 }
 
@@ -85,7 +86,7 @@ impl Permit {
     }
     /// Whom the caller asks to act as. Not yet allowed: the edge asks the cluster.
     pub fn act_as(&self) -> Option<&ActAs> {
-        self.act_as.as_ref()
+        self.act_as.as_deref()
     }
     /// What has to be kept of a session in a terminal that is opened with it.
     pub fn record(&self) -> Recording {
@@ -105,7 +106,7 @@ fn is_own(user: &str) -> bool {
 /// there what the cluster lets it. An edge policy that does not name the plugin lets it do nothing.
 pub fn permit_plugin(plugin: &str, cluster: &str) -> Permit {
     let principal = Arc::new(Identity::new(format!("{PLUGIN_PREFIX}{plugin}"), ["moorline:plugins"]));
-    Permit { cluster: cluster.to_owned(), principal, act_as: None, reach: None, record: Recording::Never }
+    Permit { cluster: cluster.into(), principal, act_as: None, reach: None, record: Recording::Never }
 }
 
 /// May this caller reach this cluster? Whether they may do there what they ask is the cluster's own decision.
@@ -127,7 +128,7 @@ pub fn authorize(facts: &Facts<'_>, cluster: &str, act_as: Option<ActAs>) -> Res
         return Err(Denial::OwnUser { user: user.clone() });
     }
     let (principal, record) = (facts.with_granted_groups(cluster), recording::decide(facts, cluster));
-    Ok(Permit { cluster: cluster.to_owned(), principal, act_as, reach: None, record })
+    Ok(Permit { cluster: cluster.into(), principal, act_as: act_as.map(Box::new), reach: None, record })
 }
 
 /// Whether a token that is bound to `verbs` is good for a request with this verb; `None`: it is bound to none.

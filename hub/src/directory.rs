@@ -7,7 +7,7 @@ mod tests;
 
 use crate::{
     kinds::{AccessRequestSpec, ClusterGrantSpec, ClusterSpec, GroupSpec, ServiceGrantSpec, TokenSpec, UserSpec},
-    lease::Lease,
+    lease::{Lease, Life},
     login::LOCAL,
     members::{Members, own},
     metrics::Metrics,
@@ -63,12 +63,11 @@ struct TokenEntry {
     /// Of a login that another than this hub vouched for.
     provider: Option<String>,
     /// What is open follows it.
-    expires: watch::Sender<SystemTime>,
+    life: Arc<Life>,
     /// The latest that it was: tokens for clusters that were made by it may be good until then.
     latest: SystemTime,
     clusters: Option<Arc<[String]>>,
     verbs: Option<Arc<[String]>>,
-    gone: CancellationToken,
 }
 
 /// What shows that a caller holds a token.
@@ -326,7 +325,7 @@ impl Directory {
     fn look_up(&self, shown: &Shown) -> Found {
         let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
         let Some(entry) = maps.tokens.get(shown.id()) else { return Found::Unknown };
-        if !shown.proves(entry) || *entry.expires.borrow() <= SystemTime::now() || entry.gone.is_cancelled() {
+        if !shown.proves(entry) || *entry.life.expires.borrow() <= SystemTime::now() || entry.life.gone.is_cancelled() {
             return Found::No;
         }
         let Some(user) = maps.users.get(&entry.user) else { return Found::Unknown };
@@ -338,7 +337,7 @@ impl Directory {
             return Found::No;
         }
         let identity = user.in_all.identity(&entry.user, &user.uid);
-        let lease = Lease { token: entry.gone.clone(), user: user.gone.clone(), expires: entry.expires.subscribe() };
+        let lease = Lease { token: Arc::clone(&entry.life), user: user.gone.clone() };
         let clusters = shown.clusters(entry);
         let verbs = entry.verbs.clone();
         Found::Yes(Box::new(Authenticated { identity, token: shown.id().to_owned(), clusters, verbs, lease }))
@@ -375,7 +374,7 @@ impl Directory {
     pub fn revoke(&self, id: &str) {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(token) = maps.tokens.remove(id) {
-            self.cut(&token.gone);
+            self.cut(&token.life.gone);
             self.ended.lock().unwrap_or_else(PoisonError::into_inner).note(id, token.latest);
         }
     }
@@ -482,24 +481,24 @@ impl Directory {
         let owner = token.metadata.owner_references.iter().find(|owner| owner.kind == UserSpec::KIND);
         let user_uid = owner.map(|owner| owner.uid.clone()).unwrap_or_default();
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
-        let (gone, latest, expires) = match maps.tokens.remove(id) {
+        let (life, latest) = match maps.tokens.remove(id) {
             Some(old) => {
                 let latest = expires.max(old.latest);
                 if expires <= SystemTime::now() {
                     // It was ended by its time: clusters' own endpoints are to know.
                     self.ended.lock().unwrap_or_else(PoisonError::into_inner).note(id, latest);
                 }
-                old.expires.send_replace(expires);
+                old.life.expires.send_replace(expires);
                 let kept = old.user == user && old.clusters == clusters && old.verbs == verbs;
                 if !kept {
-                    self.cut(&old.gone);
+                    self.cut(&old.life.gone);
                 }
-                (if kept { old.gone } else { CancellationToken::new() }, latest, old.expires)
+                (if kept { old.life } else { Life::until(expires) }, latest)
             }
-            None => (CancellationToken::new(), expires, watch::Sender::new(expires)),
+            None => (Life::until(expires), expires),
         };
         let provider = token.spec.provider.clone().filter(|provider| provider != LOCAL);
-        let entry = TokenEntry { user, user_uid, proof, provider, expires, latest, clusters, verbs, gone };
+        let entry = TokenEntry { user, user_uid, proof, provider, life, latest, clusters, verbs };
         maps.tokens.insert(id.clone(), entry);
     }
 

@@ -3,7 +3,7 @@
 use crate::{
     directory::Authenticated,
     kinds::ClusterSpec,
-    lease::Lease,
+    lease::{Lease, Life},
     metrics::Metrics,
     records::{Change, Changes, RecordError, Records},
     route::CallDial,
@@ -105,7 +105,6 @@ impl Backend for Backing {
     ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
         let permit = permit_plugin(plugin, cluster);
         let identity = Arc::clone(permit.principal());
-        let (never, expires) = (CancellationToken::new(), watch::Sender::new(SystemTime::now() + FOR_GOOD).subscribe());
         let dial = CallDial {
             registry: Arc::clone(&self.registry),
             records: self.records.clone(),
@@ -114,7 +113,7 @@ impl Backend for Backing {
                 token: String::new(),
                 clusters: None,
                 verbs: None,
-                lease: Lease { token: never.clone(), user: never, expires },
+                lease: Lease { token: Life::until(SystemTime::now() + FOR_GOOD), user: CancellationToken::new() },
             },
             // Nobody withdraws it: a plugin ends with the configuration.
             grants: watch::Sender::default().subscribe(),

@@ -99,10 +99,10 @@ pub fn authorize_inside(facts: &Facts<'_>, cluster: &str, to: &Destination) -> R
     }
     let principal = facts.with_granted_groups(cluster);
     Ok(Permit {
-        cluster: cluster.to_owned(),
+        cluster: cluster.into(),
         principal,
         act_as: None,
-        reach: Some(Reach { to: to.clone(), labels }),
+        reach: Some(Box::new(Reach { to: to.clone(), labels })),
         record: Recording::Never,
     })
 }
@@ -113,7 +113,7 @@ pub fn authorize_inside(facts: &Facts<'_>, cluster: &str, to: &Destination) -> R
 /// The right is gone.
 pub fn authorize_again(facts: &Facts<'_>, permit: &Permit) -> Result<Permit, Denial> {
     match &permit.reach {
-        None => super::authorize(facts, &permit.cluster, permit.act_as.clone()),
+        None => super::authorize(facts, &permit.cluster, permit.act_as().cloned()),
         Some(reach) => {
             let again = authorize_inside(facts, &permit.cluster, &reach.to)?;
             // The agent looked for the labels of then. It is not asked again: only what covers them all is the same right.

@@ -115,8 +115,8 @@ pub fn authorize_import(
     let found = shares.exports.get(export).filter(fits).ok_or_else(denied)?;
     let to = Destination::service(&found.namespace, &found.service, &port.to_string()).map_err(|_| denied())?;
     let principal = Arc::new(Identity::new(format!("{AGENT_PREFIX}{cluster}.{agent}"), ["moorline:agents"]));
-    let reach = Some(Reach { to, labels: Vec::new() });
-    Ok(Permit { cluster: found.cluster.clone(), principal, act_as: None, reach, record: Recording::Never })
+    let reach = Some(Box::new(Reach { to, labels: Vec::new() }));
+    Ok(Permit { cluster: found.cluster.as_str().into(), principal, act_as: None, reach, record: Recording::Never })
 }
 
 /// The cluster that a principal is an agent of, if it is one.

@@ -98,7 +98,9 @@ impl Directory {
         let mut api_keys: Vec<_> = maps
             .tokens
             .iter()
-            .filter(|(_, token)| names(&token.clusters) && now < *token.expires.borrow() && !token.gone.is_cancelled())
+            .filter(|(_, token)| {
+                names(&token.clusters) && now < *token.life.expires.borrow() && !token.life.gone.is_cancelled()
+            })
             .filter(|(_, token)| maps.users.get(&token.user).is_some_and(|user| user.uid == token.user_uid))
             .filter_map(|(id, token)| {
                 let Proof::Key(hash) = &token.proof else { return None };
@@ -106,7 +108,7 @@ impl Directory {
                     id: id.clone(),
                     hash: URL_SAFE_NO_PAD.encode(hash.as_bytes()),
                     user: token.user.clone(),
-                    expires: seconds(*token.expires.borrow()),
+                    expires: seconds(*token.life.expires.borrow()),
                     verbs: token.verbs.as_ref().map(|verbs| verbs.to_vec()),
                 })
             })
