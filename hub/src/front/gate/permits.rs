@@ -69,6 +69,11 @@ impl Permits {
     }
 
     #[cfg(test)]
+    pub(super) fn forget(&self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Kept::default();
+    }
+
+    #[cfg(test)]
     pub(super) fn remembered(&self) -> usize {
         let kept = self.0.read().unwrap_or_else(PoisonError::into_inner);
         kept.by_who.values().map(|of| of.clusters.len()).sum()
