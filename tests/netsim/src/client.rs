@@ -7,7 +7,7 @@ use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
 use std::{net::SocketAddr, path::Path, sync::Arc};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
@@ -97,7 +97,7 @@ impl Admin {
         );
         stream.write_all(request.as_bytes()).await?;
         stream.flush().await?;
-        Ok(Watch { lines: BufReader::new(stream).lines() })
+        Ok(Watch::new(BufReader::new(stream)))
     }
 
     /// TLS of a client that knows the hub's authority.
@@ -255,29 +255,7 @@ impl Admin {
 }
 
 /// An answer that does not end.
-pub struct Watch {
-    lines: Lines<BufReader<TlsStream<TcpStream>>>,
-}
-
-impl Watch {
-    /// The next line that begins so; the rest of it. `None`: the answer ended, or broke off.
-    ///
-    /// # Errors
-    /// Neither a line nor an end in time: it hangs.
-    pub async fn next(&mut self, begin: &str) -> Result<Option<String>> {
-        loop {
-            let line = timeout(LONG, self.lines.next_line()).await.context("the answer hangs")?;
-            match line.ok().flatten() {
-                None => return Ok(None),
-                Some(line) => {
-                    if let Some(rest) = line.strip_prefix(begin) {
-                        return Ok(Some(rest.to_owned()));
-                    }
-                }
-            }
-        }
-    }
-}
+pub type Watch = crate::watch::Watch<BufReader<TlsStream<TcpStream>>>;
 
 /// A body that came in chunks (RFC 9112 §7.1).
 fn whole(mut chunks: &[u8]) -> Result<Vec<u8>> {

@@ -10,6 +10,7 @@ pub mod gate;
 pub mod middle;
 pub mod recorder;
 pub mod site;
+pub mod watch;
 pub mod world;
 
 use anyhow::Result;
