@@ -105,7 +105,8 @@ impl Gate {
     ) -> Result<Permit, Refusal> {
         let mut reaches_all = false;
         let permit = judge(request, path.rest, who.verbs.as_deref(), |act_as| {
-            let given = self.permits.authorize(who, grants, path.cluster, act_as)?;
+            let exists = || self.records.cluster_exists(path.cluster);
+            let given = self.permits.authorize(who, grants, path.cluster, act_as, exists)?;
             reaches_all = given.reaches_all;
             Ok(given.permit)
         })?;

@@ -74,6 +74,9 @@ impl Front {
             Ok(permit) => permit,
             Err(refusal) => return self.refuse(refusal, &request, &path, &who, remote).await,
         };
+        if let Some(response) = self.gate.over_quota_to(path.cluster) {
+            return response;
+        }
         let proxy = self.proxy_over(ShellDial { call: self.dial(&who, grants), node, session });
         let caller = Caller { identity: who.identity, remote };
         proxy.handle(request.map(body::from), path, &caller, permit).await

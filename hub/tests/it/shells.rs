@@ -199,3 +199,19 @@ async fn s51_a_nodes_shell_is_cut_with_the_right_to_it() {
     }
     crate::rights::echoes(&mut of_ben).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clusters_limit_counts_its_shells_too() {
+    let rate = moorline_hub::Rate { per_second: 1, burst: 4 };
+    let world = World::with(|config| config.rate_limits.per_cluster = Some(rate)).await;
+    world.cluster("edge1").await;
+    let ana = world.user("ana", &["edge1"]).await;
+    let mut codes = Vec::new();
+    // Nobody gives a shell there, and who asks is counted.
+    eventually("over the limit", async || {
+        codes.push(world.shell(&ana, "").await.0);
+        codes.last() == Some(&429)
+    })
+    .await;
+    assert!(2 < codes.len() && codes.iter().rev().skip(1).all(|code| *code == 503), "{codes:?}");
+}

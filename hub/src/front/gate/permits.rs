@@ -44,13 +44,15 @@ struct Of {
 }
 
 impl Permits {
-    /// May this caller reach this cluster? See [`authorize`].
+    /// May this caller reach this cluster? See [`authorize`]. Of who reaches all only what `exists` is
+    /// remembered: they may ask for names without end.
     pub(super) fn authorize(
         &self,
         who: &Authenticated,
         grants: &Arc<Grants>,
         cluster: &str,
         act_as: Option<ActAs>,
+        exists: impl FnOnce() -> bool,
     ) -> Result<Given, Denial> {
         let facts = Facts { identity: &who.identity, token_clusters: who.clusters.as_deref(), grants };
         let made = |act_as| {
@@ -64,7 +66,13 @@ impl Permits {
             return Ok(given.clone());
         }
         let given = made(None)?;
-        self.0.write().unwrap_or_else(PoisonError::into_inner).put(&who.identity, grants, cluster, given.clone());
+        if !given.reaches_all || exists() {
+            let forgotten = {
+                let mut kept = self.0.write().unwrap_or_else(PoisonError::into_inner);
+                kept.put(&who.identity, grants, cluster, given.clone())
+            };
+            drop(forgotten); // while nobody waits
+        }
         Ok(given)
     }
 
@@ -89,14 +97,16 @@ impl Kept {
         of.clusters.get(cluster).filter(|_| Arc::ptr_eq(&of.identity, identity))
     }
 
-    fn put(&mut self, identity: &Arc<Identity>, grants: &Arc<Grants>, cluster: &str, given: Given) {
-        if self.grants.as_ptr() != Arc::as_ptr(grants) || REMEMBERED <= self.permits {
-            *self = Self { grants: Arc::downgrade(grants), ..Self::default() };
-        }
+    /// The answer is what is forgotten with that.
+    fn put(&mut self, identity: &Arc<Identity>, grants: &Arc<Grants>, cluster: &str, given: Given) -> Option<Self> {
+        let full = self.grants.as_ptr() != Arc::as_ptr(grants) || REMEMBERED <= self.permits;
+        let anew = || Self { grants: Arc::downgrade(grants), ..Self::default() };
+        let forgotten = full.then(|| std::mem::replace(self, anew()));
         let new = || Of { identity: Arc::clone(identity), clusters: HashMap::new() };
         let of = self.by_who.entry(Arc::as_ptr(identity).addr()).or_insert_with(new);
         if of.clusters.insert(cluster.to_owned(), given).is_none() {
             self.permits += 1;
         }
+        forgotten
     }
 }

@@ -14,10 +14,10 @@ use moorline_apiserver::Object;
 use moorline_authz::{
     access::{Grants, Permit},
     access_token::SigningKey,
-    identity::Identity,
+    identity::{ADMINS, Identity},
 };
 use moorline_proxy::path::ClusterPath;
-use std::{net::SocketAddr, sync::Arc};
+use std::{cell::Cell, net::SocketAddr, sync::Arc};
 
 struct Caller {
     gate: Gate,
@@ -121,8 +121,16 @@ async fn what_a_call_asks_besides_is_neither_remembered_nor_passed_over() {
 async fn one_is_not_known_by_the_name_of_another_and_no_more_are_remembered_than_may_be() {
     let caller = Caller::new().await;
     let (cluster, grants) = (cluster_of(0), caller.gate.directory.grants());
-    let ask =
-        |who: &Authenticated, grants: &Arc<Grants>| caller.gate.permits.authorize(who, grants, &cluster, None).is_ok();
+    let exists = Cell::new(false);
+    let ask = |who: &Authenticated, grants: &Arc<Grants>| {
+        caller.gate.permits.authorize(who, grants, &cluster, None, || exists.get()).is_ok()
+    };
+    let all = Authenticated { identity: Arc::new(Identity::new("root", [ADMINS])), ..caller.who() };
+    for there in [false, true] {
+        exists.set(there);
+        assert!(ask(&all, &grants));
+        assert_eq!(caller.gate.permits.remembered(), usize::from(there), "of names of no cluster there is no end");
+    }
     assert!(ask(&caller.who(), &grants) && !ask(&caller.who(), &Arc::default()));
     let namesake = Authenticated { identity: Arc::new(Identity::new("user-0", ["none"])), ..caller.who() };
     assert!(ask(&caller.who(), &grants) && !ask(&namesake, &grants));
