@@ -124,6 +124,7 @@ pub struct KindSpec {
     pub(crate) make_name: Option<fn() -> String>,
     pub(crate) selectable: &'static [&'static str],
     pub(crate) owns: &'static [&'static str],
+    pub(crate) finalizers: Vec<&'static str>,
     pub(crate) scale: Option<Scale>,
     pub(crate) categories: &'static [&'static str],
     /// Further versions.
@@ -168,6 +169,7 @@ impl KindSpec {
             make_name: None,
             selectable: &[],
             owns: &[],
+            finalizers: Vec::new(),
             scale: None,
             categories: &[],
             views: Vec::new(),
@@ -222,6 +224,12 @@ impl KindSpec {
     /// Plurals of the kinds whose objects go when an owning object of this kind goes.
     pub fn owns(mut self, plurals: &'static [&'static str]) -> Self {
         self.owns = plurals;
+        self
+    }
+
+    /// Every new object carries this finalizer from its first revision on: whoever takes it off is never too late.
+    pub fn finalizer(mut self, name: &'static str) -> Self {
+        self.finalizers.push(name);
         self
     }
 

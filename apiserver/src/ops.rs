@@ -162,6 +162,7 @@ impl Ops {
             }
         };
         set_managers(&mut object, &managers);
+        hold(kind, &mut object);
         let name = name_of(&object).to_owned();
         let exists = || {
             let mut error = ApiError::already_exists(kind.group, kind.plural, &name);
@@ -401,5 +402,22 @@ pub(crate) fn seen(event: &StoreEvent, selects: impl Fn(&Value) -> bool) -> Opti
             Some(("DELETED", Arc::new(last)))
         }
         _ => None,
+    }
+}
+/// Puts the finalizers of its kind on a new object.
+fn hold(kind: &KindSpec, object: &mut Value) {
+    if kind.finalizers.is_empty() {
+        return;
+    }
+    let all = &mut object["metadata"]["finalizers"];
+    if !all.is_array() {
+        *all = json!([]);
+    }
+    if let Some(all) = all.as_array_mut() {
+        for name in &kind.finalizers {
+            if !all.iter().any(|there| there == name) {
+                all.push((*name).into());
+            }
+        }
     }
 }

@@ -13,9 +13,9 @@ use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use moorline_apiserver::{ApiServer, Attributes, Authorizer};
+use moorline_apiserver::{ApiServer, Attributes, Authorizer, KindSpec, Spec};
 use moorline_authz::access::{Facts, permit_plugin};
-use moorline_plugin::{Access, Backend, Body, BoxError, ClusterFacts, Clusters, Host, RouteRequest};
+use moorline_plugin::{Access, Backend, Body, BoxError, ClusterFacts, Clusters, FINALIZER, Host, RouteRequest};
 use moorline_proxy::{
     audit::AuditSink,
     body,
@@ -35,9 +35,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// A right that ends with the hub.
 const FOR_GOOD: Duration = Duration::from_secs(365 * 24 * 3600 * 10);
-
-/// What follows a plugin's name in its finalizers.
-const FINALIZER: &str = ".plugins.moorline.dev/";
 
 /// What plugins' requests are answered from.
 pub(crate) struct Backing {
@@ -174,6 +171,14 @@ fn take(clusters: &watch::Sender<Arc<Clusters>>, change: Change<ClusterSpec>) {
         }
         Change::Gone(name) => Arc::make_mut(all).remove(&name).is_some(),
     });
+}
+
+/// Lets plugins hold the clusters that are made from now on. Plugins make things in a cluster as soon as it is connected: one
+/// that nobody holds by then could go and leave them there.
+pub(crate) fn hold(kinds: &mut [KindSpec], host: &Host) {
+    for kind in kinds.iter_mut().filter(|kind| kind.plural() == ClusterSpec::PLURAL) {
+        *kind = host.finalizers().fold(kind.clone(), KindSpec::finalizer);
+    }
 }
 
 /// Takes the finalizers off clusters whose plugins do not run: nobody would ever do it, and they could not be deleted.

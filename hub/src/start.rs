@@ -136,6 +136,7 @@ impl Hub {
         let mut host = Host::new(of_config.into_iter().chain(config.plugins.clone()).collect(), registry)?;
         let providers = host.logins();
         let mut kinds = specs::all(&store, join_facts);
+        plugins::hold(&mut kinds, &host);
         kinds.extend(host.kinds());
         if let Some(plural) = twice(&kinds) {
             return Err(HubError::Internal(format!("a plugin brings the kind {plural:?}, which the hub has itself")));

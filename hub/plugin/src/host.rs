@@ -67,6 +67,9 @@ pub struct Access {
     pub writes: HashSet<&'static str>,
 }
 
+/// What follows a plugin's name in its finalizers.
+pub const FINALIZER: &str = ".plugins.moorline.dev/";
+
 struct Kept {
     plugin: Arc<dyn Plugin>,
     /// `None` once it is being shut down.
@@ -78,6 +81,7 @@ struct Kept {
     access: Access,
     route: Option<RouteFn>,
     per_cluster: bool,
+    holds: Option<&'static str>,
     logins: Vec<Arc<dyn LoginProvider>>,
     parts: TaskTracker,
 }
@@ -155,6 +159,10 @@ impl Host {
                     return Err(HostError::Login(name, called, "there is one of this name"));
                 }
             }
+            let own = |finalizer: &str| finalizer.strip_prefix(name).is_some_and(|rest| rest.starts_with(FINALIZER));
+            if added.holds.is_some_and(|finalizer| !own(finalizer)) {
+                return Err(HostError::Name(name, "its finalizer begins with its name and .plugins.moorline.dev/"));
+            }
             let (runtime, metrics) = (runtime(name)?, metrics.of(name));
             let guard = Guard {
                 plugin: name,
@@ -183,6 +191,7 @@ impl Host {
                 access,
                 route: added.route,
                 per_cluster: added.per_cluster,
+                holds: added.holds,
                 runtime: Some(runtime),
                 metrics,
                 parts: TaskTracker::new(),
@@ -195,6 +204,11 @@ impl Host {
     /// The kinds that the plugins bring.
     pub fn kinds(&self) -> impl Iterator<Item = KindSpec> {
         self.plugins.iter().flat_map(|kept| kept.kinds.iter().cloned())
+    }
+
+    /// The finalizers by which plugins hold clusters.
+    pub fn finalizers(&self) -> impl Iterator<Item = &'static str> {
+        self.plugins.iter().filter_map(|kept| kept.holds)
     }
 
     /// The login providers that the plugins bring, in their order.

@@ -44,7 +44,7 @@ pub use client::{Backend, Body, BoxError};
 pub use condition::{Condition, set_condition};
 pub use factory::{Configured, Factory, FactoryError};
 pub use follow::{All, Feed, Known, follow, follow_into};
-pub use host::{Access, Host, HostError, Readiness};
+pub use host::{Access, FINALIZER, Host, HostError, Readiness};
 pub use kind::PluginKind;
 pub use metrics::PluginMetrics;
 pub use moorline_apiserver::{Cause, Spec, dns_label};

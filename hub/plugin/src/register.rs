@@ -37,6 +37,7 @@ pub struct Registration {
     pub(crate) writes: Vec<&'static str>,
     pub(crate) route: Option<RouteFn>,
     pub(crate) per_cluster: bool,
+    pub(crate) holds: Option<&'static str>,
     pub(crate) logins: Vec<Arc<dyn LoginProvider>>,
 }
 
@@ -79,6 +80,14 @@ impl Registration {
     /// [`crate::limits::LOGIN`] at most; what it does not answer lets nobody in.
     pub fn login(&mut self, provider: Arc<dyn LoginProvider>) -> &mut Self {
         self.logins.push(provider);
+        self
+    }
+
+    /// Every cluster carries this finalizer from its creation on, and none goes before this plugin has taken it off:
+    /// `<name of the plugin>.plugins.moorline.dev/<what for>`. Where the plugin is switched off the hub takes it off. One that
+    /// somebody else takes off is this plugin's to put on again.
+    pub fn holds_clusters(&mut self, finalizer: &'static str) -> &mut Self {
+        self.holds = Some(finalizer);
         self
     }
 

@@ -69,7 +69,7 @@ impl Plugin for Calm {
                     _ => Vec::new(),
                 }
             });
-        into.kind(kind).writes(&["clusters"]).per_cluster().route(|request| {
+        into.kind(kind).writes(&["clusters"]).per_cluster().holds_clusters(HELD).route(|request| {
             let text = format!("{} {} {}", request.method, request.path, (request.may_see)("edge1"));
             if request.path == "/panic" {
                 panic!("as a defect would")
@@ -126,6 +126,8 @@ impl Plugin for Calm {
         .boxed()
     }
 }
+
+const HELD: &str = "calm.plugins.moorline.dev/anchor";
 
 /// One that fails whenever it runs.
 struct Wild;
@@ -192,6 +194,12 @@ async fn a_plugin_is_a_kube_rs_program_with_rights_of_its_own() {
         conditions().await.as_array().is_some_and(|all| all.iter().any(|c| c["type"] == "Calm"))
     })
     .await;
+    // A cluster is held from its first revision on, so that it cannot go before its plugins are out of it.
+    let made = json!({ "apiVersion": "moorline.dev/v1alpha1", "kind": "Cluster",
+        "metadata": { "name": "edge7", "finalizers": ["else.example/mine"] }, "spec": {} });
+    let made = world.call(&world.admin, "POST", &format!("{API}/clusters"), &made).await.json();
+    assert_eq!(made["metadata"]["finalizers"], json!(["else.example/mine", HELD]));
+    assert_eq!(made["metadata"]["generation"], 1);
     agent.session.close(moorline_proto::code::CloseCode::Shutdown, "bye");
     eventually("no half", async || world.metric("moorline_plugin_clusters{plugin=\"calm\"}") == 0.0).await;
     assert!(conditions().await.as_array().unwrap().iter().any(|c| c["type"] == "Calm"), "others' conditions stay");

@@ -200,10 +200,12 @@ impl Board {
                 let now = reports.borrow_and_update().clone();
                 let mut shape = as_condition(condition, &now, leaving, None);
                 shape.last_transition_time.clear();
-                if now == Report::default() || last.as_ref() == Some(&shape) {
+                // What is written hangs on these besides.
+                let shape = Some((shape, now.of.is_none(), leaving));
+                if now == Report::default() || last == shape {
                     continue;
                 }
-                last = Some(shape);
+                last = shape;
                 // From here on nothing is made until what is written says that something may be there.
                 said.send_replace(false);
                 let new = |before: Option<&Condition>| as_condition(condition, &now, leaving, before);

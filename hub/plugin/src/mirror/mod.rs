@@ -333,7 +333,7 @@ impl Mirror {
     ) -> Option<Instant> {
         let labelled = |object: &Value| if object.is_object() { self.labelled(object) } else { object.clone() };
         let wanted: Objects = wanted.iter().map(|(key, object)| (key.clone(), labelled(object))).collect();
-        self.settle(&wanted).await;
+        let more = self.settle(&wanted).await;
         let todo = steps(&wanted, &self.actual, &self.held);
         let due: HashSet<&Key> = todo.iter().map(Step::key).chain(&self.unsure).collect();
         self.report.failed.retain(|key, _| wanted.contains_key(key) || due.contains(key));
@@ -407,7 +407,7 @@ impl Mirror {
                 continue;
             }
             let there = self.actual.get(key);
-            if *object == ABSENT && there.is_none() {
+            if *object == ABSENT && there.is_none() && !self.unsure.contains(key) {
                 self.report.failed.remove(key);
             } else if there.is_some_and(|there| *object != ABSENT && covers(there, object)) {
                 self.held.insert(key.clone(), object.clone());
@@ -416,7 +416,9 @@ impl Mirror {
         }
         self.report.synced = self.held.len();
         self.report.there = self.there();
-        self.resting.values().map(|(until, _)| *until).min()
+        let soon = Instant::now() + limits::GATHER;
+        let next = self.resting.values().map(|(until, _)| *until).min().map(|until| until.max(soon));
+        if more { Some(soon) } else { next }
     }
 
     /// It rests, longer each time.
@@ -895,6 +897,25 @@ mod tests {
             assert_eq!(look(Objects::new()).await, 0);
             assert_eq!(ask.try_recv().is_ok(), 0 < there, "it is asked whether it is there");
         }
+    }
+
+    #[tokio::test]
+    async fn what_must_not_be_there_is_asked_after_when_nobody_saw_it_go() {
+        let (asked, _ask) = tokio::sync::mpsc::unbounded_channel();
+        let backend: Arc<dyn Backend> = Arc::new(Answers { patch: 504, delete: json!({}), asked });
+        let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
+        let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
+        mirror.actual.insert(key.clone(), json!({}));
+        mirror.resting.insert(key.clone(), (Instant::now(), 1));
+        mirror.heard(kind, watcher::Event::InitDone, &mut HashMap::new(), &mut Vec::new());
+        let wanted = Objects::from([(key.clone(), ABSENT)]);
+        let next = mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await;
+        assert_eq!((next, mirror.there(), mirror.unsure.len()), (None, 0, 0), "it is not there, and nothing rests");
+        // More than are asked after at once are asked after in a moment.
+        let name = |n| Key { name: format!("c{n}"), ..key.clone() };
+        mirror.unsure.extend((0..100).map(name));
+        assert!(mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await.is_some());
+        assert!((1..100).contains(&mirror.there()), "{}", mirror.there());
     }
 
     #[tokio::test]

@@ -4,7 +4,11 @@
 use super::{Key, Mirror, Objects, plain};
 use crate::mirror::{CLUSTER_LABEL, PLUGIN_LABEL};
 use kube::{Api, ResourceExt, api::DynamicObject};
+use serde_json::Value;
 use tokio::time::Instant;
+
+/// What is to be taken away for certain waits for no more of these.
+const ASKED_AT_ONCE: usize = 16;
 
 impl Mirror {
     /// How many objects of the mirror's the cluster has, or may have.
@@ -15,12 +19,14 @@ impl Mirror {
     }
 
     /// Asks after those of which nobody knows and that nobody wants any more: what is there of them is to be taken away. What
-    /// is wanted is asked for again anyway.
-    pub(super) async fn settle(&mut self, wanted: &Objects) {
+    /// is wanted is asked for again anyway. The answer: whether there are more to ask after.
+    pub(super) async fn settle(&mut self, wanted: &Objects) -> bool {
         self.unsure.retain(|key| !self.actual.contains_key(key));
         let rests = |key: &Key| self.resting.get(key).is_some_and(|(until, _)| Instant::now() < *until);
-        let due: Vec<Key> =
-            self.unsure.iter().filter(|key| !wanted.contains_key(key) && !rests(key)).cloned().collect();
+        let made = |key: &Key| wanted.get(key).is_some_and(Value::is_object);
+        let mut all = self.unsure.iter().filter(|key| !made(key) && !rests(key)).cloned();
+        let due: Vec<Key> = all.by_ref().take(ASKED_AT_ONCE).collect();
+        let more = all.next().is_some();
         for key in due {
             let Ok(kept) = self.kept(&key) else { continue };
             let api: Api<DynamicObject> = kept.api(&self.client, &key.namespace);
@@ -34,6 +40,7 @@ impl Mirror {
                 Err(error) => self.fail(key, super::words(error)),
             }
         }
+        more
     }
 
     /// Whether it carries this mirror's labels.

@@ -235,7 +235,11 @@ async fn tell(
     let (name, words) = (object.name_any(), left.join("; "));
     tracing::warn!(cluster = name, "removed; what the hub made in the cluster may be left there: {words}");
     hub.metrics.count("cluster_left_behind");
-    set_condition(api, &name, Condition::new(CONDITION, false, LEFT_BEHIND, words)).await?;
+    match set_condition(api, &name, Condition::new(CONDITION, false, LEFT_BEHIND, words)).await {
+        // Its conditions cannot be read, and none can be added: it was told in the log.
+        Err(kube::Error::SerdeError(_)) => {}
+        told => told?,
+    }
     leaving.insert(name, Leaving { object, until: Instant::now() + SHOWN, told: true });
     Ok(())
 }

@@ -85,7 +85,7 @@ impl Plugin for ClustersPlugin {
             .condition_column("Running", import::RUNNING)
             .condition_column("Reachable", import::REACHABLE)
             .validate::<ClusterImportSpec>(check);
-        into.kind(imports).writes(&["clusters", "agents", "jointokens"]);
+        into.kind(imports).writes(&["clusters", "agents", "jointokens"]).holds_clusters(leave::FINALIZER);
     }
 
     fn run(self: Arc<Self>, hub: HubView) -> BoxFuture<'static, Result<(), PluginError>> {
