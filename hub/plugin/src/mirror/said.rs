@@ -51,7 +51,8 @@ pub(super) fn as_condition(r#type: &str, report: &Report, leaving: bool, before:
         Some(key) => format!("; put right {} times what others changed, last {key}", report.drifted),
         None => String::new(),
     };
-    let mut something = report.making || 0 < report.there || !report.failed.is_empty();
+    // What failed is not there, or is counted as if it were.
+    let mut something = report.making || 0 < report.there;
     let (holds, reason, message) = match (&report.trouble, report.failed.iter().next()) {
         (Some(why), _) => {
             // Nothing was looked at yet: what was known before holds.
@@ -141,6 +142,9 @@ mod tests {
         assert_eq!(reason(&refused, None), NOT_ALLOWED);
         assert_eq!(reason(&refused, Some(&nothing)), NOT_ALLOWED);
         assert_eq!(reason(&refused, Some(&something)), SHUT_OUT, "this mirror has not seen the cluster");
+        // Where it cannot be known what is wanted either, that is a failure of nothing that is there.
+        let unsure = [(Key { kind: "Role", namespace: String::new(), name: "r".to_owned() }, "unknown".to_owned())];
+        assert_eq!(reason(&Report { failed: unsure.into(), ..refused.clone() }, None), NOT_ALLOWED);
         let down = Report { trouble: Some("no answer".to_owned()), ..Report::default() };
         let never = as_condition("X", &down, true, Some(&nothing));
         assert!(says_nothing(&never), "{never:?}");
