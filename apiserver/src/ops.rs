@@ -404,6 +404,7 @@ pub(crate) fn seen(event: &StoreEvent, selects: impl Fn(&Value) -> bool) -> Opti
         _ => None,
     }
 }
+
 /// Puts the finalizers of its kind on a new object.
 fn hold(kind: &KindSpec, object: &mut Value) {
     if kind.finalizers.is_empty() {

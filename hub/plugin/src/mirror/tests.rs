@@ -1,0 +1,409 @@
+//! A mirror against clusters that answer in one way each.
+
+use super::*;
+use crate::{
+    Backend, Body, BoxError,
+    client::{Target, Wire},
+    metrics::Metrics,
+};
+use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture, stream};
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
+use serde_json::json;
+use std::{
+    convert::Infallible,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+use tokio_util::sync::CancellationToken;
+
+/// A cluster with these objects, of which nothing ever changes.
+struct Fixed(Value);
+impl Backend for Fixed {
+    fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        async { Err("nobody asks".into()) }.boxed()
+    }
+    fn cluster(
+        &self,
+        _: &'static str,
+        _: &str,
+        request: Request<Bytes>,
+    ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        let list =
+            json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "7" }, "items": self.0 });
+        let body = match request.uri().query().is_some_and(|query| query.contains("watch=true")) {
+            true => StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>())
+                .map_err(BoxError::from)
+                .boxed_unsync(),
+            false => Full::new(Bytes::from(list.to_string())).map_err(BoxError::from).boxed_unsync(),
+        };
+        async { Ok(Response::new(body)) }.boxed()
+    }
+}
+
+#[tokio::test]
+async fn what_is_named_as_no_cluster_names_is_left_out_and_told() {
+    static KINDS: &[Kept] =
+        &[Kept { group: "", version: "v1", kind: "Secret", plural: "secrets", take_over: false, release: false }];
+    let secret = |name: &str| json!({ "metadata": { "name": name, "namespace": "team" } });
+    let backend: Arc<dyn Backend> = Arc::new(Fixed(json!([secret("short"), secret(&"n".repeat(limits::NAME + 1))])));
+    let target = Target::Cluster("edge1".to_owned());
+    let client = Wire { backend: Arc::downgrade(&backend), plugin: "test", target }.client();
+    let cluster = ClusterView { name: "edge1".to_owned(), uid: "1".to_owned(), client, stop: CancellationToken::new() };
+    let metrics = Metrics::new(&prometheus::Registry::new()).unwrap().of("test");
+    let key = Key { kind: "Secret", namespace: "team".to_owned(), name: "short".to_owned() };
+    let wish = Objects::from([(key, secret("short"))]);
+    let (_wish, wanted) = watch::channel(Arc::new(wish));
+    let (tell, mut told) = watch::channel(Report::default());
+    let mirror = Mirror::new("test", &cluster, KINDS, metrics);
+    let looked = |report: &Report| report.of.is_some();
+    tokio::select! {
+        ended = mirror.run((wanted, always()), |report| drop(tell.send_replace(report.clone()))) => panic!("{ended:?}"),
+        report = told.wait_for(looked) => {
+            let trouble = report.unwrap().trouble.clone().unwrap_or_default();
+            assert!(trouble.contains("cannot watch secrets") && trouble.contains("1024 letters"), "{trouble}");
+        }
+    }
+}
+
+/// Whoever hears of what is made has no objection.
+fn always() -> watch::Receiver<bool> {
+    watch::channel(true).1
+}
+
+const PAIR: &[Kept] = &[
+    Kept { group: "", version: "v1", kind: "ConfigMap", plural: "configmaps", take_over: false, release: false },
+    Kept { group: "", version: "v1", kind: "Secret", plural: "secrets", take_over: false, release: false },
+];
+
+fn pair(backend: &Arc<dyn Backend>) -> Mirror {
+    let target = Target::Cluster("edge1".to_owned());
+    let client = Wire { backend: Arc::downgrade(backend), plugin: "test", target }.client();
+    let cluster = ClusterView { name: "edge1".to_owned(), uid: "1".to_owned(), client, stop: CancellationToken::new() };
+    Mirror::new("test", &cluster, PAIR, Metrics::new(&prometheus::Registry::new()).unwrap().of("test"))
+}
+
+/// When something of the other kind changes, and when the broken one can be listed again.
+const OTHER: Duration = Duration::from_secs(10);
+const HEALED: Duration = Duration::from_secs(300);
+
+/// A cluster of which a line of the first watch of secrets is too long, and that does not list them then for a while.
+struct Broken {
+    since: Instant,
+    lists: Arc<AtomicUsize>,
+}
+impl Backend for Broken {
+    fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        async { Err("nobody asks".into()) }.boxed()
+    }
+    fn cluster(
+        &self,
+        _: &'static str,
+        _: &str,
+        request: Request<Bytes>,
+    ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        let (secrets, healed) = (request.uri().path().ends_with("/secrets"), HEALED <= self.since.elapsed());
+        let watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        let whole = |text: String| Full::new(Bytes::from(text)).map_err(BoxError::from).boxed_unsync();
+        let line = |wait: Duration, text: String| {
+            let line = async move {
+                tokio::time::sleep(wait).await;
+                Ok::<_, Infallible>(Frame::data(Bytes::from(text)))
+            };
+            StreamBody::new(line.into_stream().chain(stream::pending())).map_err(BoxError::from).boxed_unsync()
+        };
+        let mut answer = Response::new(match (watch, secrets) {
+            (false, _) => whole(
+                json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "7" }, "items": [] })
+                    .to_string(),
+            ),
+            (true, true) if healed => line(Duration::MAX, String::new()),
+            (true, true) => line(Duration::ZERO, "x".repeat(limits::WATCH_LINE + 1)),
+            (true, false) => {
+                let object = json!({ "apiVersion": "v1", "kind": "ConfigMap",
+                    "metadata": { "name": "c", "namespace": "team", "resourceVersion": "8" } });
+                line(OTHER, json!({ "type": "DELETED", "object": object }).to_string() + "\n")
+            }
+        });
+        if secrets && !watch {
+            let again = 0 < self.lists.fetch_add(1, Ordering::Relaxed);
+            if again && !healed {
+                *answer.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
+            }
+        }
+        async { Ok(answer) }.boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_whose_watch_is_down_is_told_until_it_is_listed_anew_whatever_is_heard_of_others() {
+    let (since, lists) = (Instant::now(), Arc::<AtomicUsize>::default());
+    let backend: Arc<dyn Backend> = Arc::new(Broken { since, lists: Arc::clone(&lists) });
+    let (_wish, wanted) = watch::channel(Arc::default());
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let run = pair(&backend).run((wanted, always()), |report| drop(tell.send(report.trouble.clone())));
+    let look = async {
+        let mut all = Vec::new();
+        while since.elapsed() < HEALED {
+            all.push((told.recv().await.unwrap(), since.elapsed()));
+        }
+        all
+    };
+    let all = tokio::select! {
+        ended = run => panic!("{ended:?}"),
+        all = look => all,
+    };
+    let long = |trouble: &Option<String>| trouble.as_ref().is_some_and(|why| why.contains("longer than 4 MiB"));
+    let down = all.iter().position(|(trouble, _)| long(trouble)).unwrap();
+    let up = all.iter().skip(down).find(|(trouble, _)| trouble.is_none());
+    assert!(up.is_some_and(|(_, at)| HEALED <= *at), "{all:?}");
+    // The first pauses together have half a minute, and each after them has half of the longest at least.
+    let most = 8 + 2 * usize::try_from(HEALED.as_secs() / limits::RESTART_LONGEST.as_secs()).unwrap();
+    let lists = lists.load(Ordering::Relaxed);
+    assert!((5..=most).contains(&lists), "{lists} listings of secrets, and {most} at most");
+}
+
+/// A cluster that lists no secrets, and has a config map. It tells of what it is asked for besides.
+struct Half(tokio::sync::mpsc::UnboundedSender<String>);
+impl Backend for Half {
+    fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        async { Err("nobody asks".into()) }.boxed()
+    }
+    fn cluster(
+        &self,
+        plugin: &'static str,
+        cluster: &str,
+        request: Request<Bytes>,
+    ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        let path = request.uri().path().to_owned();
+        if path.ends_with("/configmaps") {
+            let there = json!({ "metadata": { "name": "c", "namespace": "team", "resourceVersion": "1" } });
+            return Fixed(json!([there])).cluster(plugin, cluster, request);
+        }
+        let mut answer = Response::new(
+            Full::new(Bytes::from(json!({ "kind": "Status", "status": "Success" }).to_string()))
+                .map_err(BoxError::from)
+                .boxed_unsync(),
+        );
+        match path.ends_with("/secrets") {
+            true => *answer.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE,
+            false => drop(self.0.send(format!("{} {path}", request.method()))),
+        }
+        async { Ok(answer) }.boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_cannot_be_listed_is_left_as_it_is_and_stops_no_other() {
+    let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel();
+    let backend: Arc<dyn Backend> = Arc::new(Half(ask));
+    let key = Key { kind: "Secret", namespace: "team".to_owned(), name: "s".to_owned() };
+    let wish = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "s", "namespace": "team" } });
+    let wish = Objects::from([(key, wish)]);
+    let (_wish, wanted) = watch::channel(Arc::new(wish));
+    let mut last = Report::default();
+    let run = pair(&backend).run((wanted, always()), |report| last = report.clone());
+    assert!(tokio::time::timeout(HEALED, run).await.is_err());
+    assert_eq!(asked.try_recv().unwrap(), "DELETE /api/v1/namespaces/team/configmaps/c", "nobody wants it any more");
+    assert!(asked.try_recv().is_err(), "whether the secret is there is not known");
+    assert!(last.trouble.as_ref().is_some_and(|why| why.contains("cannot watch secrets")), "{last:?}");
+    assert_eq!((last.in_sync(), last.of), (false, None));
+}
+
+#[tokio::test]
+async fn what_is_in_a_namespace_of_which_nobody_knows_whose_it_is_is_put_right_and_nothing_is_added() {
+    let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel();
+    let backend: Arc<dyn Backend> = Arc::new(Half(ask));
+    let mut mirror = pair(&backend);
+    let key = |name: &str| Key { kind: "ConfigMap", namespace: "team".to_owned(), name: name.to_owned() };
+    let (there, new) = (key("there"), key("new"));
+    mirror.actual.insert(there.clone(), json!({}));
+    let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "a": "b" } });
+    let wanted = Objects::from([(home(&new), json!({})), (there.clone(), wish.clone()), (new.clone(), wish)]);
+    // What it is asked for is told, and answered with what is no config map.
+    mirror.reconcile(&wanted, &["Namespace"], (&mut |_: &Report| (), &mut always())).await;
+    assert_eq!(asked.try_recv().unwrap(), "PATCH /api/v1/namespaces/team/configmaps/there");
+    assert!(asked.try_recv().is_err(), "nothing is laid where it may be somebody else's");
+    assert_eq!(mirror.report.failed.keys().collect::<Vec<_>>(), [&there]);
+    mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await;
+    assert!(mirror.report.failed.contains_key(&new), "it is somebody else's");
+}
+
+#[tokio::test]
+async fn of_what_nobody_knows_whether_it_is_wanted_nothing_is_taken_away_and_that_is_told() {
+    let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel();
+    let backend: Arc<dyn Backend> = Arc::new(Half(ask));
+    let mut mirror = pair(&backend);
+    let key = |namespace: &str| Key { kind: "ConfigMap", namespace: namespace.to_owned(), name: "c".to_owned() };
+    mirror.actual.insert(key("team"), json!({}));
+    let unsure = Objects::from([(key(ANYWHERE), unknown("nobody tells"))]);
+    mirror.reconcile(&unsure, &[], (&mut |_: &Report| (), &mut always())).await;
+    assert!(asked.try_recv().is_err(), "it is left as it is");
+    assert_eq!((mirror.report.synced, mirror.report.there), (0, 1), "it would be left behind");
+    assert_eq!(mirror.report.failed, [(key(ANYWHERE), "nobody tells; 1 are left as they are".to_owned())].into());
+    // It is known now: not wanted.
+    mirror.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always())).await;
+    assert_eq!(asked.try_recv().unwrap(), "DELETE /api/v1/namespaces/team/configmaps/c");
+    assert!(mirror.report.failed.is_empty());
+}
+
+#[tokio::test]
+async fn what_nothing_is_to_be_done_about_any_more_is_not_looked_at_again() {
+    let (ask, _asked) = tokio::sync::mpsc::unbounded_channel();
+    let backend: Arc<dyn Backend> = Arc::new(Half(ask));
+    let mut mirror = pair(&backend);
+    let key = |kind| Key { kind, namespace: "team".to_owned(), name: "c".to_owned() };
+    let laid = key("ConfigMap");
+    let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "a": "b" } });
+    let wanted = Objects::from([(laid.clone(), wish.clone())]);
+    // The cluster answers with what is no config map.
+    assert!(mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await.is_some(), "it is tried again");
+    mirror.actual.insert(laid.clone(), mirror.labelled(&wish));
+    assert_eq!(
+        mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await,
+        None,
+        "it was written all the same"
+    );
+
+    mirror.actual.clear();
+    let mut owned = wanted.clone();
+    owned.insert(home(&laid), ABSENT);
+    for unlisted in [&["Namespace"][..], &[]] {
+        mirror.resting.insert(laid.clone(), (Instant::now(), 1));
+        assert_eq!(
+            mirror.reconcile(&owned, unlisted, (&mut |_: &Report| (), &mut always())).await,
+            None,
+            "its namespace is not known to be the hub's"
+        );
+    }
+
+    // A kind that this mirror does not keep: taking it away fails.
+    let other = key("Other");
+    mirror.actual = Objects::from([(other.clone(), json!({}))]);
+    assert!(mirror.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always())).await.is_some());
+    let anywhere = Key { namespace: ANYWHERE.to_owned(), ..other };
+    let unsure = Objects::from([(anywhere.clone(), unknown("nobody tells"))]);
+    assert_eq!(mirror.reconcile(&unsure, &[], (&mut |_: &Report| (), &mut always())).await, None, "it may be wanted");
+    assert_eq!(mirror.report.failed.keys().collect::<Vec<_>>(), [&anywhere]);
+}
+
+/// A cluster that answers what changes an object with what it is told to, and has nothing.
+struct Answers {
+    patch: u16,
+    delete: Value,
+    asked: tokio::sync::mpsc::UnboundedSender<String>,
+}
+impl Backend for Answers {
+    fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        async { Err("nobody asks".into()) }.boxed()
+    }
+    fn cluster(
+        &self,
+        _: &'static str,
+        _: &str,
+        request: Request<Bytes>,
+    ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        let status =
+            |code: u16, reason| json!({ "kind": "Status", "status": "Failure", "code": code, "reason": reason });
+        drop(self.asked.send(request.method().to_string()));
+        let (code, body) = match *request.method() {
+            http::Method::PATCH => (self.patch, status(self.patch, "No")),
+            http::Method::DELETE => (200, self.delete.clone()),
+            _ => (404, status(404, "NotFound")),
+        };
+        let body = Full::new(Bytes::from(body.to_string())).map_err(BoxError::from).boxed_unsync();
+        let mut answer = Response::new(body);
+        *answer.status_mut() = http::StatusCode::from_u16(code).unwrap();
+        async { Ok(answer) }.boxed()
+    }
+}
+
+#[tokio::test]
+async fn what_was_asked_for_and_not_answered_counts_until_it_is_known_not_to_be_there() {
+    for (patch, there) in [(504, 1), (403, 0)] {
+        let (asked, mut ask) = tokio::sync::mpsc::unbounded_channel();
+        let backend: Arc<dyn Backend> = Arc::new(Answers { patch, delete: json!({}), asked });
+        let mut mirror = pair(&backend);
+        let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
+        let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap" });
+        let mut look = async |wanted: Objects| {
+            mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await;
+            mirror.resting.clear();
+            mirror.report.there
+        };
+        assert_eq!(look(Objects::from([(key, wish)])).await, there, "after {patch}");
+        while ask.try_recv().is_ok() {}
+        assert_eq!(look(Objects::new()).await, 0);
+        assert_eq!(ask.try_recv().is_ok(), 0 < there, "it is asked whether it is there");
+    }
+}
+
+#[tokio::test]
+async fn what_must_not_be_there_is_asked_after_when_nobody_saw_it_go() {
+    let (asked, _ask) = tokio::sync::mpsc::unbounded_channel();
+    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: 504, delete: json!({}), asked });
+    let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
+    let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
+    mirror.actual.insert(key.clone(), json!({}));
+    mirror.resting.insert(key.clone(), (Instant::now(), 1));
+    mirror.heard(kind, watcher::Event::InitDone, &mut HashMap::new(), &mut Vec::new());
+    let wanted = Objects::from([(key.clone(), ABSENT)]);
+    let next = mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await;
+    assert_eq!((next, mirror.there(), mirror.unsure.len()), (None, 0, 0), "it is not there, and nothing rests");
+    // More than are asked after at once are asked after in a moment.
+    let name = |n| Key { name: format!("c{n}"), ..key.clone() };
+    mirror.unsure.extend((0..100).map(name));
+    assert!(mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await.is_some());
+    assert!((1..100).contains(&mirror.there()), "{}", mirror.there());
+}
+
+#[tokio::test]
+async fn what_is_being_deleted_is_there_until_it_is_gone() {
+    let (asked, _ask) = tokio::sync::mpsc::unbounded_channel();
+    let meta = json!({ "name": "c", "namespace": "team", "uid": "1", "deletionTimestamp": "2026-01-01T00:00:00Z" });
+    let delete = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": meta });
+    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: 200, delete: delete.clone(), asked });
+    let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
+    let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
+    mirror.actual.insert(key.clone(), delete.clone());
+    mirror.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always())).await;
+    assert_eq!((mirror.report.there, mirror.report.failed.len()), (1, 1), "somebody's finalizer holds it");
+    let mut gone: DynamicObject = serde_json::from_value(delete).unwrap();
+    for (uid, there) in [("0", 1), ("1", 0)] {
+        gone.metadata.uid = Some(uid.to_owned());
+        mirror.heard(kind, watcher::Event::Delete(gone.clone()), &mut HashMap::new(), &mut Vec::new());
+        assert_eq!(mirror.there(), there, "{uid} is gone");
+    }
+}
+
+#[tokio::test]
+async fn what_was_made_since_a_listing_was_written_counts_though_it_is_not_in_it() {
+    let backend: Arc<dyn Backend> = Arc::new(Fixed(json!([])));
+    let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
+    let key = |kind| Key { kind, namespace: "team".to_owned(), name: "c".to_owned() };
+    mirror.actual = Objects::from([(key("ConfigMap"), json!({})), (key("Secret"), json!({}))]);
+    mirror.heard(kind, watcher::Event::InitDone, &mut HashMap::new(), &mut Vec::new());
+    assert_eq!((mirror.actual.len(), mirror.there()), (1, 2));
+}
+
+#[tokio::test]
+async fn what_is_left_out_is_told_until_the_last_of_its_kind_is_gone() {
+    let backend: Arc<dyn Backend> = Arc::new(Fixed(json!([])));
+    let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
+    let object = |name: &str, letters| DynamicObject::new(&name.repeat(letters), &kind.resource()).within("team");
+    let (a, b, short) = (object("a", limits::NAME + 1), object("b", limits::NAME + 1), object("c", 1));
+    let (mut listing, mut unlisted) = (HashMap::new(), Vec::new());
+    let mut told = |event| {
+        mirror.heard(kind, event, &mut listing, &mut unlisted);
+        mirror.trouble().is_some()
+    };
+    assert!(told(watcher::Event::Apply(a.clone())));
+    assert!(told(watcher::Event::Apply(a.clone())), "it is the same one");
+    assert!(told(watcher::Event::Apply(b.clone())));
+    assert!(told(watcher::Event::Delete(a.clone())), "there is another one");
+    assert!(told(watcher::Event::Delete(short)), "that was none of them");
+    assert!(!told(watcher::Event::Delete(b)));
+    assert!(told(watcher::Event::InitApply(a)));
+    assert!(!told(watcher::Event::Init), "all is told anew");
+}
