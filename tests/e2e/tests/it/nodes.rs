@@ -87,7 +87,12 @@ pub fn stands_in(world: &mut World) -> Result<()> {
     let took = until_success(world, patience)?;
     println!("a request succeeds {took:?} after the cluster agent was killed; usually {usual:?}");
     ensure!(took < KILLED + 2 * usual, "{took:?}");
-    ensure!(reason(world, "edge1")? == "NodeAgentOnly", "{}", status(world, "edge1")?);
+    // The status is written once the request is on its way.
+    eventually("a status that says so", Duration::from_secs(5), || {
+        let status = status(world, "edge1")?;
+        ensure!(reason(world, "edge1")? == "NodeAgentOnly", "{status}");
+        Ok(())
+    })?;
     told(world)?;
     let mut on_node = watch(world)?;
 
