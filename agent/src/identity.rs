@@ -1,14 +1,22 @@
 //! The agent's identity as its parts share it: key, membership, and where both are kept.
 
 use crate::{
+    limits,
     metrics::Metrics,
     state::{BadChain, Membership, StateDir, StateError},
+    upstream,
 };
 use moorline_link::tls::{self, TlsError};
 use moorline_proto::id::InstanceId;
 use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
-use std::{sync::Arc, time::UNIX_EPOCH};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
 use tokio::sync::watch;
 
 /// Why new certificates were not taken.
@@ -30,6 +38,7 @@ pub struct Holder {
     state: StateDir,
     hub: String,
     current: watch::Sender<Arc<Membership>>,
+    unkept: AtomicBool,
     metrics: Metrics,
 }
 
@@ -42,6 +51,7 @@ impl Holder {
             state,
             hub,
             current: watch::Sender::new(Arc::new(membership)),
+            unkept: AtomicBool::new(false),
             metrics,
         };
         holder.gauge();
@@ -80,27 +90,90 @@ impl Holder {
         tls::client_config(&membership.identity(&self.key), &membership.trust())
     }
 
-    /// Keeps and uses renewed certificates. Blocks on the disk.
+    /// Keeps and uses new certificates. Blocks on the disk. What cannot be kept is used all the same if those in use are of
+    /// no `further_use`, or about to end: a disk that only reads any more costs the next start, not the way into the cluster.
     ///
     /// # Errors
-    /// They are not this agent's, or cannot be kept; nothing changed.
+    /// They are not this agent's, or cannot be kept and there is time to ask again; nothing changed.
     pub fn adopt(
         &self,
         chain: Vec<CertificateDer<'static>>,
         bundle: Vec<CertificateDer<'static>>,
+        further_use: bool,
     ) -> Result<(), AdoptError> {
-        let next = Membership { chain, bundle, ..(*self.membership()).clone() };
+        let now = self.membership();
+        let next = Membership { chain, bundle, ..(*now).clone() };
         next.check(&self.key)?;
         // First: a token that stays in the configuration must not look like one of another hub after a restart.
-        self.state.forgo(&self.membership().bundle, &next.bundle)?;
-        self.state.keep(&self.hub, &next)?;
+        let forgone = self.state.forgo(&now.bundle, &next.bundle);
+        match forgone.and_then(|()| self.state.keep(&self.hub, &next)) {
+            Ok(()) => self.unkept.store(false, Ordering::Relaxed),
+            Err(error) if further_use && !now.has_expired(SystemTime::now() + limits::RENEW_UNKEPT) => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                self.unkept.store(true, Ordering::Relaxed);
+                self.metrics.renewals.with_label_values(&["unkept"]).inc();
+                let cause = upstream::chain(&error);
+                tracing::error!(cause, "the renewed certificate is used but could not be kept; trying again");
+            }
+        }
         self.current.send_replace(Arc::new(next));
         self.gauge();
         Ok(())
     }
 
+    /// What is used is not what a next start would find.
+    pub fn is_unkept(&self) -> bool {
+        self.unkept.load(Ordering::Relaxed)
+    }
+
+    /// Tries once more to keep what is used. Blocks on the disk.
+    pub fn keep(&self) {
+        match self.state.keep(&self.hub, &self.membership()) {
+            Ok(()) => {
+                self.unkept.store(false, Ordering::Relaxed);
+                tracing::info!("the renewed certificate is kept now");
+            }
+            Err(error) => tracing::warn!(cause = %upstream::chain(&error), "the certificate cannot be kept yet"),
+        }
+    }
+
     fn gauge(&self) {
         let end = self.membership().validity().ok().and_then(|(_, end)| end.duration_since(UNIX_EPOCH).ok());
         self.metrics.certificate_expiry.set(end.and_then(|end| i64::try_from(end.as_secs()).ok()).unwrap_or_default());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::tests::{AGENT, membership};
+    use std::fs;
+
+    #[test]
+    fn p16_what_cannot_be_kept_is_used_where_nothing_else_is_of_use_and_kept_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let state = StateDir::open(&path).unwrap();
+        let key = state.key().unwrap();
+        let (first, next) = (membership(&key, AGENT), membership(&key, AGENT));
+        state.keep("hub:1", &first).unwrap();
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let holder = Holder::new(key, state.clone(), "hub:1".to_owned(), first.clone(), metrics);
+        // Nobody can write into a file as into a folder.
+        fs::remove_dir_all(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        let adopt = |further_use| holder.adopt(next.chain.clone(), next.bundle.clone(), further_use);
+        assert!(matches!(adopt(true), Err(AdoptError::State(_))), "there is time");
+        assert_eq!((&*holder.membership(), holder.is_unkept()), (&first, false));
+        adopt(false).unwrap();
+        assert_eq!((&*holder.membership(), holder.is_unkept()), (&next, true));
+        holder.keep();
+        assert!(holder.is_unkept(), "it cannot be yet");
+        fs::remove_file(&path).unwrap();
+        holder.keep();
+        assert!(!holder.is_unkept());
+        assert_eq!(StateDir::open(&path).unwrap().membership(holder.key()).unwrap(), Some(next));
     }
 }

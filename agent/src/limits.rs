@@ -125,6 +125,10 @@ pub const POLICY: Duration = Duration::from_secs(5);
 pub const RENEW_PAUSE: Duration = Duration::from_secs(15);
 /// Longest pause between two requests for a new certificate.
 pub const RENEW_PAUSE_MAX: Duration = Duration::from_secs(600);
+/// Pause between two tries to keep a certificate that is in use and could not be kept.
+pub const KEEP_PAUSE: Duration = Duration::from_secs(30);
+/// How long before its certificate ends an agent uses one that it cannot keep. Longer than it may be between two requests.
+pub const RENEW_UNKEPT: Duration = Duration::from_secs(3 * 600);
 
 /// Connections to `/livez`, `/readyz` and `/metrics` at once.
 pub const OPS_CONNECTIONS: usize = 16;

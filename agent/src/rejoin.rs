@@ -144,7 +144,7 @@ impl Rejoin {
         let whom = (&old.name, old.role);
         let new = join::join(&self.hub, &proof, holder.key(), whom, Some(&old.cluster)).await?;
         // Under another name it would be somebody else than the plans, shells and streams of this process are for.
-        renew::adopt(holder, new.chain, new.bundle).await??;
+        renew::adopt(holder, new.chain, new.bundle, false).await??;
         Ok(true)
     }
 }

@@ -41,6 +41,7 @@ fn next(holder: &Holder) -> Duration {
 pub async fn control(session: &Session, holder: &Arc<Holder>, facts: &mut Telling, metrics: &Metrics) -> bool {
     let mut at = Instant::now() + next(holder);
     let mut pause = limits::RENEW_PAUSE;
+    let mut keep_at = Instant::now() + limits::KEEP_PAUSE;
     loop {
         tokio::select! {
             message = session.recv() => match message {
@@ -73,6 +74,12 @@ pub async fn control(session: &Session, holder: &Arc<Holder>, facts: &mut Tellin
                 at = Instant::now() + pause + pause.mul_f64(rand::rng().random());
                 pause = (pause * 2).min(limits::RENEW_PAUSE_MAX);
             }
+            () = sleep_until(keep_at), if holder.is_unkept() => {
+                let holder = holder.clone();
+                // A panic there is told by the task's own hook.
+                let _ = tokio::task::spawn_blocking(move || holder.keep()).await;
+                keep_at = Instant::now() + limits::KEEP_PAUSE;
+            }
             now = facts.changed() => {
                 if session.send(Control::Facts(now)).await.is_err() { return false }
             }
@@ -82,13 +89,13 @@ pub async fn control(session: &Session, holder: &Arc<Holder>, facts: &mut Tellin
 
 async fn renewed(holder: &Arc<Holder>, chain_der: Vec<Vec<u8>>, bundle: Vec<Vec<u8>>) -> Result<(), String> {
     let certificates = |all: Vec<Vec<u8>>| all.into_iter().map(CertificateDer::from).collect::<Vec<_>>();
-    match adopt(holder, certificates(chain_der), certificates(bundle)).await {
+    match adopt(holder, certificates(chain_der), certificates(bundle), true).await {
         Ok(result) => result.map_err(|e| chain(&e)),
         Err(e) => Err(e.to_string()),
     }
 }
 
-/// Keeps and uses new certificates, off the threads that serve.
+/// [`Holder::adopt`], off the threads that serve.
 ///
 /// # Errors
 /// The outer one: it panicked.
@@ -96,9 +103,10 @@ pub(crate) async fn adopt(
     holder: &Arc<Holder>,
     chain: Vec<CertificateDer<'static>>,
     bundle: Vec<CertificateDer<'static>>,
+    further_use: bool,
 ) -> Result<Result<(), AdoptError>, tokio::task::JoinError> {
     let holder = holder.clone();
-    tokio::task::spawn_blocking(move || holder.adopt(chain, bundle)).await
+    tokio::task::spawn_blocking(move || holder.adopt(chain, bundle, further_use)).await
 }
 
 #[cfg(test)]

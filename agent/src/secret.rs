@@ -128,12 +128,12 @@ impl SecretCopy {
         format!("/api/v1/namespaces/{namespace}/secrets/{}", self.name.name)
     }
 
-    /// Fills an empty folder with what the Secret has. Tries until the API server answers.
+    /// Fills a folder that is not whole with what the Secret has. Tries until the API server answers.
     ///
     /// # Errors
     /// What time does not heal: no such Secret, no right, or the folder cannot be written.
     pub async fn restore(&self, state: &StateDir) -> Result<(), SecretError> {
-        if !state.files()?.is_empty() {
+        if state.is_whole()? {
             return Ok(());
         }
         let read = self.insist("cannot restore the state from the Secret yet; trying again", || self.read()).await?;

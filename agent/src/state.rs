@@ -19,7 +19,7 @@ use std::{
     fs, io,
     io::{Read, Write},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::watch;
@@ -29,6 +29,10 @@ const KEY: &str = "agent.key";
 const FACTS: &str = "agent.json";
 /// Pins of authorities that were believed once, in hex, one a line: a file of its own, which earlier versions leave alone.
 const FORMER: &str = "former-pins";
+/// What is written once and read for years: gone from the folder, it would be gone for good.
+const LASTING: [&str; 2] = [KEY, FORMER];
+/// Shows that the folder can be written.
+const PROBE: &str = "probe";
 /// Of the layout of `agent.json`.
 const VERSION: u32 = 1;
 
@@ -56,6 +60,12 @@ pub enum StateError {
         path: PathBuf,
         /// What is wrong.
         cause: String,
+    },
+    /// Another agent has begun to use the folder.
+    #[error("state folder: {path} is another agent's key by now; give each agent a state folder of its own")]
+    Taken {
+        /// Where its key is.
+        path: PathBuf,
     },
 }
 
@@ -119,6 +129,8 @@ pub struct StateDir {
     dir: PathBuf,
     /// Told of each change; clones share it.
     changed: Arc<watch::Sender<()>>,
+    /// Files as they were read or written last; clones share them.
+    known: Arc<Mutex<BTreeMap<&'static str, Vec<u8>>>>,
 }
 
 impl StateDir {
@@ -127,22 +139,30 @@ impl StateDir {
     /// # Errors
     /// It cannot be made, or not be written.
     pub fn open(dir: &Path) -> Result<Self, StateError> {
+        let state = Self { dir: dir.to_owned(), changed: Arc::default(), known: Arc::default() };
+        state.make()?;
+        state.replace(PROBE, b"")?;
+        let probe = dir.join(PROBE);
+        fs::remove_file(&probe).map_err(|source| StateError::Io { what: "write", path: probe, source })?;
+        for name in LASTING {
+            let _ = state.read(name); // one that cannot be read is told once it is needed
+        }
+        Ok(state)
+    }
+
+    /// Makes the folder where it is missing, its owner's alone.
+    fn make(&self) -> Result<(), StateError> {
         #[cfg(windows)]
-        let made = moorline_windows::private_folder(dir);
+        let made = moorline_windows::private_folder(&self.dir);
         #[cfg(not(windows))]
         let made = {
             let mut builder = fs::DirBuilder::new();
             builder.recursive(true);
             #[cfg(unix)]
             std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-            builder.create(dir)
+            builder.create(&self.dir)
         };
-        made.map_err(|source| StateError::Io { what: "make", path: dir.to_owned(), source })?;
-        let state = Self { dir: dir.to_owned(), changed: Arc::default() };
-        state.replace("probe", b"")?;
-        let probe = dir.join("probe");
-        fs::remove_file(&probe).map_err(|source| StateError::Io { what: "write", path: probe, source })?;
-        Ok(state)
+        made.map_err(|source| StateError::Io { what: "make", path: self.dir.clone(), source })
     }
 
     /// The key; a new one (ECDSA P-256) the first time.
@@ -188,8 +208,9 @@ impl StateDir {
     /// Keeps who this agent is. `hub` is for people who look into the file.
     ///
     /// # Errors
-    /// It cannot be written; what was there before is still there.
+    /// It cannot be written, or the folder is another agent's by now; what was there before is still there.
     pub fn keep(&self, hub: &str, membership: &Membership) -> Result<(), StateError> {
+        self.mend()?;
         let file = File {
             version: VERSION,
             hub: hub.to_owned(),
@@ -207,11 +228,37 @@ impl StateDir {
         Ok(())
     }
 
+    /// Writes again what somebody has taken out of the folder meanwhile: a certificate without its key is nobody's.
+    fn mend(&self) -> Result<(), StateError> {
+        self.make()?;
+        let known = self.known().clone();
+        for (name, known) in LASTING.into_iter().filter_map(|name| known.get_key_value(name)) {
+            let path = self.dir.join(name);
+            let found = match self.look(name) {
+                Err(StateError::Corrupt { .. }) => None,
+                found => found?,
+            };
+            match found {
+                Some(found) if *name != KEY || found.as_bytes() == known => continue,
+                Some(found) if KeyPair::from_pem(&found).is_ok() => return Err(StateError::Taken { path }),
+                Some(_) | None => {}
+            }
+            tracing::warn!(path = %path.display(), "was gone from the state folder, and is written anew");
+            self.replace(name, known)?;
+        }
+        Ok(())
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<&'static str, Vec<u8>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Remembers which authorities of `old` are not in `new`: a token that pins one of them has done its work.
     ///
     /// # Errors
     /// It cannot be written.
     pub fn forgo(&self, old: &[CertificateDer<'static>], new: &[CertificateDer<'static>]) -> Result<(), StateError> {
+        self.mend()?;
         let mut pins = self.former()?;
         let before = pins.len();
         for cert in old.iter().filter(|cert| !new.contains(cert)) {
@@ -257,9 +304,17 @@ impl StateDir {
     /// # Errors
     /// One cannot be written.
     pub fn fill(&self, files: &BTreeMap<String, Vec<u8>>) -> Result<(), StateError> {
-        let known = [KEY, FACTS, FORMER].into_iter().filter_map(|name| files.get_key_value(name));
+        let known = [KEY, FACTS, FORMER].into_iter().filter_map(|name| Some((name, files.get(name)?)));
         let mut known = known.filter(|(_, bytes)| !bytes.is_empty());
         known.try_for_each(|(name, bytes)| self.replace(name, bytes))
+    }
+
+    /// Whether the folder has all that makes an agent who it is.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn is_whole(&self) -> Result<bool, StateError> {
+        Ok(self.read(KEY)?.is_some() && self.read(FACTS)?.is_some())
     }
 
     /// Hears of each change from now on.
@@ -267,7 +322,16 @@ impl StateDir {
         self.changed.subscribe()
     }
 
-    fn read(&self, name: &str) -> Result<Option<String>, StateError> {
+    fn read(&self, name: &'static str) -> Result<Option<String>, StateError> {
+        let found = self.look(name)?;
+        if let Some(text) = &found {
+            self.known().insert(name, text.clone().into_bytes());
+        }
+        Ok(found)
+    }
+
+    /// What a file says now. Who reads by [`Self::read`] believes it.
+    fn look(&self, name: &str) -> Result<Option<String>, StateError> {
         let path = self.dir.join(name);
         match read_text(&path) {
             Ok(text) => Ok(Some(text)),
@@ -277,13 +341,17 @@ impl StateDir {
         }
     }
 
-    /// Writes beside, syncs, renames over.
-    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+    /// Writes beside, syncs, renames over. What lies beside is not written into: somebody else may have laid it there.
+    fn replace(&self, name: &'static str, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.dir.join(name);
         let beside = self.dir.join(format!("{name}.new"));
         let write = || -> io::Result<()> {
+            match fs::remove_file(&beside) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
             let mut options = fs::OpenOptions::new();
-            options.write(true).create(true).truncate(true);
+            options.write(true).create_new(true);
             #[cfg(unix)]
             std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
             let mut file = options.open(&beside)?;
@@ -294,7 +362,9 @@ impl StateDir {
             fs::File::open(&self.dir)?.sync_all()?;
             Ok(())
         };
-        write().map_err(|source| StateError::Io { what: "write", path: path.clone(), source })
+        write().map_err(|source| StateError::Io { what: "write", path: path.clone(), source })?;
+        self.known().insert(name, bytes.to_owned());
+        Ok(())
     }
 }
 
@@ -405,13 +475,13 @@ fn to_pem(cert: &CertificateDer<'static>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, SanType};
 
-    const AGENT: &str = "spiffe://example/cluster/c1/agent/a1";
+    pub(crate) const AGENT: &str = "spiffe://example/cluster/c1/agent/a1";
 
-    fn membership(key: &KeyPair, uri: &str) -> Membership {
+    pub(crate) fn membership(key: &KeyPair, uri: &str) -> Membership {
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
@@ -476,6 +546,55 @@ mod tests {
         assert!(state.membership(&KeyPair::generate().unwrap()).is_err(), "a certificate for another key");
         fs::write(dir.path().join(KEY), "half a key").unwrap();
         assert!(matches!(state.key(), Err(StateError::Corrupt { .. })));
+    }
+
+    #[test]
+    fn p16_what_was_taken_out_of_the_folder_is_in_it_again_with_what_is_kept_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let state = StateDir::open(&path).unwrap();
+        let key = state.key().unwrap();
+        let (before, kept) = (membership(&key, AGENT), membership(&key, AGENT));
+        state.forgo(&before.bundle, &kept.bundle).unwrap();
+        let whole = |what: &str| {
+            // As a process that was started again has it.
+            let state = StateDir::open(&path).unwrap();
+            state.keep("hub:1", &kept).unwrap();
+            for took in [KEY, FORMER] {
+                let _ = fs::remove_file(path.join(took));
+            }
+            state.keep("hub:1", &kept).unwrap();
+            let read = StateDir::open(&path).unwrap();
+            assert_eq!(read.key().unwrap().serialize_der(), key.serialize_der(), "{what}");
+            assert_eq!(read.membership(&key).unwrap().as_ref(), Some(&kept), "{what}");
+            assert!(read.was_trusted(&tls::spki_sha256(&before.bundle[0]).unwrap()).unwrap(), "{what}");
+        };
+        whole("files");
+        fs::remove_dir_all(&path).unwrap();
+        state.keep("hub:1", &kept).unwrap();
+        whole("the folder");
+        fs::write(path.join(KEY), "half a key").unwrap();
+        state.keep("hub:1", &kept).unwrap();
+        whole("half a key");
+
+        let other = KeyPair::generate().unwrap().serialize_pem();
+        fs::write(path.join(KEY), &other).unwrap();
+        let said = state.keep("hub:1", &kept).unwrap_err().to_string();
+        assert!(said.contains("another agent's key"), "{said}");
+        assert_eq!(fs::read_to_string(path.join(KEY)).unwrap(), other, "it is not taken from the other one");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_somebody_laid_beside_a_file_is_not_written_into() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, elsewhere) = (dir.path().join("state"), dir.path().join("elsewhere"));
+        let state = StateDir::open(&path).unwrap();
+        fs::write(&elsewhere, "as it was").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, path.join("agent.key.new")).unwrap();
+        state.key().unwrap();
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "as it was");
+        assert!(fs::symlink_metadata(path.join(KEY)).unwrap().is_file());
     }
 
     #[test]

@@ -243,7 +243,8 @@ async fn a_stopped_agent_lets_its_streams_end() {
 async fn a_certificate_past_two_thirds_of_its_life_is_renewed_and_shown() {
     let (hub, site) = (Hub::start().await, Site::new().await);
     let state = StateDir::open(&site.state()).unwrap();
-    state.keep("hub", &hub.shared.authority.old_member(&state.key().unwrap())).unwrap();
+    let key = state.key().unwrap();
+    state.keep("hub", &hub.shared.authority.old_member(&key)).unwrap();
     let before = chain(&site.state());
     let agent = start(site.config(&hub, None));
     let old = hub.session().await;
@@ -254,5 +255,47 @@ async fn a_certificate_past_two_thirds_of_its_life_is_renewed_and_shown() {
     assert_eq!(kube(&old, "/x").await.status(), StatusCode::OK, "until the hub drains it");
     old.drain(Duration::from_secs(5));
     timeout(SOON, old.closed()).await.unwrap();
+    agent.stop().await;
+}
+
+/// Somebody empties the folder under a running agent: the next renewal makes it whole, and the next start needs no token.
+#[tokio::test]
+async fn p16_a_folder_that_was_wiped_is_whole_again_with_the_next_renewal() {
+    let (hub, site) = (Hub::start().await, Site::new().await);
+    let state = StateDir::open(&site.state()).unwrap();
+    let key = state.key().unwrap();
+    state.keep("hub", &hub.shared.authority.old_member(&key)).unwrap();
+    let agent = start(site.config(&hub, None));
+    let old = hub.session().await;
+    std::fs::remove_dir_all(site.state()).unwrap();
+    timeout(SOON, hub::renew(&old, &hub.shared.authority)).await.expect("a request in time");
+    let _new = hub.session().await;
+    old.drain(Duration::ZERO);
+    agent.stop().await;
+
+    let agent = start(site.config(&hub, None));
+    assert_eq!(kube(&hub.session().await, "/x").await.status(), StatusCode::OK);
+    assert_eq!(hub.shared.requests.load(Ordering::SeqCst), 0, "it joined nowhere");
+    agent.stop().await;
+}
+
+/// Where nothing can be kept any more, an agent whose time is nearly over goes on with what it was given.
+#[tokio::test]
+async fn p16_what_cannot_be_kept_is_used_before_the_way_in_is_lost() {
+    let (hub, site) = (Hub::start().await, Site::new().await);
+    let state = StateDir::open(&site.state()).unwrap();
+    let key = state.key().unwrap();
+    let soon = std::time::SystemTime::now() + Duration::from_secs(600);
+    let member = hub.shared.authority.member_until(&key, moorline_agent::AgentRole::Cluster, soon);
+    state.keep("hub", &member).unwrap();
+    let agent = start(site.config(&hub, None));
+    let old = hub.session().await;
+    // A file where the folder was: nobody can write there, not even root.
+    std::fs::remove_dir_all(site.state()).unwrap();
+    std::fs::write(site.state(), "").unwrap();
+    timeout(SOON, hub::renew(&old, &hub.shared.authority)).await.expect("a request in time");
+    let new = hub.session().await;
+    assert_eq!(kube(&new, "/x").await.status(), StatusCode::OK);
+    old.drain(Duration::ZERO);
     agent.stop().await;
 }

@@ -51,6 +51,10 @@ impl Store {
     pub fn take(&self, plan: &Plan, progress: &Progress) -> io::Result<()> {
         let kept =
             serde_json::to_vec(&Kept { plan: plan.clone(), progress: progress.clone() }).map_err(io::Error::other)?;
+        // Somebody may have emptied the state folder. That itself is made elsewhere, for its owner alone.
+        if self.0.parent().is_some_and(Path::exists) {
+            Self::open(&self.0)?;
+        }
         replace(&self.0.join(format!("{}.json", plan.uid)), &kept, 0o600)
     }
 
