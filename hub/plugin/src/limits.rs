@@ -31,6 +31,9 @@ pub const ANSWER: Duration = Duration::from_secs(30);
 pub const REQUESTS: usize = 16;
 /// Longest request that a plugin may send, in bytes.
 pub const REQUEST: usize = 4 << 20;
+/// How long a write may take to be made of which nobody has told: as long as it is waited for, and as long as an API server
+/// goes on with a request (kube-apiserver, `--request-timeout`: 60 s), and a while.
+pub const LANDING: Duration = ANSWER.saturating_add(Duration::from_secs(65));
 /// Largest answer of a cluster that is no watch, in bytes: a page of 500 nodes with all their images has some 15 MiB.
 pub const ANSWER_SIZE: usize = 64 << 20;
 /// Largest answer of a cluster that is an error, in bytes: a `Status` has a few lines.

@@ -5,6 +5,7 @@ use super::{
     pace::Pace,
     plan::why_unknown,
     said::{as_condition, clusters_of, says_nothing},
+    unsure::Unsure,
 };
 use crate::{ClusterFacts, ClusterView, Condition, HubView, PluginError, condition::change_condition, limits};
 use schemars::JsonSchema;
@@ -70,6 +71,8 @@ struct Entry {
 #[derive(Debug, Default)]
 pub struct Board {
     clusters: Mutex<BTreeMap<String, Entry>>,
+    /// What may be on its way into clusters, by the uid of theirs.
+    unsure: Mutex<BTreeMap<String, Unsure>>,
     changed: Notify,
 }
 
@@ -85,6 +88,13 @@ impl Drop for Listed<'_> {
 impl Board {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
         self.clusters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What earlier halves of a cluster may have on its way.
+    pub(super) fn unsure(&self, uid: &str) -> Unsure {
+        let mut all = self.unsure.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, unsure| !unsure.is_over());
+        all.entry(uid.to_owned()).or_default().clone()
     }
 
     /// Resolves when something has changed since it last did.
@@ -157,7 +167,7 @@ impl Board {
         let (wish, wanted) = watch::channel(begun);
         let (report, mut reports) = watch::channel(Report::default());
         let (said, may_make) = watch::channel(false);
-        let mirror = Mirror::new(hub.plugin, cluster, kinds, hub.metrics.clone());
+        let mirror = Mirror::new(hub.plugin, cluster, kinds, hub.metrics.clone()).after(self.unsure(&cluster.uid));
         let mirror = mirror.run((wanted, may_make), |now| {
             report.send_replace(now.clone());
             // What is being made is no news to who looks at what there is.

@@ -25,7 +25,7 @@ use kube::{
 use plan::{Step, covers, spared, steps, why_unknown};
 use serde_json::Value;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::RandomState},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::RandomState},
     hash::BuildHasher,
     sync::Arc,
     time::Duration,
@@ -34,6 +34,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
+use unsure::Unsure;
 
 /// Which plugin made an object.
 pub const PLUGIN_LABEL: &str = "moorline.dev/plugin";
@@ -116,7 +117,7 @@ pub struct Mirror {
     metrics: PluginMetrics,
     actual: Objects,
     held: Objects,
-    unsure: BTreeSet<Key>,
+    unsure: Unsure,
     /// Keys of what failed, and when to try again.
     resting: HashMap<Key, (Instant, u32)>,
     /// Why nothing is heard of a kind.
@@ -147,13 +148,18 @@ impl Mirror {
             metrics,
             actual: Objects::new(),
             held: Objects::new(),
-            unsure: BTreeSet::new(),
+            unsure: Unsure::default(),
             resting: HashMap::new(),
             down: BTreeMap::new(),
             left_out: BTreeMap::new(),
             hashes: RandomState::new(),
             report: Report::default(),
         }
+    }
+
+    /// One that knows what the one before it had on its way into this cluster.
+    fn after(self, unsure: Unsure) -> Self {
+        Self { unsure, ..self }
     }
 
     /// What every object of this mirror carries besides what is wanted.
@@ -279,8 +285,9 @@ impl Mirror {
             },
             watcher::Event::InitDone => {
                 // What was made since the listing was written is not in it.
-                let gone = self.actual.extract_if(.., |key, _| key.kind == kind.kind).map(|(key, _)| key);
-                self.unsure.extend(gone);
+                for (key, _) in self.actual.extract_if(.., |key, _| key.kind == kind.kind) {
+                    self.unsure.missing(key);
+                }
                 self.actual.extend(listing.remove(kind.kind).unwrap_or_default());
                 unlisted.retain(|other| *other != kind.kind);
             }
@@ -335,12 +342,13 @@ impl Mirror {
     ) -> Option<Instant> {
         let labelled = |object: &Value| if object.is_object() { self.labelled(object) } else { object.clone() };
         let wanted: Objects = wanted.iter().map(|(key, object)| (key.clone(), labelled(object))).collect();
-        let more = self.settle(&wanted).await;
+        self.settle(&wanted).await;
         let todo = steps(&wanted, &self.actual, &self.held);
-        let due: HashSet<&Key> = todo.iter().map(Step::key).chain(&self.unsure).collect();
-        self.report.failed.retain(|key, _| wanted.contains_key(key) || due.contains(key));
+        let steps_of: HashSet<&Key> = todo.iter().map(Step::key).collect();
+        let (unsure, to_ask) = (self.unsure.keys(true), self.unsure.keys(false));
+        self.report.failed.retain(|key, _| wanted.contains_key(key) || steps_of.contains(key) || unsure.contains(key));
         // What nothing is to be done about rests no more: its time would come, and never go.
-        self.resting.retain(|key, _| due.contains(key));
+        self.resting.retain(|key, _| steps_of.contains(key) || to_ask.contains(key));
         self.held.retain(|key, object| wanted.get(key) == Some(object));
         for step in todo {
             let (key, drift) = (step.key().clone(), matches!(step, Step::Apply { drift: true, .. }));
@@ -419,8 +427,8 @@ impl Mirror {
         self.report.synced = self.held.len();
         self.report.there = self.there();
         let soon = Instant::now() + limits::GATHER;
-        let next = self.resting.values().map(|(until, _)| *until).min().map(|until| until.max(soon));
-        if more { Some(soon) } else { next }
+        let asked = self.ask_at(&wanted);
+        self.resting.values().map(|(until, _)| *until).chain(asked).min().map(|until| until.max(soon))
     }
 
     /// It rests, longer each time.
@@ -452,11 +460,12 @@ impl Mirror {
             }
         }
         let params = PatchParams::apply(&format!("moorline-{}", self.plugin)).force();
-        self.unsure.insert(key.clone());
+        let before = self.unsure.asking(key);
         let applied = match api.patch(&key.name, &params, &Patch::Apply(object)).await {
             // Some fields never change (`roleRef`): then it is made anew.
             Err(kube::Error::Api(status)) if status.code == 422 && self.actual.contains_key(key) => {
                 api.delete(&key.name, &DeleteParams::background()).await.map_err(words)?;
+                self.unsure.asking(key);
                 api.patch(&key.name, &params, &Patch::Apply(object)).await
             }
             other => other,
@@ -464,7 +473,7 @@ impl Mirror {
         let refused =
             |error: &kube::Error| matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code));
         if applied.as_ref().map_or_else(refused, |_| true) {
-            self.unsure.remove(key);
+            self.unsure.answered(key, before);
         }
         let there = plain(&applied.map_err(words)?);
         let as_wanted = covers(&there, object);

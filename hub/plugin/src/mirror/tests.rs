@@ -14,7 +14,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use serde_json::json;
 use std::{
     convert::Infallible,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicU16, AtomicUsize, Ordering},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -290,7 +290,7 @@ async fn what_nothing_is_to_be_done_about_any_more_is_not_looked_at_again() {
 
 /// A cluster that answers what changes an object with what it is told to, and has nothing.
 struct Answers {
-    patch: u16,
+    patch: Arc<AtomicU16>,
     delete: Value,
     asked: tokio::sync::mpsc::UnboundedSender<String>,
 }
@@ -307,8 +307,9 @@ impl Backend for Answers {
         let status =
             |code: u16, reason| json!({ "kind": "Status", "status": "Failure", "code": code, "reason": reason });
         drop(self.asked.send(request.method().to_string()));
+        let patch = self.patch.load(Ordering::Relaxed);
         let (code, body) = match *request.method() {
-            http::Method::PATCH => (self.patch, status(self.patch, "No")),
+            http::Method::PATCH => (patch, status(patch, "No")),
             http::Method::DELETE => (200, self.delete.clone()),
             _ => (404, status(404, "NotFound")),
         };
@@ -319,30 +320,73 @@ impl Backend for Answers {
     }
 }
 
-#[tokio::test]
-async fn what_was_asked_for_and_not_answered_counts_until_it_is_known_not_to_be_there() {
-    for (patch, there) in [(504, 1), (403, 0)] {
+#[tokio::test(start_paused = true)]
+async fn what_was_asked_for_and_not_answered_counts_until_it_cannot_come_any_more() {
+    // Each is asked for as often as there are answers, and then wanted no more.
+    for (answers, seen, there) in [(&[504][..], 1, 1), (&[504, 200], 1, 1), (&[403], 0, 0), (&[200], 1, 0)] {
         let (asked, mut ask) = tokio::sync::mpsc::unbounded_channel();
-        let backend: Arc<dyn Backend> = Arc::new(Answers { patch, delete: json!({}), asked });
+        let patch = Arc::<AtomicU16>::default();
+        let backend: Arc<dyn Backend> = Arc::new(Answers { patch: Arc::clone(&patch), delete: json!({}), asked });
         let mut mirror = pair(&backend);
         let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
-        let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap" });
-        let mut look = async |wanted: Objects| {
-            mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await;
+        let wish = Objects::from([(key, json!({ "apiVersion": "v1", "kind": "ConfigMap" }))]);
+        let mut look = async |wanted: &Objects| {
+            let next = mirror.reconcile(wanted, &[], (&mut |_: &Report| (), &mut always())).await;
             mirror.resting.clear();
-            mirror.report.there
+            (mirror.report.there, next)
         };
-        assert_eq!(look(Objects::from([(key, wish)])).await, there, "after {patch}");
+        for answer in answers {
+            patch.store(*answer, Ordering::Relaxed);
+            look(&wish).await;
+        }
+        assert_eq!(look(&wish).await.0, seen, "{answers:?}");
+        let (left, next) = look(&Objects::new()).await;
+        assert_eq!((left, next.is_some()), (there, 0 < there), "{answers:?}: it may still come");
         while ask.try_recv().is_ok() {}
-        assert_eq!(look(Objects::new()).await, 0);
-        assert_eq!(ask.try_recv().is_ok(), 0 < there, "it is asked whether it is there");
+        tokio::time::advance(limits::LANDING).await;
+        assert_eq!(look(&Objects::new()).await, (0, None), "{answers:?}");
+        assert_eq!(ask.try_recv().is_ok(), 0 < there, "{answers:?}: it is asked whether it is there");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_answered_and_is_seen_as_wanted_is_not_looked_at_again() {
+    let (asked, _ask) = tokio::sync::mpsc::unbounded_channel();
+    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: Arc::new(504.into()), delete: json!({}), asked });
+    let mut mirror = pair(&backend);
+    let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
+    let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap" });
+    let wanted = Objects::from([(key.clone(), wish.clone())]);
+    assert!(mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await.is_some(), "it is tried again");
+    mirror.actual.insert(key, mirror.labelled(&wish));
+    tokio::time::advance(limits::RETRY_LONGEST).await;
+    assert_eq!(mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await, None);
+}
+
+/// A session that is lost takes the answers with it, and not what was asked for.
+#[tokio::test(start_paused = true)]
+async fn what_the_one_before_had_on_its_way_counts_for_the_next_one() {
+    let (asked, _ask) = tokio::sync::mpsc::unbounded_channel();
+    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: Arc::new(504.into()), delete: json!({}), asked });
+    let board = Board::default();
+    let mut mirror = pair(&backend).after(board.unsure("1"));
+    let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
+    let wish = Objects::from([(key, json!({ "apiVersion": "v1", "kind": "ConfigMap" }))]);
+    mirror.reconcile(&wish, &[], (&mut |_: &Report| (), &mut always())).await;
+    drop(mirror);
+    let mut next = pair(&backend).after(board.unsure("1"));
+    let at = next.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always())).await;
+    assert_eq!((next.report.there, at.is_some()), (1, true));
+    assert_eq!(pair(&backend).after(board.unsure("2")).there(), 0, "that is another cluster");
+    drop(next);
+    tokio::time::advance(limits::LANDING).await;
+    assert_eq!(pair(&backend).after(board.unsure("1")).there(), 0, "it cannot come any more");
 }
 
 #[tokio::test]
 async fn what_must_not_be_there_is_asked_after_when_nobody_saw_it_go() {
     let (asked, _ask) = tokio::sync::mpsc::unbounded_channel();
-    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: 504, delete: json!({}), asked });
+    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: Arc::new(504.into()), delete: json!({}), asked });
     let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
     let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
     mirror.actual.insert(key.clone(), json!({}));
@@ -350,10 +394,14 @@ async fn what_must_not_be_there_is_asked_after_when_nobody_saw_it_go() {
     mirror.heard(kind, watcher::Event::InitDone, &mut HashMap::new(), &mut Vec::new());
     let wanted = Objects::from([(key.clone(), ABSENT)]);
     let next = mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await;
-    assert_eq!((next, mirror.there(), mirror.unsure.len()), (None, 0, 0), "it is not there, and nothing rests");
+    assert_eq!(
+        (next, mirror.there(), mirror.unsure.keys(true)),
+        (None, 0, [].into()),
+        "it is not there, and nothing rests"
+    );
     // More than are asked after at once are asked after in a moment.
     let name = |n| Key { name: format!("c{n}"), ..key.clone() };
-    mirror.unsure.extend((0..100).map(name));
+    (0..100).for_each(|n| mirror.unsure.missing(name(n)));
     assert!(mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await.is_some());
     assert!((1..100).contains(&mirror.there()), "{}", mirror.there());
 }
@@ -363,7 +411,7 @@ async fn what_is_being_deleted_is_there_until_it_is_gone() {
     let (asked, _ask) = tokio::sync::mpsc::unbounded_channel();
     let meta = json!({ "name": "c", "namespace": "team", "uid": "1", "deletionTimestamp": "2026-01-01T00:00:00Z" });
     let delete = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": meta });
-    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: 200, delete: delete.clone(), asked });
+    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: Arc::new(200.into()), delete: delete.clone(), asked });
     let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
     let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
     mirror.actual.insert(key.clone(), delete.clone());
