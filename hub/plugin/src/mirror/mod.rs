@@ -243,8 +243,13 @@ impl Mirror {
                         let before = self.report.clone();
                         let now = Arc::clone(&wanted.borrow_and_update());
                         self.report.trouble = self.trouble();
-                        look = self.reconcile(&now, &unlisted, (&mut tell, &mut may_make)).await;
-                        if unlisted.is_empty() {
+                        let mut cut = false;
+                        let mut newer = || {
+                            cut = wanted.has_changed().unwrap_or(true);
+                            cut
+                        };
+                        look = self.reconcile(&now, &unlisted, (&mut tell, &mut may_make, &mut newer)).await;
+                        if unlisted.is_empty() && !cut {
                             self.report.of = Some(now);
                         }
                         let made = std::mem::take(&mut self.report.making);
@@ -333,12 +338,13 @@ impl Mirror {
     }
 
     /// Takes every step that is due, but for those of `unlisted` kinds: of these nobody knows what is missing. Returns when
-    /// to look again, if something failed. Before anything is made, that is told, and `may_make` waited for.
+    /// to look again, if something failed. Before anything is made, that is told, and `may_make` waited for. With each step it
+    /// is asked whether something `newer` is wanted: then the rest is left, for it may take long.
     async fn reconcile(
         &mut self,
         wanted: &Objects,
         unlisted: &[&'static str],
-        (tell, may_make): (&mut impl FnMut(&Report), &mut watch::Receiver<bool>),
+        (tell, may_make, newer): (&mut impl FnMut(&Report), &mut watch::Receiver<bool>, &mut impl FnMut() -> bool),
     ) -> Option<Instant> {
         let labelled = |object: &Value| if object.is_object() { self.labelled(object) } else { object.clone() };
         let wanted: Objects = wanted.iter().map(|(key, object)| (key.clone(), labelled(object))).collect();
@@ -401,6 +407,10 @@ impl Mirror {
                     }
                 }
                 Err(why) => self.fail(key, why),
+            }
+            if newer() {
+                self.report.there = self.there();
+                return Some(Instant::now());
             }
         }
         let mut left = BTreeMap::<Key, usize>::new();

@@ -222,11 +222,11 @@ async fn what_is_in_a_namespace_of_which_nobody_knows_whose_it_is_is_put_right_a
     let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "a": "b" } });
     let wanted = Objects::from([(home(&new), json!({})), (there.clone(), wish.clone()), (new.clone(), wish)]);
     // What it is asked for is told, and answered with what is no config map.
-    mirror.reconcile(&wanted, &["Namespace"], (&mut |_: &Report| (), &mut always())).await;
+    mirror.reconcile(&wanted, &["Namespace"], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
     assert_eq!(asked.try_recv().unwrap(), "PATCH /api/v1/namespaces/team/configmaps/there");
     assert!(asked.try_recv().is_err(), "nothing is laid where it may be somebody else's");
     assert_eq!(mirror.report.failed.keys().collect::<Vec<_>>(), [&there]);
-    mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await;
+    mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
     assert!(mirror.report.failed.contains_key(&new), "it is somebody else's");
 }
 
@@ -238,12 +238,12 @@ async fn of_what_nobody_knows_whether_it_is_wanted_nothing_is_taken_away_and_tha
     let key = |namespace: &str| Key { kind: "ConfigMap", namespace: namespace.to_owned(), name: "c".to_owned() };
     mirror.actual.insert(key("team"), json!({}));
     let unsure = Objects::from([(key(ANYWHERE), unknown("nobody tells"))]);
-    mirror.reconcile(&unsure, &[], (&mut |_: &Report| (), &mut always())).await;
+    mirror.reconcile(&unsure, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
     assert!(asked.try_recv().is_err(), "it is left as it is");
     assert_eq!((mirror.report.synced, mirror.report.there), (0, 1), "it would be left behind");
     assert_eq!(mirror.report.failed, [(key(ANYWHERE), "nobody tells; 1 are left as they are".to_owned())].into());
     // It is known now: not wanted.
-    mirror.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always())).await;
+    mirror.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
     assert_eq!(asked.try_recv().unwrap(), "DELETE /api/v1/namespaces/team/configmaps/c");
     assert!(mirror.report.failed.is_empty());
 }
@@ -258,10 +258,13 @@ async fn what_nothing_is_to_be_done_about_any_more_is_not_looked_at_again() {
     let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "a": "b" } });
     let wanted = Objects::from([(laid.clone(), wish.clone())]);
     // The cluster answers with what is no config map.
-    assert!(mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await.is_some(), "it is tried again");
+    assert!(
+        mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await.is_some(),
+        "it is tried again"
+    );
     mirror.actual.insert(laid.clone(), mirror.labelled(&wish));
     assert_eq!(
-        mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await,
+        mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await,
         None,
         "it was written all the same"
     );
@@ -272,7 +275,7 @@ async fn what_nothing_is_to_be_done_about_any_more_is_not_looked_at_again() {
     for unlisted in [&["Namespace"][..], &[]] {
         mirror.resting.insert(laid.clone(), (Instant::now(), 1));
         assert_eq!(
-            mirror.reconcile(&owned, unlisted, (&mut |_: &Report| (), &mut always())).await,
+            mirror.reconcile(&owned, unlisted, (&mut |_: &Report| (), &mut always(), &mut || false)).await,
             None,
             "its namespace is not known to be the hub's"
         );
@@ -281,10 +284,16 @@ async fn what_nothing_is_to_be_done_about_any_more_is_not_looked_at_again() {
     // A kind that this mirror does not keep: taking it away fails.
     let other = key("Other");
     mirror.actual = Objects::from([(other.clone(), json!({}))]);
-    assert!(mirror.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always())).await.is_some());
+    assert!(
+        mirror.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await.is_some()
+    );
     let anywhere = Key { namespace: ANYWHERE.to_owned(), ..other };
     let unsure = Objects::from([(anywhere.clone(), unknown("nobody tells"))]);
-    assert_eq!(mirror.reconcile(&unsure, &[], (&mut |_: &Report| (), &mut always())).await, None, "it may be wanted");
+    assert_eq!(
+        mirror.reconcile(&unsure, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await,
+        None,
+        "it may be wanted"
+    );
     assert_eq!(mirror.report.failed.keys().collect::<Vec<_>>(), [&anywhere]);
 }
 
@@ -331,7 +340,7 @@ async fn what_was_asked_for_and_not_answered_counts_until_it_cannot_come_any_mor
         let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
         let wish = Objects::from([(key, json!({ "apiVersion": "v1", "kind": "ConfigMap" }))]);
         let mut look = async |wanted: &Objects| {
-            let next = mirror.reconcile(wanted, &[], (&mut |_: &Report| (), &mut always())).await;
+            let next = mirror.reconcile(wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
             mirror.resting.clear();
             (mirror.report.there, next)
         };
@@ -349,6 +358,27 @@ async fn what_was_asked_for_and_not_answered_counts_until_it_cannot_come_any_mor
     }
 }
 
+#[tokio::test]
+async fn what_is_wanted_no_more_is_not_made_to_its_end() {
+    let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel();
+    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: Arc::new(200.into()), delete: json!({}), asked: ask });
+    let mut mirror = pair(&backend);
+    let key = |name: &str| Key { kind: "ConfigMap", namespace: "team".to_owned(), name: name.to_owned() };
+    let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "a": "b" } });
+    let wanted = Objects::from([(key("a"), wish.clone()), (key("b"), wish.clone()), (key("c"), wish)]);
+    let (mut steps, wish) = (0, &mut always());
+    let mut newer = || {
+        steps += 1;
+        steps == 2
+    };
+    let next = mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), wish, &mut newer)).await;
+    assert!(next.is_some(), "it is looked again");
+    let asked = std::iter::from_fn(|| asked.try_recv().ok());
+    let made: Vec<_> = asked.filter(|what| what == "PATCH").collect();
+    assert_eq!(made.len(), 2, "{made:?}");
+    assert_eq!(mirror.report.there, 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_was_not_answered_and_is_seen_as_wanted_is_not_looked_at_again() {
     let (asked, _ask) = tokio::sync::mpsc::unbounded_channel();
@@ -357,10 +387,13 @@ async fn what_was_not_answered_and_is_seen_as_wanted_is_not_looked_at_again() {
     let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
     let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap" });
     let wanted = Objects::from([(key.clone(), wish.clone())]);
-    assert!(mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await.is_some(), "it is tried again");
+    assert!(
+        mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await.is_some(),
+        "it is tried again"
+    );
     mirror.actual.insert(key, mirror.labelled(&wish));
     tokio::time::advance(limits::RETRY_LONGEST).await;
-    assert_eq!(mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await, None);
+    assert_eq!(mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await, None);
 }
 
 /// A session that is lost takes the answers with it, and not what was asked for.
@@ -372,10 +405,10 @@ async fn what_the_one_before_had_on_its_way_counts_for_the_next_one() {
     let mut mirror = pair(&backend).after(board.unsure("1"));
     let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
     let wish = Objects::from([(key, json!({ "apiVersion": "v1", "kind": "ConfigMap" }))]);
-    mirror.reconcile(&wish, &[], (&mut |_: &Report| (), &mut always())).await;
+    mirror.reconcile(&wish, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
     drop(mirror);
     let mut next = pair(&backend).after(board.unsure("1"));
-    let at = next.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always())).await;
+    let at = next.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
     assert_eq!((next.report.there, at.is_some()), (1, true));
     assert_eq!(pair(&backend).after(board.unsure("2")).there(), 0, "that is another cluster");
     drop(next);
@@ -393,7 +426,7 @@ async fn what_must_not_be_there_is_asked_after_when_nobody_saw_it_go() {
     mirror.resting.insert(key.clone(), (Instant::now(), 1));
     mirror.heard(kind, watcher::Event::InitDone, &mut HashMap::new(), &mut Vec::new());
     let wanted = Objects::from([(key.clone(), ABSENT)]);
-    let next = mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await;
+    let next = mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
     assert_eq!(
         (next, mirror.there(), mirror.unsure.keys(true)),
         (None, 0, [].into()),
@@ -402,7 +435,7 @@ async fn what_must_not_be_there_is_asked_after_when_nobody_saw_it_go() {
     // More than are asked after at once are asked after in a moment.
     let name = |n| Key { name: format!("c{n}"), ..key.clone() };
     (0..100).for_each(|n| mirror.unsure.missing(name(n)));
-    assert!(mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always())).await.is_some());
+    assert!(mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await.is_some());
     assert!((1..100).contains(&mirror.there()), "{}", mirror.there());
 }
 
@@ -415,7 +448,7 @@ async fn what_is_being_deleted_is_there_until_it_is_gone() {
     let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
     let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
     mirror.actual.insert(key.clone(), delete.clone());
-    mirror.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always())).await;
+    mirror.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
     assert_eq!((mirror.report.there, mirror.report.failed.len()), (1, 1), "somebody's finalizer holds it");
     let mut gone: DynamicObject = serde_json::from_value(delete).unwrap();
     for (uid, there) in [("0", 1), ("1", 0)] {
