@@ -75,6 +75,9 @@ fn clean(value: &mut Value, own: &[(String, &'static str)], row: &Row) {
             }
             // `null` and "not there" are one to every client.
             map.retain(|k, v| !(v.is_null() || k == "continue" && v == ""));
+            if let Some(Value::Array(all)) = map.get_mut("managedFields") {
+                in_order(all);
+            }
             for (key, value) in map {
                 match (key.as_str(), &*value) {
                     ("resourceVersion", Value::String(text)) if text != "0" => *value = "<rv>".into(),
@@ -95,6 +98,14 @@ fn clean(value: &mut Value, own: &[(String, &'static str)], row: &Row) {
             }
         }
         _ => {}
+    }
+}
+
+/// Within an operation a server lists managers by the second in which they wrote, and then by name: whether a second passes
+/// between two writes is chance.
+fn in_order(managers: &mut [Value]) {
+    for one in managers.chunk_by_mut(|a, b| a["operation"] == b["operation"]) {
+        one.sort_by_key(|manager| (manager["manager"].to_string(), manager["subresource"].to_string()));
     }
 }
 
