@@ -12,7 +12,7 @@ use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
@@ -38,7 +38,10 @@ pub struct Holder {
     state: StateDir,
     hub: String,
     current: watch::Sender<Arc<Membership>>,
+    /// What is used is not what a next start would find.
     unkept: AtomicBool,
+    /// Authorities that were believed when the folder could not be written: they are owed to it. Who writes there holds this.
+    owed: Mutex<Vec<CertificateDer<'static>>>,
     metrics: Metrics,
 }
 
@@ -52,6 +55,7 @@ impl Holder {
             hub,
             current: watch::Sender::new(Arc::new(membership)),
             unkept: AtomicBool::new(false),
+            owed: Mutex::default(),
             metrics,
         };
         holder.gauge();
@@ -78,7 +82,10 @@ impl Holder {
     /// # Errors
     /// It cannot be read.
     pub fn was_trusted(&self, pin: &[u8; 32]) -> Result<bool, StateError> {
-        self.state.was_trusted(pin)
+        let current = self.membership();
+        let is = |cert: &&CertificateDer<'_>| tls::spki_sha256(cert).is_ok_and(|found| found == *pin);
+        let owed = self.owed().iter().filter(|cert| !current.bundle.contains(cert)).any(|cert| is(&cert));
+        Ok(owed || self.state.was_trusted(pin)?)
     }
 
     /// For the next dial.
@@ -101,17 +108,24 @@ impl Holder {
         bundle: Vec<CertificateDer<'static>>,
         further_use: bool,
     ) -> Result<(), AdoptError> {
+        let mut owed = self.owed();
         let now = self.membership();
         let next = Membership { chain, bundle, ..(*now).clone() };
         next.check(&self.key)?;
         // First: a token that stays in the configuration must not look like one of another hub after a restart.
-        let forgone = self.state.forgo(&now.bundle, &next.bundle);
+        let more = now.bundle.iter().filter(|cert| !owed.contains(cert)).cloned();
+        let old: Vec<_> = owed.iter().cloned().chain(more).collect();
+        let forgone = self.state.forgo(&old, &next.bundle);
         match forgone.and_then(|()| self.state.keep(&self.hub, &next)) {
-            Ok(()) => self.unkept.store(false, Ordering::Relaxed),
+            Ok(()) => {
+                owed.clear();
+                self.unkept.store(false, Ordering::Relaxed);
+            }
             Err(error) if further_use && !now.has_expired(SystemTime::now() + limits::RENEW_UNKEPT) => {
                 return Err(error.into());
             }
             Err(error) => {
+                *owed = old;
                 self.unkept.store(true, Ordering::Relaxed);
                 self.metrics.renewals.with_label_values(&["unkept"]).inc();
                 let cause = upstream::chain(&error);
@@ -130,13 +144,20 @@ impl Holder {
 
     /// Tries once more to keep what is used. Blocks on the disk.
     pub fn keep(&self) {
-        match self.state.keep(&self.hub, &self.membership()) {
+        let mut owed = self.owed();
+        let now = self.membership();
+        match self.state.forgo(&owed, &now.bundle).and_then(|()| self.state.keep(&self.hub, &now)) {
             Ok(()) => {
+                owed.clear();
                 self.unkept.store(false, Ordering::Relaxed);
                 tracing::info!("the renewed certificate is kept now");
             }
             Err(error) => tracing::warn!(cause = %upstream::chain(&error), "the certificate cannot be kept yet"),
         }
+    }
+
+    fn owed(&self) -> MutexGuard<'_, Vec<CertificateDer<'static>>> {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn gauge(&self) {
@@ -171,9 +192,13 @@ mod tests {
         assert_eq!((&*holder.membership(), holder.is_unkept()), (&next, true));
         holder.keep();
         assert!(holder.is_unkept(), "it cannot be yet");
+        let pin = tls::spki_sha256(&first.bundle[0]).unwrap();
+        assert!(holder.was_trusted(&pin).unwrap(), "it is owed to the folder");
         fs::remove_file(&path).unwrap();
         holder.keep();
         assert!(!holder.is_unkept());
-        assert_eq!(StateDir::open(&path).unwrap().membership(holder.key()).unwrap(), Some(next));
+        let read = StateDir::open(&path).unwrap();
+        assert_eq!(read.membership(holder.key()).unwrap(), Some(next));
+        assert!(read.was_trusted(&pin).unwrap(), "what was believed before is not forgotten");
     }
 }

@@ -145,7 +145,10 @@ impl StateDir {
         let probe = dir.join(PROBE);
         fs::remove_file(&probe).map_err(|source| StateError::Io { what: "write", path: probe, source })?;
         for name in LASTING {
-            let _ = state.read(name); // one that cannot be read is told once it is needed
+            // One that cannot be read is told once it is needed.
+            if let Ok(Some(text)) = state.read(name) {
+                state.known().insert(name, text.into_bytes());
+            }
         }
         Ok(state)
     }
@@ -173,7 +176,9 @@ impl StateDir {
         let path = self.dir.join(KEY);
         let corrupt = |e: rcgen::Error| StateError::Corrupt { path: path.clone(), cause: e.to_string() };
         if let Some(text) = self.read(KEY)? {
-            return KeyPair::from_pem(&text).map_err(corrupt);
+            let key = KeyPair::from_pem(&text).map_err(corrupt)?;
+            self.known().insert(KEY, text.into_bytes());
+            return Ok(key);
         }
         let key = KeyPair::generate().map_err(corrupt)?;
         self.replace(KEY, key.serialize_pem().as_bytes())?;
@@ -234,14 +239,18 @@ impl StateDir {
         let known = self.known().clone();
         for (name, known) in LASTING.into_iter().filter_map(|name| known.get_key_value(name)) {
             let path = self.dir.join(name);
-            let found = match self.look(name) {
+            let found = match self.read(name) {
                 Err(StateError::Corrupt { .. }) => None,
                 found => found?,
             };
             match found {
                 Some(found) if *name != KEY || found.as_bytes() == known => continue,
-                Some(found) if KeyPair::from_pem(&found).is_ok() => return Err(StateError::Taken { path }),
-                Some(_) | None => {}
+                Some(found) => match (public_key(found.as_bytes()), public_key(known)) {
+                    (None, _) => {}
+                    (found, known) if found == known => continue,
+                    _ => return Err(StateError::Taken { path }),
+                },
+                None => {}
             }
             tracing::warn!(path = %path.display(), "was gone from the state folder, and is written anew");
             self.replace(name, known)?;
@@ -284,7 +293,9 @@ impl StateDir {
     }
 
     fn former(&self) -> Result<Vec<String>, StateError> {
-        Ok(self.read(FORMER)?.unwrap_or_default().lines().map(str::to_owned).collect())
+        // Until it is written again, what was in a folder that somebody has emptied holds.
+        let known = || self.known().get(FORMER).map(|known| String::from_utf8_lossy(known).into_owned());
+        Ok(self.read(FORMER)?.or_else(known).unwrap_or_default().lines().map(str::to_owned).collect())
     }
 
     /// What is in the folder, by name.
@@ -309,12 +320,10 @@ impl StateDir {
         known.try_for_each(|(name, bytes)| self.replace(name, bytes))
     }
 
-    /// Whether the folder has all that makes an agent who it is.
-    ///
-    /// # Errors
-    /// A file cannot be read.
-    pub fn is_whole(&self) -> Result<bool, StateError> {
-        Ok(self.read(KEY)?.is_some() && self.read(FACTS)?.is_some())
+    /// Whether the folder has all that makes an agent who it is, and none of it is corrupt.
+    pub fn is_whole(&self) -> bool {
+        let key = self.read(KEY).ok().flatten().and_then(|text| KeyPair::from_pem(&text).ok());
+        key.is_some_and(|key| matches!(self.membership(&key), Ok(Some(_))))
     }
 
     /// Hears of each change from now on.
@@ -322,16 +331,7 @@ impl StateDir {
         self.changed.subscribe()
     }
 
-    fn read(&self, name: &'static str) -> Result<Option<String>, StateError> {
-        let found = self.look(name)?;
-        if let Some(text) = &found {
-            self.known().insert(name, text.clone().into_bytes());
-        }
-        Ok(found)
-    }
-
-    /// What a file says now. Who reads by [`Self::read`] believes it.
-    fn look(&self, name: &str) -> Result<Option<String>, StateError> {
+    fn read(&self, name: &str) -> Result<Option<String>, StateError> {
         let path = self.dir.join(name);
         match read_text(&path) {
             Ok(text) => Ok(Some(text)),
@@ -448,6 +448,11 @@ impl Membership {
     }
 }
 
+/// Of a private key as PEM; `None`: it is none.
+fn public_key(pem: &[u8]) -> Option<Vec<u8>> {
+    Some(KeyPair::from_pem(std::str::from_utf8(pem).ok()?).ok()?.subject_public_key_info())
+}
+
 /// Reads a text file of bounded size.
 pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
@@ -525,6 +530,24 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn p16_half_a_state_is_not_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        assert!(!state.is_whole());
+        let key = state.key().unwrap();
+        assert!(!state.is_whole(), "it is nobody yet");
+        state.keep("hub:1", &membership(&key, AGENT)).unwrap();
+        assert!(state.is_whole());
+        for (file, bad) in [(FACTS, String::new()), (KEY, KeyPair::generate().unwrap().serialize_pem())] {
+            let good = fs::read(dir.path().join(file)).unwrap();
+            fs::write(dir.path().join(file), bad).unwrap();
+            assert!(!state.is_whole(), "{file}");
+            fs::write(dir.path().join(file), good).unwrap();
+        }
+        assert!(state.is_whole());
+    }
+
+    #[test]
     fn p16_a_corrupt_state_says_how_to_join_anew() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
@@ -571,14 +594,21 @@ pub(crate) mod tests {
         };
         whole("files");
         fs::remove_dir_all(&path).unwrap();
+        let pin = tls::spki_sha256(&before.bundle[0]).unwrap();
+        assert!(state.was_trusted(&pin).unwrap(), "it is not forgotten for as long as it is not written again");
         state.keep("hub:1", &kept).unwrap();
         whole("the folder");
         fs::write(path.join(KEY), "half a key").unwrap();
         state.keep("hub:1", &kept).unwrap();
         whole("half a key");
 
+        let same = fs::read_to_string(path.join(KEY)).unwrap().replace('\n', "\r\n");
+        fs::write(path.join(KEY), same).unwrap();
+        state.keep("hub:1", &kept).unwrap();
+
         let other = KeyPair::generate().unwrap().serialize_pem();
         fs::write(path.join(KEY), &other).unwrap();
+        assert!(state.files().unwrap().contains_key(KEY), "who looks at it does not make it this agent's");
         let said = state.keep("hub:1", &kept).unwrap_err().to_string();
         assert!(said.contains("another agent's key"), "{said}");
         assert_eq!(fs::read_to_string(path.join(KEY)).unwrap(), other, "it is not taken from the other one");

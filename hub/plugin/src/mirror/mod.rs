@@ -249,7 +249,10 @@ impl Mirror {
                             cut
                         };
                         look = self.reconcile(&now, &unlisted, (&mut tell, &mut may_make, &mut newer)).await;
-                        if unlisted.is_empty() && !cut {
+                        if cut {
+                            // What was so may not be any more, and what failed may be wanted in another way.
+                            (self.report.of, self.resting) = (None, HashMap::new());
+                        } else if unlisted.is_empty() {
                             self.report.of = Some(now);
                         }
                         let made = std::mem::take(&mut self.report.making);
@@ -338,8 +341,8 @@ impl Mirror {
     }
 
     /// Takes every step that is due, but for those of `unlisted` kinds: of these nobody knows what is missing. Returns when
-    /// to look again, if something failed. Before anything is made, that is told, and `may_make` waited for. With each step it
-    /// is asked whether something `newer` is wanted: then the rest is left, for it may take long.
+    /// to look again, if something failed. Before anything is made, that is told, and `may_make` waited for. Before
+    /// each step it is asked whether something `newer` is wanted: then the rest is left, for it may take long.
     async fn reconcile(
         &mut self,
         wanted: &Objects,
@@ -383,6 +386,10 @@ impl Mirror {
                     return None;
                 }
             }
+            if newer() {
+                self.report.there = self.there();
+                return Some(Instant::now() + limits::GATHER);
+            }
             let done = match &step {
                 Step::Apply { .. } => match wanted.get(&key) {
                     Some(object) => self.apply(&key, object).await,
@@ -407,10 +414,6 @@ impl Mirror {
                     }
                 }
                 Err(why) => self.fail(key, why),
-            }
-            if newer() {
-                self.report.there = self.there();
-                return Some(Instant::now());
             }
         }
         let mut left = BTreeMap::<Key, usize>::new();
@@ -474,16 +477,24 @@ impl Mirror {
         let applied = match api.patch(&key.name, &params, &Patch::Apply(object)).await {
             // Some fields never change (`roleRef`): then it is made anew.
             Err(kube::Error::Api(status)) if status.code == 422 && self.actual.contains_key(key) => {
-                api.delete(&key.name, &DeleteParams::background()).await.map_err(words)?;
-                self.unsure.asking(key);
-                api.patch(&key.name, &params, &Patch::Apply(object)).await
+                match api.delete(&key.name, &DeleteParams::background()).await {
+                    Ok(_) => {
+                        self.unsure.asking(key);
+                        api.patch(&key.name, &params, &Patch::Apply(object)).await
+                    }
+                    // What was asked for was refused before.
+                    Err(error) => {
+                        self.unsure.answered(key, before, false);
+                        return Err(words(error));
+                    }
+                }
             }
             other => other,
         };
         let refused =
             |error: &kube::Error| matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code));
         if applied.as_ref().map_or_else(refused, |_| true) {
-            self.unsure.answered(key, before);
+            self.unsure.answered(key, before, applied.is_ok());
         }
         let there = plain(&applied.map_err(words)?);
         let as_wanted = covers(&there, object);

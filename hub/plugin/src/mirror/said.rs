@@ -71,6 +71,8 @@ pub(super) fn as_condition(r#type: &str, report: &Report, leaving: bool, before:
         (None, None) if report.making && report.there == 0 => {
             (false, "Syncing", "the first objects are being made".to_owned())
         }
+        // What was wanted has changed under way.
+        (None, None) if report.of.is_none() => (false, "Syncing", "objects are being made and taken away".to_owned()),
         (None, None) if leaving && !something && report.of.as_ref().is_some_and(|of| of.is_empty()) => {
             (true, REMOVED, "nothing of it is left in the cluster".to_owned())
         }

@@ -332,7 +332,9 @@ impl Backend for Answers {
 #[tokio::test(start_paused = true)]
 async fn what_was_asked_for_and_not_answered_counts_until_it_cannot_come_any_more() {
     // Each is asked for as often as there are answers, and then wanted no more.
-    for (answers, seen, there) in [(&[504][..], 1, 1), (&[504, 200], 1, 1), (&[403], 0, 0), (&[200], 1, 0)] {
+    for (answers, seen, there) in
+        [(&[504][..], 1, 1), (&[504, 200], 1, 1), (&[504, 403], 1, 1), (&[403], 0, 0), (&[200], 1, 0)]
+    {
         let (asked, mut ask) = tokio::sync::mpsc::unbounded_channel();
         let patch = Arc::<AtomicU16>::default();
         let backend: Arc<dyn Backend> = Arc::new(Answers { patch: Arc::clone(&patch), delete: json!({}), asked });
@@ -369,7 +371,7 @@ async fn what_is_wanted_no_more_is_not_made_to_its_end() {
     let (mut steps, wish) = (0, &mut always());
     let mut newer = || {
         steps += 1;
-        steps == 2
+        steps == 3
     };
     let next = mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), wish, &mut newer)).await;
     assert!(next.is_some(), "it is looked again");
@@ -394,6 +396,54 @@ async fn what_was_not_answered_and_is_seen_as_wanted_is_not_looked_at_again() {
     mirror.actual.insert(key, mirror.labelled(&wish));
     tokio::time::advance(limits::RETRY_LONGEST).await;
     assert_eq!(mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await, None);
+}
+
+/// Whoever refuses now may have let it in before.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_says_nothing_of_what_was_not_answered_long_ago() {
+    let (asked, _ask) = tokio::sync::mpsc::unbounded_channel();
+    let patch = Arc::new(AtomicU16::new(504));
+    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: Arc::clone(&patch), delete: json!({}), asked });
+    let mut mirror = pair(&backend);
+    let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
+    let wish = Objects::from([(key, json!({ "apiVersion": "v1", "kind": "ConfigMap" }))]);
+    mirror.reconcile(&wish, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
+    patch.store(403, Ordering::Relaxed);
+    tokio::time::advance(limits::LANDING).await;
+    mirror.reconcile(&wish, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
+    assert_eq!(mirror.report.there, 1);
+}
+
+/// A cluster that has the mirror's object, whichever is asked after.
+struct There;
+impl Backend for There {
+    fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        async { Err("nobody asks".into()) }.boxed()
+    }
+    fn cluster(
+        &self,
+        plugin: &'static str,
+        _: &str,
+        _: Request<Bytes>,
+    ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        let meta = json!({ "name": "c", "labels": { PLUGIN_LABEL: plugin, CLUSTER_LABEL: "1" } });
+        let object = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": meta });
+        let body = Full::new(Bytes::from(object.to_string())).map_err(BoxError::from).boxed_unsync();
+        async { Ok(Response::new(body)) }.boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_asked_after_and_cannot_be_taken_away_yet_does_not_spin() {
+    let backend: Arc<dyn Backend> = Arc::new(There);
+    let mut mirror = pair(&backend);
+    let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
+    mirror.unsure.missing(key.clone());
+    // It was asked after before, in vain.
+    mirror.resting.insert(key, (Instant::now(), 1));
+    let course = (&mut |_: &Report| (), &mut always(), &mut || false);
+    let next = mirror.reconcile(&Objects::new(), &["ConfigMap"], course).await;
+    assert_eq!((next, mirror.there()), (None, 1), "nothing is taken away of a kind that is not listed");
 }
 
 /// A session that is lost takes the answers with it, and not what was asked for.

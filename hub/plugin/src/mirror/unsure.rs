@@ -50,10 +50,11 @@ impl Unsure {
         self.lock().insert(key.clone(), Instant::now() + limits::LANDING)
     }
 
-    /// It was answered. One that was asked for before and was not may come after it.
-    pub fn answered(&self, key: &Key, before: Option<Instant>) {
+    /// It was answered, and is there if it was `made`. One that was asked for before and was not answered may come after it; and
+    /// a refusal says nothing of what came of that.
+    pub fn answered(&self, key: &Key, before: Option<Instant>, made: bool) {
         let mut all = self.lock();
-        match before.filter(|until| Instant::now() < *until) {
+        match before.filter(|until| !made || Instant::now() < *until) {
             Some(until) => drop(all.insert(key.clone(), until)),
             None => drop(all.remove(key)),
         }
@@ -99,6 +100,7 @@ impl Mirror {
             match api.get_opt(&key.name).await {
                 Ok(there) => {
                     self.unsure.forget(&key);
+                    self.resting.remove(&key);
                     if let Some(there) = there.filter(|there| self.made(there)) {
                         self.actual.insert(key, plain(&there));
                     }
