@@ -47,8 +47,8 @@ const AWAY: Duration = Duration::from_secs(5);
 const SETTLE: f64 = 0.25;
 /// Longest wait until all is known again.
 const LATE: Duration = Duration::from_secs(300);
-/// Reports that a watch may be behind.
-const BEHIND: usize = 1024;
+/// Reports that a watch may be behind. Few: what they take is the tool's, and counted as if it were the hub's.
+const BEHIND: usize = 64;
 /// By how many pods a cluster varies.
 const PODS: u64 = 20;
 
@@ -69,10 +69,15 @@ impl Changes {
         usize::try_from(now % PODS).unwrap_or_default()
     }
 
-    /// A watch of a cluster's nodes.
+    /// A watch of a cluster's nodes. Of one that is gone there is nothing to see: who begins anew because it went has not
+    /// heard of that yet.
     pub fn watch(&self, cluster: &str, nodes: usize) -> Body {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        let events = watched.entry(cluster.to_owned()).or_insert_with(|| broadcast::channel(BEHIND).0).subscribe();
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(events) = watched.get(cluster).map(broadcast::Sender::subscribe) else {
+            return StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>())
+                .map_err(Into::into)
+                .boxed_unsync();
+        };
         let name = cluster.to_owned();
         let lines = stream::unfold((events, name), move |(mut events, name)| async move {
             loop {
@@ -101,6 +106,12 @@ impl Changes {
                 let _ = one.send(number / all.len());
             }
         }
+    }
+
+    /// There is such a cluster from now on.
+    pub fn come(&self, cluster: &str) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.insert(cluster.to_owned(), broadcast::channel(BEHIND).0);
     }
 
     fn forget(&self, cluster: &str) {
@@ -186,6 +197,7 @@ impl Turns<'_> {
         }
         let new = cluster(&api, self.next).await?;
         self.next += 1;
+        fleet.changes.come(&new.name);
         self.tell.send_modify(|all| drop(Arc::make_mut(all).insert(new.name.clone(), new)));
         Ok(())
     }

@@ -238,6 +238,7 @@ async fn measure(args: &Args, dir: &std::path::Path) -> Result<()> {
         requests,
         largest,
     });
+    seen.borrow().keys().for_each(|name| fleet.changes.come(name));
     host.start(Arc::clone(&fleet) as Arc<dyn Backend>, &seen);
     let healths = format!("{}/clusterhealths/", ClusterSpec::GROUP);
     let known = || -> usize {
