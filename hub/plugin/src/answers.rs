@@ -149,9 +149,12 @@ pub(crate) fn bounded(body: Body, counted: Counted) -> Body {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Backend, client::Target, client::Wire};
-    use futures_util::{FutureExt, StreamExt, future::BoxFuture, pin_mut, stream};
-    use http::{Request, Response};
+    use crate::{
+        Backend,
+        testing::{self, clusters_that, is_watch, listed},
+    };
+    use futures_util::{FutureExt, StreamExt, pin_mut, stream};
+    use http::Response;
     use http_body_util::StreamBody;
     use kube::{
         Api,
@@ -159,63 +162,38 @@ mod tests {
         runtime::watcher,
     };
     use proptest::prelude::*;
+    use serde_json::json;
     use std::sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     };
 
-    /// A cluster that says of its nodes what it is told to: pieces of `piece`, as many as anybody takes.
-    struct Endless {
-        /// To a watch.
-        code: u16,
-        head: &'static str,
-        piece: Bytes,
-        taken: Arc<AtomicUsize>,
-    }
-    impl Backend for Endless {
-        fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-            async { Err("nobody asks".into()) }.boxed()
-        }
-        fn cluster(
-            &self,
-            _: &'static str,
-            _: &str,
-            request: Request<Bytes>,
-        ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-            let (head, piece, taken) = (self.head, self.piece.clone(), Arc::clone(&self.taken));
-            let listing = request.uri().query().is_some_and(|query| !query.contains("watch=true"));
-            let short = listing && head.is_empty();
-            let pieces = stream::iter(if short {
-                vec![Bytes::from_static(
-                    br#"{"kind":"NodeList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[]}"#,
-                )]
-            } else {
-                vec![Bytes::from_static(head.as_bytes())]
-            });
-            let rest = stream::repeat(piece).take(if short { 0 } else { usize::MAX }).inspect(move |piece| {
-                taken.fetch_add(piece.len(), Ordering::Relaxed);
-            });
-            let body = StreamBody::new(pieces.chain(rest).map(|piece| Ok(Frame::data(piece))));
-            let mut answer = Response::new(body.boxed_unsync());
-            if !short && !listing {
-                *answer.status_mut() = http::StatusCode::from_u16(self.code).unwrap();
-            }
-            async { Ok(answer) }.boxed()
-        }
-    }
-
+    /// The nodes of a cluster that says of them what it is told to: pieces of `piece`, as many as anybody takes. `code` is what
+    /// it says to a watch.
     fn nodes(
         code: u16,
         head: &'static str,
         piece: &'static [u8],
     ) -> (Api<DynamicObject>, Arc<dyn Backend>, Arc<AtomicUsize>) {
         let taken = Arc::<AtomicUsize>::default();
-        let backend: Arc<dyn Backend> =
-            Arc::new(Endless { code, head, piece: Bytes::from_static(piece), taken: Arc::clone(&taken) });
-        let wire =
-            Wire { backend: Arc::downgrade(&backend), plugin: "test", target: Target::Cluster("edge1".to_owned()) };
+        let counted = Arc::clone(&taken);
+        let backend = clusters_that(move |request| {
+            if !is_watch(&request) && head.is_empty() {
+                return listed(&request, &json!([]));
+            }
+            let counted = Arc::clone(&counted);
+            let rest = stream::repeat(Bytes::from_static(piece)).inspect(move |piece| {
+                counted.fetch_add(piece.len(), Ordering::Relaxed);
+            });
+            let pieces = stream::iter([Bytes::from_static(head.as_bytes())]).chain(rest);
+            let mut answer = Response::new(StreamBody::new(pieces.map(|piece| Ok(Frame::data(piece)))).boxed_unsync());
+            if is_watch(&request) {
+                *answer.status_mut() = http::StatusCode::from_u16(code).unwrap();
+            }
+            async { Ok(answer) }.boxed()
+        });
         let kind = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", "Node"), "nodes");
-        (Api::all_with(wire.client(), &kind), backend, taken)
+        (Api::all_with(testing::client(&backend), &kind), backend, taken)
     }
 
     const PIECE: &[u8] = &[b'x'; 1 << 20];

@@ -418,12 +418,12 @@ impl Begin {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BoxError, PluginError, client::Body};
+    use crate::{
+        PluginError,
+        testing::{clusters_that, edge1},
+    };
     use futures_util::{FutureExt, future::BoxFuture};
-    use http::Request;
     use std::sync::{Mutex, mpsc};
-
-    type Answered = BoxFuture<'static, Result<Response<Body>, BoxError>>;
 
     /// Tells when its halves begin and end.
     struct Told(Mutex<mpsc::Sender<String>>);
@@ -462,26 +462,9 @@ mod tests {
         }
     }
 
-    struct Nobody;
-    impl Backend for Nobody {
-        fn hub(&self, _: &'static str, _: Request<Bytes>) -> Answered {
-            unreachable!("no test asks it")
-        }
-        fn cluster(&self, _: &'static str, _: &str, _: Request<Bytes>) -> Answered {
-            unreachable!("no test asks it")
-        }
-    }
-
     fn here(uid: &str) -> Arc<Clusters> {
-        let facts = ClusterFacts {
-            name: "edge1".to_owned(),
-            uid: uid.to_owned(),
-            labels: std::collections::BTreeMap::new(),
-            connected: true,
-            session: uid.to_owned(),
-            leaving: false,
-        };
-        Arc::new(Clusters::from([("edge1".to_owned(), Arc::new(facts))]))
+        let facts = ClusterFacts { uid: uid.to_owned(), session: uid.to_owned(), ..edge1() };
+        Arc::new(Clusters::from([(facts.name.clone(), Arc::new(facts))]))
     }
 
     #[test]
@@ -490,7 +473,7 @@ mod tests {
         let plugins: Vec<Arc<dyn Plugin>> = vec![Arc::new(Told(Mutex::new(told)))];
         let mut host = Host::new(plugins, &prometheus::Registry::new()).expect("a host");
         let (clusters, seen) = watch::channel(here("a0"));
-        host.start(Arc::new(Nobody), &seen);
+        host.start(clusters_that(|_| unreachable!("no test asks it")), &seen);
         let next = || heard.recv_timeout(std::time::Duration::from_secs(20)).expect("a half");
         assert_eq!(next(), "a0 begun");
         for i in 1..100 {

@@ -16,6 +16,7 @@
 //! | `logins` | login providers that plugins bring, on their threads |
 //! | `kind`, `object`, `condition`, `follow` | kinds of the hub's API, typed for kube-rs |
 //! | [`mirror`], `select` | keeps objects in clusters as the hub wants them, and tells how far it is |
+//! | `testing` | with the feature of that name: clusters without a network, for tests of plugins |
 #![forbid(unsafe_code)]
 
 mod answers;
@@ -36,6 +37,8 @@ mod plugin;
 pub mod quantity;
 mod register;
 mod select;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod view;
 mod watching;
 

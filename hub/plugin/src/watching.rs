@@ -147,13 +147,11 @@ impl Held {
 mod tests {
     use super::*;
     use crate::{
-        Backend, Body, BoxError,
-        client::{Target, Wire},
+        Backend, BoxError,
+        testing::{self, answer, clusters_that, failure, is_watch, listed},
     };
-    use bytes::Bytes;
-    use futures_util::{FutureExt, future::BoxFuture};
-    use http::{Request, Response};
-    use http_body_util::{BodyExt, Full};
+    use futures_util::FutureExt;
+    use http::StatusCode;
     use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
     use serde_json::json;
     use std::{
@@ -168,63 +166,43 @@ mod tests {
     const SLOW: Duration = Duration::from_secs(2);
 
     /// A cluster whose nodes have no end, page by page.
-    #[derive(Default)]
-    struct Pages(AtomicUsize);
-    impl Backend for Pages {
-        fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-            async { Err("nobody asks".into()) }.boxed()
-        }
-        fn cluster(
-            &self,
-            _: &'static str,
-            _: &str,
-            _: Request<Bytes>,
-        ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-            let page = self.0.fetch_add(1, Ordering::Relaxed);
+    fn endless() -> Arc<dyn Backend> {
+        let pages = AtomicUsize::default();
+        clusters_that(move |_| {
+            let page = pages.fetch_add(1, Ordering::Relaxed);
             let items: Vec<_> = (0..500).map(|n| json!({ "metadata": { "name": format!("{page}-{n}") } })).collect();
             let list = json!({ "apiVersion": "v1", "kind": "NodeList", "items": items,
                 "metadata": { "resourceVersion": "1", "continue": "more" } });
-            let body = Full::new(Bytes::from(list.to_string())).map_err(BoxError::from).boxed_unsync();
             async move {
                 sleep(SLOW).await;
-                Ok(Response::new(body))
+                answer(StatusCode::OK, &list).await
             }
             .boxed()
-        }
+        })
     }
 
-    /// A cluster that lists its nodes, of which there are none, and lets nobody watch them.
+    /// How often a cluster was asked.
     #[derive(Default)]
-    struct Unwatched {
+    struct Asked {
         lists: AtomicUsize,
         watches: AtomicUsize,
     }
-    impl Backend for Unwatched {
-        fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-            async { Err("nobody asks".into()) }.boxed()
-        }
-        fn cluster(
-            &self,
-            _: &'static str,
-            _: &str,
-            request: Request<Bytes>,
-        ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-            let watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
-            let (asked, code) = if watch { (&self.watches, 503) } else { (&self.lists, 200) };
-            asked.fetch_add(1, Ordering::Relaxed);
-            let list =
-                json!({ "apiVersion": "v1", "kind": "NodeList", "items": [], "metadata": { "resourceVersion": "1" } });
-            let mut answer =
-                Response::new(Full::new(Bytes::from(list.to_string())).map_err(BoxError::from).boxed_unsync());
-            *answer.status_mut() = http::StatusCode::from_u16(code).unwrap();
-            async { Ok(answer) }.boxed()
-        }
+
+    /// A cluster that lists its nodes, of which there are none, and lets nobody watch them.
+    fn unwatched(asked: &Arc<Asked>) -> Arc<dyn Backend> {
+        let asked = Arc::clone(asked);
+        clusters_that(move |request| {
+            if is_watch(&request) {
+                asked.watches.fetch_add(1, Ordering::Relaxed);
+                return failure(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable");
+            }
+            asked.lists.fetch_add(1, Ordering::Relaxed);
+            listed(&request, &json!([]))
+        })
     }
 
     fn nodes(backend: &Arc<dyn Backend>) -> Api<DynamicObject> {
-        let wire =
-            Wire { backend: Arc::downgrade(backend), plugin: "test", target: Target::Cluster("edge1".to_owned()) };
-        Api::all_with(wire.client(), &kind())
+        Api::all_with(testing::client(backend), &kind())
     }
 
     /// Whether it has begun anew after as long as after so many failures in a row.
@@ -239,7 +217,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_listing_without_end_is_taken_to_its_bound_and_begun_anew_after_pauses_that_grow_however_long_it_takes() {
-        let backend: Arc<dyn Backend> = Arc::new(Pages::default());
+        let backend = endless();
         let mut events = watching(nodes(&backend), watcher::Config::default(), Some(limits::HELD));
         let mut begun = Instant::now();
         for failures in 0..3 {
@@ -261,8 +239,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_watch_that_fails_goes_on_and_after_some_errors_in_a_row_is_told_and_begun_anew_after_pauses_that_grow() {
-        let cluster = Arc::<Unwatched>::default();
-        let backend: Arc<dyn Backend> = cluster.clone();
+        let asked = Arc::<Asked>::default();
+        let backend = unwatched(&asked);
         let mut events = watching(nodes(&backend), watcher::Config::default(), None);
         let mut begun = Instant::now();
         for failures in 0..4 {
@@ -270,7 +248,7 @@ mod tests {
             assert!(paused(begun, failures), "{:?} after {failures}", begun.elapsed());
             assert!(matches!(events.next().await, Some(Ok(watcher::Event::InitDone))));
             assert!(matches!(events.next().await, Some(Err(watcher::Error::WatchStartFailed(_)))));
-            let (lists, watches) = (cluster.lists.load(Ordering::Relaxed), cluster.watches.load(Ordering::Relaxed));
+            let (lists, watches) = (asked.lists.load(Ordering::Relaxed), asked.watches.load(Ordering::Relaxed));
             let times = failures as usize + 1;
             assert_eq!((lists, watches), (times, times * limits::WATCH_ERRORS as usize));
             begun = Instant::now();

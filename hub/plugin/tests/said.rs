@@ -2,20 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail by panicking")]
 
 use bytes::Bytes;
-use futures_util::{FutureExt, future::BoxFuture, stream};
-use http::{Method, Request, Response};
-use http_body::Frame;
-use http_body_util::{BodyExt, Full, StreamBody};
+use futures_util::{FutureExt, future::BoxFuture};
+use http::{Method, Request, StatusCode};
 use moorline_plugin::{
-    Backend, Body, BoxError, ClusterFacts, ClusterView, Clusters, Condition, Host, HubView, Plugin, PluginError,
-    Registration,
+    Backend, ClusterFacts, ClusterView, Clusters, Condition, Host, HubView, Plugin, PluginError, Registration,
     mirror::{Board, Kept, Key, Objects, says_nothing},
+    testing::{Answered, answer, edge1, failure, listed},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
-    convert::Infallible,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -74,13 +70,6 @@ impl World {
     }
 }
 
-type Answered = BoxFuture<'static, Result<Response<Body>, BoxError>>;
-
-fn answer(value: &Value) -> Answered {
-    let body = Full::new(Bytes::from(value.to_string())).map_err(BoxError::from).boxed_unsync();
-    async { Ok(Response::new(body)) }.boxed()
-}
-
 struct Ends(Arc<World>);
 
 impl Backend for Ends {
@@ -93,7 +82,7 @@ impl Backend for Ends {
                 let _ = world.told.send(("told", world.says()));
             }
             let object = world.object.lock().unwrap().clone();
-            answer(&object).await
+            answer(StatusCode::OK, &object).await
         }
         .boxed()
     }
@@ -102,24 +91,10 @@ impl Backend for Ends {
         match (request.method(), request.uri().query()) {
             (&Method::PATCH, _) => {
                 let _ = self.0.told.send(("made", self.0.says()));
-                answer(&serde_json::from_slice(request.body()).unwrap())
+                answer(StatusCode::OK, &serde_json::from_slice(request.body()).unwrap())
             }
-            (&Method::GET, Some(query)) if query.contains("watch=true") => {
-                let silence = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
-                let body = silence.map_err(BoxError::from).boxed_unsync();
-                async { Ok(Response::new(body)) }.boxed()
-            }
-            (&Method::GET, Some(_)) => answer(
-                &json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "7" }, "items": [] }),
-            ),
-            _ => {
-                let gone = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound",
-                    "code": 404, "message": "not found" });
-                let body = Full::new(Bytes::from(gone.to_string())).map_err(BoxError::from).boxed_unsync();
-                let mut answer = Response::new(body);
-                *answer.status_mut() = http::StatusCode::NOT_FOUND;
-                async { Ok(answer) }.boxed()
-            }
+            (&Method::GET, Some(_)) => listed(&request, &json!([])),
+            _ => failure(StatusCode::NOT_FOUND, "NotFound"),
         }
     }
 }
@@ -129,15 +104,7 @@ fn nothing_is_made_while_the_clusters_object_says_that_nothing_is_there() {
     let (told, mut tales) = mpsc::unbounded_channel();
     let object = json!({ "apiVersion": "moorline.dev/v1alpha1", "kind": "Cluster", "metadata": { "name": "edge1" } });
     let world = Arc::new(World { object: Mutex::new(object), told });
-    let facts = ClusterFacts {
-        name: "edge1".to_owned(),
-        uid: "1".to_owned(),
-        labels: BTreeMap::new(),
-        connected: true,
-        session: "s".to_owned(),
-        leaving: false,
-    };
-    let (_clusters, seen) = watch::channel(Arc::new(Clusters::from([("edge1".to_owned(), Arc::new(facts))])));
+    let (_clusters, seen) = watch::channel(Arc::new(Clusters::from([("edge1".to_owned(), Arc::new(edge1()))])));
     let count = watch::Sender::new(Some(Arc::new(0)));
     let plugin = Arc::new(Notes { count: count.clone(), board: Board::default() });
     let mut host = Host::new(vec![plugin], &prometheus::Registry::new()).unwrap();

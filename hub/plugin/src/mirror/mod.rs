@@ -128,6 +128,16 @@ pub struct Mirror {
     report: Report,
 }
 
+/// Who has a say while objects are changed.
+struct Outside<'a> {
+    /// Hears of the report before anything is made.
+    tell: &'a mut (dyn FnMut(&Report) + Send),
+    /// Whether anything may be made, now that it was told.
+    may_make: &'a mut watch::Receiver<bool>,
+    /// Whether something else is wanted by now.
+    newer: &'a mut (dyn FnMut() -> bool + Send),
+}
+
 /// Objects of a kind that are not looked at, and are there.
 struct LeftOut {
     why: String,
@@ -189,7 +199,7 @@ impl Mirror {
     pub async fn run(
         mut self,
         (mut wanted, mut may_make): (watch::Receiver<Arc<Objects>>, watch::Receiver<bool>),
-        mut tell: impl FnMut(&Report),
+        mut tell: impl FnMut(&Report) + Send,
     ) -> Result<(), PluginError> {
         let mut changes = self.watch();
         let mut listing: HashMap<&'static str, Objects> = HashMap::new();
@@ -248,7 +258,8 @@ impl Mirror {
                             cut = wanted.has_changed().unwrap_or(true);
                             cut
                         };
-                        look = self.reconcile(&now, &unlisted, (&mut tell, &mut may_make, &mut newer)).await;
+                        let outside = Outside { tell: &mut tell, may_make: &mut may_make, newer: &mut newer };
+                        look = self.reconcile(&now, &unlisted, outside).await;
                         if cut {
                             // What was so may not be any more, and what failed may be wanted in another way.
                             (self.report.of, self.resting) = (None, HashMap::new());
@@ -341,20 +352,20 @@ impl Mirror {
     }
 
     /// Takes every step that is due, but for those of `unlisted` kinds: of these nobody knows what is missing. Returns when
-    /// to look again, if something failed. Before anything is made, that is told, and `may_make` waited for. Before
-    /// each step it is asked whether something `newer` is wanted: then the rest is left, for it may take long.
+    /// to look again, if something failed. Before each step it is asked whether something `newer` is wanted: then the rest is
+    /// left, for it may take long.
     async fn reconcile(
         &mut self,
         wanted: &Objects,
         unlisted: &[&'static str],
-        (tell, may_make, newer): (&mut impl FnMut(&Report), &mut watch::Receiver<bool>, &mut impl FnMut() -> bool),
+        Outside { tell, may_make, newer }: Outside<'_>,
     ) -> Option<Instant> {
         let labelled = |object: &Value| if object.is_object() { self.labelled(object) } else { object.clone() };
         let wanted: Objects = wanted.iter().map(|(key, object)| (key.clone(), labelled(object))).collect();
         self.settle(&wanted).await;
         let todo = steps(&wanted, &self.actual, &self.held);
         let steps_of: HashSet<&Key> = todo.iter().map(Step::key).collect();
-        let (unsure, to_ask) = (self.unsure.keys(true), self.unsure.keys(false));
+        let (unsure, to_ask) = (self.unsure.keys(), self.unsure.due());
         self.report.failed.retain(|key, _| wanted.contains_key(key) || steps_of.contains(key) || unsure.contains(key));
         // What nothing is to be done about rests no more: its time would come, and never go.
         self.resting.retain(|key, _| steps_of.contains(key) || to_ask.contains(key));

@@ -125,6 +125,8 @@ mod tests {
         let empty = Report { of: Some(Arc::default()), ..Report::default() };
         assert_eq!((of(&empty, true).reason.as_str(), of(&empty, false).reason.as_str()), (REMOVED, "InSync"));
         assert_eq!((says_nothing(&of(&full, true)), says_nothing(&of(&empty, false))), (false, true));
+        let cut = of(&Report { there: 1, ..Report::default() }, true);
+        assert_eq!((cut.reason.as_str(), says_nothing(&cut)), ("Syncing", false), "it was left for something newer");
         let stuck = Report { failed: [(key, "no".to_owned())].into(), ..empty.clone() };
         assert_eq!(of(&stuck, true).reason, "Failing");
         for leaving in [true, false] {

@@ -2,61 +2,51 @@
 
 use super::*;
 use crate::{
-    Backend, Body, BoxError,
-    client::{Target, Wire},
+    Backend, ClusterFacts,
     metrics::Metrics,
+    testing::{self, answer, clusters_that, edge1, failure, is_watch, listed, watch_of},
 };
 use bytes::Bytes;
-use futures_util::{FutureExt, future::BoxFuture, stream};
-use http::{Request, Response};
-use http_body::Frame;
-use http_body_util::{BodyExt, Full, StreamBody};
+use futures_util::future;
+use http::{Method, StatusCode};
 use serde_json::json;
-use std::{
-    convert::Infallible,
-    sync::atomic::{AtomicU16, AtomicUsize, Ordering},
-};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// A cluster with these objects, of which nothing ever changes.
-struct Fixed(Value);
-impl Backend for Fixed {
-    fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-        async { Err("nobody asks".into()) }.boxed()
-    }
-    fn cluster(
-        &self,
-        _: &'static str,
-        _: &str,
-        request: Request<Bytes>,
-    ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-        let list =
-            json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "7" }, "items": self.0 });
-        let body = match request.uri().query().is_some_and(|query| query.contains("watch=true")) {
-            true => StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>())
-                .map_err(BoxError::from)
-                .boxed_unsync(),
-            false => Full::new(Bytes::from(list.to_string())).map_err(BoxError::from).boxed_unsync(),
-        };
-        async { Ok(Response::new(body)) }.boxed()
-    }
+fn fixed(items: Value) -> Arc<dyn Backend> {
+    clusters_that(move |request| listed(&request, &items))
+}
+
+/// A mirror of these kinds in a cluster.
+fn mirror(backend: &Arc<dyn Backend>, kinds: &'static [Kept]) -> Mirror {
+    let ClusterFacts { name, uid, .. } = edge1();
+    let cluster = ClusterView { name, uid, client: testing::client(backend), stop: CancellationToken::new() };
+    Mirror::new("test", &cluster, kinds, Metrics::new(&prometheus::Registry::new()).unwrap().of("test"))
+}
+
+const PAIR: &[Kept] = &[Kept::core("ConfigMap", "configmaps"), Kept::core("Secret", "secrets")];
+
+fn pair(backend: &Arc<dyn Backend>) -> Mirror {
+    mirror(backend, PAIR)
+}
+
+/// Nothing else is wanted under way, and nobody objects to what is made.
+async fn reconcile(mirror: &mut Mirror, wanted: &Objects, unlisted: &[&'static str]) -> Option<Instant> {
+    let outside = Outside { tell: &mut |_| (), may_make: &mut always(), newer: &mut || false };
+    mirror.reconcile(wanted, unlisted, outside).await
 }
 
 #[tokio::test]
 async fn what_is_named_as_no_cluster_names_is_left_out_and_told() {
-    static KINDS: &[Kept] =
-        &[Kept { group: "", version: "v1", kind: "Secret", plural: "secrets", take_over: false, release: false }];
     let secret = |name: &str| json!({ "metadata": { "name": name, "namespace": "team" } });
-    let backend: Arc<dyn Backend> = Arc::new(Fixed(json!([secret("short"), secret(&"n".repeat(limits::NAME + 1))])));
-    let target = Target::Cluster("edge1".to_owned());
-    let client = Wire { backend: Arc::downgrade(&backend), plugin: "test", target }.client();
-    let cluster = ClusterView { name: "edge1".to_owned(), uid: "1".to_owned(), client, stop: CancellationToken::new() };
-    let metrics = Metrics::new(&prometheus::Registry::new()).unwrap().of("test");
+    let backend = fixed(json!([secret("short"), secret(&"n".repeat(limits::NAME + 1))]));
     let key = Key { kind: "Secret", namespace: "team".to_owned(), name: "short".to_owned() };
     let wish = Objects::from([(key, secret("short"))]);
     let (_wish, wanted) = watch::channel(Arc::new(wish));
     let (tell, mut told) = watch::channel(Report::default());
-    let mirror = Mirror::new("test", &cluster, KINDS, metrics);
+    let mirror = mirror(&backend, const { &[Kept::core("Secret", "secrets")] });
     let looked = |report: &Report| report.of.is_some();
     tokio::select! {
         ended = mirror.run((wanted, always()), |report| drop(tell.send_replace(report.clone()))) => panic!("{ended:?}"),
@@ -72,76 +62,39 @@ fn always() -> watch::Receiver<bool> {
     watch::channel(true).1
 }
 
-const PAIR: &[Kept] = &[
-    Kept { group: "", version: "v1", kind: "ConfigMap", plural: "configmaps", take_over: false, release: false },
-    Kept { group: "", version: "v1", kind: "Secret", plural: "secrets", take_over: false, release: false },
-];
-
-fn pair(backend: &Arc<dyn Backend>) -> Mirror {
-    let target = Target::Cluster("edge1".to_owned());
-    let client = Wire { backend: Arc::downgrade(backend), plugin: "test", target }.client();
-    let cluster = ClusterView { name: "edge1".to_owned(), uid: "1".to_owned(), client, stop: CancellationToken::new() };
-    Mirror::new("test", &cluster, PAIR, Metrics::new(&prometheus::Registry::new()).unwrap().of("test"))
-}
-
 /// When something of the other kind changes, and when the broken one can be listed again.
 const OTHER: Duration = Duration::from_secs(10);
 const HEALED: Duration = Duration::from_secs(300);
 
 /// A cluster of which a line of the first watch of secrets is too long, and that does not list them then for a while.
-struct Broken {
-    since: Instant,
-    lists: Arc<AtomicUsize>,
-}
-impl Backend for Broken {
-    fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-        async { Err("nobody asks".into()) }.boxed()
-    }
-    fn cluster(
-        &self,
-        _: &'static str,
-        _: &str,
-        request: Request<Bytes>,
-    ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-        let (secrets, healed) = (request.uri().path().ends_with("/secrets"), HEALED <= self.since.elapsed());
-        let watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
-        let whole = |text: String| Full::new(Bytes::from(text)).map_err(BoxError::from).boxed_unsync();
-        let line = |wait: Duration, text: String| {
-            let line = async move {
-                tokio::time::sleep(wait).await;
-                Ok::<_, Infallible>(Frame::data(Bytes::from(text)))
-            };
-            StreamBody::new(line.into_stream().chain(stream::pending())).map_err(BoxError::from).boxed_unsync()
-        };
-        let mut answer = Response::new(match (watch, secrets) {
-            (false, _) => whole(
-                json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "7" }, "items": [] })
-                    .to_string(),
-            ),
-            (true, true) if healed => line(Duration::MAX, String::new()),
-            (true, true) => line(Duration::ZERO, "x".repeat(limits::WATCH_LINE + 1)),
-            (true, false) => {
+fn broken(since: Instant, lists: &Arc<AtomicUsize>) -> Arc<dyn Backend> {
+    let lists = Arc::clone(lists);
+    clusters_that(move |request| {
+        let (secrets, healed) = (request.uri().path().ends_with("/secrets"), HEALED <= since.elapsed());
+        match (is_watch(&request), secrets) {
+            (false, false) => listed(&request, &json!([])),
+            (false, true) => match 0 < lists.fetch_add(1, Ordering::Relaxed) && !healed {
+                true => failure(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
+                false => listed(&request, &json!([])),
+            },
+            (true, true) if healed => watch_of(future::pending()),
+            (true, true) => watch_of(future::ready(Bytes::from("x".repeat(limits::WATCH_LINE + 1)))),
+            (true, false) => watch_of(async {
+                tokio::time::sleep(OTHER).await;
                 let object = json!({ "apiVersion": "v1", "kind": "ConfigMap",
                     "metadata": { "name": "c", "namespace": "team", "resourceVersion": "8" } });
-                line(OTHER, json!({ "type": "DELETED", "object": object }).to_string() + "\n")
-            }
-        });
-        if secrets && !watch {
-            let again = 0 < self.lists.fetch_add(1, Ordering::Relaxed);
-            if again && !healed {
-                *answer.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
-            }
+                Bytes::from(json!({ "type": "DELETED", "object": object }).to_string() + "\n")
+            }),
         }
-        async { Ok(answer) }.boxed()
-    }
+    })
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_kind_whose_watch_is_down_is_told_until_it_is_listed_anew_whatever_is_heard_of_others() {
     let (since, lists) = (Instant::now(), Arc::<AtomicUsize>::default());
-    let backend: Arc<dyn Backend> = Arc::new(Broken { since, lists: Arc::clone(&lists) });
+    let backend = broken(since, &lists);
     let (_wish, wanted) = watch::channel(Arc::default());
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (tell, mut told) = mpsc::unbounded_channel();
     let run = pair(&backend).run((wanted, always()), |report| drop(tell.send(report.trouble.clone())));
     let look = async {
         let mut all = Vec::new();
@@ -165,39 +118,26 @@ async fn a_kind_whose_watch_is_down_is_told_until_it_is_listed_anew_whatever_is_
 }
 
 /// A cluster that lists no secrets, and has a config map. It tells of what it is asked for besides.
-struct Half(tokio::sync::mpsc::UnboundedSender<String>);
-impl Backend for Half {
-    fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-        async { Err("nobody asks".into()) }.boxed()
-    }
-    fn cluster(
-        &self,
-        plugin: &'static str,
-        cluster: &str,
-        request: Request<Bytes>,
-    ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-        let path = request.uri().path().to_owned();
+fn half() -> (Arc<dyn Backend>, mpsc::UnboundedReceiver<String>) {
+    let (ask, asked) = mpsc::unbounded_channel();
+    let backend = clusters_that(move |request| {
+        let path = request.uri().path();
         if path.ends_with("/configmaps") {
             let there = json!({ "metadata": { "name": "c", "namespace": "team", "resourceVersion": "1" } });
-            return Fixed(json!([there])).cluster(plugin, cluster, request);
+            return listed(&request, &json!([there]));
         }
-        let mut answer = Response::new(
-            Full::new(Bytes::from(json!({ "kind": "Status", "status": "Success" }).to_string()))
-                .map_err(BoxError::from)
-                .boxed_unsync(),
-        );
-        match path.ends_with("/secrets") {
-            true => *answer.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE,
-            false => drop(self.0.send(format!("{} {path}", request.method()))),
+        if path.ends_with("/secrets") {
+            return failure(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable");
         }
-        async { Ok(answer) }.boxed()
-    }
+        drop(ask.send(format!("{} {path}", request.method())));
+        answer(StatusCode::OK, &json!({ "kind": "Status", "status": "Success" }))
+    });
+    (backend, asked)
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_kind_that_cannot_be_listed_is_left_as_it_is_and_stops_no_other() {
-    let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel();
-    let backend: Arc<dyn Backend> = Arc::new(Half(ask));
+    let (backend, mut asked) = half();
     let key = Key { kind: "Secret", namespace: "team".to_owned(), name: "s".to_owned() };
     let wish = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "s", "namespace": "team" } });
     let wish = Objects::from([(key, wish)]);
@@ -213,8 +153,7 @@ async fn a_kind_that_cannot_be_listed_is_left_as_it_is_and_stops_no_other() {
 
 #[tokio::test]
 async fn what_is_in_a_namespace_of_which_nobody_knows_whose_it_is_is_put_right_and_nothing_is_added() {
-    let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel();
-    let backend: Arc<dyn Backend> = Arc::new(Half(ask));
+    let (backend, mut asked) = half();
     let mut mirror = pair(&backend);
     let key = |name: &str| Key { kind: "ConfigMap", namespace: "team".to_owned(), name: name.to_owned() };
     let (there, new) = (key("there"), key("new"));
@@ -222,158 +161,124 @@ async fn what_is_in_a_namespace_of_which_nobody_knows_whose_it_is_is_put_right_a
     let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "a": "b" } });
     let wanted = Objects::from([(home(&new), json!({})), (there.clone(), wish.clone()), (new.clone(), wish)]);
     // What it is asked for is told, and answered with what is no config map.
-    mirror.reconcile(&wanted, &["Namespace"], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
+    reconcile(&mut mirror, &wanted, &["Namespace"]).await;
     assert_eq!(asked.try_recv().unwrap(), "PATCH /api/v1/namespaces/team/configmaps/there");
     assert!(asked.try_recv().is_err(), "nothing is laid where it may be somebody else's");
     assert_eq!(mirror.report.failed.keys().collect::<Vec<_>>(), [&there]);
-    mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
+    reconcile(&mut mirror, &wanted, &[]).await;
     assert!(mirror.report.failed.contains_key(&new), "it is somebody else's");
 }
 
 #[tokio::test]
 async fn of_what_nobody_knows_whether_it_is_wanted_nothing_is_taken_away_and_that_is_told() {
-    let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel();
-    let backend: Arc<dyn Backend> = Arc::new(Half(ask));
+    let (backend, mut asked) = half();
     let mut mirror = pair(&backend);
     let key = |namespace: &str| Key { kind: "ConfigMap", namespace: namespace.to_owned(), name: "c".to_owned() };
     mirror.actual.insert(key("team"), json!({}));
     let unsure = Objects::from([(key(ANYWHERE), unknown("nobody tells"))]);
-    mirror.reconcile(&unsure, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
+    reconcile(&mut mirror, &unsure, &[]).await;
     assert!(asked.try_recv().is_err(), "it is left as it is");
     assert_eq!((mirror.report.synced, mirror.report.there), (0, 1), "it would be left behind");
     assert_eq!(mirror.report.failed, [(key(ANYWHERE), "nobody tells; 1 are left as they are".to_owned())].into());
     // It is known now: not wanted.
-    mirror.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
+    reconcile(&mut mirror, &Objects::new(), &[]).await;
     assert_eq!(asked.try_recv().unwrap(), "DELETE /api/v1/namespaces/team/configmaps/c");
     assert!(mirror.report.failed.is_empty());
 }
 
 #[tokio::test]
 async fn what_nothing_is_to_be_done_about_any_more_is_not_looked_at_again() {
-    let (ask, _asked) = tokio::sync::mpsc::unbounded_channel();
-    let backend: Arc<dyn Backend> = Arc::new(Half(ask));
+    let (backend, _asked) = half();
     let mut mirror = pair(&backend);
     let key = |kind| Key { kind, namespace: "team".to_owned(), name: "c".to_owned() };
     let laid = key("ConfigMap");
     let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "a": "b" } });
     let wanted = Objects::from([(laid.clone(), wish.clone())]);
     // The cluster answers with what is no config map.
-    assert!(
-        mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await.is_some(),
-        "it is tried again"
-    );
+    assert!(reconcile(&mut mirror, &wanted, &[]).await.is_some(), "it is tried again");
     mirror.actual.insert(laid.clone(), mirror.labelled(&wish));
-    assert_eq!(
-        mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await,
-        None,
-        "it was written all the same"
-    );
+    assert_eq!(reconcile(&mut mirror, &wanted, &[]).await, None, "it was written all the same");
 
     mirror.actual.clear();
     let mut owned = wanted.clone();
     owned.insert(home(&laid), ABSENT);
     for unlisted in [&["Namespace"][..], &[]] {
         mirror.resting.insert(laid.clone(), (Instant::now(), 1));
-        assert_eq!(
-            mirror.reconcile(&owned, unlisted, (&mut |_: &Report| (), &mut always(), &mut || false)).await,
-            None,
-            "its namespace is not known to be the hub's"
-        );
+        assert_eq!(reconcile(&mut mirror, &owned, unlisted).await, None, "its namespace is not known to be the hub's");
     }
 
     // A kind that this mirror does not keep: taking it away fails.
     let other = key("Other");
     mirror.actual = Objects::from([(other.clone(), json!({}))]);
-    assert!(
-        mirror.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await.is_some()
-    );
+    assert!(reconcile(&mut mirror, &Objects::new(), &[]).await.is_some());
     let anywhere = Key { namespace: ANYWHERE.to_owned(), ..other };
     let unsure = Objects::from([(anywhere.clone(), unknown("nobody tells"))]);
-    assert_eq!(
-        mirror.reconcile(&unsure, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await,
-        None,
-        "it may be wanted"
-    );
+    assert_eq!(reconcile(&mut mirror, &unsure, &[]).await, None, "it may be wanted");
     assert_eq!(mirror.report.failed.keys().collect::<Vec<_>>(), [&anywhere]);
 }
 
 /// A cluster that answers what changes an object with what it is told to, and has nothing.
-struct Answers {
-    patch: Arc<AtomicU16>,
-    delete: Value,
-    asked: tokio::sync::mpsc::UnboundedSender<String>,
-}
-impl Backend for Answers {
-    fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-        async { Err("nobody asks".into()) }.boxed()
-    }
-    fn cluster(
-        &self,
-        _: &'static str,
-        _: &str,
-        request: Request<Bytes>,
-    ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-        let status =
-            |code: u16, reason| json!({ "kind": "Status", "status": "Failure", "code": code, "reason": reason });
-        drop(self.asked.send(request.method().to_string()));
-        let patch = self.patch.load(Ordering::Relaxed);
-        let (code, body) = match *request.method() {
-            http::Method::PATCH => (patch, status(patch, "No")),
-            http::Method::DELETE => (200, self.delete.clone()),
-            _ => (404, status(404, "NotFound")),
-        };
-        let body = Full::new(Bytes::from(body.to_string())).map_err(BoxError::from).boxed_unsync();
-        let mut answer = Response::new(body);
-        *answer.status_mut() = http::StatusCode::from_u16(code).unwrap();
-        async { Ok(answer) }.boxed()
-    }
+fn answers(patch: &Arc<AtomicU16>, delete: &Value) -> (Arc<dyn Backend>, mpsc::UnboundedReceiver<String>) {
+    let (ask, asked) = mpsc::unbounded_channel();
+    let (patch, delete) = (Arc::clone(patch), delete.clone());
+    let backend = clusters_that(move |request| {
+        drop(ask.send(request.method().to_string()));
+        match *request.method() {
+            Method::PATCH => {
+                let code = StatusCode::from_u16(patch.load(Ordering::Relaxed)).unwrap();
+                failure(code, "No")
+            }
+            Method::DELETE => answer(StatusCode::OK, &delete),
+            _ => failure(StatusCode::NOT_FOUND, "NotFound"),
+        }
+    });
+    (backend, asked)
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_was_asked_for_and_not_answered_counts_until_it_cannot_come_any_more() {
     // Each is asked for as often as there are answers, and then wanted no more.
-    for (answers, seen, there) in
+    for (said, seen, there) in
         [(&[504][..], 1, 1), (&[504, 200], 1, 1), (&[504, 403], 1, 1), (&[403], 0, 0), (&[200], 1, 0)]
     {
-        let (asked, mut ask) = tokio::sync::mpsc::unbounded_channel();
         let patch = Arc::<AtomicU16>::default();
-        let backend: Arc<dyn Backend> = Arc::new(Answers { patch: Arc::clone(&patch), delete: json!({}), asked });
+        let (backend, mut ask) = answers(&patch, &json!({}));
         let mut mirror = pair(&backend);
         let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
         let wish = Objects::from([(key, json!({ "apiVersion": "v1", "kind": "ConfigMap" }))]);
         let mut look = async |wanted: &Objects| {
-            let next = mirror.reconcile(wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
+            let next = reconcile(&mut mirror, wanted, &[]).await;
             mirror.resting.clear();
             (mirror.report.there, next)
         };
-        for answer in answers {
-            patch.store(*answer, Ordering::Relaxed);
+        for code in said {
+            patch.store(*code, Ordering::Relaxed);
             look(&wish).await;
         }
-        assert_eq!(look(&wish).await.0, seen, "{answers:?}");
+        assert_eq!(look(&wish).await.0, seen, "{said:?}");
         let (left, next) = look(&Objects::new()).await;
-        assert_eq!((left, next.is_some()), (there, 0 < there), "{answers:?}: it may still come");
+        assert_eq!((left, next.is_some()), (there, 0 < there), "{said:?}: it may still come");
         while ask.try_recv().is_ok() {}
         tokio::time::advance(limits::LANDING).await;
-        assert_eq!(look(&Objects::new()).await, (0, None), "{answers:?}");
-        assert_eq!(ask.try_recv().is_ok(), 0 < there, "{answers:?}: it is asked whether it is there");
+        assert_eq!(look(&Objects::new()).await, (0, None), "{said:?}");
+        assert_eq!(ask.try_recv().is_ok(), 0 < there, "{said:?}: it is asked whether it is there");
     }
 }
 
 #[tokio::test]
 async fn what_is_wanted_no_more_is_not_made_to_its_end() {
-    let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel();
-    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: Arc::new(200.into()), delete: json!({}), asked: ask });
+    let (backend, mut asked) = answers(&Arc::new(200.into()), &json!({}));
     let mut mirror = pair(&backend);
     let key = |name: &str| Key { kind: "ConfigMap", namespace: "team".to_owned(), name: name.to_owned() };
     let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "a": "b" } });
     let wanted = Objects::from([(key("a"), wish.clone()), (key("b"), wish.clone()), (key("c"), wish)]);
-    let (mut steps, wish) = (0, &mut always());
+    let mut steps = 0;
     let mut newer = || {
         steps += 1;
         steps == 3
     };
-    let next = mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), wish, &mut newer)).await;
+    let outside = Outside { tell: &mut |_| (), may_make: &mut always(), newer: &mut newer };
+    let next = mirror.reconcile(&wanted, &[], outside).await;
     assert!(next.is_some(), "it is looked again");
     let asked = std::iter::from_fn(|| asked.try_recv().ok());
     let made: Vec<_> = asked.filter(|what| what == "PATCH").collect();
@@ -381,84 +286,136 @@ async fn what_is_wanted_no_more_is_not_made_to_its_end() {
     assert_eq!(mirror.report.there, 2);
 }
 
+/// Who reads that all is as wanted reads of what is wanted now, or was when all of it was looked at.
+#[tokio::test(start_paused = true)]
+async fn what_was_left_for_something_newer_is_not_told_as_looked_at() {
+    let wish = |names: &[&str]| {
+        let object = |name: &&str| {
+            let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: (*name).to_owned() };
+            (key, json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name, "namespace": "team" } }))
+        };
+        Arc::new(names.iter().map(object).collect::<Objects>())
+    };
+    let (before, long, newest) = (wish(&["a"]), wish(&["a", "b", "c"]), wish(&["a", "b"]));
+    let (wishes, wanted) = watch::channel(Arc::clone(&before));
+    let (change, next) = (wishes.clone(), Arc::clone(&newest));
+    let backend = clusters_that(move |request| match *request.method() {
+        Method::PATCH => {
+            if request.uri().path().ends_with("/b") {
+                change.send_replace(Arc::clone(&next));
+            }
+            answer(StatusCode::OK, &serde_json::from_slice(request.body()).unwrap())
+        }
+        _ if request.uri().query().is_some() => listed(&request, &json!([])),
+        _ => failure(StatusCode::NOT_FOUND, "NotFound"),
+    });
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let run = pair(&backend).run((wanted, always()), |report| drop(tell.send((report.making, report.of.clone()))));
+    let look = async {
+        let mut until = async |of: &Arc<Objects>| {
+            let mut all = Vec::new();
+            while all.last() != Some(&(false, Some(Arc::clone(of)))) {
+                all.push(told.recv().await.unwrap());
+            }
+            all
+        };
+        until(&before).await;
+        wishes.send_replace(Arc::clone(&long));
+        let all = until(&newest).await;
+        assert!(all.contains(&(false, None)) && !all.contains(&(false, Some(before.clone()))), "{all:?}");
+    };
+    tokio::select! {
+        ended = run => panic!("{ended:?}"),
+        () = look => {}
+    }
+}
+
+/// A field that never changes has the object deleted and made anew: what of that was asked for and not answered counts.
+#[tokio::test]
+async fn what_is_made_anew_counts_as_asked_for_only_once_it_is() {
+    let forbidden = StatusCode::FORBIDDEN;
+    for (delete, then, before, unsure) in [
+        (forbidden, StatusCode::OK, false, false),
+        (forbidden, StatusCode::OK, true, true),
+        (StatusCode::OK, StatusCode::GATEWAY_TIMEOUT, false, true),
+        (StatusCode::OK, forbidden, false, false),
+    ] {
+        let patches = AtomicUsize::default();
+        let backend = clusters_that(move |request| match *request.method() {
+            Method::PATCH if patches.fetch_add(1, Ordering::Relaxed) == 0 => {
+                failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid")
+            }
+            Method::PATCH => failure(then, "No"),
+            _ => failure(delete, "No"),
+        });
+        let mut mirror = pair(&backend);
+        let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
+        mirror.actual.insert(key.clone(), json!({}));
+        if before {
+            mirror.unsure.asking(&key);
+        }
+        let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "a": "b" } });
+        reconcile(&mut mirror, &Objects::from([(key.clone(), wish)]), &[]).await;
+        assert!(mirror.report.failed.contains_key(&key));
+        assert_eq!(mirror.unsure.contains(&key), unsure, "{delete} {then} {before}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_was_not_answered_and_is_seen_as_wanted_is_not_looked_at_again() {
-    let (asked, _ask) = tokio::sync::mpsc::unbounded_channel();
-    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: Arc::new(504.into()), delete: json!({}), asked });
+    let (backend, _asked) = answers(&Arc::new(504.into()), &json!({}));
     let mut mirror = pair(&backend);
     let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
     let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap" });
     let wanted = Objects::from([(key.clone(), wish.clone())]);
-    assert!(
-        mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await.is_some(),
-        "it is tried again"
-    );
+    assert!(reconcile(&mut mirror, &wanted, &[]).await.is_some(), "it is tried again");
     mirror.actual.insert(key, mirror.labelled(&wish));
     tokio::time::advance(limits::RETRY_LONGEST).await;
-    assert_eq!(mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await, None);
+    assert_eq!(reconcile(&mut mirror, &wanted, &[]).await, None);
 }
 
 /// Whoever refuses now may have let it in before.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_says_nothing_of_what_was_not_answered_long_ago() {
-    let (asked, _ask) = tokio::sync::mpsc::unbounded_channel();
     let patch = Arc::new(AtomicU16::new(504));
-    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: Arc::clone(&patch), delete: json!({}), asked });
+    let (backend, _asked) = answers(&patch, &json!({}));
     let mut mirror = pair(&backend);
     let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
     let wish = Objects::from([(key, json!({ "apiVersion": "v1", "kind": "ConfigMap" }))]);
-    mirror.reconcile(&wish, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
+    reconcile(&mut mirror, &wish, &[]).await;
     patch.store(403, Ordering::Relaxed);
     tokio::time::advance(limits::LANDING).await;
-    mirror.reconcile(&wish, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
+    reconcile(&mut mirror, &wish, &[]).await;
     assert_eq!(mirror.report.there, 1);
-}
-
-/// A cluster that has the mirror's object, whichever is asked after.
-struct There;
-impl Backend for There {
-    fn hub(&self, _: &'static str, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-        async { Err("nobody asks".into()) }.boxed()
-    }
-    fn cluster(
-        &self,
-        plugin: &'static str,
-        _: &str,
-        _: Request<Bytes>,
-    ) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-        let meta = json!({ "name": "c", "labels": { PLUGIN_LABEL: plugin, CLUSTER_LABEL: "1" } });
-        let object = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": meta });
-        let body = Full::new(Bytes::from(object.to_string())).map_err(BoxError::from).boxed_unsync();
-        async { Ok(Response::new(body)) }.boxed()
-    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_was_asked_after_and_cannot_be_taken_away_yet_does_not_spin() {
-    let backend: Arc<dyn Backend> = Arc::new(There);
+    let meta = json!({ "name": "c", "labels": { PLUGIN_LABEL: "test", CLUSTER_LABEL: "1" } });
+    let object = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": meta });
+    // It has the mirror's object, whichever is asked after.
+    let backend = clusters_that(move |_| answer(StatusCode::OK, &object));
     let mut mirror = pair(&backend);
     let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
     mirror.unsure.missing(key.clone());
     // It was asked after before, in vain.
     mirror.resting.insert(key, (Instant::now(), 1));
-    let course = (&mut |_: &Report| (), &mut always(), &mut || false);
-    let next = mirror.reconcile(&Objects::new(), &["ConfigMap"], course).await;
+    let next = reconcile(&mut mirror, &Objects::new(), &["ConfigMap"]).await;
     assert_eq!((next, mirror.there()), (None, 1), "nothing is taken away of a kind that is not listed");
 }
 
 /// A session that is lost takes the answers with it, and not what was asked for.
 #[tokio::test(start_paused = true)]
 async fn what_the_one_before_had_on_its_way_counts_for_the_next_one() {
-    let (asked, _ask) = tokio::sync::mpsc::unbounded_channel();
-    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: Arc::new(504.into()), delete: json!({}), asked });
+    let (backend, _asked) = answers(&Arc::new(504.into()), &json!({}));
     let board = Board::default();
     let mut mirror = pair(&backend).after(board.unsure("1"));
     let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
     let wish = Objects::from([(key, json!({ "apiVersion": "v1", "kind": "ConfigMap" }))]);
-    mirror.reconcile(&wish, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
+    reconcile(&mut mirror, &wish, &[]).await;
     drop(mirror);
     let mut next = pair(&backend).after(board.unsure("1"));
-    let at = next.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
+    let at = reconcile(&mut next, &Objects::new(), &[]).await;
     assert_eq!((next.report.there, at.is_some()), (1, true));
     assert_eq!(pair(&backend).after(board.unsure("2")).there(), 0, "that is another cluster");
     drop(next);
@@ -468,37 +425,35 @@ async fn what_the_one_before_had_on_its_way_counts_for_the_next_one() {
 
 #[tokio::test]
 async fn what_must_not_be_there_is_asked_after_when_nobody_saw_it_go() {
-    let (asked, _ask) = tokio::sync::mpsc::unbounded_channel();
-    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: Arc::new(504.into()), delete: json!({}), asked });
+    let (backend, _asked) = answers(&Arc::new(504.into()), &json!({}));
     let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
     let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
     mirror.actual.insert(key.clone(), json!({}));
     mirror.resting.insert(key.clone(), (Instant::now(), 1));
     mirror.heard(kind, watcher::Event::InitDone, &mut HashMap::new(), &mut Vec::new());
     let wanted = Objects::from([(key.clone(), ABSENT)]);
-    let next = mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
+    let next = reconcile(&mut mirror, &wanted, &[]).await;
     assert_eq!(
-        (next, mirror.there(), mirror.unsure.keys(true)),
+        (next, mirror.there(), mirror.unsure.keys()),
         (None, 0, [].into()),
         "it is not there, and nothing rests"
     );
     // More than are asked after at once are asked after in a moment.
     let name = |n| Key { name: format!("c{n}"), ..key.clone() };
     (0..100).for_each(|n| mirror.unsure.missing(name(n)));
-    assert!(mirror.reconcile(&wanted, &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await.is_some());
+    assert!(reconcile(&mut mirror, &wanted, &[]).await.is_some());
     assert!((1..100).contains(&mirror.there()), "{}", mirror.there());
 }
 
 #[tokio::test]
 async fn what_is_being_deleted_is_there_until_it_is_gone() {
-    let (asked, _ask) = tokio::sync::mpsc::unbounded_channel();
     let meta = json!({ "name": "c", "namespace": "team", "uid": "1", "deletionTimestamp": "2026-01-01T00:00:00Z" });
     let delete = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": meta });
-    let backend: Arc<dyn Backend> = Arc::new(Answers { patch: Arc::new(200.into()), delete: delete.clone(), asked });
+    let (backend, _asked) = answers(&Arc::new(200.into()), &delete);
     let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
     let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
     mirror.actual.insert(key.clone(), delete.clone());
-    mirror.reconcile(&Objects::new(), &[], (&mut |_: &Report| (), &mut always(), &mut || false)).await;
+    reconcile(&mut mirror, &Objects::new(), &[]).await;
     assert_eq!((mirror.report.there, mirror.report.failed.len()), (1, 1), "somebody's finalizer holds it");
     let mut gone: DynamicObject = serde_json::from_value(delete).unwrap();
     for (uid, there) in [("0", 1), ("1", 0)] {
@@ -510,7 +465,7 @@ async fn what_is_being_deleted_is_there_until_it_is_gone() {
 
 #[tokio::test]
 async fn what_was_made_since_a_listing_was_written_counts_though_it_is_not_in_it() {
-    let backend: Arc<dyn Backend> = Arc::new(Fixed(json!([])));
+    let backend = fixed(json!([]));
     let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
     let key = |kind| Key { kind, namespace: "team".to_owned(), name: "c".to_owned() };
     mirror.actual = Objects::from([(key("ConfigMap"), json!({})), (key("Secret"), json!({}))]);
@@ -520,7 +475,7 @@ async fn what_was_made_since_a_listing_was_written_counts_though_it_is_not_in_it
 
 #[tokio::test]
 async fn what_is_left_out_is_told_until_the_last_of_its_kind_is_gone() {
-    let backend: Arc<dyn Backend> = Arc::new(Fixed(json!([])));
+    let backend = fixed(json!([]));
     let (mut mirror, kind) = (pair(&backend), &PAIR[0]);
     let object = |name: &str, letters| DynamicObject::new(&name.repeat(letters), &kind.resource()).within("team");
     let (a, b, short) = (object("a", limits::NAME + 1), object("b", limits::NAME + 1), object("c", 1));

@@ -34,10 +34,14 @@ impl Unsure {
         self.lock().contains_key(key)
     }
 
-    /// Those whose time is over, or all.
-    pub fn keys(&self, all: bool) -> BTreeSet<Key> {
+    pub fn keys(&self) -> BTreeSet<Key> {
+        self.lock().keys().cloned().collect()
+    }
+
+    /// Those that cannot come any more: whether they are there can be asked.
+    pub fn due(&self) -> BTreeSet<Key> {
         let now = Instant::now();
-        self.lock().iter().filter(|(_, until)| all || **until <= now).map(|(key, _)| key.clone()).collect()
+        self.lock().iter().filter(|(_, until)| **until <= now).map(|(key, _)| key.clone()).collect()
     }
 
     /// It was there, and a listing does not have it.
@@ -87,7 +91,7 @@ impl Mirror {
         self.unsure.lock().retain(|key, until| now < *until || !self.actual.contains_key(key));
         let rests = |key: &Key| self.resting.get(key).is_some_and(|(until, _)| now < *until);
         let due = |key: &Key| !made(wanted, key) && !rests(key) && !self.actual.contains_key(key);
-        let due: Vec<Key> = self.unsure.keys(false).into_iter().filter(due).take(ASKED_AT_ONCE).collect();
+        let due: Vec<Key> = self.unsure.due().into_iter().filter(due).take(ASKED_AT_ONCE).collect();
         for key in due {
             let kept = match self.kept(&key) {
                 Ok(kept) => kept,

@@ -2,19 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail by panicking")]
 
 use bytes::Bytes;
-use futures_util::{
-    FutureExt, StreamExt,
-    future::{self, BoxFuture},
-    stream,
+use futures_util::{FutureExt, future};
+use http::{Method, Request, StatusCode};
+use moorline_plugin::{
+    Backend, ClusterFacts, Clusters, Configured, Host,
+    testing::{Answered, answer, edge1, failure, is_watch, listed, watch_of},
 };
-use http::{Method, Request, Response, StatusCode};
-use http_body::Frame;
-use http_body_util::{BodyExt, Full, StreamBody};
-use moorline_plugin::{Backend, Body, BoxError, ClusterFacts, Clusters, Configured, Host};
 use moorline_plugin_secrets::{CONDITION, Config, STATE, Secrets};
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -25,15 +21,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// Guards against a hang, no more.
 const LONG: Duration = Duration::from_secs(40);
-
-type Answered = BoxFuture<'static, Result<Response<Body>, BoxError>>;
-
-fn answer(code: StatusCode, value: &Value) -> Answered {
-    let body = Full::new(Bytes::from(value.to_string())).map_err(BoxError::from).boxed_unsync();
-    let mut answer = Response::new(body);
-    *answer.status_mut() = code;
-    async { Ok(answer) }.boxed()
-}
 
 /// What a watch tells of, once it is sent.
 struct Later(Mutex<Option<oneshot::Receiver<Value>>>);
@@ -46,25 +33,16 @@ impl Later {
 }
 
 /// A list of these, or a watch of which nothing comes but that, once.
-fn listed(request: &Request<Bytes>, items: &Value, later: Option<&Later>) -> Answered {
-    if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
-        let event = later.and_then(|later| later.0.lock().unwrap().take());
-        let event = async move {
-            match event {
-                Some(event) => match event.await {
-                    Ok(event) => Ok::<_, BoxError>(Frame::data(Bytes::from(format!("{event}\n")))),
-                    Err(_) => future::pending().await,
-                },
-                None => future::pending().await,
+fn listed_until(request: &Request<Bytes>, items: &Value, later: &Later) -> Answered {
+    match later.0.lock().unwrap().take_if(|_| is_watch(request)) {
+        Some(event) => watch_of(async move {
+            match event.await {
+                Ok(event) => Bytes::from(format!("{event}\n")),
+                Err(_) => future::pending().await,
             }
-        };
-        let answer = Response::new(StreamBody::new(event.into_stream().chain(stream::pending())).boxed_unsync());
-        return async { Ok(answer) }.boxed();
+        }),
+        None => listed(request, items),
     }
-    answer(
-        StatusCode::OK,
-        &json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "7" }, "items": items }),
-    )
 }
 
 /// The declared secret, which a label picks namespaces for, and these names.
@@ -104,7 +82,7 @@ impl Backend for World {
         let cluster =
             json!({ "apiVersion": "moorline.dev/v1alpha1", "kind": "Cluster", "metadata": { "name": "edge1" } });
         if path.ends_with("/sharedsecrets") {
-            return listed(&request, &json!([secret(1, self.names)]), Some(&self.declared));
+            return listed_until(&request, &json!([secret(1, self.names)]), &self.declared);
         }
         if path.ends_with("/sharedsecrets/shared/status") {
             return answer(StatusCode::OK, &secret(1, self.names));
@@ -123,14 +101,10 @@ impl Backend for World {
         match request.uri().path() {
             "/api/v1/namespaces" if self.lists.load(Ordering::SeqCst) => {
                 let team = json!({ "metadata": { "name": "team", "labels": self.labels } });
-                listed(&request, &json!([team]), Some(&self.namespaces))
+                listed_until(&request, &json!([team]), &self.namespaces)
             }
             "/api/v1/namespaces" => match self.refuses {
-                Some(code) => answer(
-                    code,
-                    &json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "No", "code": code.as_u16(),
-                        "message": "not now" }),
-                ),
+                Some(code) => failure(code, "not now"),
                 None => future::pending().boxed(),
             },
             "/api/v1/secrets" => {
@@ -139,7 +113,7 @@ impl Backend for World {
                         "name": "shared", "namespace": namespace, "resourceVersion": "1", "annotations": { STATE: of },
                     } })
                 });
-                listed(&request, &json!(there), None)
+                listed(&request, &json!(there))
             }
             path => {
                 let _ = self.changed.send(format!("{} {path}", request.method()));
@@ -173,14 +147,7 @@ fn play(
     let ((declare, declared), (shake, namespaces)) = (Later::new(), Later::new());
     let lists = AtomicBool::new(lists);
     let world = Arc::new(World { names, declared, lists, labels, namespaces, refuses, changed, told });
-    let facts = ClusterFacts {
-        name: "edge1".to_owned(),
-        uid: "1".to_owned(),
-        labels: BTreeMap::new(),
-        connected: true,
-        session: "s".to_owned(),
-        leaving,
-    };
+    let facts = ClusterFacts { leaving, ..edge1() };
     let (clusters, seen) = watch::channel(Arc::new(Clusters::from([("edge1".to_owned(), Arc::new(facts))])));
     let plugin = Secrets::new(Config {}).unwrap();
     let mut host = Host::new(vec![Arc::new(plugin)], &prometheus::Registry::new()).unwrap();
