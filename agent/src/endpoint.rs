@@ -5,7 +5,7 @@ mod recordings;
 
 pub use keep::Keeper;
 
-use crate::{EndpointConfig, metrics::Metrics, state::Membership};
+use crate::{EndpointConfig, membership::Membership, metrics::Metrics};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use moorline_authz::bundle::Bundle;

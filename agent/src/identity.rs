@@ -2,8 +2,9 @@
 
 use crate::{
     limits,
+    membership::{BadChain, Membership},
     metrics::Metrics,
-    state::{BadChain, Membership, StateDir, StateError},
+    state::{StateDir, StateError},
     upstream,
 };
 use moorline_link::tls::{self, TlsError};
@@ -125,7 +126,8 @@ impl Holder {
                 return Err(error.into());
             }
             Err(error) => {
-                *owed = old;
+                // As many as the folder remembers.
+                *owed = old.into_iter().rev().take(limits::FORMER_PINS).rev().collect();
                 self.unkept.store(true, Ordering::Relaxed);
                 self.metrics.renewals.with_label_values(&["unkept"]).inc();
                 let cause = upstream::chain(&error);
@@ -169,7 +171,7 @@ impl Holder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::tests::{AGENT, membership};
+    use crate::membership::tests::{AGENT, membership};
     use std::fs;
 
     #[test]

@@ -3,8 +3,8 @@
 use crate::{
     config::{AgentRole, Config},
     limits,
+    membership::{BadChain, Membership, certificates},
     rejoin::Renewable,
-    state::{BadChain, Membership, certificates},
     upstream::chain,
 };
 use bytes::Bytes;

@@ -1,6 +1,6 @@
 //! The cluster agent: dials the hub and serves streams.
 //!
-//! [`run`] joins once ([`join`]), keeps what it got ([`state`]), keeps one session to the hub ([`uplink`]) and serves the
+//! [`run`] joins once ([`join`]), keeps what it got ([`membership`], [`state`]), keeps one session to the hub ([`uplink`]) and serves the
 //! streams that the hub opens on it ([`serve`]) from the cluster's API server ([`upstream`]), as far as the owner's policy
 //! ([`policy`]) allows. Nothing dials into it.
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ pub mod imports;
 pub mod inside;
 pub mod join;
 pub mod limits;
+pub mod membership;
 pub mod metrics;
 pub mod node;
 pub mod ops;
@@ -37,6 +38,7 @@ pub use config::{AgentRole, Config, ConfigError, EndpointConfig, Preference, Ups
 use endpoint::{Room, RoomError};
 use identity::Holder;
 use join::JoinError;
+use membership::Membership;
 use metrics::Metrics;
 use moorline_authz::token::TokenText;
 use moorline_proto::id::AgentName;
@@ -49,7 +51,7 @@ use review::ClusterRules;
 use secret::{SecretCopy, SecretError};
 use serve::{More, Service};
 use shell::NodeShells;
-use state::{Membership, StateDir, StateError};
+use state::{StateDir, StateError};
 use std::{
     io,
     net::SocketAddr,

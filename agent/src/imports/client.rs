@@ -1,7 +1,7 @@
 //! The hub as an importing agent asks it: HTTP/1.1 over TLS, both sides by their certificates.
 
 use super::{News, Protocol, Told};
-use crate::{identity::Holder, join, limits, state::Membership, upstream::chain};
+use crate::{identity::Holder, join, limits, membership::Membership, upstream::chain};
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};

@@ -1,6 +1,6 @@
 //! Certificates for tests.
 
-use moorline_agent::{AgentRole, state::Membership};
+use moorline_agent::{AgentRole, membership::Membership};
 use moorline_link::{Identity, Trust};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, IsCa, KeyPair, SanType,

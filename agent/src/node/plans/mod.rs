@@ -12,7 +12,7 @@ mod store;
 #[cfg(unix)]
 mod tests;
 
-use crate::{policy::PolicyFile, state::Membership, upstream::ApiServer};
+use crate::{membership::Membership, policy::PolicyFile, upstream::ApiServer};
 use moorline_authz::plan::{Phase, Plan, Progress};
 use moorline_endpoint::trust::{Anchors, BadAnchors};
 use rustls_pki_types::CertificateDer;

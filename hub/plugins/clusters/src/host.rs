@@ -219,7 +219,7 @@ async fn version(server: &ApiServer) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use moorline_agent::state::Membership;
+    use moorline_agent::membership::Membership;
 
     #[test]
     fn an_identity_whose_time_is_over_is_none() {
