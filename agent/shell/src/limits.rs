@@ -37,6 +37,10 @@ pub const HOME_PAUSE: Duration = Duration::from_millis(50);
 pub const SWEPT: usize = 1024;
 /// Size of the home folder and of `/tmp`, each, in MiB. Both are memory, and end with the shell.
 pub const TMPFS_MIB: u32 = 64;
+/// Files in each: an empty one is a KiB of the kernel's.
+pub const TMPFS_FILES: u32 = 16 * 1024;
+/// How nice a shell's processes are to others (nice(1)).
+pub const NICE: i32 = 10;
 /// A shell in which nothing is typed for this long ends.
 pub const IDLE: Duration = Duration::from_secs(30 * 60);
 /// The longest that a shell lasts.

@@ -200,6 +200,8 @@ fn bound() -> io::Result<()> {
     for (resource, most) in bounds {
         setrlimit(resource, most, most).map_err(at("bound resources"))?;
     }
+    // Who computes for long gives way to the agent and to those who type.
+    rustix::process::setpriority_process(None, limits::NICE).map_err(at("give way"))?;
     Ok(())
 }
 

@@ -98,7 +98,9 @@ impl RestoreArgs {
         let stamp = jiff::Timestamp::now().as_second();
         let new = format!("{data}.restored-{stamp}");
         let mut restore = vec![self.etcd.etcdctl.clone(), "snapshot".into(), "restore".into(), self.from.clone()];
-        restore.push(format!("--data-dir={new}"));
+        // A folder that was not unpacked to its end never has the name that is put in place.
+        let part = format!("{new}.part");
+        restore.push(format!("--data-dir={part}"));
         if let (Some(member), peer) = (&self.member, &self.peer_url) {
             restore.push(format!("--name={member}"));
             if let Some(peer) = peer {
@@ -109,6 +111,7 @@ impl RestoreArgs {
         // The new folder is made while the old one still serves: a snapshot that is none harms nobody.
         let mut steps = vec![
             json!({ "name": "unpack", "run": { "command": restore, "timeoutSeconds": 1800, "unless": { "file": format!("{new}/member") } } }),
+            json!({ "name": "unpacked", "move": { "from": part, "to": new } }),
         ];
         match (&self.stop, &self.start) {
             (Some(stop), Some(start)) => {

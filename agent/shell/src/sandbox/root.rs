@@ -50,10 +50,10 @@ pub(super) fn make(plan: &Plan, home: &str) -> io::Result<()> {
     // that somebody else should go first when memory is short.
     let flags = SAFE | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY;
     mount(Some("proc"), &new.join("proc"), Some("proc"), flags, NONE).map_err(at("mount proc"))?;
-    let size = limits::TMPFS_MIB;
-    tmpfs(&new.join("tmp"), &format!("size={size}m,mode=1777"), SAFE)?;
+    let (size, files) = (limits::TMPFS_MIB, limits::TMPFS_FILES);
+    tmpfs(&new.join("tmp"), &format!("size={size}m,nr_inodes={files},mode=1777"), SAFE)?;
     let at_home = new.join(home.trim_start_matches('/'));
-    tmpfs(&at_home, &format!("size={size}m,mode=700,uid={0},gid={0}", plan.uid), SAFE)?;
+    tmpfs(&at_home, &format!("size={size}m,nr_inodes={files},mode=700,uid={0},gid={0}", plan.uid), SAFE)?;
     as_user(plan.uid, || profile(&at_home, plan)).map_err(at("furnish its home"))?;
 
     pivot_root(new, &new.join("old")).map_err(at("enter its root"))?;

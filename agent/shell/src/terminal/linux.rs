@@ -10,7 +10,7 @@ use crate::{
 use rustix::{
     fs::{Mode, OFlags},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-    termios::{Winsize, tcsetwinsize},
+    termios::{InputModes, OptionalActions, Winsize, tcgetattr, tcsetattr, tcsetwinsize},
 };
 use std::{
     io::{self, Write},
@@ -61,6 +61,7 @@ impl Terminal {
         grantpt(&master)?;
         unlockpt(&master)?;
         set_size(&master, size)?;
+        erases_letters(&master)?;
         let slave = ptsname(&master, Vec::new())?;
         let slave = rustix::fs::open(slave, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
         rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
@@ -149,6 +150,13 @@ impl Terminal {
         let status = child.wait().await?;
         Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()))
     }
+}
+
+/// The terminal itself takes back a whole letter, of however many bytes (termios(3), `IUTF8`): shells' language is in UTF-8.
+fn erases_letters(master: &OwnedFd) -> io::Result<()> {
+    let mut modes = tcgetattr(master)?;
+    modes.input_modes |= InputModes::IUTF8;
+    Ok(tcsetattr(master, OptionalActions::Now, &modes)?)
 }
 
 fn set_size(master: &OwnedFd, size: Size) -> io::Result<()> {

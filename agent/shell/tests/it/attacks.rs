@@ -179,6 +179,12 @@ pub async fn its_resources_are_bounded() {
     }
     let (said, code) = client.run("head -c 100M /dev/zero > /tmp/full").await;
     assert!(code != 0 && said.contains("No space left"), "{said}");
+    for folder in ["/tmp", "~"] {
+        let (many, _) = client.run(&format!("df --output=itotal {folder} | tail -n 1")).await;
+        assert_eq!(many.trim(), limits::TMPFS_FILES.to_string(), "{folder}");
+    }
+    assert_eq!(client.run("nice").await.0, limits::NICE.to_string());
+    assert_eq!(client.run("nice -n -1 nice").await.0.lines().last(), Some(limits::NICE.to_string().as_str()));
 }
 
 /// While its client is away a shell's programs ask the API server in vain.

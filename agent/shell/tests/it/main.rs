@@ -48,6 +48,8 @@ fn main() -> ExitCode {
     trials!(
         uses::commands_run_and_the_exit_code_is_told,
         uses::the_window_has_the_clients_size,
+        uses::keys_stop_and_end_what_runs,
+        uses::a_letter_of_many_bytes_is_taken_back_whole,
         uses::a_megabyte_can_be_pasted,
         uses::a_hundred_megabytes_of_output_arrive_whole,
         uses::calls_to_the_api_server_are_the_users,

@@ -37,6 +37,35 @@ pub async fn the_window_has_the_clients_size() {
     assert_eq!(client.run("stty size").await.0, "24 80");
     client.send(Input::Resize(Size { width: 132, height: 50 })).await;
     assert_eq!(client.run("stty size").await.0, "50 132");
+    client.type_in("sh -c 'trap \"stty size; exit\" WINCH; echo o\"\"n; while :; do sleep 0.1; done'\r").await;
+    client.until("on\r\n").await;
+    client.send(Input::Resize(Size { width: 100, height: 30 })).await;
+    client.until("30 100\r\n").await;
+}
+
+pub async fn keys_stop_and_end_what_runs() {
+    let house = House::new();
+    let mut client = house.enter().await;
+    client.run("set -m").await; // as it was before this client came
+    // It says itself when it runs: before that a key is the shell's.
+    client.type_in("sh -c 'trap \"echo aga\"\"in\" CONT; echo o\"\"n; while :; do sleep 0.1; done'\r").await;
+    client.until("on\r\n").await;
+    client.type_in("\x1a").await; // ^Z
+    assert!(client.run("jobs").await.0.contains("Stopped"));
+    client.type_in("fg\r").await;
+    client.until("again\r\n").await;
+    client.type_in("\x1c").await; // ^\
+    assert_eq!(client.run("test $? = 131").await.1, 0, "SIGQUIT ended it");
+    assert_eq!(client.run("jobs").await.0, "");
+}
+
+pub async fn a_letter_of_many_bytes_is_taken_back_whole() {
+    let house = House::new();
+    let mut client = house.enter().await;
+    client.type_in("cat > /tmp/letters; echo ta''ken\r").await;
+    client.type_in("aü\x7fb\r\x04").await;
+    client.until("taken\r\n").await;
+    assert_eq!(client.run("cat /tmp/letters").await.0, "ab");
 }
 
 pub async fn a_megabyte_can_be_pasted() {

@@ -1,12 +1,34 @@
-//! Takes the node out of use, and back, as `kubectl drain` does: with the agent's own right to do so.
+//! Takes the node out of use, and back: with the agent's own right to do so. Pods go as with `kubectl drain --force
+//! --delete-emptydir-data`. A node that its operator has closed stays closed.
 
 use super::Plans;
 use crate::limits;
 use http::{Method, Request, StatusCode, header};
 use moorline_proxy::body;
 use serde::Deserialize;
-use std::time::Duration;
+use serde_json::json;
+use std::{collections::BTreeMap, time::Duration};
 use tokio::time::{Instant, sleep};
+
+/// On a node that was closed for a plan, and not by its operator: which one.
+const CLOSED_FOR: &str = "moorline.dev/closed-for";
+
+#[derive(Deserialize)]
+struct Node {
+    metadata: NodeMeta,
+    #[serde(default)]
+    spec: NodeSpec,
+}
+#[derive(Deserialize)]
+struct NodeMeta {
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct NodeSpec {
+    unschedulable: bool,
+}
 
 #[derive(Deserialize)]
 struct List {
@@ -24,7 +46,7 @@ struct Meta {
     name: String,
     namespace: String,
     #[serde(default)]
-    annotations: std::collections::BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
     #[serde(default)]
     owner_references: Vec<Owner>,
 }
@@ -59,11 +81,36 @@ impl Plans {
         Ok((code, answer.to_vec()))
     }
 
-    /// Whether pods may come to this node.
-    pub(super) async fn cordon(&self, closed: bool) -> Result<(), String> {
+    async fn looked(&self) -> Result<Node, String> {
         let path = format!("/api/v1/nodes/{}", self.node()?);
-        let patch = serde_json::json!({ "spec": { "unschedulable": closed } }).to_string();
-        match self.ask(Method::PATCH, &path, "application/merge-patch+json", patch).await? {
+        match self.ask(Method::GET, &path, "application/json", String::new()).await? {
+            (code, answer) if code.is_success() => serde_json::from_slice(&answer).map_err(|e| e.to_string()),
+            (code, _) => Err(format!("the API server answers {code} to a look at the node")),
+        }
+    }
+
+    /// No pods come any more.
+    async fn cordon(&self, plan: &str) -> Result<(), String> {
+        match self.looked().await?.spec.unschedulable {
+            true => Ok(()),
+            false => self.change(&json!(plan), true).await,
+        }
+    }
+
+    /// Takes back what was done to empty the node, be it for a plan before.
+    pub(super) async fn uncordon(&self) -> Result<(), String> {
+        match self.looked().await?.metadata.annotations.contains_key(CLOSED_FOR) {
+            true => self.change(&json!(null), false).await,
+            false => Ok(()),
+        }
+    }
+
+    async fn change(&self, closed_for: &serde_json::Value, closed: bool) -> Result<(), String> {
+        let path = format!("/api/v1/nodes/{}", self.node()?);
+        let patch = json!({
+            "metadata": { "annotations": { CLOSED_FOR: closed_for } }, "spec": { "unschedulable": closed },
+        });
+        match self.ask(Method::PATCH, &path, "application/merge-patch+json", patch.to_string()).await? {
             (code, _) if code.is_success() => Ok(()),
             (code, _) => Err(format!(
                 "the API server answers {code} to a change of the node: the agent needs the right to patch nodes"
@@ -72,8 +119,8 @@ impl Plans {
     }
 
     /// Lets no pod come, and evicts those that are there until they are gone.
-    pub(super) async fn drain(&self, patience: Duration) -> Result<(), String> {
-        self.cordon(true).await?;
+    pub(super) async fn drain(&self, plan: &str, patience: Duration) -> Result<(), String> {
+        self.cordon(plan).await?;
         let until = Instant::now() + patience;
         let list = format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{}", self.node()?);
         loop {
@@ -101,7 +148,7 @@ impl Plans {
             }
             for pod in left {
                 let Meta { name, namespace, .. } = &pod.metadata;
-                let eviction = serde_json::json!({
+                let eviction = json!({
                     "apiVersion": "policy/v1", "kind": "Eviction", "metadata": { "name": name, "namespace": namespace },
                 });
                 let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/eviction");

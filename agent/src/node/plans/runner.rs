@@ -32,7 +32,14 @@ impl Plans {
                     tracing::info!(plan = plan.name, phase = ?progress.phase, message = progress.message, "a plan is over");
                     self.note(&uid, &progress);
                 }
-                None => tracing::info!(plan = plan.name, "a plan was taken away"),
+                None => {
+                    tracing::info!(plan = plan.name, "a plan was taken away");
+                    if 0 < plan.drain_seconds
+                        && let Err(why) = self.uncordon().await
+                    {
+                        tracing::warn!(plan = plan.name, why, "the node was not taken back into use");
+                    }
+                }
             }
         }
     }
@@ -52,7 +59,7 @@ impl Plans {
             progress.message = "emptying the node of its pods".to_owned();
             self.note(uid, &progress);
             let patience = Duration::from_secs(plan.drain_seconds.into());
-            if let Err(why) = self.drain(patience).await {
+            if let Err(why) = self.drain(&plan.name, patience).await {
                 return over(progress, Phase::Failed, format!("the node was not emptied: {why}"));
             }
         }
@@ -69,7 +76,7 @@ impl Plans {
             }
         }
         if 0 < plan.drain_seconds
-            && let Err(why) = self.cordon(false).await
+            && let Err(why) = self.uncordon().await
         {
             return over(progress, Phase::Failed, format!("the node was not taken back into use: {why}"));
         }

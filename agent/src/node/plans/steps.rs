@@ -283,7 +283,7 @@ pub(super) async fn command(
     #[cfg(unix)]
     command.process_group(0);
     let mut child = command.spawn().map_err(|e| format!("{program}: {e}"))?;
-    let group = Group(child.id());
+    let mut group = Group(child.id());
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let mut printed = Vec::new();
     let waited = {
@@ -321,6 +321,7 @@ pub(super) async fn command(
             Ok((printed, Err(format!("{program} was killed after {} s", patience.as_secs()))))
         }
         Some(status) => {
+            group.leave();
             let status = status?;
             let why = format!("{program} ended with {status}");
             Ok((printed, if status.success() { Ok(()) } else { Err(why) }))
@@ -328,19 +329,29 @@ pub(super) async fn command(
     }
 }
 
-/// A program and what it has started, as long as that does not leave.
+/// A program and what it has started, as long as that does not leave. Dropped, all of it is killed.
 struct Group(Option<u32>);
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
 impl Group {
+    /// It has ended by itself: what it has left behind goes on.
+    fn leave(&mut self) {
+        self.0 = None;
+    }
+
     #[cfg(unix)]
-    fn kill(&self) {
+    fn kill(&mut self) {
         use rustix::process::{Pid, Signal, kill_process_group};
-        let id = self.0.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let id = self.0.take().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         if let Some(id) = id {
             let _ = kill_process_group(id, Signal::KILL); // it may be gone
         }
     }
     #[cfg(not(unix))]
-    fn kill(&self) {}
+    fn kill(&mut self) {}
 }
 
 async fn drain(from: Option<impl AsyncRead + Unpin>, to: tokio::sync::mpsc::Sender<Vec<u8>>) {

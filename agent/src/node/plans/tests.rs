@@ -312,6 +312,25 @@ async fn a_step_is_tried_as_often_as_it_may_be_and_a_program_that_hangs_is_kille
 }
 
 #[tokio::test]
+async fn a_plan_that_is_taken_away_takes_with_it_all_that_it_has_started() {
+    let site = Site::new();
+    let agent = site.agent().await;
+    let child = site.work("child");
+    let steps = [sh("hangs", &format!("sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; wait", child.display()))];
+    put(&agent, &site.sealed(&steps)).await;
+    let running = tokio::spawn({
+        let agent = Arc::clone(&agent);
+        async move { agent.run().await }
+    });
+    until("a child", || child.exists()).await;
+    let status = format!("/proc/{}/stat", fs::read_to_string(&child).unwrap().trim());
+    assert!(fs::exists(&status).unwrap());
+    assert_eq!(ask(&agent, Method::DELETE, "/plan/0-1", Vec::new()).await.0, StatusCode::OK);
+    until("its child's end", || fs::read_to_string(&status).map_or(true, |stat| stat.contains(") Z "))).await;
+    running.abort();
+}
+
+#[tokio::test]
 async fn a_file_of_the_hubs_is_fetched_by_its_checksum() {
     let site = Site::new();
     let agent = site.agent().await;

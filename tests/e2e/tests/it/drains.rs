@@ -185,17 +185,43 @@ fn scene(world: &mut World, agent: Agent, more: &[&str], mark: &str) -> Result<(
     let paused = reaches(world, "empty", "Paused")?;
     drop(second);
     let one = json!([name]);
-    println!("with a budget: {}", paused);
+    println!("with a budget: {paused}");
     ensure!(paused.to_string().contains("team/guarded-"), "it says which pod: {paused}");
     ensure!(pod(world)?.0 == before, "a budget was broken");
     ensure!(closed(world)? && fs::metadata(mark).is_err(), "nothing is done on a node that was not emptied");
 
+    // Who takes a plan away has the node back in use.
+    plan(world, "taken", &spec("1", &one, 600, steps(quick.clone())))?;
+    eventually("a node that is being emptied", LONG, || {
+        let now = status(world, "taken")?;
+        ensure!(now.to_string().contains("emptying the node"), "{now}");
+        Ok(())
+    })?;
+    ensure!(closed(world)?);
+    hub(world, &["delete", "nodeplans.moorline.dev", "taken"], "")?;
+    eventually("the node to be in use", LONG, || {
+        ensure!(!closed(world)?);
+        Ok(())
+    })?;
+    ensure!(pod(world)?.0 == before, "a budget was broken");
+
     // Without it the pod goes, the steps are done, and the node is back in use.
     world.edge1.admin(&["-n", "team", "delete", "pdb", "guarded"])?;
-    plan(world, "empty", &spec("2", &one, 90, steps(quick)))?;
+    plan(world, "empty", &spec("2", &one, 90, steps(quick.clone())))?;
     reaches(world, "empty", "Succeeded")?;
     ensure!(pod(world)?.0 != before, "it was not evicted");
     ensure!(!closed(world)? && fs::read_to_string(mark)? == "done\n");
+    eventually("the pod's return", LONG, || {
+        ensure!(pod(world)?.1 == "Running", "{:?}", pod(world)?);
+        Ok(())
+    })?;
+
+    // What its operator has closed stays closed.
+    world.edge1.admin(&["cordon", node.trim()])?;
+    plan(world, "kept", &spec("1", &one, 90, steps(quick)))?;
+    reaches(world, "kept", "Succeeded")?;
+    ensure!(closed(world)?, "its operator did not open it");
+    world.edge1.admin(&["uncordon", node.trim()])?;
     eventually("the pod's return", LONG, || {
         ensure!(pod(world)?.1 == "Running", "{:?}", pod(world)?);
         Ok(())
@@ -222,7 +248,7 @@ fn scene(world: &mut World, agent: Agent, more: &[&str], mark: &str) -> Result<(
     reaches(world, "reboot", "Succeeded")?;
     ensure!(fs::read_to_string(mark)? == "done\n");
     static_pods(world, &name)?;
-    for name in ["empty", "reboot"] {
+    for name in ["empty", "kept", "reboot"] {
         hub(world, &["delete", "nodeplans.moorline.dev", name], "")?;
     }
     Ok(())
