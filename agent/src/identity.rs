@@ -18,7 +18,7 @@ use std::{
     },
     time::{SystemTime, UNIX_EPOCH},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 
 /// Why new certificates were not taken.
 #[derive(Debug, thiserror::Error)]
@@ -98,11 +98,12 @@ impl Holder {
         tls::client_config(&membership.identity(&self.key), &membership.trust())
     }
 
-    /// Keeps and uses new certificates. Blocks on the disk. What cannot be kept is used all the same if those in use are of
-    /// no `further_use`, or about to end: a disk that only reads any more costs the next start, not the way into the cluster.
+    /// Keeps and uses new certificates. Blocks on the disk. What cannot be kept is used all the same: a disk that only reads
+    /// any more costs the next start, not the way into the cluster. But not where the authorities are others, for to the hub
+    /// who uses a new one has kept it; unless those certificates that are in use are of no `further_use`, or about to end.
     ///
     /// # Errors
-    /// They are not this agent's, or cannot be kept and there is time to ask again; nothing changed.
+    /// They are not this agent's, or cannot be kept and there is time to ask again; the agent uses what it used.
     pub fn adopt(
         &self,
         chain: Vec<CertificateDer<'static>>,
@@ -122,14 +123,19 @@ impl Holder {
                 owed.clear();
                 self.unkept.store(false, Ordering::Relaxed);
             }
-            Err(error) if further_use && !now.has_expired(SystemTime::now() + limits::RENEW_UNKEPT) => {
+            Err(error)
+                if further_use
+                    && now.bundle != next.bundle
+                    && !now.has_expired(SystemTime::now() + limits::RENEW_UNKEPT) =>
+            {
                 return Err(error.into());
             }
             Err(error) => {
                 // As many as the folder remembers.
                 *owed = old.into_iter().rev().take(limits::FORMER_PINS).rev().collect();
                 self.unkept.store(true, Ordering::Relaxed);
-                self.metrics.renewals.with_label_values(&["unkept"]).inc();
+                // A Secret has it then.
+                self.state.hold(&self.hub, &next)?;
                 let cause = upstream::chain(&error);
                 tracing::error!(cause, "the renewed certificate is used but could not be kept; trying again");
             }
@@ -144,8 +150,23 @@ impl Holder {
         self.unkept.load(Ordering::Relaxed)
     }
 
+    /// Keeps what could not be kept once it can be. Never ends.
+    pub async fn mend(self: &Arc<Self>) {
+        let mut changes = self.changes();
+        loop {
+            if self.is_unkept() {
+                sleep(limits::KEEP_PAUSE).await;
+                let holder = Arc::clone(self);
+                // A panic there is told by the task's own hook.
+                let _ = spawn_blocking(move || holder.keep()).await;
+            } else if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// Tries once more to keep what is used. Blocks on the disk.
-    pub fn keep(&self) {
+    fn keep(&self) {
         let mut owed = self.owed();
         let now = self.membership();
         match self.state.forgo(&owed, &now.bundle).and_then(|()| self.state.keep(&self.hub, &now)) {
@@ -171,7 +192,10 @@ impl Holder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::membership::tests::{AGENT, membership};
+    use crate::membership::{
+        certificates,
+        tests::{AGENT, membership},
+    };
     use std::fs;
 
     #[test]
@@ -190,8 +214,14 @@ mod tests {
         let adopt = |further_use| holder.adopt(next.chain.clone(), next.bundle.clone(), further_use);
         assert!(matches!(adopt(true), Err(AdoptError::State(_))), "there is time");
         assert_eq!((&*holder.membership(), holder.is_unkept()), (&first, false));
+        // The same authorities: the hub takes nothing from it that it is used.
+        holder.adopt(first.chain.clone(), first.bundle.clone(), true).unwrap();
+        assert!(holder.is_unkept());
         adopt(false).unwrap();
         assert_eq!((&*holder.membership(), holder.is_unkept()), (&next, true));
+        let copied: serde_json::Value = serde_json::from_slice(&state.files().unwrap()["agent.json"]).unwrap();
+        let bundle: Vec<String> = serde_json::from_value(copied["bundle"].clone()).unwrap();
+        assert_eq!(certificates(&bundle).unwrap(), next.bundle, "its Secret has it");
         holder.keep();
         assert!(holder.is_unkept(), "it cannot be yet");
         let pin = tls::spki_sha256(&first.bundle[0]).unwrap();
@@ -202,5 +232,35 @@ mod tests {
         let read = StateDir::open(&path).unwrap();
         assert_eq!(read.membership(holder.key()).unwrap(), Some(next));
         assert!(read.was_trusted(&pin).unwrap(), "what was believed before is not forgotten");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_could_not_be_kept_is_kept_without_anybody_asking() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let state = StateDir::open(&path).unwrap();
+        let key = state.key().unwrap();
+        let first = membership(&key, AGENT);
+        state.keep("hub:1", &first).unwrap();
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let holder = Arc::new(Holder::new(key, state, "hub:1".to_owned(), first.clone(), metrics));
+        let mending = tokio::spawn({
+            let holder = Arc::clone(&holder);
+            async move { holder.mend().await }
+        });
+        fs::remove_dir_all(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        holder.adopt(first.chain.clone(), first.bundle.clone(), true).unwrap();
+        sleep(limits::KEEP_PAUSE * 2).await;
+        assert!(holder.is_unkept());
+        fs::remove_file(&path).unwrap();
+        let kept = async {
+            while holder.is_unkept() {
+                sleep(limits::KEEP_PAUSE / 4).await;
+            }
+        };
+        tokio::time::timeout(limits::KEEP_PAUSE * 4, kept).await.unwrap();
+        assert!(StateDir::open(&path).unwrap().is_whole().unwrap());
+        mending.abort();
     }
 }

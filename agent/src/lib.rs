@@ -219,6 +219,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         let rules = Arc::new(ClusterRules::new(upstream.clone()));
         let service = Service::new(upstream.clone(), rules, policy.clone(), metrics.clone(), more);
         let holder = Arc::new(holder);
+        let mending = Arc::clone(&holder);
         let believing = believe(holder.changes(), more_room, plans.clone());
         let importing = match config.imports_address {
             None => None,
@@ -256,6 +257,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             () = work_on(plans.as_deref()) => {}
             () = keep => {}
             () = believing => {}
+            () = mending.mend() => {}
         }
         Ok(())
     };

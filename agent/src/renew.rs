@@ -41,14 +41,14 @@ fn next(holder: &Holder) -> Duration {
 pub async fn control(session: &Session, holder: &Arc<Holder>, facts: &mut Telling, metrics: &Metrics) -> bool {
     let mut at = Instant::now() + next(holder);
     let mut pause = limits::RENEW_PAUSE;
-    let mut keep_at = Instant::now() + limits::KEEP_PAUSE;
     loop {
         tokio::select! {
             message = session.recv() => match message {
                 None => return false,
                 Some(Control::Renewed { chain, bundle }) => match renewed(holder, chain, bundle).await {
                     Ok(()) => {
-                        metrics.renewals.with_label_values(&["renewed"]).inc();
+                        let how = if holder.is_unkept() { "unkept" } else { "renewed" };
+                        metrics.renewals.with_label_values(&[how]).inc();
                         tracing::info!("certificate renewed");
                         return true;
                     }
@@ -73,12 +73,6 @@ pub async fn control(session: &Session, holder: &Arc<Holder>, facts: &mut Tellin
                 // Whatever becomes of it, it is asked for again, ever less often.
                 at = Instant::now() + pause + pause.mul_f64(rand::rng().random());
                 pause = (pause * 2).min(limits::RENEW_PAUSE_MAX);
-            }
-            () = sleep_until(keep_at), if holder.is_unkept() => {
-                let holder = holder.clone();
-                // A panic there is told by the task's own hook.
-                let _ = tokio::task::spawn_blocking(move || holder.keep()).await;
-                keep_at = Instant::now() + limits::KEEP_PAUSE;
             }
             now = facts.changed() => {
                 if session.send(Control::Facts(now)).await.is_err() { return false }

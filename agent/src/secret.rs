@@ -133,7 +133,7 @@ impl SecretCopy {
     /// # Errors
     /// What time does not heal: no such Secret, no right, or the folder cannot be written.
     pub async fn restore(&self, state: &StateDir) -> Result<(), SecretError> {
-        if state.is_whole() {
+        if state.is_whole()? {
             return Ok(());
         }
         let read = self.insist("cannot restore the state from the Secret yet; trying again", || self.read()).await?;

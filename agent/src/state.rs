@@ -27,7 +27,7 @@ const KEY: &str = "agent.key";
 const FACTS: &str = "agent.json";
 /// Pins of authorities that were believed once, in hex, one a line: a file of its own, which earlier versions leave alone.
 const FORMER: &str = "former-pins";
-/// What is written once and read for years: gone from the folder, it would be gone for good.
+/// What is not made anew with each certificate: gone from the folder, it would be gone for good.
 const LASTING: [&str; 2] = [KEY, FORMER];
 /// Shows that the folder can be written.
 const PROBE: &str = "probe";
@@ -88,7 +88,8 @@ pub struct StateDir {
     dir: PathBuf,
     /// Told of each change; clones share it.
     changed: Arc<watch::Sender<()>>,
-    /// Files as they were read or written last; clones share them.
+    /// What the folder has to have: files that last, as they were read or written last, and who the agent is even where that
+    /// could not be written. Clones share it.
     known: Arc<Mutex<BTreeMap<&'static str, Vec<u8>>>>,
 }
 
@@ -175,6 +176,24 @@ impl StateDir {
     /// It cannot be written, or the folder is another agent's by now; what was there before is still there.
     pub fn keep(&self, hub: &str, membership: &Membership) -> Result<(), StateError> {
         self.mend()?;
+        let text = self.encoded(hub, membership)?;
+        self.replace(FACTS, &text)?;
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    /// Has it in [`Self::files`] though the folder cannot be written.
+    ///
+    /// # Errors
+    /// Never in practice: it cannot be written as JSON.
+    pub fn hold(&self, hub: &str, membership: &Membership) -> Result<(), StateError> {
+        let text = self.encoded(hub, membership)?;
+        self.known().insert(FACTS, text);
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    fn encoded(&self, hub: &str, membership: &Membership) -> Result<Vec<u8>, StateError> {
         let file = File {
             version: VERSION,
             hub: hub.to_owned(),
@@ -185,11 +204,8 @@ impl StateDir {
             chain: membership.chain.iter().map(to_pem).collect(),
             bundle: membership.bundle.iter().map(to_pem).collect(),
         };
-        let text = serde_json::to_vec_pretty(&file)
-            .map_err(|e| StateError::Corrupt { path: self.dir.join(FACTS), cause: e.to_string() })?;
-        self.replace(FACTS, &text)?;
-        self.changed.send_replace(());
-        Ok(())
+        serde_json::to_vec_pretty(&file)
+            .map_err(|e| StateError::Corrupt { path: self.dir.join(FACTS), cause: e.to_string() })
     }
 
     /// Writes again what somebody has taken out of the folder meanwhile: a certificate without its key is nobody's.
@@ -257,14 +273,19 @@ impl StateDir {
         Ok(self.read(FORMER)?.or_else(known).unwrap_or_default().lines().map(str::to_owned).collect())
     }
 
-    /// What is in the folder, by name.
+    /// What the folder has to have, by name: what is known of it, or else is in it.
     ///
     /// # Errors
-    /// A file cannot be read.
+    /// A file cannot be read, and who the agent is is not known without.
     pub fn files(&self) -> Result<BTreeMap<String, Vec<u8>>, StateError> {
-        let there = [KEY, FACTS, FORMER].into_iter().filter_map(|name| match self.read(name) {
-            Ok(text) => text.map(|text| Ok((name.to_owned(), text.into_bytes()))),
-            Err(e) => Some(Err(e)),
+        let known = self.known().clone();
+        let there = [KEY, FACTS, FORMER].into_iter().filter_map(|name| match known.get(name) {
+            Some(bytes) => Some(Ok((name.to_owned(), bytes.clone()))),
+            None => match self.read(name) {
+                Ok(text) => text.map(|text| Ok((name.to_owned(), text.into_bytes()))),
+                Err(_) if known.contains_key(FACTS) => None,
+                Err(e) => Some(Err(e)),
+            },
         });
         there.collect()
     }
@@ -280,9 +301,19 @@ impl StateDir {
     }
 
     /// Whether the folder has all that makes an agent who it is, and none of it is corrupt.
-    pub fn is_whole(&self) -> bool {
-        let key = self.read(KEY).ok().flatten().and_then(|text| KeyPair::from_pem(&text).ok());
-        key.is_some_and(|key| matches!(self.membership(&key), Ok(Some(_))))
+    ///
+    /// # Errors
+    /// A file is there and cannot be read: that says nothing of what is in it.
+    pub fn is_whole(&self) -> Result<bool, StateError> {
+        let whole = || {
+            let Some(text) = self.read(KEY)? else { return Ok(false) };
+            let Ok(key) = KeyPair::from_pem(&text) else { return Ok(false) };
+            Ok(self.membership(&key)?.is_some())
+        };
+        match whole() {
+            Err(StateError::Corrupt { .. }) => Ok(false),
+            other => other,
+        }
     }
 
     /// Hears of each change from now on.
@@ -375,18 +406,22 @@ mod tests {
     fn p16_half_a_state_is_not_whole() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
-        assert!(!state.is_whole());
+        assert!(!state.is_whole().unwrap());
         let key = state.key().unwrap();
-        assert!(!state.is_whole(), "it is nobody yet");
+        assert!(!state.is_whole().unwrap(), "it is nobody yet");
         state.keep("hub:1", &membership(&key, AGENT)).unwrap();
-        assert!(state.is_whole());
+        assert!(state.is_whole().unwrap());
         for (file, bad) in [(FACTS, String::new()), (KEY, KeyPair::generate().unwrap().serialize_pem())] {
             let good = fs::read(dir.path().join(file)).unwrap();
             fs::write(dir.path().join(file), bad).unwrap();
-            assert!(!state.is_whole(), "{file}");
+            assert!(!state.is_whole().unwrap(), "{file}");
             fs::write(dir.path().join(file), good).unwrap();
         }
-        assert!(state.is_whole());
+        assert!(state.is_whole().unwrap());
+        // What cannot be read is not overwritten from elsewhere.
+        fs::remove_file(dir.path().join(FACTS)).unwrap();
+        fs::create_dir(dir.path().join(FACTS)).unwrap();
+        assert!(matches!(state.is_whole(), Err(StateError::Io { .. })));
     }
 
     #[test]

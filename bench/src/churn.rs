@@ -227,6 +227,8 @@ pub async fn run(
         return Ok(());
     }
     let clusters = tell.borrow().len();
+    let most = clusters * BEHIND;
+    ensure!(args.reports <= most, "--reports: {clusters} clusters can tell of {most} nodes in a second, no more");
     let mut turns = Turns { tell, away: VecDeque::new(), leaving: Vec::new(), next: clusters, sessions: 0, gone: 0 };
     let (mut resident, (first, _, began)) = (Vec::new(), cost()?);
     let mut tick = interval(Duration::from_secs(1));

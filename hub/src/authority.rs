@@ -1,8 +1,9 @@
 //! Replacing the hub's authority while agents are connected: who holds which, what is offered when, and when the old one
 //! may go.
 //!
-//! An agent shows by its certificate that it holds the new authority: it keeps certificate and authorities in one write. So
-//! nothing has to be asked: each session's certificate says it, and the `Agent` object remembers it for those that are away.
+//! An agent shows by its certificate that it holds the new authority: it keeps certificate and authorities in one write,
+//! and uses none of a new authority that it could not keep unless its old one is about to end. So nothing has to be asked:
+//! each session's certificate says it, and the `Agent` object remembers it for those that are away.
 
 use crate::{
     kinds::AgentSpec,

@@ -118,7 +118,7 @@ impl Plans {
         let mut all = self.lock();
         let Some(known) = all.get_mut(uid).filter(|known| known.progress.checksum == progress.checksum) else { return };
         known.progress = progress.clone();
-        if let Err(error) = self.store.keep(uid, progress) {
+        if let Err(error) = self.store.take(&known.plan, progress) {
             tracing::error!(plan = known.plan.name, "its progress could not be kept: {error}");
         }
     }

@@ -47,7 +47,7 @@ impl Store {
         all
     }
 
-    /// Keeps a plan that was taken.
+    /// Keeps a plan that was taken, and how far it is.
     pub fn take(&self, plan: &Plan, progress: &Progress) -> io::Result<()> {
         let kept =
             serde_json::to_vec(&Kept { plan: plan.clone(), progress: progress.clone() }).map_err(io::Error::other)?;
@@ -56,14 +56,6 @@ impl Store {
             Self::open(&self.0)?;
         }
         replace(&self.0.join(format!("{}.json", plan.uid)), &kept, 0o600)
-    }
-
-    /// Keeps how far a plan is.
-    pub fn keep(&self, uid: &str, progress: &Progress) -> io::Result<()> {
-        let path = self.0.join(format!("{uid}.json"));
-        let mut kept: Kept = serde_json::from_slice(&fs::read(&path)?).map_err(io::Error::other)?;
-        kept.progress = progress.clone();
-        replace(&path, &serde_json::to_vec(&kept).map_err(io::Error::other)?, 0o600)
     }
 
     /// Forgets a plan and the files that it has left.

@@ -97,7 +97,7 @@ pub struct Report {
     pub last_drift: Option<Key>,
     /// Something is being made there right now.
     pub making: bool,
-    /// What was wanted when this was so; `None`: nothing has been looked at yet.
+    /// What was wanted when this was so; `None`: nothing has been looked at yet, or not all of it since that changed.
     pub of: Option<Arc<Objects>>,
 }
 
@@ -134,8 +134,8 @@ struct Outside<'a> {
     tell: &'a mut (dyn FnMut(&Report) + Send),
     /// Whether anything may be made, now that it was told.
     may_make: &'a mut watch::Receiver<bool>,
-    /// Whether something else is wanted by now.
-    newer: &'a mut (dyn FnMut() -> bool + Send),
+    /// Whether something else is wanted of this one by now.
+    newer: &'a mut (dyn FnMut(&Key) -> bool + Send),
 }
 
 /// Objects of a kind that are not looked at, and are there.
@@ -254,15 +254,16 @@ impl Mirror {
                         let now = Arc::clone(&wanted.borrow_and_update());
                         self.report.trouble = self.trouble();
                         let mut cut = false;
-                        let mut newer = || {
-                            cut = wanted.has_changed().unwrap_or(true);
-                            cut
+                        let mut newer = |key: &Key| {
+                            let latest = wanted.borrow();
+                            let other = !Arc::ptr_eq(&latest, &now) && latest.get(key) != now.get(key);
+                            cut |= other;
+                            other
                         };
                         let outside = Outside { tell: &mut tell, may_make: &mut may_make, newer: &mut newer };
                         look = self.reconcile(&now, &unlisted, outside).await;
                         if cut {
-                            // What was so may not be any more, and what failed may be wanted in another way.
-                            (self.report.of, self.resting) = (None, HashMap::new());
+                            self.report.of = None;
                         } else if unlisted.is_empty() {
                             self.report.of = Some(now);
                         }
@@ -352,8 +353,8 @@ impl Mirror {
     }
 
     /// Takes every step that is due, but for those of `unlisted` kinds: of these nobody knows what is missing. Returns when
-    /// to look again, if something failed. Before each step it is asked whether something `newer` is wanted: then the rest is
-    /// left, for it may take long.
+    /// to look again, if something failed. A step whose object is wanted in another way by now is left: to get to it may have
+    /// taken long.
     async fn reconcile(
         &mut self,
         wanted: &Objects,
@@ -397,9 +398,8 @@ impl Mirror {
                     return None;
                 }
             }
-            if newer() {
-                self.report.there = self.there();
-                return Some(Instant::now() + limits::GATHER);
+            if newer(&key) {
+                continue;
             }
             let done = match &step {
                 Step::Apply { .. } => match wanted.get(&key) {
@@ -441,8 +441,13 @@ impl Mirror {
                 continue;
             }
             let there = self.actual.get(key);
-            if *object == ABSENT && there.is_none() && !self.unsure.contains(key) {
-                self.report.failed.remove(key);
+            if *object == ABSENT && there.is_none() {
+                match self.unsure.contains(key) {
+                    true => {
+                        drop(self.report.failed.insert(key.clone(), "what was written of it may still come".to_owned()))
+                    }
+                    false => drop(self.report.failed.remove(key)),
+                }
             } else if there.is_some_and(|there| *object != ABSENT && covers(there, object)) {
                 self.held.insert(key.clone(), object.clone());
                 self.report.failed.remove(key);

@@ -55,7 +55,7 @@ pub(super) fn as_condition(r#type: &str, report: &Report, leaving: bool, before:
     let mut something = report.making || 0 < report.there;
     let (holds, reason, message) = match (&report.trouble, report.failed.iter().next()) {
         (Some(why), _) => {
-            // Nothing was looked at yet: what was known before holds.
+            // Not all was looked at: what was known before holds.
             something |= report.of.is_none() && before.is_some_and(|before| !says_nothing(before));
             (false, reason_for(why, something), why.clone())
         }

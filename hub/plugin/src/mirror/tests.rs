@@ -34,7 +34,7 @@ fn pair(backend: &Arc<dyn Backend>) -> Mirror {
 
 /// Nothing else is wanted under way, and nobody objects to what is made.
 async fn reconcile(mirror: &mut Mirror, wanted: &Objects, unlisted: &[&'static str]) -> Option<Instant> {
-    let outside = Outside { tell: &mut |_| (), may_make: &mut always(), newer: &mut || false };
+    let outside = Outside { tell: &mut |_| (), may_make: &mut always(), newer: &mut |_| false };
     mirror.reconcile(wanted, unlisted, outside).await
 }
 
@@ -266,24 +266,19 @@ async fn what_was_asked_for_and_not_answered_counts_until_it_cannot_come_any_mor
 }
 
 #[tokio::test]
-async fn what_is_wanted_no_more_is_not_made_to_its_end() {
+async fn what_is_wanted_in_another_way_by_now_is_left_and_the_others_are_made() {
     let (backend, mut asked) = answers(&Arc::new(200.into()), &json!({}));
     let mut mirror = pair(&backend);
     let key = |name: &str| Key { kind: "ConfigMap", namespace: "team".to_owned(), name: name.to_owned() };
     let wish = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "a": "b" } });
     let wanted = Objects::from([(key("a"), wish.clone()), (key("b"), wish.clone()), (key("c"), wish)]);
-    let mut steps = 0;
-    let mut newer = || {
-        steps += 1;
-        steps == 3
-    };
+    let mut newer = |of: &Key| of.name == "b";
     let outside = Outside { tell: &mut |_| (), may_make: &mut always(), newer: &mut newer };
-    let next = mirror.reconcile(&wanted, &[], outside).await;
-    assert!(next.is_some(), "it is looked again");
+    mirror.reconcile(&wanted, &[], outside).await;
     let asked = std::iter::from_fn(|| asked.try_recv().ok());
     let made: Vec<_> = asked.filter(|what| what == "PATCH").collect();
     assert_eq!(made.len(), 2, "{made:?}");
-    assert_eq!(mirror.report.there, 2);
+    assert!(mirror.report.there == 2 && !mirror.unsure.contains(&key("b")));
 }
 
 /// Who reads that all is as wanted reads of what is wanted now, or was when all of it was looked at.
@@ -443,6 +438,23 @@ async fn what_must_not_be_there_is_asked_after_when_nobody_saw_it_go() {
     (0..100).for_each(|n| mirror.unsure.missing(name(n)));
     assert!(reconcile(&mut mirror, &wanted, &[]).await.is_some());
     assert!((1..100).contains(&mirror.there()), "{}", mirror.there());
+}
+
+/// Over a session that was lost too: who reads that it is gone lets go of it.
+#[tokio::test(start_paused = true)]
+async fn what_must_not_be_there_is_not_gone_while_it_may_still_come() {
+    let (backend, _asked) = answers(&Arc::new(504.into()), &json!({}));
+    let board = Board::default();
+    let key = Key { kind: "ConfigMap", namespace: "team".to_owned(), name: "c".to_owned() };
+    let wish = Objects::from([(key.clone(), json!({ "apiVersion": "v1", "kind": "ConfigMap" }))]);
+    reconcile(&mut pair(&backend).after(board.unsure("1")), &wish, &[]).await;
+    let mut next = pair(&backend).after(board.unsure("1"));
+    let gone = Objects::from([(key.clone(), ABSENT)]);
+    let at = reconcile(&mut next, &gone, &[]).await;
+    assert!(next.report.failed.contains_key(&key) && at.is_some(), "{:?}", next.report);
+    tokio::time::advance(limits::LANDING).await;
+    reconcile(&mut next, &gone, &[]).await;
+    assert!(next.report.failed.is_empty(), "{:?}", next.report);
 }
 
 #[tokio::test]
