@@ -3,10 +3,10 @@
 use crate::world::{API, World, eventually};
 use http::{Method, Response, StatusCode};
 use http_body_util::BodyExt;
-use moorline_authz::plan::{self, Phase, Plan, Progress};
+use moorline_authz::plan::{self, Phase, Plan, ProbeResult, Progress};
 use moorline_endpoint::trust::Anchors;
-use moorline_link::Session;
-use moorline_proto::header::Target;
+use moorline_link::{Carrier, DialError, Session};
+use moorline_proto::{code::CloseCode, header::Target};
 use moorline_proxy::{body, wire};
 use serde_json::{Value, json};
 use std::sync::{
@@ -233,4 +233,55 @@ async fn a_node_whose_answers_are_lost_is_told_of_a_plans_end_and_holds_up_no_ot
     nodes[1].says(Phase::Succeeded, "");
     eventually("done", async || world.plan().await["phase"] == "Succeeded").await;
     assert_eq!(told(), 1, "it is told again after a pause");
+}
+
+/// Of many nodes few have a session; a plan is for any of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_node_is_called_for_its_plan() {
+    let world = World::with(|config| config.limits.standby_nodes = 1).await;
+    world.cluster("edge1").await;
+    let token = world.join_token("edge1", 2, "2999-01-01T00:00:00Z").await;
+    let (first, second) = (world.join_node(&token, "n0").await, world.join_node(&token, "n1").await);
+    let anchors = Anchors::new(vec![world.ca()]).unwrap();
+    let standing = Node::serve(world.session(&first).await, "n0".to_owned(), anchors.clone());
+    eventually("standing by", async || world.get(&world.admin, &format!("{API}/nodes/edge1.n0")).await.code == 200)
+        .await;
+    let ask = async || world.greet(&second, Carrier::Tls, 1, world.hub.addr().port(), &[]).await;
+    assert!(matches!(ask().await, Err(DialError::Refused(goodbye)) if goodbye.code == CloseCode::Parked));
+    let mut only = spec();
+    only["nodeSelector"] = json!({});
+    only["nodes"] = json!(["n1"]);
+    world.create("nodeplans", "NodePlan", "p", only).await;
+    let mut session = None;
+    eventually("that it is wanted", async || {
+        session = ask().await.ok();
+        session.is_some()
+    })
+    .await;
+    let called = Node::serve(session.unwrap(), "n1".to_owned(), anchors);
+    called.says(Phase::Succeeded, "");
+    eventually("done", async || world.plan().await["phase"] == "Succeeded").await;
+    assert_eq!((called.taken(), standing.taken()), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_watched_after_a_plan_is_told_as_it_turns() {
+    let world = World::new().await;
+    let nodes = nodes(&world, 1).await;
+    let says = |ok: bool| {
+        let probe = ProbeResult { name: "file".to_owned(), ok, ..ProbeResult::default() };
+        *nodes[0].says.lock().unwrap() =
+            Progress { phase: Phase::Succeeded, probes: vec![probe], ..Progress::default() };
+    };
+    let told = async |ok: bool| {
+        let status = world.plan().await;
+        status["phase"] == "Succeeded" && status["nodes"][0]["progress"]["probes"][0]["ok"] == ok
+    };
+    says(true);
+    let mut watched = spec();
+    watched["probes"] = json!([{ "name": "file", "everySeconds": 5, "probe": { "file": "/etc/hostname" } }]);
+    world.create("nodeplans", "NodePlan", "p", watched).await;
+    eventually("so", async || told(true).await).await;
+    says(false);
+    eventually("not so any more", async || told(false).await).await;
 }

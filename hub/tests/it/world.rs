@@ -328,7 +328,7 @@ impl World {
         session
     }
 
-    async fn greet(
+    pub async fn greet(
         &self,
         member: &Member,
         carrier: Carrier,
