@@ -2,6 +2,7 @@
 
 use super::Target;
 use crate::failure::usage;
+use moorline_authz::plan;
 use serde_json::{Value, json};
 
 /// How etcd is reached, and by which program.
@@ -253,12 +254,12 @@ impl SupportArgs {
 /// A command line's words: no shell reads them, so quotes have no meaning.
 fn words(command: &str) -> anyhow::Result<Vec<String>> {
     let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
-    if words.first().is_some_and(|program| program.starts_with('/')) {
+    if words.first().is_some_and(|program| plan::is_plain(program)) {
         Ok(words)
     } else {
         Err(usage(
             format!("{command:?} does not begin with a program's absolute path"),
-            "such as '/usr/bin/journalctl -n 100'",
+            "such as '/usr/bin/journalctl -n 100', or 'C:/tools/report.exe' on Windows",
         ))
     }
 }

@@ -61,6 +61,15 @@ impl Platform {
         })
     }
 
+    /// A file of this machine's, as the program names it.
+    fn path(self, path: &Path) -> String {
+        match self {
+            // Wine has this machine's files there.
+            Self::Windows => format!("Z:{}", path.display()),
+            _ => path.display().to_string(),
+        }
+    }
+
     fn carriers(self) -> &'static [&'static str] {
         match self {
             // Wine 8 has neither IP_RECVECN nor IPV6_V6ONLY on a v4 socket: quinn's UDP socket cannot be opened there.
@@ -162,7 +171,11 @@ fn node(world: &World, platform: Platform, label: &str) -> Result<()> {
     let pki = work.join("pki");
     std::fs::create_dir_all(&work)?;
     text(Command::new("cp").arg("-r").arg(world.cluster.dir.join("pki")).arg(&pki))?;
-    let allowed = format!("{{allow: true, commands: [/bin/uname], paths: [{}]}}", work.display());
+    let program = match platform {
+        Platform::Windows => platform.path(&home.join("moorline.exe")),
+        _ => "/bin/uname".to_owned(),
+    };
+    let allowed = format!("{{allow: true, commands: [\"{program}\"], paths: [\"{}\"]}}", platform.path(&work));
     let text_of = format!("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {{plans: {allowed}}}\n");
     std::fs::write(&policy, text_of)?;
     let mut command = platform.command("moorline-agent", &home)?;
@@ -203,14 +216,14 @@ fn node(world: &World, platform: Platform, label: &str) -> Result<()> {
             ensure!(output.status.success(), "{said}");
             Ok(said)
         };
-        let folder = pki.display().to_string();
+        let folder = platform.path(&pki);
         let said = plan(&["certificates", &format!("look-{label}"), "--dir", &folder])?;
         ensure!(said.contains("apiserver.crt: ") && said.contains(" days left"), "{said}");
         let said =
             plan(&["certificates", &format!("renew-{label}"), "--dir", &folder, "--rotate", "--within-days", "0"])?;
         ensure!(said.contains("apiserver.crt: renewed, "), "{said}");
-        let said = plan(&["support-bundle", &format!("help-{label}"), "--command", "/bin/uname -a"])?;
-        ensure!(said.contains("uname"), "{said}");
+        let said = plan(&["support-bundle", &format!("help-{label}"), "--command", &format!("{program} --version")])?;
+        ensure!(said.contains("---version: ") && !said.contains("version: 0 bytes"), "{said}");
         Ok(())
     })();
     let log = agent.log();
@@ -343,9 +356,7 @@ fn main() {
             let name = format!("{label}_serves_over_{carrier}");
             scenes.push((name, Box::new(move |world| serves(world, platform, label, carrier))));
         }
-        if platform != Platform::Windows {
-            scenes.push((format!("{label}_is_a_node"), Box::new(move |world| node(world, platform, label))));
-        }
+        scenes.push((format!("{label}_is_a_node"), Box::new(move |world| node(world, platform, label))));
     }
     let trials = scenes.into_iter().map(|(name, scene)| {
         let world = Arc::clone(&world);
