@@ -62,7 +62,9 @@ pub async fn keys_stop_and_end_what_runs() {
 pub async fn a_letter_of_many_bytes_is_taken_back_whole() {
     let house = House::new();
     let mut client = house.enter().await;
-    client.type_in("cat > /tmp/letters; echo ta''ken\r").await;
+    // What is typed before cat is there, the shell's own editing reads.
+    client.type_in("sh -c 'echo o\"\"n; exec cat > /tmp/letters'; echo ta''ken\r").await;
+    client.until("on\r\n").await;
     client.type_in("aü\x7fb\r\x04").await;
     client.until("taken\r\n").await;
     assert_eq!(client.run("cat /tmp/letters").await.0, "ab");
