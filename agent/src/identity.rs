@@ -134,8 +134,10 @@ impl Holder {
                 // As many as the folder remembers.
                 *owed = old.into_iter().rev().take(limits::FORMER_PINS).rev().collect();
                 self.unkept.store(true, Ordering::Relaxed);
-                // A Secret has it then.
-                self.state.hold(&self.hub, &next)?;
+                // A Secret has it then, if it is this agent's.
+                if !matches!(error, StateError::Taken { .. }) {
+                    self.state.hold(&self.hub, &next, &owed)?;
+                }
                 let cause = upstream::chain(&error);
                 tracing::error!(cause, "the renewed certificate is used but could not be kept; trying again");
             }
@@ -169,6 +171,9 @@ impl Holder {
     fn keep(&self) {
         let mut owed = self.owed();
         let now = self.membership();
+        if !self.is_unkept() {
+            return;
+        }
         match self.state.forgo(&owed, &now.bundle).and_then(|()| self.state.keep(&self.hub, &now)) {
             Ok(()) => {
                 owed.clear();
@@ -222,6 +227,9 @@ mod tests {
         let copied: serde_json::Value = serde_json::from_slice(&state.files().unwrap()["agent.json"]).unwrap();
         let bundle: Vec<String> = serde_json::from_value(copied["bundle"].clone()).unwrap();
         assert_eq!(certificates(&bundle).unwrap(), next.bundle, "its Secret has it");
+        let pins = String::from_utf8(state.files().unwrap()["former-pins"].clone()).unwrap();
+        let pin = tls::spki_sha256(&first.bundle[0]).unwrap();
+        assert_eq!(pins, format!("{}\n", moorline_authz::hex::hex(&pin)), "and what was dropped");
         holder.keep();
         assert!(holder.is_unkept(), "it cannot be yet");
         let pin = tls::spki_sha256(&first.bundle[0]).unwrap();

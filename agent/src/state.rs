@@ -182,13 +182,20 @@ impl StateDir {
         Ok(())
     }
 
-    /// Has it in [`Self::files`] though the folder cannot be written.
+    /// Has it in [`Self::files`] though the folder cannot be written; and which of the authorities of `old` it drops.
     ///
     /// # Errors
     /// Never in practice: it cannot be written as JSON.
-    pub fn hold(&self, hub: &str, membership: &Membership) -> Result<(), StateError> {
+    pub fn hold(&self, hub: &str, membership: &Membership, old: &[CertificateDer<'static>]) -> Result<(), StateError> {
         let text = self.encoded(hub, membership)?;
-        self.known().insert(FACTS, text);
+        let former = self.former().unwrap_or_else(|_| self.known_former());
+        let former = with_dropped(former, old, &membership.bundle);
+        let mut known = self.known();
+        known.insert(FACTS, text);
+        if !former.is_empty() {
+            known.insert(FORMER, lines(&former));
+        }
+        drop(known);
         self.changed.send_replace(());
         Ok(())
     }
@@ -243,20 +250,9 @@ impl StateDir {
     /// It cannot be written.
     pub fn forgo(&self, old: &[CertificateDer<'static>], new: &[CertificateDer<'static>]) -> Result<(), StateError> {
         self.mend()?;
-        let mut pins = self.former()?;
-        let before = pins.len();
-        for cert in old.iter().filter(|cert| !new.contains(cert)) {
-            if let Ok(pin) = tls::spki_sha256(cert).map(|pin| hex(&pin))
-                && !pins.contains(&pin)
-            {
-                pins.push(pin);
-            }
-        }
-        if pins.len() == before {
-            return Ok(());
-        }
-        let newest = pins.get(pins.len().saturating_sub(FORMER_PINS)..).unwrap_or_default();
-        self.replace(FORMER, format!("{}\n", newest.join("\n")).as_bytes())
+        let before = self.former()?;
+        let pins = with_dropped(before.clone(), old, new);
+        if pins == before { Ok(()) } else { self.replace(FORMER, &lines(&pins)) }
     }
 
     /// Whether an authority with this pin was believed once.
@@ -269,8 +265,14 @@ impl StateDir {
 
     fn former(&self) -> Result<Vec<String>, StateError> {
         // Until it is written again, what was in a folder that somebody has emptied holds.
-        let known = || self.known().get(FORMER).map(|known| String::from_utf8_lossy(known).into_owned());
-        Ok(self.read(FORMER)?.or_else(known).unwrap_or_default().lines().map(str::to_owned).collect())
+        let read = self.read(FORMER)?;
+        Ok(read.map_or_else(|| self.known_former(), |text| text.lines().map(str::to_owned).collect()))
+    }
+
+    fn known_former(&self) -> Vec<String> {
+        let known = self.known();
+        let text = known.get(FORMER).map(|known| String::from_utf8_lossy(known)).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
     }
 
     /// What the folder has to have, by name: what is known of it, or else is in it.
@@ -356,6 +358,26 @@ impl StateDir {
         self.known().insert(name, bytes.to_owned());
         Ok(())
     }
+}
+
+/// Pins, with those of the authorities of `old` that `new` has not: the newest of them.
+fn with_dropped(
+    mut pins: Vec<String>,
+    old: &[CertificateDer<'static>],
+    new: &[CertificateDer<'static>],
+) -> Vec<String> {
+    for cert in old.iter().filter(|cert| !new.contains(cert)) {
+        if let Ok(pin) = tls::spki_sha256(cert).map(|pin| hex(&pin))
+            && !pins.contains(&pin)
+        {
+            pins.push(pin);
+        }
+    }
+    pins.split_off(pins.len().saturating_sub(FORMER_PINS))
+}
+
+fn lines(pins: &[String]) -> Vec<u8> {
+    format!("{}\n", pins.join("\n")).into_bytes()
 }
 
 /// Of a private key as PEM; `None`: it is none.

@@ -201,7 +201,8 @@ fn bound() -> io::Result<()> {
         setrlimit(resource, most, most).map_err(at("bound resources"))?;
     }
     // Who computes for long gives way to the agent and to those who type.
-    rustix::process::setpriority_process(None, limits::NICE).map_err(at("give way"))?;
+    let nice = rustix::process::getpriority_process(None).map_err(at("give way"))?.max(limits::NICE);
+    rustix::process::setpriority_process(None, nice).map_err(at("give way"))?;
     Ok(())
 }
 

@@ -97,9 +97,10 @@ impl Plans {
         }
     }
 
-    /// Takes back what was done to empty the node, be it for a plan before.
-    pub(super) async fn uncordon(&self) -> Result<(), String> {
-        match self.looked().await?.metadata.annotations.contains_key(CLOSED_FOR) {
+    /// Takes back what was done to empty the node: for this plan, or for any.
+    pub(super) async fn uncordon(&self, plan: Option<&str>) -> Result<(), String> {
+        let closed_for = self.looked().await?.metadata.annotations.remove(CLOSED_FOR);
+        match closed_for.is_some_and(|closed_for| plan.is_none_or(|plan| closed_for == plan)) {
             true => self.change(&json!(null), false).await,
             false => Ok(()),
         }

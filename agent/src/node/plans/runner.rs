@@ -35,7 +35,7 @@ impl Plans {
                 None => {
                     tracing::info!(plan = plan.name, "a plan was taken away");
                     if 0 < plan.drain_seconds
-                        && let Err(why) = self.uncordon().await
+                        && let Err(why) = self.uncordon(Some(&plan.name)).await
                     {
                         tracing::warn!(plan = plan.name, why, "the node was not taken back into use");
                     }
@@ -76,7 +76,7 @@ impl Plans {
             }
         }
         if 0 < plan.drain_seconds
-            && let Err(why) = self.uncordon().await
+            && let Err(why) = self.uncordon(None).await
         {
             return over(progress, Phase::Failed, format!("the node was not taken back into use: {why}"));
         }

@@ -305,6 +305,7 @@ pub(super) async fn command(
                 _ = &mut pump, if pumping => pumping = false,
                 status = child.wait(), if exited.is_none() => {
                     exited = Some(status);
+                    group.leave();
                     // What it has left behind may hold its output open: that is not waited for.
                     end.as_mut().reset(Instant::now() + limits::PLAN_LAST_OUTPUT);
                 }
@@ -321,7 +322,6 @@ pub(super) async fn command(
             Ok((printed, Err(format!("{program} was killed after {} s", patience.as_secs()))))
         }
         Some(status) => {
-            group.leave();
             let status = status?;
             let why = format!("{program} ended with {status}");
             Ok((printed, if status.success() { Ok(()) } else { Err(why) }))

@@ -41,6 +41,9 @@ pub const PLUGIN_LABEL: &str = "moorline.dev/plugin";
 /// For which registration of the cluster: the uid of its object at the hub.
 pub const CLUSTER_LABEL: &str = "moorline.dev/cluster";
 
+/// Why what must not be there is not said to be gone.
+const COMES: &str = "what was written of it may still come";
+
 /// On what is wanted: it is taken over, whoever made it, where its kind is not in general.
 pub const ADOPT: &str = "moorline.dev/adopt";
 
@@ -256,7 +259,7 @@ impl Mirror {
                         let mut cut = false;
                         let mut newer = |key: &Key| {
                             let latest = wanted.borrow();
-                            let other = !Arc::ptr_eq(&latest, &now) && latest.get(key) != now.get(key);
+                            let other = !Arc::ptr_eq(&latest, &now) && is_other(&now, &latest, key);
                             cut |= other;
                             other
                         };
@@ -379,6 +382,9 @@ impl Mirror {
             }
             let home = home(&key);
             if matches!(step, Step::Apply { .. }) && wanted.contains_key(&home) && !self.actual.contains_key(&home) {
+                if newer(&home) {
+                    continue;
+                }
                 if !unlisted.contains(&home.kind) {
                     // In a namespace that turned out to be somebody else's, nothing is laid.
                     self.resting.remove(&key);
@@ -443,9 +449,8 @@ impl Mirror {
             let there = self.actual.get(key);
             if *object == ABSENT && there.is_none() {
                 match self.unsure.contains(key) {
-                    true => {
-                        drop(self.report.failed.insert(key.clone(), "what was written of it may still come".to_owned()))
-                    }
+                    // Or why it cannot be asked.
+                    true => drop(self.report.failed.entry(key.clone()).or_insert_with(|| COMES.to_owned())),
                     false => drop(self.report.failed.remove(key)),
                 }
             } else if there.is_some_and(|there| *object != ABSENT && covers(there, object)) {
@@ -565,6 +570,12 @@ fn released(object: &Value) -> Value {
         }
     }
     patch
+}
+
+/// Whether something else is wanted of an object, by its own name or by its kind.
+fn is_other(before: &Objects, latest: &Objects, key: &Key) -> bool {
+    let anywhere = Key { namespace: ANYWHERE.to_owned(), ..key.clone() };
+    [key, &anywhere].into_iter().any(|key| latest.get(key) != before.get(key))
 }
 
 /// The namespace that an object is in.

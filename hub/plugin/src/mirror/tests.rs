@@ -281,6 +281,16 @@ async fn what_is_wanted_in_another_way_by_now_is_left_and_the_others_are_made() 
     assert!(mirror.report.there == 2 && !mirror.unsure.contains(&key("b")));
 }
 
+#[test]
+fn what_is_wanted_of_a_whole_kind_is_wanted_of_each() {
+    let key = Key { kind: "Secret", namespace: "team".to_owned(), name: "s".to_owned() };
+    let anywhere = Key { namespace: ANYWHERE.to_owned(), ..key.clone() };
+    let other = Key { name: "other".to_owned(), ..key.clone() };
+    let of = |key: &Key| Objects::from([(key.clone(), unknown("nobody tells"))]);
+    assert!(is_other(&Objects::new(), &of(&key), &key) && is_other(&Objects::new(), &of(&anywhere), &key));
+    assert!(!is_other(&Objects::new(), &of(&other), &key) && !is_other(&of(&key), &of(&key), &key));
+}
+
 /// Who reads that all is as wanted reads of what is wanted now, or was when all of it was looked at.
 #[tokio::test(start_paused = true)]
 async fn what_was_left_for_something_newer_is_not_told_as_looked_at() {

@@ -191,6 +191,8 @@ fn scene(world: &mut World, agent: Agent, more: &[&str], mark: &str) -> Result<(
     ensure!(closed(world)? && fs::metadata(mark).is_err(), "nothing is done on a node that was not emptied");
 
     // Who takes a plan away has the node back in use.
+    world.edge1.admin(&["annotate", "node", node.trim(), "moorline.dev/closed-for-"])?;
+    world.edge1.admin(&["uncordon", node.trim()])?;
     plan(world, "taken", &spec("1", &one, 600, steps(quick.clone())))?;
     eventually("a node that is being emptied", LONG, || {
         let now = status(world, "taken")?;
