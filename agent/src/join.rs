@@ -18,7 +18,7 @@ use moorline_proto::id::{AgentName, ClusterId};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -196,7 +196,14 @@ pub async fn join(
 /// A TCP connection to the hub, if need be through a proxy; the error is for people.
 pub(crate) async fn connect(hub: &HubAddress, proxy: Option<&HttpProxy>) -> Result<TcpStream, String> {
     let (host, port) = proxy.map_or((hub.host.as_str(), hub.port), |proxy| (proxy.host(), proxy.port()));
-    let mut tcp = TcpStream::connect((host, port)).await.map_err(|e| e.to_string())?;
+    let mut tcp = Err("it has no address".to_owned());
+    for remote in lookup_host((host, port)).await.map_err(|e| e.to_string())? {
+        tcp = moorline_link::tcp_connect(remote).await.map_err(|e| e.to_string());
+        if tcp.is_ok() {
+            break;
+        }
+    }
+    let mut tcp = tcp?;
     if let Some(proxy) = proxy {
         proxy.tunnel(&mut tcp, hub).await.map_err(|cause| format!("proxy {proxy}: {cause}"))?;
     }

@@ -46,6 +46,14 @@ pub struct Across {
     _api: AbortOnDropHandle<()>,
 }
 
+/// Another place of the cluster's: a link of its own to the hub, and an API server at its far end.
+pub struct Elsewhere {
+    /// What is between it and the hub.
+    pub link: Link,
+    kubeconfig: PathBuf,
+    _api: AbortOnDropHandle<()>,
+}
+
 impl Across {
     /// Starts both and waits until the cluster is connected. `carrier`: as of `moorline agent --carrier`.
     ///
@@ -88,9 +96,7 @@ impl Across {
         admin.make("clusters", "Cluster", json!({ "name": CLUSTER }), json!({})).await?;
         let token = admin.join_token().await?;
 
-        let listener = link.inside.within(|| TcpListener::bind((Ipv4Addr::LOCALHOST, API)))?;
-        listener.set_nonblocking(true)?;
-        let (kubeconfig, api) = api::serve(tokio::net::TcpListener::from_std(listener)?, dir.path())?;
+        let (kubeconfig, api) = api_at(&link, dir.path())?;
         let mut command = link.inside.command(binary());
         command.args(["agent", "--name", "a1", "--carrier", carrier, "--token", &token]);
         command.args(["--hub", &format!("https://{}:{port}", link.subnet.host(1))]);
@@ -172,6 +178,27 @@ impl Across {
         Ok(process)
     }
 
+    /// A place for nodes that have another way to the hub than the agent.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn elsewhere(&self) -> Result<Elsewhere> {
+        let (link, dir) = (Link::make()?, self.dir.path().join("elsewhere"));
+        std::fs::create_dir(&dir)?;
+        let (kubeconfig, _api) = api_at(&link, &dir)?;
+        Ok(Elsewhere { link, kubeconfig, _api })
+    }
+
+    /// As [`Self::node`], there.
+    ///
+    /// # Errors
+    /// It does not come.
+    pub async fn node_at(&self, place: &Elsewhere, name: &str, carrier: &str) -> Result<Process> {
+        let process = self.spawn_node((&place.link, &place.kubeconfig), &[], name, carrier, "{}", &[]).await?;
+        self.has_agent(name, LONG).await.with_context(|| process.log())?;
+        Ok(process)
+    }
+
     /// The same, without waiting.
     ///
     /// # Errors
@@ -192,12 +219,24 @@ impl Across {
         policy: &str,
         more: &[&str],
     ) -> Result<Process> {
+        self.spawn_node((&self.link, &self.kubeconfig), by, name, carrier, policy, more).await
+    }
+
+    async fn spawn_node(
+        &self,
+        (link, kubeconfig): (&Link, &Path),
+        by: &[&str],
+        name: &str,
+        carrier: &str,
+        policy: &str,
+        more: &[&str],
+    ) -> Result<Process> {
         let (state, file) = (self.dir.path().join(name), self.dir.path().join(format!("{name}.yaml")));
         std::fs::write(&file, format!("apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {policy}\n"))?;
         let mut command = match by {
-            [] => self.link.inside.command(binary()),
+            [] => link.inside.command(binary()),
             [program, words @ ..] => {
-                let mut command = self.link.inside.command(program);
+                let mut command = link.inside.command(program);
                 command.args(words).arg(binary());
                 command
             }
@@ -206,9 +245,9 @@ impl Across {
         if !state.exists() {
             command.args(["--token", &self.admin.join_token().await?]);
         }
-        let hub = format!("https://{}:{}", self.link.subnet.host(1), self.admin.hub.port());
+        let hub = format!("https://{}:{}", link.subnet.host(1), self.admin.hub.port());
         command.args(["--hub", &hub, "--http-listen", "127.0.0.1:0"]).arg("--policy-file").arg(&file);
-        command.arg("--state-dir").arg(&state).arg("--kubeconfig").arg(&self.kubeconfig).args(more);
+        command.arg("--state-dir").arg(&state).arg("--kubeconfig").arg(kubeconfig).args(more);
         Process::spawn(command, &self.dir.path().join(format!("{name}.log")))
     }
 
@@ -376,6 +415,13 @@ impl Drop for Across {
         self.agent.signal(libc::SIGKILL);
         self.hub.signal(libc::SIGKILL);
     }
+}
+
+/// An API server on the far side of a link. What leads there is left in `dir`.
+fn api_at(link: &Link, dir: &Path) -> Result<(PathBuf, AbortOnDropHandle<()>)> {
+    let listener = link.inside.within(|| TcpListener::bind((Ipv4Addr::LOCALHOST, API)))?;
+    listener.set_nonblocking(true)?;
+    api::serve(tokio::net::TcpListener::from_std(listener)?, dir)
 }
 
 /// A hub's folder by way of its process: what is mounted there may be seen by the hub alone.

@@ -36,7 +36,7 @@ pub use quic::{QuicIncoming, QuicKeys, QuicListener};
 pub use read_ahead::ReadAhead;
 pub use session::{CloseReason, Closed, OpenError, Session};
 pub use stream::{IncomingStream, Stream, StreamError};
-pub use tcp::tries_again_soon;
+pub use tcp::{tcp_connect, tries_again_soon};
 pub use tls::{Identity, Trust};
 
 /// What carries a session's bytes.

@@ -66,7 +66,7 @@ fn retry_within(socket: &TcpStream, most: Duration) {
 ///
 /// # Errors
 /// The connection's own.
-pub(crate) async fn connect(remote: SocketAddr) -> io::Result<TcpStream> {
+pub async fn tcp_connect(remote: SocketAddr) -> io::Result<TcpStream> {
     let socket = if remote.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     #[cfg(target_os = "linux")]
     if !remote.ip().is_loopback() {

@@ -1,6 +1,9 @@
 //! Node agents across a network that fails: shells, plans, standing in; and many of them.
 
-use crate::faults::{ms, secs};
+use crate::{
+    faults::{ms, secs},
+    node_loss::SILENT,
+};
 use futures_util::FutureExt;
 use moorline_netsim::{LONG, across::Across, crowd::Crowd, emulator::Road};
 use serde_json::{Value, json};
@@ -16,22 +19,38 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// 300 ms there and back, one packet in a hundred is lost.
-fn bad() -> Road {
-    Road::clear().delay(ms(150)).jitter(ms(20)).loss(0.01)
+/// A network that fails, and what the node's agent is told to take.
+#[derive(Clone, Copy, Debug)]
+struct Net {
+    worst: bool,
+    carrier: &'static str,
 }
 
-/// The same, and UDP is blocked, as a carrier sees it.
-fn bad_for(carrier: &str) -> Road {
-    if carrier == "auto" { bad().without_udp() } else { bad() }
-}
-
-/// One scene on QUIC, and one where the agent has to find out that there is no UDP.
-async fn both<F: Future<Output = ()> + Send + 'static>(scene: impl Fn(&'static str) -> F) {
-    let scenes = ["quic", "auto"].map(|carrier| (carrier, tokio::spawn(scene(carrier))));
-    for (carrier, scene) in scenes {
-        assert!(scene.await.is_ok(), "failed on {carrier}");
+impl Net {
+    /// 300 ms there and back, one packet in a hundred is lost. The worst: each way up to 100 ms longer, one packet in twenty is
+    /// lost, 1 Mbit/s, and packets of more than 1280 bytes vanish. UDP is blocked where the agent has to find that out.
+    fn road(self) -> Road {
+        let road = Road::clear().delay(ms(150));
+        let road = match self.worst {
+            false => road.jitter(ms(20)).loss(0.01),
+            true => road.jitter(ms(100)).loss(0.05).rate(1_000_000, 128 << 10).largest(1280),
+        };
+        if self.carrier == "auto" { road.without_udp() } else { road }
     }
+}
+
+/// One scene on each of these networks, all at once.
+async fn on_each<F: Future<Output = ()> + Send + 'static>(scene: impl Fn(Net) -> F) {
+    let nets = [(false, "quic"), (false, "auto"), (true, "quic"), (true, "tls"), (true, "websocket"), (true, "auto")];
+    let nets = nets.map(|(worst, carrier)| Net { worst, carrier });
+    let scenes = nets.map(|net| (net, tokio::spawn(scene(net))));
+    let mut failed = Vec::new();
+    for (net, scene) in scenes {
+        if scene.await.is_err() {
+            failed.push(net);
+        }
+    }
+    assert!(failed.is_empty(), "failed on {failed:?}");
 }
 
 /// Programs for a shell: one static one, by several names.
@@ -51,11 +70,11 @@ const TICKS: usize = 350;
 /// A cut of ten seconds, through which the session lives; and one of 25, which the shell outlives without its client.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shell_behind_a_bad_network_loses_nothing() {
-    both(|carrier| async move {
+    on_each(|net| async move {
         let scene = Across::on("tls").await.unwrap();
-        scene.link.becomes(bad_for(carrier));
+        scene.link.becomes(net.road());
         let root = shell_root(&scene.dir()).display().to_string();
-        let node = scene.node("n1", carrier, "{shells: {allow: true}}", &["--shell-root", &root]).await.unwrap();
+        let node = scene.node("n1", net.carrier, "{shells: {allow: true}}", &["--shell-root", &root]).await.unwrap();
         let mut shell = tokio::process::Command::from(scene.cli().unwrap());
         shell.args(["shell", "edge1"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut shell = shell.kill_on_drop(true).spawn().unwrap();
@@ -84,7 +103,7 @@ async fn a_shell_behind_a_bad_network_loses_nothing() {
             sleep(secs(1)).await;
             typed.write_all(format!("{line}\n").as_bytes()).await.unwrap();
             sleep(secs(long - 1)).await;
-            scene.link.becomes(bad_for(carrier));
+            scene.link.becomes(net.road());
             sleep(secs(2)).await;
         }
         typed.write_all(b"last\n").await.unwrap();
@@ -95,11 +114,11 @@ async fn a_shell_behind_a_bad_network_loses_nothing() {
         assert!(said.contains("coming back to the shell") && !said.contains("not kept"), "{said}");
         let ticks: Vec<&str> = all.lines().filter(|line| line.starts_with("tick ")).collect();
         let wanted: Vec<String> = (0..TICKS).map(|n| format!("tick {n} {pad}")).collect();
-        assert_eq!(ticks.len(), wanted.len(), "{carrier}");
-        assert!(ticks.iter().zip(&wanted).all(|(tick, wanted)| tick == wanted), "{carrier}");
+        assert_eq!(ticks.len(), wanted.len(), "{net:?}");
+        assert!(ticks.iter().zip(&wanted).all(|(tick, wanted)| tick == wanted), "{net:?}");
         let got: Vec<&str> = all.lines().filter_map(|line| line.strip_prefix("got: ")).collect();
-        assert_eq!(got, ["during the first cut", "during the second cut", "last"], "{carrier}");
-        println!("{carrier}: {} ticks and {} lines, each once", ticks.len(), got.len());
+        assert_eq!(got, ["during the first cut", "during the second cut", "last"], "{net:?}");
+        println!("{net:?}: {} ticks and {} lines, each once", ticks.len(), got.len());
     })
     .await;
 }
@@ -174,14 +193,14 @@ async fn plan_is(scene: &Across, name: &str, what: &str, is: impl Fn(&Value) -> 
 /// A cut in the middle of a plan, and an agent that is killed while it lasts, as when the node loses its power.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plan_behind_a_bad_network_goes_on_after_a_cut_and_a_crash() {
-    both(|carrier| async move {
+    on_each(|net| async move {
         let scene = Across::on("tls").await.unwrap();
         let work = fs::canonicalize(scene.dir()).unwrap().join("work");
         fs::create_dir(&work).unwrap();
         let file = |name: &str| work.join(name).display().to_string();
         let policy = format!("{{plans: {{allow: true, commands: [/bin/sh], paths: ['{}']}}}}", work.display());
-        scene.link.becomes(bad_for(carrier));
-        let node = scene.node("n1", carrier, &policy, &[]).await.unwrap();
+        scene.link.becomes(net.road());
+        let node = scene.node("n1", net.carrier, &policy, &[]).await.unwrap();
 
         // Larger than the path holds at once.
         let content = "settings ".repeat(100_000);
@@ -207,13 +226,13 @@ async fn a_plan_behind_a_bad_network_goes_on_after_a_cut_and_a_crash() {
         node.signal(libc::SIGKILL);
         drop(node);
         let begun = Instant::now();
-        let node = scene.begin_node("n1", carrier, &policy, &[]).await.unwrap();
+        let node = scene.begin_node("n1", net.carrier, &policy, &[]).await.unwrap();
         sleep(secs(10).saturating_sub(begun.elapsed())).await;
         fs::write(file("go"), "").unwrap();
-        scene.link.becomes(bad_for(carrier));
+        scene.link.becomes(net.road());
         let healed = Instant::now();
         plan_is(&scene, "tune", "the end", |status| status["phase"] == "Succeeded").await;
-        println!("{carrier}: the hub knows of the end {:?} after the heal", healed.elapsed());
+        println!("{net:?}: the hub knows of the end {:?} after the heal", healed.elapsed());
         assert_eq!(fs::read_to_string(file("log")).unwrap(), "first\nlast\n", "each once: {}", node.log());
         let status = plan(&scene, "tune").await;
         assert_eq!(status["nodes"][0]["progress"]["steps"][0]["tries"], 1, "{status}");
@@ -223,10 +242,10 @@ async fn a_plan_behind_a_bad_network_goes_on_after_a_cut_and_a_crash() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_agent_stands_in_behind_a_bad_network() {
-    both(|carrier| async move {
+    on_each(|net| async move {
         let scene = Across::on("tls").await.unwrap();
-        scene.link.becomes(bad_for(carrier));
-        let _node = scene.node("n1", carrier, "{}", &[]).await.unwrap();
+        scene.link.becomes(net.road());
+        let _node = scene.node("n1", net.carrier, "{}", &[]).await.unwrap();
         let told = async {
             while scene.admin.look("nodes/edge1.n1").await.is_err() {
                 sleep(ms(100)).await;
@@ -235,10 +254,10 @@ async fn a_node_agent_stands_in_behind_a_bad_network() {
         timeout(LONG, told).await.unwrap();
         // The cluster agent is frozen: nothing says that it is gone.
         scene.agent.signal(libc::SIGSTOP);
-        let took = scene.answers_within(secs(20)).await.unwrap();
+        let took = scene.answers_within(secs(SILENT)).await.unwrap();
         let taken = scene.hub_metric("moorline_hub_fallback_streams_total", &[]).await.unwrap();
-        println!("{carrier}: answered {took:?} after the silence");
-        assert!(taken > 0.0 && took < secs(10), "{carrier}: {took:?}");
+        println!("{net:?}: answered {took:?} after the silence");
+        assert!(taken > 0.0, "{net:?}");
         scene.agent.signal(libc::SIGCONT);
     })
     .await;

@@ -128,7 +128,7 @@ async fn dial_tcp(
         let (address, proxy) = (address.to_string(), proxy.to_string());
         DialError::Proxy { address, proxy, cause }
     };
-    let mut socket = match (timeout(limits.connect_each, tcp::connect(remote)).await, proxy) {
+    let mut socket = match (timeout(limits.connect_each, tcp::tcp_connect(remote)).await, proxy) {
         (Err(_), None) => return Err(DialError::Timeout { address: address.to_string(), phase: "TCP connect" }),
         (Err(_), Some(proxy)) => return Err(through(proxy, "it takes no connection in time".into())),
         (Ok(Err(error)), Some(proxy)) => return Err(through(proxy, error.to_string())),
