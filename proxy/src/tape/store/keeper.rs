@@ -136,7 +136,9 @@ impl Keeper {
                 }
             }
             Job::Take(whole, done) => {
-                let _ = done.send(self.settle(&whole)); // who asked may not have waited; the next time it is there
+                let settled = self.settle(&whole);
+                drop(whole); // who asked may ask for it at once, and is not told that it is being taken
+                let _ = done.send(settled); // they may not have waited; the next time it is there
             }
         }
         if LOOK <= self.looked.elapsed() {
