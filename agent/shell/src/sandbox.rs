@@ -194,6 +194,9 @@ fn bound() -> io::Result<()> {
         (Resource::RLIMIT_DATA, limits::DATA),
         (Resource::RLIMIT_CORE, 0),
         (Resource::RLIMIT_MEMLOCK, 0),
+        // However high the agent's own are: nobody goes before others.
+        (Resource::RLIMIT_NICE, 0),
+        (Resource::RLIMIT_RTPRIO, 0),
         // Messages that nobody takes are the kernel's memory.
         (Resource::RLIMIT_MSGQUEUE, 0),
     ];

@@ -1,8 +1,8 @@
 //! What a shell must not be good for.
 
-use crate::client::{House, Recorder, processes};
+use crate::client::{House, Recorder, processes, statuses};
 use moorline_shell::{Visitor, limits};
-use std::{io::Read, net::TcpListener, time::Duration};
+use std::{io::Read, net::TcpListener, process::Stdio, time::Duration};
 use tokio::time::sleep;
 
 /// How often what must not happen is looked for.
@@ -166,6 +166,8 @@ pub async fn its_resources_are_bounded() {
         ("c", 0),
         ("l", 0),
         ("q", 0),
+        ("e", 0),
+        ("r", 0),
     ];
     for (resource, most) in wanted {
         for (kind, what) in [("S", "soft"), ("H", "hard")] {
@@ -183,8 +185,28 @@ pub async fn its_resources_are_bounded() {
         let (many, _) = client.run(&format!("df --output=itotal {folder} | tail -n 1")).await;
         assert_eq!(many.trim(), limits::TMPFS_FILES.to_string(), "{folder}");
     }
-    assert_eq!(client.run("nice").await.0, limits::NICE.to_string());
-    assert_eq!(client.run("nice -n -1 nice").await.0.lines().last(), Some(limits::NICE.to_string().as_str()));
+}
+
+/// Processes of a shell that compute for ever.
+const BUSY: usize = 16;
+
+/// All that one begins is as nice as it is itself, wherever it runs, and cannot take it back; who computes nothing works beside it.
+pub async fn who_computes_gives_way() {
+    let house = House::new();
+    let mut client = house.enter().await;
+    let nice = |n| format!("perl -e 'exit(setpriority(0, 0, {n}) ? 0 : 1)'");
+    let less = format!("{} && chrt -b 0 true", nice(limits::NICE + 1));
+    assert_eq!(client.run(&less).await.1, 0, "less is everybody's to take");
+    for more in [&nice(limits::NICE - 1), "renice -n 0 -p $$", "chrt -f 1 true", "chrt -r 1 true"] {
+        assert_ne!(client.run(more).await.1, 0, "{more}");
+    }
+    client.run(&format!("for i in $(seq {BUSY}); do setsid sh -c 'while :; do :; done' & done")).await;
+    eventually("they compute", || processes() > BUSY).await;
+    let mut other = house.enter().await;
+    assert_eq!(other.run("echo fine").await.0, "fine");
+    // The 19th field of proc(5), of which two stand before the bracket's end.
+    let all = "cat /proc/[0-9]*/stat 2>/dev/null | sed 's/.*) //' | cut -d ' ' -f 17 | sort -u";
+    assert_eq!(client.run(all).await.0, limits::NICE.to_string());
 }
 
 /// While its client is away a shell's programs ask the API server in vain.
@@ -282,6 +304,9 @@ pub async fn a_fork_bomb_is_bounded_and_ends_with_its_shell() {
     eventually("all of it has ended", || processes() == 0).await;
 }
 
+/// Bytes that the agent may hold of what one shell shows, and what its allocator keeps beside them.
+pub const HELD: usize = 8 << 20;
+
 pub async fn a_client_that_does_not_read_holds_up_nobody() {
     let house = House::new();
     let mut deaf = house.enter().await;
@@ -291,13 +316,13 @@ pub async fn a_client_that_does_not_read_holds_up_nobody() {
     assert_eq!(other.run("echo fine").await.0, "fine");
     for _ in 0..LOOKS {
         let grown = resident().saturating_sub(before);
-        assert!(grown < 8 << 20, "{grown} bytes for one that does not read");
+        assert!(grown < HELD, "{grown} bytes for one that does not read");
         sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(other.run("echo fine").await.0, "fine");
 }
 
-fn resident() -> usize {
+pub fn resident() -> usize {
     let mut text = String::new();
     std::fs::File::open("/proc/self/statm").unwrap().read_to_string(&mut text).unwrap();
     text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
@@ -318,7 +343,7 @@ pub async fn what_does_not_hear_its_terminal_ends_with_its_shell() {
     let mut client = house.enter().await;
     client.type_in("trap '' HUP INT QUIT TERM; echo i''gnores; exec sleep 1000\r").await;
     client.until("ignores\r\n").await;
-    let sleeps = || crate::client::statuses().iter().any(|status| status.starts_with("Name:\tsleep\n"));
+    let sleeps = || statuses().iter().any(|status| status.starts_with("Name:\tsleep\n"));
     eventually("it is another program", sleeps).await;
     drop(client);
     eventually("all of it has ended", || processes() == 0 && house.shells.open() == 0).await;
@@ -333,4 +358,27 @@ pub async fn what_does_not_hear_its_terminal_ends_with_its_shell() {
     client.until("renounces\r\n").await;
     drop(client);
     eventually("all of that has ended", || processes() == 0 && house.shells.open() == 0).await;
+}
+
+/// Set for the agent that is killed.
+pub const KILLED: &str = "MOORLINE_TEST_IS_KILLED";
+
+/// Killed as the kernel does it, an agent says nothing to its shells; of one shell the programs hear no signal but that.
+pub async fn nothing_outlives_its_agent() {
+    const SLEEPS: &str = "sleep 1000 & (setsid nohup sleep 1000 >/dev/null 2>&1 &)";
+    if std::env::var_os(KILLED).is_some() {
+        let house = House::new();
+        let kept = "columns=80&rows=24&session=e123456789abcdef0123456789abcdef";
+        let (mut plain, mut deaf) = (house.enter().await, house.enter_with(kept).await);
+        plain.type_in(&format!("{SLEEPS}\r")).await;
+        deaf.type_in(&format!("trap '' HUP INT QUIT TERM; {SLEEPS}; exec sleep 1000\r")).await;
+        return std::future::pending().await;
+    }
+    let mut agent = tokio::process::Command::new(std::env::current_exe().unwrap());
+    agent.args(["--exact", "nothing_outlives_its_agent"]).env(KILLED, "1").stdout(Stdio::null()).kill_on_drop(true);
+    let mut agent = agent.spawn().unwrap();
+    let sleeps = || statuses().iter().filter(|status| status.starts_with("Name:\tsleep\n")).count();
+    eventually("its shells are at work", || sleeps() == 5).await;
+    agent.kill().await.unwrap();
+    eventually("all of it has ended", || processes() == 0).await;
 }

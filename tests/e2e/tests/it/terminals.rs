@@ -17,15 +17,15 @@ use std::{
 
 const LONG: Duration = Duration::from_secs(30);
 
-/// What runs in a terminal of 97 columns and 31 rows, by util-linux' script.
-struct Terminal {
-    _script: Ended,
+/// A program that is typed into, such as util-linux' script, which gives it a terminal.
+pub struct Terminal {
+    script: Ended,
     keys: ChildStdin,
     shown: Arc<Mutex<String>>,
 }
 
 impl Terminal {
-    fn begin(mut script: Command) -> Result<Self> {
+    pub fn begin(mut script: Command) -> Result<Self> {
         let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         let (keys, mut out) = (child.stdin.take().context("stdin")?, child.stdout.take().context("stdout")?);
         let shown: Arc<Mutex<String>> = Arc::default();
@@ -37,19 +37,30 @@ impl Terminal {
                 seen.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
             }
         });
-        Ok(Self { _script: Ended(child), keys, shown })
+        Ok(Self { script: Ended(child), keys, shown })
     }
 
-    fn shown(&self) -> String {
+    pub fn shown(&self) -> String {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn type_in(&mut self, keys: &str) -> Result<()> {
+    pub fn type_in(&mut self, keys: &str) -> Result<()> {
         self.keys.write_all(keys.as_bytes())?;
         Ok(self.keys.flush()?)
     }
 
-    fn until(&self, what: &str) -> Result<()> {
+    /// Ends its input, and waits until it has ended over that.
+    pub fn end(self) -> Result<()> {
+        let Self { mut script, keys, shown } = self;
+        drop(keys);
+        eventually("its end", LONG, || {
+            let shown = || shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            ensure!(script.0.try_wait()?.is_some(), "{}", shown());
+            Ok(())
+        })
+    }
+
+    pub fn until(&self, what: &str) -> Result<()> {
         eventually(what, LONG, || {
             ensure!(self.shown().contains(what), "{}", self.shown());
             Ok(())
