@@ -103,6 +103,10 @@ pub const PLANS: usize = 64;
 pub const PLAN_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause before a step is tried again.
 pub const PLAN_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How long a node that was closed for a plan that is taken away is tried to be opened, and the pause between two attempts.
+pub const PLAN_REOPEN: Duration = Duration::from_secs(24 * 3600);
+/// See [`PLAN_REOPEN`].
+pub const PLAN_REOPEN_PAUSE: Duration = Duration::from_secs(5);
 /// How often something is looked at again that is waited for.
 pub const PLAN_LOOK: Duration = Duration::from_secs(1);
 /// Longest wait for a file of the hub's.

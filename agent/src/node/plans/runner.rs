@@ -21,9 +21,15 @@ impl Plans {
     }
 
     async fn work(&self) {
+        // Plans that were taken away, whose nodes are still closed for them: until when that is tried.
+        let mut owed: BTreeMap<String, Instant> = BTreeMap::new();
         loop {
+            self.reopen(&mut owed).await;
             let Some((uid, plan, progress, stop)) = self.next() else {
-                self.wake.notified().await;
+                tokio::select! {
+                    () = self.wake.notified() => {}
+                    () = sleep(limits::PLAN_REOPEN_PAUSE), if !owed.is_empty() => {}
+                }
                 continue;
             };
             tracing::info!(plan = plan.name, step = progress.steps.len(), "a plan begins, or goes on");
@@ -34,12 +40,25 @@ impl Plans {
                 }
                 None => {
                     tracing::info!(plan = plan.name, "a plan was taken away");
-                    if 0 < plan.drain_seconds
-                        && let Err(why) = self.uncordon(Some(&plan.name)).await
-                    {
-                        tracing::warn!(plan = plan.name, why, "the node was not taken back into use");
+                    if 0 < plan.drain_seconds {
+                        owed.insert(plan.name, Instant::now() + limits::PLAN_REOPEN);
                     }
                 }
+            }
+        }
+    }
+
+    /// Takes the node back into use, as far as it is closed for one of these plans. Between plans alone: one that empties the
+    /// node is not undone.
+    async fn reopen(&self, owed: &mut BTreeMap<String, Instant>) {
+        for (plan, until) in std::mem::take(owed) {
+            match self.uncordon(Some(&plan)).await {
+                Ok(()) => tracing::info!(plan, "the node is as it was before"),
+                Err(why) if Instant::now() < until => {
+                    tracing::warn!(plan, why, "the node was not taken back into use; it is tried again");
+                    owed.insert(plan, until);
+                }
+                Err(why) => tracing::error!(plan, why, "the node stays closed"),
             }
         }
     }

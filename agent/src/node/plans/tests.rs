@@ -1,5 +1,6 @@
 //! Plans as the hub hands them over, done by an agent that may be stopped at any time.
 
+mod drains;
 mod watch;
 
 use super::*;
@@ -65,7 +66,8 @@ impl Site {
         let policy = Arc::new(PolicyFile::open(Some(&self.path("policy.yaml"))).unwrap());
         let config = UpstreamConfig::Kubeconfig { path: self.path("kubeconfig"), context: None };
         let upstream = Arc::new(ApiServer::new(config, metrics).await.unwrap());
-        Arc::new(Plans::open(&self.path("state"), &self.membership, None, policy, upstream).unwrap())
+        let node = Some("n1".to_owned());
+        Arc::new(Plans::open(&self.path("state"), &self.membership, node, policy, upstream).unwrap())
     }
     fn sealed(&self, steps: &[Step]) -> Vec<u8> {
         self.sealed_for("n1", steps)
