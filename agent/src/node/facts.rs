@@ -1,7 +1,11 @@
 //! Facts of the node: what Kubernetes says of it, what is left of memory and disk, when its certificates end, and
 //! whether API server and etcd answer from here.
 
-use super::{HubClock, Settings, probe};
+use super::{
+    HubClock, Settings,
+    kubeconfigs::{self, Embedded, is_kubeconfig},
+    probe,
+};
 use crate::{facts::Facts, limits};
 use serde::Deserialize;
 use std::{
@@ -111,7 +115,8 @@ impl NodeLooker {
         let local = tokio::task::spawn_blocking(move || {
             let mut local = Facts::new();
             resources(&state_dir, &mut local);
-            for (until, name) in certificates(&settings.pki_dirs) {
+            let beside: Vec<PathBuf> = settings.pki_dirs.iter().flat_map(|dir| kubeconfigs::beside(dir)).collect();
+            for (until, name) in certificates(&settings.pki_dirs, &beside) {
                 local.push((format!("node.cert.{name}"), until.to_string()));
             }
             local
@@ -185,9 +190,10 @@ fn disk(_: &Path) -> Option<u64> {
     None
 }
 
-/// Ends of the certificates below these folders, in seconds since 1970, the first to end first.
-pub(crate) fn certificates(dirs: &[PathBuf]) -> Vec<(u64, String)> {
-    let mut found = Vec::new();
+/// Ends of the certificates below these folders and in these kubeconfig files, in seconds since 1970, the first to end
+/// first.
+pub(super) fn certificates(dirs: &[PathBuf], kubeconfigs: &[PathBuf]) -> Vec<(u64, String)> {
+    let mut found: Vec<(u64, String)> = kubeconfigs.iter().filter_map(|path| Some((ends(path)?, name(path)))).collect();
     let mut left = limits::NODE_FILES;
     for dir in dirs {
         look_for_certificates(dir, dir, 1, &mut left, &mut found);
@@ -215,10 +221,18 @@ fn look_for_certificates(top: &Path, dir: &Path, deeper: u32, left: &mut usize, 
     }
 }
 
-/// When a file's first certificate ends.
-pub(crate) fn ends(path: &Path) -> Option<u64> {
+/// What a kubeconfig file is called.
+fn name(path: &Path) -> String {
+    one_line(&path.file_name().unwrap_or_default().to_string_lossy(), limits::NODE_NAME)
+}
+
+/// When a file's first certificate ends, or that of a kubeconfig's user.
+pub(super) fn ends(path: &Path) -> Option<u64> {
     use rustls_pki_types::{CertificateDer, pem::PemObject};
-    let text = crate::state::read_text(path).ok()?;
+    let text = match is_kubeconfig(path) {
+        true => Embedded::read(path)?.certificate,
+        false => crate::state::read_text(path).ok()?,
+    };
     let der = CertificateDer::from_pem_slice(text.as_bytes()).ok()?;
     let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
     u64::try_from(certificate.validity().not_after.timestamp()).ok()
@@ -264,7 +278,7 @@ mod tests {
         make("etcd/deep/ignored.crt", 2020);
         make("apiserver.key", 2019);
         fs::write(dir.path().join("broken.crt"), "-----BEGIN CERTIFICATE-----\nAAAA\n").unwrap();
-        let found = certificates(&[dir.path().to_owned(), "/nowhere".into()]);
+        let found = certificates(&[dir.path().to_owned(), "/nowhere".into()], &[]);
         let names: Vec<&str> = found.iter().map(|(_, name)| name.as_str()).collect();
         assert_eq!(names, ["etcd/server.crt", "apiserver.crt"]);
         assert_eq!(found[0].0, 1_893_456_000, "2030-01-01");

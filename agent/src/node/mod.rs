@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod facts;
+mod kubeconfigs;
 pub mod plans;
 mod probe;
 pub mod vouch;
@@ -13,7 +14,8 @@ use std::{num::NonZeroUsize, path::PathBuf};
 /// What a node agent looks at on its node, and gives there.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Folders whose certificates are watched, in them and one folder below.
+    /// Folders whose certificates are watched, in them and one folder below. Beside one that is called `pki`: those in
+    /// kubeconfig files too, as kubeadm lays them out.
     pub pki_dirs: Vec<PathBuf>,
     /// The etcd of this node: `http://HOST:PORT` or `https://HOST:PORT`. `None`: a node whose first folder of
     /// certificates has `etcd/server.crt` has one at `https://127.0.0.1:2379`.

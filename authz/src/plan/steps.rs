@@ -151,13 +151,15 @@ pub struct Probe {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Certificates {
-    /// In it, and one folder below, all `.crt` and `.pem`.
+    /// In it, and one folder below, all `.crt` and `.pem`; where it is called `pki`, and the edge policy names the folder
+    /// above it as well, also those in the kubeconfig files (`.conf`) there.
     #[schemars(length(min = 1, max = 4096))]
     pub dir: String,
 }
 
 /// Certificates as kubeadm lays them out: `NAME.crt` and `NAME.key`, by the `ca.crt` and `ca.key` of their folder or of the
-/// folder above, and those of `front-proxy-client` by `front-proxy-ca`.
+/// folder above, and those of `front-proxy-client` by `front-proxy-ca`. Where the folder is called `pki`, and the edge policy
+/// names the folder above it as well, those in the kubeconfig files (`admin.conf` and its like) there too.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rotate {

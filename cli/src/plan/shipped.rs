@@ -162,7 +162,7 @@ fn swap(data: &str, new: &str, stamp: i64) -> [Value; 2] {
 pub struct CertificatesArgs {
     #[command(flatten)]
     pub target: Target,
-    /// The folder of the certificates on the node
+    /// The folder of the certificates on the node; those in kubeconfig files beside one that is called pki count too
     #[arg(long, value_name = "DIR", default_value = "/etc/kubernetes/pki")]
     dir: String,
     /// Make certificates anew, for the same keys and by the authorities in the folder

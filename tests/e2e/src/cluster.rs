@@ -1,8 +1,13 @@
 //! A real control plane, with or without a node, in a network that nothing can dial into or on loopback.
 
 use crate::{cache, process::text, root};
-use anyhow::Result;
-use std::{path::PathBuf, process::Command};
+use anyhow::{Context, Result};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// A network namespace that can dial out and that nothing can dial into.
 pub struct Network {
@@ -79,6 +84,39 @@ impl Cluster {
         }
         text(&mut command)?;
         Ok(Self { dir: temporary.path().to_owned(), port: 16443 + offset, network, _temporary: temporary })
+    }
+
+    /// Scripts in `dir` that end these of its processes at once, as a power cut does, and begin them again as they were, the
+    /// last of them first. They are to be run in the cluster's own network.
+    ///
+    /// # Errors
+    /// When one of them does not run, or a script cannot be written.
+    pub fn scripts(&self, names: &[&str], dir: &Path) -> Result<(String, String)> {
+        let pids = self.dir.join("pids");
+        let listed = fs::read_to_string(&pids)?;
+        let (mut stop, mut start) = (String::from("#!/bin/sh\n"), String::new());
+        for name in names {
+            let mut lines = listed.lines().filter(|line| line.starts_with(&format!("{name} ")));
+            let pid =
+                lines.next_back().and_then(|line| line.split(' ').nth(1)).with_context(|| format!("no {name}"))?;
+            let words = fs::read(format!("/proc/{pid}/cmdline"))?;
+            let words = words.strip_suffix(b"\0").context("words")?.split(|b| *b == 0);
+            let words: Vec<String> = words.map(|word| format!("'{}'", String::from_utf8_lossy(word))).collect();
+            let (here, pids, words) = (self.dir.display(), pids.display(), words.join(" "));
+            stop.push_str(&format!(
+                "pid=$(awk '$1 == \"{name}\" {{ print $2 }}' {pids} | tail -n1); kill -9 $pid; while kill -0 $pid 2>/dev/null && ! grep -q '^State:.Z' /proc/$pid/status; do sleep 0.1; done\n"
+            ));
+            start.insert_str(0, &format!(
+                "cd {here}; setsid {words} >>log/{name}.log 2>&1 </dev/null & pid=$!; s=$(cat /proc/$pid/stat); set -- ${{s##*) }}; echo \"{name} $pid ${{20}}\" >>{pids}\n"
+            ));
+        }
+        let put = |what: &str, text: String| -> Result<String> {
+            let path = dir.join(format!("{what}-{}", names.join("-")));
+            fs::write(&path, text)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+            Ok(path.display().to_string())
+        };
+        Ok((put("stop", stop)?, put("start", format!("#!/bin/sh\n{start}"))?))
     }
 
     /// A command in the cluster's own network.

@@ -4,7 +4,10 @@
 //! which key and certificate do not belong together.
 
 use super::store::replace;
-use crate::node::facts;
+use crate::node::{
+    facts,
+    kubeconfigs::{self, Embedded, is_kubeconfig},
+};
 use moorline_authz::plan::Rotate;
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose,
@@ -15,6 +18,7 @@ use std::{
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
+    slice,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use x509_parser::{
@@ -30,19 +34,40 @@ const DAY: u64 = 86_400;
 /// A clock that is behind by so much takes a new certificate all the same.
 const BACKDATED: Duration = Duration::from_secs(300);
 
+/// Where certificates are, as far as the owner lets it be worked with.
+pub(super) struct Pki {
+    /// The folder, where no link leads elsewhere.
+    pub dir: PathBuf,
+    /// Why nothing is done with the kubeconfig files beside it.
+    pub beside: Result<(), String>,
+}
+
+impl Pki {
+    fn kubeconfigs(&self) -> Vec<PathBuf> {
+        if self.beside.is_ok() { kubeconfigs::beside(&self.dir) } else { Vec::new() }
+    }
+
+    /// What was said, and what was left out.
+    fn told(&self, mut lines: Vec<String>) -> String {
+        lines.extend(self.beside.as_ref().err().map(|why| format!("kubeconfig files beside it: left, {why}")));
+        lines.join("\n")
+    }
+}
+
 /// One line for each certificate, the first to end first.
-pub(super) fn report(dir: &Path) -> String {
+pub(super) fn report(pki: &Pki) -> String {
     let now = super::now();
-    let lines = facts::certificates(&[dir.to_owned()]).into_iter().map(|(until, name)| {
+    let lines = facts::certificates(slice::from_ref(&pki.dir), &pki.kubeconfigs()).into_iter().map(|(until, name)| {
         let days = until.saturating_sub(now) / DAY;
         let left = if until <= now { "has ended".to_owned() } else { format!("{days} days left") };
         format!("{name}: {left}")
     });
-    lines.collect::<Vec<_>>().join("\n")
+    pki.told(lines.collect())
 }
 
 /// Makes certificates anew, each at once or not at all. Authorities stay as they are.
-pub(super) fn rotate(dir: &Path, wish: &Rotate) -> Result<String, String> {
+pub(super) fn rotate(pki: &Pki, wish: &Rotate) -> Result<String, String> {
+    let dir = &pki.dir;
     let mut folders = vec![dir.to_owned()];
     let below = fs::read_dir(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     folders.extend(below.flatten().filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
@@ -55,8 +80,10 @@ pub(super) fn rotate(dir: &Path, wish: &Rotate) -> Result<String, String> {
     let limit = super::now() + u64::from(wish.within_days) * DAY;
     let days = if wish.days == 0 { 365 } else { wish.days };
     let mut said = Vec::new();
-    for leaf in leaves {
-        let name = leaf.strip_prefix(dir).unwrap_or(&leaf).display().to_string();
+    let embedded = pki.kubeconfigs().into_iter().filter(|path| Embedded::read(path).is_some());
+    for leaf in leaves.into_iter().chain(embedded) {
+        let name = leaf.strip_prefix(dir).or(leaf.strip_prefix(dir.parent().unwrap_or(dir)));
+        let name = name.unwrap_or(&leaf).display().to_string();
         let ends = facts::ends(&leaf).unwrap_or_default();
         if 0 < wish.within_days && limit < ends {
             said.push(format!("{name}: {} days left, kept", ends.saturating_sub(super::now()) / DAY));
@@ -65,7 +92,7 @@ pub(super) fn rotate(dir: &Path, wish: &Rotate) -> Result<String, String> {
         let made = renew(&leaf, &authorities, days).map_err(|why| format!("{name}: {why}\n{}", said.join("\n")))?;
         said.push(format!("{name}: renewed, {} days left", made.saturating_sub(super::now()) / DAY));
     }
-    Ok(said.join("\n"))
+    Ok(pki.told(said))
 }
 
 /// Certificates of a folder whose keys are beside them.
@@ -96,12 +123,31 @@ fn key(certificate: &Path) -> Result<KeyPair, String> {
     KeyPair::from_pem(&text).map_err(|e| format!("{}: {e}", path.display()))
 }
 
+/// What is made anew.
+struct Leaf {
+    old: CertificateDer<'static>,
+    key: KeyPair,
+    /// It is part of this file.
+    kubeconfig: Option<Embedded>,
+}
+
+impl Leaf {
+    fn read(path: &Path) -> Result<Self, String> {
+        if !is_kubeconfig(path) {
+            return Ok(Self { old: read(path)?, key: key(path)?, kubeconfig: None });
+        }
+        let embedded = Embedded::read(path).ok_or("it is no kubeconfig with a client certificate any more")?;
+        let old = CertificateDer::from_pem_slice(embedded.certificate.as_bytes()).map_err(|e| e.to_string())?;
+        let key = KeyPair::from_pem(&embedded.key).map_err(|e| e.to_string())?;
+        Ok(Self { old, key, kubeconfig: Some(embedded) })
+    }
+}
+
 /// Makes one anew; gives its end, in seconds since 1970.
 fn renew(path: &Path, authorities: &[PathBuf], days: u32) -> Result<u64, String> {
-    let old = read(path)?;
-    let certificate = parse(&old)?;
-    let key_of_leaf = key(path)?;
-    if key_of_leaf.subject_public_key_info() != certificate.public_key().raw {
+    let leaf = Leaf::read(path)?;
+    let certificate = parse(&leaf.old)?;
+    if leaf.key.subject_public_key_info() != certificate.public_key().raw {
         return Err("the key beside it is another certificate's".to_owned());
     }
     // The authority of the same folder first: etcd's may have the same name as the cluster's.
@@ -124,9 +170,13 @@ fn renew(path: &Path, authorities: &[PathBuf], days: u32) -> Result<u64, String>
     }
     (params.not_before, params.not_after) = ((now - BACKDATED).into(), until.into());
     let issuer = Issuer::from_ca_cert_der(&der, key(authority)?).map_err(|e| e.to_string())?;
-    let new = params.signed_by(&key_of_leaf, &issuer).map_err(|e| e.to_string())?;
+    let new = params.signed_by(&leaf.key, &issuer).map_err(|e| e.to_string())?.pem();
+    let text = match &leaf.kubeconfig {
+        Some(kubeconfig) => kubeconfig.with(&new)?,
+        None => new,
+    };
     let mode = mode(path).map_err(|e| e.to_string())?;
-    replace(path, new.pem().as_bytes(), mode).map_err(|e| e.to_string())?;
+    replace(path, text.as_bytes(), mode).map_err(|e| e.to_string())?;
     Ok(until.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
 }
 
@@ -203,6 +253,7 @@ fn address(bytes: &[u8]) -> Result<IpAddr, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::{Engine, engine::general_purpose::STANDARD};
     use std::process::Command;
 
     fn openssl(dir: &Path, words: &str) {
@@ -210,11 +261,12 @@ mod tests {
         assert!(done.status.success(), "{words}: {}", String::from_utf8_lossy(&done.stderr));
     }
 
-    /// What kubeadm makes, as openssl writes it: RSA keys in PKCS #1, an authority of its own for etcd.
-    fn kubeadm() -> tempfile::TempDir {
+    /// What kubeadm makes, as openssl writes it: RSA keys in PKCS #1, an authority of its own for etcd, an `admin.conf`.
+    fn kubeadm() -> (tempfile::TempDir, Pki) {
         let dir = tempfile::tempdir().unwrap();
-        let root = dir.path();
-        fs::create_dir(root.join("etcd")).unwrap();
+        let pki = Pki { dir: dir.path().join("pki"), beside: Ok(()) };
+        let root = pki.dir.as_path();
+        fs::create_dir_all(root.join("etcd")).unwrap();
         for (ca, name) in [("ca", "kubernetes"), ("etcd/ca", "etcd-ca")] {
             openssl(root, &format!("genrsa -traditional -out {ca}.key 2048"));
             openssl(root, &format!("req -x509 -new -key {ca}.key -subj /CN={name} -days 3650 -out {ca}.crt"));
@@ -235,6 +287,7 @@ mod tests {
                 300,
             ),
             ("etcd/server", "etcd/ca", "/CN=node1", "DNS:localhost,IP:127.0.0.1", 20),
+            ("admin", "ca", "/O=kubeadm:cluster-admins/CN=kubernetes-admin", "DNS:x", 15),
         ];
         for (name, ca, subject, names, days) in leaves {
             openssl(root, &format!("genrsa -traditional -out {name}.key 2048"));
@@ -249,8 +302,21 @@ mod tests {
             );
         }
         fs::remove_file(root.join("ext")).unwrap();
-        dir
+        let taken = |name: &str| {
+            let text = STANDARD.encode(fs::read(root.join(name)).unwrap());
+            fs::remove_file(root.join(name)).unwrap();
+            text
+        };
+        let (certificate, key) = (taken("admin.crt"), taken("admin.key"));
+        let users =
+            format!("- name: admin\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: {key}\n");
+        fs::write(dir.path().join("admin.conf"), format!("{KUBECONFIG}users: # one\n{users}")).unwrap();
+        let kubelet = "users:\n- {name: k, user: {client-certificate: /k.pem, client-key: /k.pem}}\n";
+        fs::write(dir.path().join("kubelet.conf"), format!("{KUBECONFIG}{kubelet}")).unwrap();
+        (dir, pki)
     }
+
+    const KUBECONFIG: &str = "apiVersion: v1\nkind: Config\nclusters: []\ncontexts: []\n";
 
     /// What a certificate says, in no order.
     fn said(dir: &Path, name: &str) -> Vec<String> {
@@ -266,14 +332,14 @@ mod tests {
 
     #[test]
     fn certificates_that_end_soon_are_made_anew_and_say_the_same() {
-        let dir = kubeadm();
-        let root = dir.path();
+        let (_dir, pki) = kubeadm();
+        let root = pki.dir.as_path();
         let names = ["apiserver.crt", "apiserver-etcd-client.crt", "etcd/server.crt"];
         let before = names.map(|name| said(root, name));
         let kept = fs::read(root.join("apiserver-etcd-client.crt")).unwrap();
         let authority = fs::read(root.join("ca.crt")).unwrap();
         let wish = Rotate { within_days: 30, ..Rotate::default() };
-        let told = rotate(root, &wish).unwrap();
+        let told = rotate(&pki, &wish).unwrap();
         assert!(told.contains("apiserver.crt: renewed, 36"), "{told}");
         assert!(told.contains("apiserver-etcd-client.crt: ") && told.contains(" days left, kept"), "{told}");
         assert_eq!(names.map(|name| said(root, name)), before, "the same subject, names, uses and key");
@@ -281,24 +347,52 @@ mod tests {
         openssl(root, "verify -CAfile etcd/ca.crt etcd/server.crt");
         assert_eq!(fs::read(root.join("apiserver-etcd-client.crt")).unwrap(), kept);
         assert_eq!(fs::read(root.join("ca.crt")).unwrap(), authority);
-        let again = rotate(root, &wish).unwrap();
+        let again = rotate(&pki, &wish).unwrap();
         assert!(!again.contains("renewed"), "once is enough: {again}");
-        rotate(root, &Rotate { days: 5, ..Rotate::default() }).unwrap();
+        rotate(&pki, &Rotate { days: 5, ..Rotate::default() }).unwrap();
         openssl(root, "verify -CAfile etcd/ca.crt apiserver-etcd-client.crt");
-        let first = report(root).lines().next().unwrap().to_owned();
+        let first = report(&pki).lines().next().unwrap().to_owned();
         assert!(first.ends_with("4 days left") || first.ends_with("5 days left"), "{first}");
     }
 
     #[test]
     fn nothing_is_made_without_the_authoritys_key_or_for_anothers_key() {
-        let dir = kubeadm();
-        let before = fs::read(dir.path().join("apiserver.crt")).unwrap();
-        fs::rename(dir.path().join("apiserver.key"), dir.path().join("kept")).unwrap();
-        fs::copy(dir.path().join("etcd/server.key"), dir.path().join("apiserver.key")).unwrap();
-        assert!(rotate(dir.path(), &Rotate::default()).unwrap_err().contains("another certificate's"));
-        fs::rename(dir.path().join("kept"), dir.path().join("apiserver.key")).unwrap();
-        fs::remove_file(dir.path().join("ca.key")).unwrap();
-        assert!(rotate(dir.path(), &Rotate::default()).unwrap_err().contains("authority"));
-        assert_eq!(fs::read(dir.path().join("apiserver.crt")).unwrap(), before);
+        let (_dir, pki) = kubeadm();
+        let dir = pki.dir.as_path();
+        let before = fs::read(dir.join("apiserver.crt")).unwrap();
+        fs::rename(dir.join("apiserver.key"), dir.join("kept")).unwrap();
+        fs::copy(dir.join("etcd/server.key"), dir.join("apiserver.key")).unwrap();
+        assert!(rotate(&pki, &Rotate::default()).unwrap_err().contains("another certificate's"));
+        fs::rename(dir.join("kept"), dir.join("apiserver.key")).unwrap();
+        fs::remove_file(dir.join("ca.key")).unwrap();
+        assert!(rotate(&pki, &Rotate::default()).unwrap_err().contains("authority"));
+        assert_eq!(fs::read(dir.join("apiserver.crt")).unwrap(), before);
+    }
+    #[test]
+    fn a_kubeconfigs_certificate_is_made_anew_and_the_rest_of_the_file_stays() {
+        let (dir, mut pki) = kubeadm();
+        let path = dir.path().join("admin.conf");
+        let before = fs::read_to_string(&path).unwrap();
+        let unpacked = || {
+            let embedded = Embedded::read(&path).unwrap();
+            fs::write(dir.path().join("admin.crt"), &embedded.certificate).unwrap();
+            (said(dir.path(), "admin.crt"), embedded.encoded)
+        };
+        let (old, encoded) = unpacked();
+        pki.beside = Err("not named".to_owned());
+        assert!(rotate(&pki, &Rotate::default()).unwrap().ends_with("\nkubeconfig files beside it: left, not named"));
+        assert!(!report(&pki).contains("admin.conf"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), before);
+        pki.beside = Ok(());
+        assert!(report(&pki).starts_with("admin.conf: 1"), "{}", report(&pki));
+        let told = rotate(&pki, &Rotate { within_days: 30, ..Rotate::default() }).unwrap();
+        assert!(told.contains("\nadmin.conf: renewed, 36") && !told.contains("kubelet.conf"), "{told}");
+        let (new, renewed) = unpacked();
+        assert_eq!(old, new, "the same subject, names, uses and key");
+        openssl(dir.path(), "verify -CAfile pki/ca.crt admin.crt");
+        assert_eq!(fs::read_to_string(&path).unwrap(), before.replace(&encoded, &renewed));
+        // What cannot be told apart is not written.
+        fs::write(&path, format!("{before}# {encoded}\n")).unwrap();
+        assert!(rotate(&pki, &Rotate::default()).unwrap_err().contains("admin.conf: its certificate is not"));
     }
 }

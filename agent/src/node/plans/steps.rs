@@ -1,7 +1,12 @@
 //! What each kind of step does.
 
-use super::{Plans, certificates, collect, store::replace};
-use crate::limits;
+use super::{
+    Plans,
+    certificates::{self, Pki},
+    collect,
+    store::replace,
+};
+use crate::{limits, node::kubeconfigs};
 use moorline_authz::{
     edge::EdgeDenial,
     plan::{Fetch, Move, Probe, Run, Step, Write, is_plain, sha256, without_verbatim},
@@ -74,13 +79,12 @@ impl Plans {
             return self.until(probe).await.map(|()| Done::default()).map_err(|why| why.to_string().into());
         }
         if let Some(report) = &step.report_certificates {
-            let dir = self.folder(&report.dir)?;
-            return Ok(Done { output: certificates::report(&dir).into_bytes(), file: false });
+            let pki = self.pki(&report.dir)?;
+            return Ok(Done { output: certificates::report(&pki).into_bytes(), file: false });
         }
         if let Some(rotate) = &step.rotate_certificates {
-            let dir = self.folder(&rotate.dir)?;
-            let rotate = rotate.clone();
-            let work = tokio::task::spawn_blocking(move || certificates::rotate(&dir, &rotate));
+            let (pki, rotate) = (self.pki(&rotate.dir)?, rotate.clone());
+            let work = tokio::task::spawn_blocking(move || certificates::rotate(&pki, &rotate));
             let output = work.await.map_err(|_| "it has failed by a bug".to_owned())??;
             return Ok(Done { output: output.into_bytes(), file: false });
         }
@@ -102,6 +106,13 @@ impl Plans {
     fn folder(&self, path: &str) -> Result<PathBuf, Failure> {
         let end = fs::canonicalize(self.real(path)?).map_err(|e| format!("{path}: {e}"))?;
         self.real(without_verbatim(&end.to_string_lossy()))
+    }
+
+    /// A folder of certificates, with the kubeconfig files beside it where the owner has named their folder too.
+    fn pki(&self, path: &str) -> Result<Pki, Failure> {
+        let dir = self.folder(path)?;
+        let beside = kubeconfigs::folder(&dir).map_or(Ok(()), |above| self.allows(above).map_err(|e| e.to_string()));
+        Ok(Pki { dir, beside })
     }
 
     fn allows(&self, real: &Path) -> Result<(), EdgeDenial> {

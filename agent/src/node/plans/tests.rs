@@ -236,6 +236,26 @@ async fn a_folder_of_certificates_that_is_a_link_leads_nowhere_else() {
 }
 
 #[tokio::test]
+async fn kubeconfig_files_beside_certificates_are_left_unless_their_folder_is_named() {
+    let site = Site::new();
+    let (pki, conf) = (site.work("pki"), site.work("admin.conf"));
+    fs::create_dir(&pki).unwrap();
+    fs::write(&conf, "kept").unwrap();
+    let dir = pki.display().to_string();
+    let steps = [Step { report_certificates: Some(Certificates { dir: dir.clone() }), ..step("reads") }];
+    for (named, told) in [(dir, "left"), (site.work("").display().to_string(), "")] {
+        site.policy(&POLICY.replace("WORK", &named));
+        let agent = site.agent().await;
+        put(&agent, &site.sealed(&steps)).await;
+        let done = over(&agent).await;
+        assert_eq!(done.phase, Phase::Succeeded, "{done:?}");
+        let said = &done.steps[0].output;
+        assert!(said.contains(told) && (told.is_empty() == said.is_empty()), "{named}: {said}");
+        assert_eq!(ask(&agent, Method::DELETE, "/plan/0-1", Vec::new()).await.0, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_looked_for_that_the_owner_has_not_named() {
     let site = Site::new();
     fs::create_dir(site.path("secret")).unwrap();

@@ -1,64 +1,31 @@
 //! Plans on a node with a real etcd: a snapshot brings a deleted namespace back.
 
 use crate::world::World;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use moorline_e2e::{
     cluster::Cluster,
-    moorline::Agent,
+    moorline::{Agent, kubectl},
     process::{eventually, run, text},
 };
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 /// A control plane of its own: what happens to its etcd is nobody else's matter.
 const OFFSET: u16 = 103;
 const LONG: Duration = Duration::from_secs(60);
 
 /// Runs `moorline plan …` as the administrator; what it said, and whether it succeeded.
-fn plan(world: &World, words: &[&str]) -> Result<(bool, String)> {
+pub fn plan(world: &World, words: &[&str]) -> Result<(bool, String)> {
     let output = run(world.hub.cli("admin").arg("plan").args(words), b"")?;
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     println!("$ moorline plan {}\n{said}", words.join(" "));
     Ok((output.status.success(), said))
 }
 
-/// Scripts that end and begin etcd and the API server as `up.sh` runs them.
-fn scripts(cluster: &Cluster, dir: &Path) -> Result<(String, String)> {
-    let pids = cluster.dir.join("pids");
-    let listed = fs::read_to_string(&pids)?;
-    let (mut stop, mut start) = (String::from("#!/bin/sh\n"), String::from("#!/bin/sh\n"));
-    for name in ["kube-apiserver", "etcd"] {
-        let line = listed.lines().find(|line| line.starts_with(&format!("{name} "))).context("a process")?;
-        let pid = line.split(' ').nth(1).context("a number")?;
-        let words = fs::read(format!("/proc/{pid}/cmdline"))?;
-        let words: Vec<String> =
-            words.split(|b| *b == 0).map(|w| format!("'{}'", String::from_utf8_lossy(w))).collect();
-        let words = words.get(..words.len() - 1).context("words")?.join(" ");
-        let here = cluster.dir.display();
-        stop.push_str(&format!(
-            "pid=$(awk '$1 == \"{name}\" {{ print $2 }}' {0} | tail -n1); kill -9 $pid; while kill -0 $pid 2>/dev/null && ! grep -q '^State:.Z' /proc/$pid/status; do sleep 0.1; done\n",
-            pids.display()
-        ));
-        // etcd first.
-        let begin = format!(
-            "cd {here}; setsid {words} >>log/{name}.log 2>&1 </dev/null & pid=$!; s=$(cat /proc/$pid/stat); set -- ${{s##*) }}; echo \"{name} $pid ${{20}}\" >>{}\n",
-            pids.display()
-        );
-        start = start.replace("#!/bin/sh\n", &format!("#!/bin/sh\n{begin}"));
-    }
-    let put = |name: &str, text: &str| -> Result<String> {
-        let path = dir.join(name);
-        fs::write(&path, text)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-        Ok(path.display().to_string())
-    };
-    Ok((put("stop", &stop)?, put("start", &start)?))
-}
-
 pub fn all(world: &mut World) -> Result<()> {
     let cluster = Cluster::start(OFFSET, false, None)?;
     let dir = world.dir.join("plans");
     fs::create_dir_all(dir.join("work"))?;
-    let (stop, start) = scripts(&cluster, &dir)?;
+    let (stop, start) = cluster.scripts(&["kube-apiserver", "etcd"], &dir)?;
     let policy = dir.join("policy.yaml");
     let (here, etcd_dir) = (cluster.dir.display().to_string(), cluster.dir.join("etcd").display().to_string());
     let allow = |commands: &str| {
@@ -90,6 +57,7 @@ pub fn all(world: &mut World) -> Result<()> {
     refused(world)?;
     support(world, &dir)?;
     certificates(world, &cluster, &dir)?;
+    served_anew(world, &cluster, (&stop, &start))?;
     drop(agent);
     world.hub.moorline("admin", &["delete", "clusters", "edge3", "--yes"])?;
     Ok(())
@@ -217,5 +185,42 @@ fn certificates(world: &World, cluster: &Cluster, dir: &Path) -> Result<()> {
         let authority = pki.join(format!("{ca}.crt"));
         text(Command::new("openssl").arg("verify").arg("-CAfile").arg(authority).arg(pki.join(format!("{leaf}.crt"))))?;
     }
+    Ok(())
+}
+
+/// The control plane's own certificates, and the administrator's kubeconfig beside them as kubeadm has it: the API server
+/// shows the new one and takes the new one.
+fn served_anew(world: &World, cluster: &Cluster, (stop, start): (&str, &str)) -> Result<()> {
+    let (pki, admin) = (cluster.dir.join("pki"), cluster.dir.join("admin.conf"));
+    fs::copy(cluster.kubeconfig(), &admin)?;
+    let address = format!("127.0.0.1:{}", cluster.port);
+    let fingerprint = |pem: &[u8]| -> Result<String> {
+        let output = run(Command::new("openssl").args(["x509", "-noout", "-fingerprint", "-sha256"]), pem)?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let served = || -> Result<String> {
+        let output = run(Command::new("openssl").args(["s_client", "-connect", &address]), b"")?;
+        fingerprint(&output.stdout)
+    };
+    let before = served()?;
+    ensure!(before == fingerprint(&fs::read(pki.join("apiserver.crt"))?)?);
+    let folder = pki.display().to_string();
+    let node = ["--cluster", "edge3", "--node", "control-1", "--dir", &folder];
+    let (ok, said) =
+        plan(world, &[&["certificates", "all"], &node[..], &["--rotate", "--within-days=0", "--wait"]].concat())?;
+    ensure!(ok && said.contains("apiserver.crt: renewed, ") && said.contains("admin.conf: renewed, "), "{said}");
+    let files = (fs::read_to_string(&admin)?, fs::read_to_string(cluster.kubeconfig())?);
+    ensure!(files.0 != files.1 && files.0.len().abs_diff(files.1.len()) < 200, "another certificate, and nothing else");
+    for script in [stop, start] {
+        text(&mut Command::new(script))?;
+    }
+    eventually("an API server", LONG, || {
+        let mut kubectl = Command::new(kubectl());
+        text(kubectl.arg("--kubeconfig").arg(&admin).args(["auth", "can-i", "delete", "nodes"])).map(drop)
+    })?;
+    let after = served()?;
+    println!("the API server's certificate: {before}and then: {after}");
+    ensure!(after != before && after == fingerprint(&fs::read(pki.join("apiserver.crt"))?)?, "it serves the old one");
     Ok(())
 }
