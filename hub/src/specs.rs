@@ -42,7 +42,7 @@ pub(crate) fn all(store: &Store, join: JoinFacts) -> Vec<KindSpec> {
         cluster(),
         agent(),
         crate::nodes::kind(),
-        crate::plans::kind(),
+        plan(store.clone()),
         crate::events::kind(),
         user(),
         group(),
@@ -56,7 +56,7 @@ pub(crate) fn all(store: &Store, join: JoinFacts) -> Vec<KindSpec> {
     ]
 }
 
-/// Makes a token the property of what it is for: it goes with it, and a namesake made later has nothing of it.
+/// Makes an object the property of what it is for: it goes with it, and a namesake made later has nothing of it.
 fn own<S: Spec>(store: &Store, object: &mut Value, field: &str, name: &str) -> Result<(), ApiError> {
     let owner = store.get(&format!("{}/{}/{name}", S::GROUP, S::PLURAL));
     let owner = owner.and_then(|entry| Object::<S>::deserialize(&*entry.value).ok()).ok_or_else(|| {
@@ -299,6 +299,19 @@ fn token(store: Store) -> KindSpec {
             }
             .boxed()
         })
+}
+
+/// A plan belongs to its cluster: what was to be restored in one is not done to the next of that name.
+fn plan(store: Store) -> KindSpec {
+    crate::plans::kind().on_create(move |new| {
+        let store = store.clone();
+        async move {
+            let cluster = text(new.object, "/spec/cluster").to_owned();
+            own::<ClusterSpec>(&store, new.object, "spec.cluster", &cluster)?;
+            Ok(Created::default())
+        }
+        .boxed()
+    })
 }
 
 fn join_token(store: Store, facts: Arc<JoinFacts>) -> KindSpec {

@@ -168,7 +168,11 @@ async fn plans_that_cannot_be_are_refused_at_once_and_are_for_administrators() {
     climbs["steps"] = json!([{ "name": "w", "write": { "path": "/etc/../shadow", "content": "" } }]);
     let mut unknown = spec();
     unknown["steps"] = json!([{ "name": "w" }]);
-    for (wrong, field) in [(nobody, "spec.nodes"), (climbs, "spec.steps[0]"), (unknown, "spec.steps[0]")] {
+    let mut nowhere = spec();
+    nowhere["cluster"] = json!("edge2");
+    let all =
+        [(nobody, "spec.nodes"), (climbs, "spec.steps[0]"), (unknown, "spec.steps[0]"), (nowhere, "does not exist")];
+    for (wrong, field) in all {
         let answer = post(&world.admin, wrong).await;
         assert!(answer.code == 422 && answer.body.contains(field), "{answer:?}");
     }
@@ -206,6 +210,21 @@ async fn nodes_forget_a_plan_that_is_deleted_and_what_they_print_has_a_bound() {
         let told = async || *node.forgotten.lock().unwrap() == [format!("/plan/{uid}")];
         eventually("told to forget", told).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_goes_with_its_cluster_and_is_not_done_to_its_namesake() {
+    let world = World::new().await;
+    world.cluster("edge1").await;
+    world.create("nodeplans", "NodePlan", "p", spec()).await;
+    let gone = world.call(&world.admin, "DELETE", &format!("{API}/clusters/edge1"), &Value::Null).await;
+    assert_eq!(gone.code, 200, "{gone:?}");
+    eventually("gone", async || world.get(&world.admin, &format!("{API}/nodeplans/p")).await.code == 404).await;
+    // Plans are handed out in the order of their names.
+    let nodes = nodes(&world, 1).await;
+    world.create("nodeplans", "NodePlan", "q", spec()).await;
+    eventually("another", async || nodes[0].taken() == 1).await;
+    assert_eq!(nodes[0].taken.lock().unwrap()[0].name, "q");
 }
 
 #[tokio::test(flavor = "multi_thread")]
