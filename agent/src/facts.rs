@@ -3,6 +3,7 @@
 use crate::{
     limits,
     node::facts::{NodeLooker, NodeObject, one_line},
+    policy::PolicyFile,
     upstream::ApiServer,
 };
 use http::Request;
@@ -27,6 +28,8 @@ pub struct Looker {
     pub endpoint: bool,
     /// Looks at the node; a node agent's.
     pub local: Option<NodeLooker>,
+    /// The owner's word on what a node agent is for.
+    pub policy: Arc<PolicyFile>,
     /// What the API server said last.
     pub known: Mutex<Known>,
 }
@@ -106,6 +109,9 @@ impl Looker {
             let said = silent.map_or_else(|| "ok".to_owned(), |trouble| one_line(&trouble.cause, limits::NODE_CAUSE));
             facts.push(("node.api".to_owned(), said));
             local.facts(&mut facts).await;
+            if self.policy.current().stands_in().is_err() {
+                facts.push(("standIn".to_owned(), "0".to_owned()));
+            }
         }
         self.tell(&mut facts);
         match asked {

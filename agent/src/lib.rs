@@ -206,6 +206,7 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
             node: config.node_name.clone(),
             endpoint: room.is_some(),
             local,
+            policy: policy.clone(),
             known: std::sync::Mutex::default(),
         };
         let (tell, facts) = watch::channel(looker.look(&mut told).await);
@@ -215,7 +216,8 @@ pub async fn run(config: Config, stop: CancellationToken, registry: &Registry) -
         let voucher = (config.role == AgentRole::Cluster)
             .then(|| node::vouch::Voucher::new(upstream.clone(), config.node.account.clone()));
         let more_room = room.clone();
-        let more = More { room, inside: Some(places), shells, plans: plans.clone(), voucher };
+        let node = config.role == AgentRole::Node;
+        let more = More { node, room, inside: Some(places), shells, plans: plans.clone(), voucher };
         let rules = Arc::new(ClusterRules::new(upstream.clone()));
         let service = Service::new(upstream.clone(), rules, policy.clone(), metrics.clone(), more);
         let holder = Arc::new(holder);

@@ -36,6 +36,8 @@ pub struct Service<U, R> {
 /// What an agent may serve beside Kubernetes. Streams to what is not there are refused.
 #[derive(Default)]
 pub struct More {
+    /// It is a node agent's.
+    pub node: bool,
     /// Keeps what the cluster's own endpoint needs.
     pub room: Option<Room>,
     /// Services, pods and hosts.
@@ -75,6 +77,10 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
 
     fn begin(self: &Arc<Self>, incoming: IncomingStream, tasks: &mut JoinSet<()>, refusals: &mut JoinSet<()>) {
         match &incoming.header.target {
+            Target::Kube | Target::Inside(_) | Target::Shell if self.more.node && self.stands_apart() => {
+                let why = "the cluster's owner has this node agent act for nobody: spec.standIn of its edge policy";
+                return self.refuse(incoming, RefuseCode::Policy, why, refusals);
+            }
             Target::Inside(_) if self.more.inside.is_none() => {
                 return self.refuse(incoming, RefuseCode::Policy, "this agent reaches the API server alone", refusals);
             }
@@ -132,6 +138,10 @@ impl<U: Upstream, R: Reviewer> Service<U, R> {
         if let Err(e) = serve_kube(incoming, &policy, &*self.upstream, &*self.reviewer).await {
             tracing::debug!(cause = %crate::upstream::chain(&e), "stream ended early");
         }
+    }
+
+    fn stands_apart(&self) -> bool {
+        self.policy.current().stands_in().is_err()
     }
 
     fn refuse(&self, incoming: IncomingStream, code: RefuseCode, message: &str, refusals: &mut JoinSet<()>) {

@@ -47,8 +47,22 @@ struct Spec {
     plugins: Plugins,
     services: services::Services,
     imports: services::Imports,
+    stand_in: StandIn,
     shells: Shells,
     plans: plans::Plans,
+}
+
+/// Whether node agents do what users ask for, by the cluster's right to act as them. Without it: they do.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct StandIn {
+    allow: bool,
+}
+
+impl Default for StandIn {
+    fn default() -> Self {
+        Self { allow: true }
+    }
 }
 
 /// Whether node agents give shells. Without it: to nobody.
@@ -155,6 +169,9 @@ pub enum EdgeDenial {
     /// Nodes give no shells.
     #[error("the cluster's edge policy gives no shells: its owner can switch them on by spec.shells.allow")]
     Shell,
+    /// Node agents act as nobody.
+    #[error("the cluster's edge policy has node agents act for no user: its owner can let them by spec.standIn.allow")]
+    StandIn,
     /// Nodes take no plans.
     #[error("the cluster's edge policy takes no plans: its owner can switch them on by spec.plans.allow")]
     Plans,
@@ -219,6 +236,14 @@ impl EdgePolicy {
     pub fn shell(&self, who: &Identity) -> Result<(), EdgeDenial> {
         self.admit(who)?;
         if self.0.shells.allow { Ok(()) } else { Err(EdgeDenial::Shell) }
+    }
+
+    /// May node agents carry what users ask for: calls to the API server while no cluster agent answers, and shells?
+    ///
+    /// # Errors
+    /// The rule that refuses.
+    pub fn stands_in(&self) -> Result<(), EdgeDenial> {
+        if self.0.stand_in.allow { Ok(()) } else { Err(EdgeDenial::StandIn) }
     }
 
     /// May this plan be done on a node?
@@ -385,6 +410,8 @@ mod tests {
     #[test]
     fn shells_are_given_only_where_the_owner_says_so() {
         let ann = Identity::new("ann", ["dev"]);
+        assert_eq!(EdgePolicy::default().stands_in(), Ok(()));
+        assert_eq!(policy("  standIn: {allow: false}").stands_in(), Err(EdgeDenial::StandIn));
         let open = policy("  shells: {allow: true}\n  impersonation: {denyUsers: [bob]}");
         assert_eq!(open.shell(&ann), Ok(()));
         assert_eq!(EdgePolicy::default().shell(&ann), Err(EdgeDenial::Shell));

@@ -133,7 +133,7 @@ impl Opener<'_> {
         attempt: u32,
     ) -> Result<(Stream, Carried), DialError> {
         let cluster = permit.cluster();
-        let sessions = self.registry.of_cluster(cluster);
+        let sessions = self.registry.carriers(cluster);
         let all: Vec<Candidate> = sessions.iter().map(|s| s.candidate()).collect();
         let mut tried = Vec::new();
         let mut busy = false;

@@ -25,7 +25,7 @@ use moorline_proto::{
     control::{Control, Goodbye, Hello, Welcome},
     id::{Role, SessionId},
 };
-use registry::{Coming, Judging, plain, validity};
+use registry::{Coming, Judging, STANDS_IN, plain, validity};
 use std::{
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -145,8 +145,13 @@ impl Sessions {
         let mut place = None;
         let mut called = node && (self.registry.is_called(&agent) || older.iter().any(|older| older.called));
         if node && !called && older.is_empty() {
-            let zone = greeting.hello.facts.iter().find(|(key, _)| key == "zone").map(|(_, zone)| plain(zone));
-            let found = self.registry.place(cluster.as_str(), zone.as_deref(), self.limits.standby_nodes);
+            let fact =
+                |name: &str| greeting.hello.facts.iter().find(|(key, _)| key == name).map(|(_, says)| plain(says));
+            let zone = fact("zone");
+            // Who is there for its node alone has nothing to stand by for.
+            let apart = fact(STANDS_IN).is_some_and(|says| says == "0");
+            let free = || self.registry.place(cluster.as_str(), zone.as_deref(), self.limits.standby_nodes);
+            let found = if apart { None } else { free() };
             let behind = self.joiner.authority.is_behind(&Origin::of(&greeting.peer_cert));
             called = found.is_none() && self.registry.renews(cluster.as_str(), &greeting.peer_cert, behind);
             if found.is_none() && !called {

@@ -213,7 +213,7 @@ impl Shares {
 
     /// How an export can be reached now.
     fn way(&self, name: &str, export: &Export) -> Way {
-        let sessions = self.registry.of_cluster(&export.cluster);
+        let sessions = self.registry.carriers(&export.cluster);
         let usable = sessions.iter().map(|session| session.candidate()).filter(|c| !c.draining);
         let best = usable.min_by_key(|c| (c.doubt, c.rtt));
         let (well, open) = self.memory().look(name, Instant::now());

@@ -190,7 +190,7 @@ async fn write_cluster(
     for _ in 0..TRIES {
         let Some(mut object) = records.get::<ClusterSpec>(cluster)? else { return Ok(None) };
         let before = object.status.clone().unwrap_or_default();
-        let sessions = registry.of_cluster(cluster);
+        let sessions = registry.carriers(cluster);
         let status = object.status.get_or_insert_default();
         let count = |node: bool| {
             let names: BTreeSet<&str> =

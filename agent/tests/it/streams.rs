@@ -62,8 +62,11 @@ impl World {
 
     fn with<U: Upstream>(dir: tempfile::TempDir, upstream: Arc<U>, rules: Arc<ClusterRules>, metrics: Metrics) -> Self {
         let (hub, agent) = session_pair();
-        let service =
-            Service::new(upstream, rules, Arc::new(PolicyFile::open(None).unwrap()), metrics.clone(), More::default());
+        let policy = dir.path().join("policy.yaml");
+        let policy = Arc::new(PolicyFile::open(policy.exists().then_some(&*policy)).unwrap());
+        // Whose owner may have it act for nobody.
+        let more = More { node: true, ..More::default() };
+        let service = Service::new(upstream, rules, policy, metrics.clone(), more);
         let agent = AbortOnDropHandle::new(tokio::spawn(service.session(agent)));
         Self { hub, metrics, _agent: agent, _dir: dir }
     }
@@ -160,6 +163,28 @@ async fn s02_nobody_and_masters_reach_nothing() {
     let tcp = Target::Inside(Inside { to, payload: Payload::Bytes, labels: Vec::new() });
     let refused = world.open(tcp, None).await.accepted().await;
     assert!(matches!(refused, Err(StreamError::Refused(refusal)) if refusal.code == RefuseCode::Policy));
+    assert!(recorder.log.seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_node_agent_whose_owner_has_it_act_for_nobody_carries_nothing() {
+    let authority = Authority::new();
+    let recorder = Recorder::start(&authority, H2, None).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (upstream, metrics) = upstream(dir.path(), &authority, recorder.addr).await;
+    let policy =
+        "apiVersion: moorline.dev/v1alpha1\nkind: EdgePolicy\nspec: {standIn: {allow: false}, shells: {allow: true}}\n";
+    std::fs::write(dir.path().join("policy.yaml"), policy).unwrap();
+    let rules = Arc::new(ClusterRules::new(upstream.clone()));
+    let world = World::with(dir, upstream, rules, metrics);
+    let to = Destination::host("10.0.0.1", 80).unwrap();
+    let inside = Target::Inside(Inside { to, payload: Payload::Bytes, labels: Vec::new() });
+    for target in [Target::Kube, Target::Shell, inside] {
+        let refused = world.open(target, Some(alice())).await.accepted().await;
+        let said = matches!(&refused, Err(StreamError::Refused(refusal))
+            if refusal.code == RefuseCode::Policy && refusal.message.contains("spec.standIn"));
+        assert!(said, "{:?}", refused.err());
+    }
     assert!(recorder.log.seen.lock().unwrap().is_empty());
 }
 

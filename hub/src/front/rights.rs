@@ -94,7 +94,7 @@ impl Front {
         let grants = self.directory.grants();
         let facts = Facts { identity: &identity, token_clusters: clusters.as_deref(), grants: &grants };
         let told = explain(&facts, verbs.as_deref(), &cluster, &verb);
-        let connected = !self.registry.of_cluster(&cluster).is_empty();
+        let connected = !self.registry.carriers(&cluster).is_empty();
         let known = facts.reaches_all().then(|| self.records.cluster_exists(&cluster));
         json(
             StatusCode::OK,

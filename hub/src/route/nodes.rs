@@ -39,7 +39,9 @@ impl Dial for ShellDial {
             let cluster = permit.cluster();
             let wanted = self.node.as_ref().map(|node| format!("{cluster}.{node}"));
             let mut sessions = self.call.registry.of_cluster(cluster);
-            sessions.retain(|entry| entry.node && wanted.as_ref().is_none_or(|wanted| *wanted == entry.agent));
+            // One that was named and gives none says itself why.
+            sessions
+                .retain(|entry| entry.node && wanted.as_ref().map_or(entry.carries(), |wanted| *wanted == entry.agent));
             if let Some(session) = &self.session {
                 sessions.sort_by_key(|entry| (entry.session.is_draining(), rank(session, &entry.agent)));
             }

@@ -20,6 +20,8 @@ const SHOWN: usize = 64;
 const SHOWN_WHY: usize = 256;
 /// The fact that tells it.
 const WHY: &str = "carrierReason";
+/// The fact that is `0` of a node agent that carries nothing of users'.
+pub(super) const STANDS_IN: &str = "standIn";
 
 /// One session that was let in.
 #[derive(Debug)]
@@ -76,6 +78,14 @@ impl Entry {
             rtt: self.session.rtt(),
         }
     }
+    /// Carries what users ask for. A node agent may be there for its node alone, as its cluster's owner says.
+    pub fn carries(&self) -> bool {
+        !self.node || self.fact(STANDS_IN).is_none_or(|says| says != "0")
+    }
+    /// A node agent that could take what a cluster agent leaves.
+    fn stands_by(&self) -> bool {
+        self.node && self.carries()
+    }
     pub fn certificate_expires(&self) -> SystemTime {
         *self.expires.borrow()
     }
@@ -119,6 +129,13 @@ impl Registry {
         self.lock().clusters.get(cluster).cloned().unwrap_or_default()
     }
 
+    /// Those of a cluster that carry what users ask for.
+    pub fn carriers(&self, cluster: &str) -> Vec<Arc<Entry>> {
+        let mut all = self.of_cluster(cluster);
+        all.retain(|entry| entry.carries());
+        all
+    }
+
     /// The sessions of one agent.
     pub fn of_agent(&self, cluster: &str, agent: &str) -> Vec<Arc<Entry>> {
         let table = self.lock();
@@ -138,17 +155,18 @@ impl Registry {
         let all = table.clusters.get(&entry.cluster).into_iter().flatten();
         let mut others = all.filter(|other| !Arc::ptr_eq(other, entry) && !other.session.is_draining());
         let carries = !entry.node || !others.clone().any(|other| !other.node && !*other.doubt.borrow());
-        carries && others.any(|other| other.node)
+        entry.carries() && carries && others.any(|other| other.stands_by())
     }
 
     /// Whether somebody else could take what this one carries, while node agents stand by: else nobody asks whether it
     /// lives.
     pub fn has_other(&self, entry: &Arc<Entry>) -> bool {
-        let usable =
-            |other: &&Arc<Entry>| !Arc::ptr_eq(other, entry) && !other.session.is_draining() && !*other.doubt.borrow();
+        let usable = |other: &Arc<Entry>| {
+            !Arc::ptr_eq(other, entry) && !other.session.is_draining() && !*other.doubt.borrow() && other.carries()
+        };
         let table = self.lock();
         let all = table.clusters.get(&entry.cluster);
-        all.is_some_and(|all| all.iter().any(|e| e.node) && all.iter().any(|e| usable(&e)))
+        all.is_some_and(|all| all.iter().any(|e| e.stands_by()) && all.iter().any(usable))
     }
 
     /// Lets a parked node agent in when it asks next.
@@ -179,7 +197,7 @@ impl Registry {
         let coming = table.coming.get(cluster).copied().unwrap_or_default();
         let nodes = table.clusters.get(cluster).into_iter().flatten();
         let nodes: Vec<Arc<Entry>> =
-            nodes.filter(|e| e.node && !e.called && !e.session.is_draining()).cloned().collect();
+            nodes.filter(|e| e.stands_by() && !e.called && !e.session.is_draining()).cloned().collect();
         let zones: Vec<Option<String>> = nodes.iter().map(|entry| entry.fact("zone")).collect();
         let standing = nodes.iter().zip(&zones);
         let standing: Vec<Standing<'_>> = standing
@@ -209,7 +227,8 @@ impl Registry {
         let mut table = self.lock();
         table.count += 1;
         let all = table.clusters.entry(entry.cluster.clone()).or_default();
-        let _ = entry.unbroken.set(all.first().map_or(entry.since, |other| other.unbroken())); // it comes once
+        let _ =
+            entry.unbroken.set(all.iter().find(|other| other.carries()).map_or(entry.since, |other| other.unbroken())); // it comes once
         all.push(entry);
         for one in all.iter() {
             one.company.send_replace(());

@@ -80,6 +80,48 @@ async fn a_node_agent_carries_requests_while_there_is_no_cluster_agent() {
     assert_eq!((node.lines().len(), back.lines().is_empty()), (before, false), "handed back at once");
 }
 
+/// Its cluster's owner has it act for nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_agent_that_is_there_for_its_node_alone_carries_nothing() {
+    let world = World::new().await;
+    let agent = world.connected("edge1", Carrier::Tls).await;
+    let user = world.user("ana", &["edge1"]).await;
+    let member = world.nodes(1).await.remove(0);
+    let apart = || world.dial_with(&member, Carrier::Tls, 1, world.hub.addr().port(), &[("standIn", "0")]);
+    assert!(parked(apart().await).is_some(), "nothing to stand by for");
+    // Somebody has something for it to do: it is let in, and still carries nothing.
+    let path = "/k8s/clusters/edge1/shell?node=n0";
+    assert_eq!(world.get(&user, path).await.code, 503);
+    let node = apart().await.unwrap();
+    eventually("there", async || world.standing() == 1.0).await;
+    agent.session.close(CloseCode::Normal, "evicted");
+    eventually("told", async || world.reason().await == "NoAgent").await;
+    assert_eq!(world.get(&user, "/k8s/clusters/edge1/api/v1/nodes").await.code, 503);
+    let cluster = world.get(&world.admin, &format!("{API}/clusters/edge1")).await.json();
+    assert_eq!(cluster["status"]["nodeAgents"].as_u64().unwrap_or_default(), 0, "{cluster}");
+    assert!(node.lines().is_empty(), "{:?}", node.lines());
+    // One that does stand by takes over beside it.
+    let token = world.join_token("edge1", 1, LATE).await;
+    let other = world.join_node(&token, "n9").await;
+    let other = world.dial(&other, Carrier::Tls, 1).await.unwrap();
+    eventually("taken over", async || world.get(&user, "/k8s/clusters/edge1/api/v1/nodes").await.code == 200).await;
+    assert_eq!((other.lines().len(), node.lines().len()), (1, 0));
+}
+
+/// Nor does it take the place of one that does, be it alone in its zone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_agent_that_is_there_for_its_node_alone_takes_nobodys_place() {
+    let world = World::new().await;
+    world.cluster("edge1").await;
+    let members = world.nodes(3).await;
+    let _standing = [world.node_in(&members[0], "a").await.unwrap(), world.node_in(&members[1], "a").await.unwrap()];
+    eventually("standing by", async || world.standing() == 2.0).await;
+    let facts = [("zone", "b"), ("standIn", "0")];
+    let apart = world.dial_with(&members[2], Carrier::Tls, 1, world.hub.addr().port(), &facts).await;
+    assert!(parked(apart).is_some());
+    assert_eq!(world.standing(), 2.0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn few_node_agents_hold_sessions_and_the_others_are_asked_to_come_again() {
     let world = World::with(|config| config.limits.standby_nodes = 2).await;

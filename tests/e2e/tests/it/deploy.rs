@@ -254,7 +254,12 @@ fn live(world: &mut World) -> Result<()> {
             ]
             .as_slice(),
         ),
-        (NODE_AGENT, [("clusterrole", "moorline-node", "")].as_slice()),
+        (
+            NODE_AGENT,
+            ["moorline-node", "moorline-node-stand-in", "moorline-node-drain"]
+                .map(|role| ("clusterrole", role, ""))
+                .as_slice(),
+        ),
     ] {
         let mut granted = BTreeSet::new();
         for (kind, name, namespace) in objects {

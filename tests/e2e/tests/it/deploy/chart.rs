@@ -18,6 +18,7 @@ fn alike(plain: &BTreeMap<String, Value>, chart: &BTreeMap<String, Value>) -> Re
 
 /// What node agents may have besides, as kustomize has it.
 pub const COMPONENTS: &[&[&str]] = &[
+    &["node-apart"],
     &["node-shells"],
     &["node-plans"],
     &["node-drain"],
@@ -31,6 +32,7 @@ pub const COMPONENTS: &[&[&str]] = &[
 
 /// The same as the chart has it.
 const VALUES: &[&[&str]] = &[
+    &["nodes.standIn=false"],
     &["nodes.shells.enabled=true"],
     &["nodes.plans.folders={/var/lib/moorline-plans}"],
     &["nodes.plans.drain=true"],
@@ -108,6 +110,15 @@ fn more_on_nodes(world: &World) -> Result<()> {
     let volumes = pod["volumes"].as_array().context("volumes")?;
     let folders: Vec<&Value> = volumes.iter().filter(|volume| !volume["hostPath"].is_null()).collect();
     ensure!(folders.len() == 1 && folders[0]["name"] == "state", "{folders:?}");
+    // Without the right to act as users nothing but its own node's object is left.
+    let apart = objects(&text(&mut helm(&["nodes.enabled=true", "nodes.standIn=false", "policy.shells.allow=true"]))?)?;
+    let roles =
+        apart.iter().filter(|(name, _)| name.starts_with("ClusterRole /moorline-node") && !name.ends_with("-joins"));
+    let left: Vec<_> = roles.flat_map(|(_, role)| super::rights(role)).collect();
+    ensure!(left == ["get nodes"], "{left:?}");
+    let policy =
+        apart["ConfigMap moorline-nodes/moorline-edge-policy"]["data"]["policy.yaml"].as_str().unwrap_or_default();
+    ensure!(policy.contains("standIn:\n    allow: false") && policy.contains("shells:\n    allow: true"), "{policy}");
     // A node agent on its node's own network finds the node's etcd.
     let on = ["nodes.enabled=true", "nodes.pki.enabled=true", "hostNetwork=true"];
     let chart = objects(&text(&mut helm(&on))?)?;
@@ -116,6 +127,7 @@ fn more_on_nodes(world: &World) -> Result<()> {
     ensure!(pod["containers"][0]["env"].as_array().is_some_and(|env| env.contains(&dirs)), "{pod}");
     room_for_shells()?;
     for bad in [
+        "nodes.standIn=no-one",
         "nodes.shells.enabled=often",
         "nodes.shells.most=0",
         "nodes.shells.most=33",
