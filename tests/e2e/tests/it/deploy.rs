@@ -2,6 +2,7 @@
 //! that nothing uses.
 
 mod chart;
+mod inside;
 
 pub use self::chart::same;
 
@@ -26,7 +27,8 @@ use std::{
 
 /// What the images are called on the node.
 pub const REGISTRY: &str = "docker.io/moorline-test";
-const CLUSTER: &str = "edge1-deploy";
+pub const CLUSTER: &str = "edge1-deploy";
+const NAMESPACES: [&str; 3] = ["moorline-system", "moorline-nodes", "moorline-hub"];
 pub const AGENT: &str = "system:serviceaccount:moorline-system:moorline-agent";
 pub const NODE_AGENT: &str = "system:serviceaccount:moorline-nodes:moorline-node";
 
@@ -94,6 +96,12 @@ pub fn apply<'a>(world: &World, objects: impl IntoIterator<Item = &'a Value>, mo
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Other scenes leave namespaces of these names behind them, which go by themselves: nothing can be made in them until then.
+pub fn emptied(world: &World, namespaces: &[&str]) -> Result<()> {
+    let words = [&["delete", "namespace"], namespaces, &["--ignore-not-found", "--timeout=90s"]].concat();
+    world.edge1.admin(&words).map(drop)
+}
+
 /// The libraries of a program that is not static, as `moorline-pack` takes them.
 pub fn libraries(program: &Path) -> Result<Vec<String>> {
     let Ok(listed) = text(Command::new("ldd").arg(program)) else { return Ok(vec![]) };
@@ -136,7 +144,9 @@ pub fn installed(world: &mut World) -> Result<()> {
     let nodes = world.hub.moorline("admin", &["token", "nodes", "--cluster", CLUSTER])?;
     let pin = nodes.split_once("MOORLINE_HUB_PIN: ").context("a pin")?.1.trim();
     let network = world.edge1.network().context("network")?;
-    let chart = objects(&text(&mut helm(&[
+    let asked_for = inside::settings(world);
+    let mut settings: Vec<&str> = asked_for.iter().map(String::as_str).collect();
+    let own = [
         &format!("hubUrl=https://{}:{}", network.outside, world.hub.port),
         &format!("token={token}"),
         &format!("cluster={CLUSTER}"),
@@ -152,11 +162,15 @@ pub fn installed(world: &mut World) -> Result<()> {
         "hostNetwork=true",
         "extraEnv[0].name=KUBERNETES_SERVICE_HOST,extraEnv[0].value=127.0.0.1",
         &format!("extraEnv[1].name=KUBERNETES_SERVICE_PORT,extraEnv[1].value={}", world.edge1.port),
-    ]))?)?;
+    ];
+    settings.extend(own);
+    let mut chart = objects(&text(&mut helm(&settings))?)?;
+    inside::kubeadm(world, &mut chart)?;
     let is_namespace = |object: &&Value| object["kind"] == "Namespace";
     let mut all = kustomized("agent")?;
     all.extend(kustomized("daemonset-windows")?); // with that for Linux
     all.extend(kustomized("hub")?);
+    emptied(world, &NAMESPACES)?;
     apply(world, all.values().filter(is_namespace), &[])?;
     apply(world, all.values(), &["--dry-run=server"]).context("the manifests")?;
     apply(world, kustomized("endpoint")?.values(), &["--dry-run=server"]).context("the endpoint's manifests")?;
@@ -164,16 +178,17 @@ pub fn installed(world: &mut World) -> Result<()> {
         let all = with_components(world, components)?;
         apply(world, all.values(), &["--dry-run=server"]).with_context(|| format!("{components:?}"))?;
     }
+    let begun = world.edge1.audit().len();
     apply(world, chart.values(), &["--force-conflicts"]).context("the chart")?;
-    let outcome = live(world);
+    let outcome = live(world, begun);
     let logs = world.edge1.admin(&["-n", "moorline-system", "logs", "moorline-agent-0", "--tail=20"]);
     let pods = world.edge1.admin(&["get", "pods", "-A"]);
-    let gone = ["delete", "namespace", "moorline-system", "moorline-nodes", "moorline-hub", "--wait=false"];
-    world.edge1.admin(&gone)?;
+    world.edge1.admin(&[&["delete", "namespace", "--wait=false"], &NAMESPACES[..]].concat())?;
     outcome.with_context(|| format!("{}\n{}", pods.unwrap_or_default(), logs.unwrap_or_default()))
 }
 
-fn live(world: &mut World) -> Result<()> {
+/// What the agents have done is in the API server's audit log, `begun` bytes from its begin on.
+fn live(world: &mut World, begun: usize) -> Result<()> {
     // On the node's own network the second one would wait for the first one's port.
     world.edge1.admin(&["-n", "moorline-system", "scale", "statefulset/moorline-agent", "--replicas=1"])?;
     world.hub.wait_connected(CLUSTER, Duration::from_secs(90))?;
@@ -220,10 +235,12 @@ fn live(world: &mut World) -> Result<()> {
     ensure!(world.hub.metric("moorline_hub_joins_total", &[])? == joins, "the new pod joined");
 
     // Without the cluster's agents the node's stands in.
+    let audited = world.edge1.audit().len();
     world.edge1.admin(&["-n", "moorline-system", "scale", "statefulset/moorline-agent", "--replicas=0"])?;
     eventually("request by the node's agent", Duration::from_secs(60), || {
         traffic()?;
-        ensure!(acted(&world.edge1.audit(), NODE_AGENT), "not by the node's agent");
+        let audit = world.edge1.audit();
+        ensure!(acted(audit.get(audited..).unwrap_or_default(), NODE_AGENT), "not by the node's agent");
         Ok(())
     })?;
     traffic()?;
@@ -242,6 +259,8 @@ fn live(world: &mut World) -> Result<()> {
         said.contains("var:0") && said.contains("kube-ok"),
         "nothing of the pod's is there, and the cluster is: {said}"
     );
+
+    inside::all(world)?;
 
     for (account, objects) in [
         (
@@ -269,7 +288,8 @@ fn live(world: &mut World) -> Result<()> {
             }
             granted.extend(rights(&serde_json::from_str(&world.edge1.admin(&args)?)?));
         }
-        let used = used(&world.edge1.audit(), account);
+        let audit = world.edge1.audit();
+        let used = used(audit.get(begun..).unwrap_or_default(), account);
         // Kubernetes 1.20 ignores Impersonate-Uid; newer ones refuse a request without the right.
         granted.remove("impersonate uids");
         // The second agent does not run here.
@@ -396,6 +416,7 @@ pub fn used(audit: &str, account: &str) -> BTreeSet<String> {
         }
         let (verb, target) = (line["verb"].as_str().unwrap_or_default(), &line["objectRef"]);
         let resource = target["resource"].as_str().unwrap_or_default();
+        let resource = target["subresource"].as_str().map_or(resource.to_owned(), |part| format!("{resource}/{part}"));
         all.insert(format!("{verb} {resource}"));
         all.insert(format!("{verb} {resource} {}", target["name"].as_str().unwrap_or_default()));
     }

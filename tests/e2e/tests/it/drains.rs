@@ -12,7 +12,7 @@ use std::{fs, process::Command, time::Duration};
 const LONG: Duration = Duration::from_secs(120);
 
 /// kubectl as the hub's administrator, at the hub.
-fn hub(world: &World, words: &[&str], input: &str) -> Result<String> {
+pub fn hub(world: &World, words: &[&str], input: &str) -> Result<String> {
     let mut command = Command::new(kubectl());
     command.arg("--kubeconfig").arg(world.hub.data().join("admin.kubeconfig"));
     let output = run(command.args(words), input.as_bytes())?;
@@ -20,17 +20,17 @@ fn hub(world: &World, words: &[&str], input: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn plan(world: &World, name: &str, spec: &Value) -> Result<()> {
+pub fn plan(world: &World, name: &str, spec: &Value) -> Result<()> {
     let object = json!({ "apiVersion": "moorline.dev/v1alpha1", "kind": "NodePlan", "metadata": { "name": name }, "spec": spec });
     hub(world, &["apply", "-f", "-"], &object.to_string()).map(drop)
 }
 
-fn status(world: &World, name: &str) -> Result<Value> {
+pub fn status(world: &World, name: &str) -> Result<Value> {
     let text = hub(world, &["get", "nodeplans.moorline.dev", name, "-o", "json"], "")?;
     Ok(serde_json::from_str::<Value>(&text)?["status"].take())
 }
 
-fn reaches(world: &World, name: &str, phase: &str) -> Result<Value> {
+pub fn reaches(world: &World, name: &str, phase: &str) -> Result<Value> {
     eventually(phase, LONG, || {
         let now = status(world, name)?;
         ensure!(now["phase"] == phase, "{now}");
@@ -97,7 +97,7 @@ fn static_pods(world: &World, node: &str) -> Result<()> {
     hub(world, &["delete", "nodeplans.moorline.dev", "fresh"], "").map(drop)
 }
 
-fn closed(world: &World) -> Result<bool> {
+pub fn closed(world: &World) -> Result<bool> {
     let said = world.edge1.admin(&["get", "nodes", "-o", "jsonpath={.items[0].spec.unschedulable}"])?;
     Ok(said.trim() == "true")
 }

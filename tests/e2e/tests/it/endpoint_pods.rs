@@ -2,7 +2,7 @@
 //! without it; and one context for both ways under the commands that live on long streams.
 
 use crate::{
-    deploy::{AGENT, apply, import, kustomized, rights, used},
+    deploy::{AGENT, apply, emptied, import, kustomized, rights, used},
     streams::{self, Ended, Kubectl, Way},
     world::{ALICE, World},
 };
@@ -133,8 +133,7 @@ fn install(world: &World) -> Result<()> {
         secret("moorline-endpoint-seal", &json!({ "key": "0123456789abcdef0123456789abcdef" })),
         secret("moorline-endpoint-tls", &json!({ "tls.crt": chain, "tls.key": key })),
     ];
-    // Other scenes leave namespaces of this name behind them, which go by themselves.
-    world.edge1.admin(&["delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=90s"])?;
+    emptied(world, &[NAMESPACE])?;
     let is_namespace = |object: &&Value| object["kind"] == "Namespace";
     apply(world, objects.values().filter(is_namespace), &[])?;
     apply(world, secrets.iter(), &["--force-conflicts"])?;

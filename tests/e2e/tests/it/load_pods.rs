@@ -1,7 +1,7 @@
 //! Fifty kubectls work while their cluster loses its agent, with both agents in pods of the real node, as the chart has them.
 
 use crate::{
-    deploy::{NODE_AGENT, REGISTRY, acted, apply, helm, import, objects, ready},
+    deploy::{NODE_AGENT, REGISTRY, acted, apply, emptied, helm, import, objects, ready},
     endpoint_pods::{no_services, services},
     load::{self, Cut, KILLED, Load, SILENT, back},
     nodes,
@@ -55,8 +55,7 @@ fn install(world: &World) -> Result<()> {
     // One, so that there is nobody but the node's when it goes.
     let set = chart.get_mut(&format!("StatefulSet {NAMESPACE}/moorline-agent")).context("StatefulSet")?;
     set["spec"]["replicas"] = serde_json::json!(1);
-    // Other scenes leave namespaces of these names behind them, which go by themselves.
-    world.edge1.admin(&["delete", "namespace", NAMESPACE, NODES, "--ignore-not-found", "--timeout=90s"])?;
+    emptied(world, &[NAMESPACE, NODES])?;
     apply(world, chart.values().filter(|object| object["kind"] == "Namespace"), &[])?;
     apply(world, chart.values(), &["--force-conflicts"])?;
     world.hub.wait_connected(CLUSTER, SOON)?;

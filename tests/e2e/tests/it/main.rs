@@ -20,6 +20,7 @@ mod load_pods;
 mod logins;
 mod nodes;
 mod plans;
+mod plans_kubeadm;
 mod plugins;
 mod plugins_clusters;
 mod recordings;
@@ -57,6 +58,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("a_node_agent_stands_in_while_fifty_clients_work", load::all),
     ("a_node_tells_how_it_is", nodes::facts),
     ("plans_bring_a_deleted_namespace_back", plans::all),
+    ("plans_restore_an_etcd_as_kubeadm_has_it", plans_kubeadm::all),
     ("a_shell_on_a_node_is_its_users", nodes::shells),
     ("a_shells_terminal_is_raw_tells_its_size_and_is_given_back", terminals::all),
     ("sessions_in_terminals_are_recorded_and_replayed", recordings::all),
@@ -66,7 +68,6 @@ const SCENES: &[(&str, Scene)] = &[
     ("deploy_units_run_under_a_real_systemd", units::all),
     ("deploy_an_unused_right_is_named", deploy::judge),
     ("deploy_endpoint_beside_the_agents", deploy::endpoint),
-    ("deploy_agents_run_from_images_and_use_every_right", deploy::installed),
     ("deploy_pods_stand_in_while_fifty_kubectls_work", load_pods::all),
     ("plugin_projects_group_namespaces", plugins::projects),
     ("services_a_prometheus_federates_through_the_hub", services::prometheus),
@@ -87,7 +88,8 @@ const SCENES: &[(&str, Scene)] = &[
     ("a_bundle_in_a_secret_outlives_hub_and_folder", endpoint_kept::all),
     ("terminals_of_the_direct_way_are_recorded_and_taken_over", endpoint_recorded::all),
     ("deploy_endpoint_pods_serve_users_while_the_hub_is_away", endpoint_pods::all),
-    // It evicts what others have left on the node.
+    // These evict what others have left on the node.
+    ("deploy_agents_run_from_images_and_use_every_right", deploy::installed),
     ("plans_empty_a_node_first_and_go_on_after_a_reboot", drains::all),
     // From here on edge2 has no API server.
     ("f40_api_server_down_is_a_502", failures::api_server_down),
