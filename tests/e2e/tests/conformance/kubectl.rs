@@ -8,20 +8,9 @@ use std::{
     process::Command,
 };
 
-/// The kubectls that are here: version and binary.
-pub fn versions() -> Vec<(String, PathBuf)> {
-    let mut all: Vec<(String, PathBuf)> = Vec::new();
-    for binary in [moorline::kubectl(), PathBuf::from("/usr/bin/kubectl")] {
-        let Ok(output) = run(Command::new(&binary).args(["version", "--client"]), b"") else { continue };
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let version = text.split_whitespace().find_map(|w| w.strip_prefix('v')).unwrap_or_default();
-        let version: Vec<&str> = version.split('.').take(2).collect();
-        let version = version.join("_");
-        if !version.is_empty() && !all.iter().any(|(known, _)| *known == version) {
-            all.push((version, binary));
-        }
-    }
-    all
+/// The kubectls that are shown to both: what they are called, and the program.
+pub fn programs() -> [(&'static str, PathBuf); 2] {
+    [("current", moorline::kubectl()), ("1_32", moorline::kubectl_older())]
 }
 
 /// Commands in order, each with its standard input.

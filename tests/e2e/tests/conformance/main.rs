@@ -157,7 +157,7 @@ fn main() {
         Trial::test(row.name, move || with(&world, |world| check(world, &row)))
     });
     let mut trials: Vec<Trial> = trials.collect();
-    for (version, binary) in kubectl::versions() {
+    for (version, binary) in kubectl::programs() {
         for scene in kubectl::scenes() {
             let (world, binary) = (Arc::clone(&world), binary.clone());
             trials.push(Trial::test(format!("kubectl_{version}_{}", scene.name), move || {

@@ -2,8 +2,8 @@
 
 use crate::world::{ALICE, BOB, World};
 use anyhow::{Result, ensure};
-use moorline_e2e::process::{eventually, read_until, run, text};
-use std::{process::Stdio, time::Duration};
+use moorline_e2e::process::{Followed, eventually, run, text};
+use std::time::Duration;
 
 /// Commands whose answer the API determines: run as the same user both ways, compared byte for byte.
 const TABLE: &[&[&str]] = &[
@@ -202,19 +202,9 @@ pub fn lifecycle(world: &mut World) -> Result<()> {
 pub fn watch(world: &mut World) -> Result<()> {
     let mut command = world.through(ALICE, "edge1")?;
     command.args(["-n", "team", "get", "configmaps", "-w", "--output-watch-events", "--no-headers"]);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let out = child.stdout.take().ok_or_else(|| anyhow::anyhow!("no stdout"))?;
-    let (tell, told) = std::sync::mpsc::channel();
-    let reader = std::thread::spawn(move || {
-        read_until(out, Duration::from_secs(180), |seen| {
-            // Once the watch shows what was there before, the changes may begin.
-            if seen.contains("kube-root-ca.crt") {
-                let _ = tell.send(());
-            }
-            seen.matches(" watched-").count() >= 40
-        })
-    });
-    told.recv_timeout(Duration::from_secs(60))?;
+    let mut watch = Followed::spawn(&mut command)?;
+    // Once the watch shows what was there before, the changes may begin.
+    watch.until(Duration::from_secs(60), |seen| seen.contains("kube-root-ca.crt"))?;
     for i in 0..20 {
         world.edge1.admin(&["-n", "team", "create", "configmap", &format!("watched-{i}")])?;
     }
@@ -225,10 +215,7 @@ pub fn watch(world: &mut World) -> Result<()> {
         "configmap",
         "--field-selector=metadata.name!=table,metadata.name!=kube-root-ca.crt",
     ])?;
-    let seen = reader.join().map_err(|_| anyhow::anyhow!("reader panicked"))?;
-    child.kill()?;
-    child.wait()?;
-    let seen = seen?;
+    let seen = watch.until(Duration::from_secs(180), |seen| seen.matches(" watched-").count() >= 40)?;
     for i in 0..20 {
         let name = format!("watched-{i}");
         let lines: Vec<_> = seen.lines().filter(|l| l.split_whitespace().nth(1) == Some(&name)).collect();

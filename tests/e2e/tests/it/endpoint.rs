@@ -5,12 +5,12 @@ use anyhow::{Context, Result, ensure};
 use moorline_e2e::{
     binary,
     moorline::kubectl,
-    process::{Process, eventually, read_until, run, text},
+    process::{Followed, Process, eventually, run, text},
 };
 use serde_json::Value;
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Output},
     time::{Duration, Instant},
 };
 
@@ -249,17 +249,12 @@ fn drill(world: &mut World) -> Result<()> {
     let mut open = Vec::new();
     for _ in 0..SESSIONS {
         let mut watch = world.through(ALICE, "edge2")?;
-        watch.args(["get", "namespaces", "-w", "-o", "name"]).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut watch = watch.spawn()?;
-        let out = watch.stdout.take().context("stdout")?;
-        open.push((watch, out));
+        open.push(Followed::spawn(watch.args(["get", "namespaces", "-w", "-o", "name"]))?);
     }
     // Each has shown what there is, and waits for more: these are sessions, not attempts.
-    let mut running = Vec::new();
-    for (mut watch, out) in open {
-        read_until(out, Duration::from_secs(60), |seen| seen.contains("namespace/default"))?;
-        ensure!(watch.try_wait()?.is_none(), "a session ended by itself");
-        running.push(watch);
+    for watch in &mut open {
+        watch.until(Duration::from_secs(60), |seen| seen.contains("namespace/default"))?;
+        ensure!(watch.ended()?.is_none(), "a session ended by itself");
     }
     let process = world.hub.process.take().context("hub")?;
     process.signal(9);
@@ -273,11 +268,8 @@ fn drill(world: &mut World) -> Result<()> {
     );
     let answer = by_token(world, "webhook", &hers)?;
     ensure!(answer.status.success(), "by the webhook: {}", words(&answer));
-    ensure!(running.len() == SESSIONS, "{} sessions", running.len());
-    for mut session in running {
-        eventually("an end of what went through the hub", Duration::from_secs(30), || {
-            session.try_wait()?.context("still open")
-        })?;
+    for session in &mut open {
+        session.ends(Duration::from_secs(30)).context("what went through the hub")?;
     }
     // One after the other, so that there is an order; who is out stays out.
     for n in 0..RECORDED {

@@ -3,7 +3,7 @@
 
 use crate::{
     deploy::{AGENT, apply, emptied, import, kustomized, rights, used},
-    streams::{self, Ended, Kubectl, Way},
+    streams::{self, Kubectl, Way},
     world::{ALICE, World},
 };
 use anyhow::{Context, Result, ensure};
@@ -11,13 +11,13 @@ use moorline_e2e::{
     binary,
     cluster::Network,
     moorline::kubectl,
-    process::{eventually, read_until, run, text},
+    process::{Followed, eventually, run, text},
 };
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
     path::PathBuf,
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -381,21 +381,15 @@ fn both_ways(world: &mut World, pods: &[String], auto: &Auto) -> Result<()> {
     auto.go(world, "hub", long_streams)?;
     // The hub is killed under a watch and a forwarded port: both end, and what comes next goes the other way.
     let mut watch = auto.kubectl(world)?;
-    watch.args(["-n", "team", "get", "configmaps", "-w", "-o", "name"]).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut watch = Ended(watch.spawn()?);
-    let out = watch.0.stdout.take().context("stdout")?;
-    read_until(out, SOON, |seen| seen.contains("configmap/kube-root-ca.crt"))?;
+    let mut watch = Followed::spawn(watch.args(["-n", "team", "get", "configmaps", "-w", "-o", "name"]))?;
+    watch.until(SOON, |seen| seen.contains("configmap/kube-root-ca.crt"))?;
     let mut forward = auto.kubectl(world)?;
-    forward.args(["-n", "team", "port-forward", "pod/box", ":8080"]).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut forward = Ended(forward.spawn()?);
-    let out = forward.0.stdout.take().context("stdout")?;
-    read_until(out, SOON, |seen| seen.contains("->"))?;
+    let mut forward = Followed::spawn(forward.args(["-n", "team", "port-forward", "pod/box", ":8080"]))?;
+    forward.until(SOON, |seen| seen.contains("->"))?;
     lead_to(world, pods)?;
     kill_hub(world)?;
     for (what, session) in [("watch", &mut watch), ("port-forward", &mut forward)] {
-        eventually(&format!("end of a {what} on a way that is gone"), SOON, || {
-            session.0.try_wait()?.context("still open").map(drop)
-        })?;
+        session.ends(SOON).with_context(|| format!("a {what} on a way that is gone"))?;
     }
     auto.go(world, "direct", long_streams)?;
     // The hub is back, and the node's port takes no new connections; those from before go on.

@@ -8,28 +8,19 @@ use anyhow::{Context, Result, ensure};
 use moorline_e2e::{
     binary,
     moorline::Agent,
-    process::{Process, eventually, read_until, run, text},
+    process::{Followed, Process, eventually, run, text},
 };
 use std::{
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
-/// Starts a watch of alice's through the hub, waits for its first line, and gives the child.
-fn watching(world: &World) -> Result<std::process::Child> {
+/// Starts a watch of alice's through the hub and waits for its first line.
+fn watching(world: &World) -> Result<Followed> {
     let mut command = world.through(ALICE, "edge1")?;
-    command.args(["get", "--raw", "/api/v1/namespaces/team/configmaps?watch=true"]);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let out = child.stdout.take().context("stdout")?;
-    read_until(out, Duration::from_secs(20), |seen| seen.contains("kube-root-ca.crt"))?;
-    Ok(child)
-}
-
-fn ends(child: &mut std::process::Child, limit: Duration) -> Result<std::process::ExitStatus> {
-    let ended = eventually("end", limit, || child.try_wait()?.context("still runs"));
-    let _ = child.kill();
-    let _ = child.wait();
-    ended
+    let mut watch = Followed::spawn(command.args(["get", "--raw", "/api/v1/namespaces/team/configmaps?watch=true"]))?;
+    watch.until(Duration::from_secs(20), |seen| seen.contains("kube-root-ca.crt"))?;
+    Ok(watch)
 }
 
 pub fn copied_identity(world: &mut World) -> Result<()> {
@@ -97,12 +88,12 @@ pub fn api_server_down(world: &mut World) -> Result<()> {
 }
 
 pub fn agent_killed(world: &mut World) -> Result<()> {
-    let mut child = watching(world)?;
+    let mut watch = watching(world)?;
     let bearer = world.bearer(ALICE)?;
     let agent = world.agent1.take().context("agent")?;
     agent.process.signal(9);
     drop(agent);
-    let status = ends(&mut child, Duration::from_secs(30))?;
+    let status = watch.ends(Duration::from_secs(30))?;
     ensure!(!status.success(), "a cut watch looked like a clean end");
     // QUIC sees no end of a killed process: it is the silence that tells.
     eventually("503", Duration::from_secs(40), || {
@@ -121,12 +112,12 @@ pub fn agent_killed(world: &mut World) -> Result<()> {
 }
 
 pub fn hub_drains(world: &mut World) -> Result<()> {
-    let mut child = watching(world)?;
+    let mut watch = watching(world)?;
     let mut process = world.hub.process.take().context("hub")?;
     process.signal(15);
     let code = process.wait(Duration::from_secs(60))?;
     ensure!(code == Some(0), "exit code {code:?}: {}", process.log());
-    ends(&mut child, Duration::from_secs(10))?;
+    watch.ends(Duration::from_secs(10))?;
     world.hub.restart()?;
     for cluster in ["edge1", "edge2"] {
         world.hub.wait_connected(cluster, Duration::from_secs(30))?;

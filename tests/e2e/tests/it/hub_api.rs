@@ -5,12 +5,9 @@ use anyhow::{Context, Result, ensure};
 use moorline_e2e::{
     binary,
     moorline::kubectl as binary_kubectl,
-    process::{eventually, read_until, run, text},
+    process::{Followed, eventually, run, text},
 };
-use std::{
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{process::Command, time::Duration};
 
 pub fn kubectl(world: &mut World) -> Result<()> {
     let admin = world.hub.data().join("admin.kubeconfig");
@@ -31,18 +28,8 @@ pub fn kubectl(world: &mut World) -> Result<()> {
     };
     let yaml = "apiVersion: moorline.dev/v1alpha1\nkind: Cluster\nmetadata: {name: kubectl-made, labels: {a: b}}\nspec: {displayName: one}\n";
     // A watch shows each change as it comes.
-    let mut watch = command(&["get", "clusters", "-w", "--output-watch-events"]).stdout(Stdio::piped()).spawn()?;
-    let out = watch.stdout.take().context("stdout")?;
-    let (ready, is_ready) = std::sync::mpsc::channel();
-    let reader = std::thread::spawn(move || {
-        read_until(out, Duration::from_secs(180), |seen| {
-            if seen.contains("edge2") {
-                let _ = ready.send(());
-            }
-            seen.contains("DELETED")
-        })
-    });
-    is_ready.recv_timeout(Duration::from_secs(60))?;
+    let mut watch = Followed::spawn(&mut command(&["get", "clusters", "-w", "--output-watch-events"]))?;
+    watch.until(Duration::from_secs(60), |seen| seen.contains("edge2"))?;
     ensure!(apply(yaml)?.contains("created"));
     ensure!(apply(yaml)?.contains("unchanged"));
     ensure!(apply(&yaml.replace("one", "two"))?.contains("configured"));
@@ -53,10 +40,7 @@ pub fn kubectl(world: &mut World) -> Result<()> {
     let bad = run(&mut command(&["apply", "-f", "-"]), yaml.replace("displayName", "displayNamme").as_bytes())?;
     ensure!(!bad.status.success() && String::from_utf8_lossy(&bad.stderr).contains("displayNamme"), "{bad:?}");
     ensure!(k(&["delete", "cluster", "kubectl-made"])?.contains("deleted"));
-    let events = reader.join().map_err(|_| anyhow::anyhow!("reader panicked"))?;
-    watch.kill()?;
-    watch.wait()?;
-    let events = events?;
+    let events = watch.until(Duration::from_secs(180), |seen| seen.contains("DELETED"))?;
     ensure!(events.contains("ADDED") && events.contains("MODIFIED"), "{events}");
     // Users see the clusters that they may reach, and no secrets of others.
     let seen = world.hub.moorline(ALICE, &["clusters", "-o", "name"])?;

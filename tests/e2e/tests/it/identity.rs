@@ -2,7 +2,7 @@
 
 use crate::world::{ALICE, BOB, CAROL, World};
 use anyhow::{Context, Result, ensure};
-use moorline_e2e::process::{eventually, run, text};
+use moorline_e2e::process::{Followed, eventually, run, text};
 use serde_json::Value;
 use std::{process::Command, time::Duration};
 
@@ -181,18 +181,10 @@ pub fn errors(world: &mut World) -> Result<()> {
     world.hub.add_user("dora", &["edge1"])?;
     world.edge1.admin(&["-n", "team", "create", "rolebinding", "dora", "--clusterrole=view", "--user=dora"])?;
     let mut watching = world.through("dora", "edge1")?;
-    watching
-        .args(["-n", "team", "get", "configmaps", "-w"])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null());
-    let mut child = watching.spawn()?;
-    let out = child.stdout.take().context("stdout")?;
-    moorline_e2e::process::read_until(out, Duration::from_secs(20), |seen| seen.contains("kube-root-ca.crt"))?;
+    let mut watching = Followed::spawn(watching.args(["-n", "team", "get", "configmaps", "-w"]))?;
+    watching.until(Duration::from_secs(20), |seen| seen.contains("kube-root-ca.crt"))?;
     world.hub.moorline("admin", &["user", "disable", "dora"])?;
-    let ended = eventually("end of a disabled user's watch", REVOKED, || child.try_wait()?.context("still runs"));
-    let _ = child.kill();
-    let _ = child.wait();
-    ended?;
+    watching.ends(REVOKED).context("a disabled user's watch")?;
     ensure!(world.through("dora", "edge1")?.args(["get", "pods"]).output()?.status.code() == Some(1));
     Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::world::{ALICE, World};
 use anyhow::{Context, Result, ensure};
 use moorline_e2e::{
-    moorline::kubectl,
+    moorline::{kubectl, kubectl_older},
     process::{run, text},
 };
 use std::{
@@ -11,16 +11,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// The machine's own kubectl is 1.32.
-const OLDER: &str = "/usr/bin/kubectl";
 /// What one user's scripts run at once.
 const AT_ONCE: usize = 8;
-
-/// Every kubectl that there is here.
-fn versions() -> Vec<PathBuf> {
-    let all = [kubectl(), PathBuf::from(std::env::var("KUBECTL_OLDER").unwrap_or_else(|_| OLDER.to_owned()))];
-    all.into_iter().filter(|program| program.exists()).collect()
-}
 
 /// Makes alice's access token due.
 fn make_due(world: &World) -> Result<()> {
@@ -47,8 +39,7 @@ pub fn credential_plugin(world: &mut World) -> Result<()> {
         command.env("XDG_CONFIG_HOME", &home).arg("--kubeconfig").arg(&config);
         command
     };
-    let programs = versions();
-    ensure!(!programs.is_empty(), "no kubectl");
+    let programs = [kubectl(), kubectl_older()];
     for program in &programs {
         let refreshes = || world.hub.metric("moorline_hub_refreshes_total", &["result=\"ok\""]);
         make_due(world)?;
@@ -81,12 +72,11 @@ pub fn credential_plugin(world: &mut World) -> Result<()> {
             .or_else(|_| world.hub.moorline("admin", &["apikey", "revoke", name]))?;
     }
     make_due(world)?;
-    let program = programs.first().context("a kubectl")?;
-    let output = run(command(program).args(["get", "namespaces"]), b"")?;
+    let output = run(command(&kubectl()).args(["get", "namespaces"]), b"")?;
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(!output.status.success() && words.contains("moorline login https://"), "{words}");
     world.hub.login(ALICE, b"pw-of-alice-123456")?;
-    text(command(program).args(["get", "namespaces"])).map(drop)?;
+    text(command(&kubectl()).args(["get", "namespaces"])).map(drop)?;
     for path in std::fs::read_dir(&world.dir)?.flatten().map(|entry| entry.path()) {
         // Kubeconfigs with the token of the login that has ended.
         if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("alice-edge")) {

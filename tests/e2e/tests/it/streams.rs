@@ -2,13 +2,19 @@
 
 use crate::world::{ALICE, World};
 use anyhow::{Context, Result, ensure};
-use moorline_e2e::process::{eventually, read_until, run, text};
+use moorline_e2e::{
+    moorline::kubectl_older,
+    process::{Followed, eventually, run, text},
+};
 use std::{
     io::Write,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
+
+/// Within which a stream shows what it is there for.
+const SOON: Duration = Duration::from_secs(20);
 
 const POD: &str = r#"
 apiVersion: v1
@@ -28,15 +34,6 @@ spec:
       httpd -p 8080 -h /www
       i=0; while true; do i=$((i+1)); echo "tick $i"; sleep 0.2; done & cat
 "#;
-
-/// A child that is killed when a scene ends early.
-pub struct Ended(pub Child);
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// How kubectl is asked to carry its streams.
 #[derive(Clone, Copy, Debug)]
@@ -112,31 +109,19 @@ impl Kubectl<'_> {
     }
 
     pub fn attach(&self) -> Result<()> {
-        let mut child = Ended(
-            self.command(&["attach", "-i", "box"])?
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()?,
-        );
-        let mut stdin = child.0.stdin.take().context("stdin")?;
+        let mut attached = Followed::spawn(self.command(&["attach", "-i", "box"])?.stdin(Stdio::piped()))?;
+        let mut stdin = attached.input()?;
         stdin.write_all(b"typed into attach\n")?;
         stdin.flush()?;
-        let out = child.0.stdout.take().context("stdout")?;
-        read_until(out, Duration::from_secs(20), |seen| seen.contains("typed into attach") && seen.contains("tick"))
+        attached
+            .until(SOON, |seen| seen.contains("typed into attach") && seen.contains("tick"))
             .with_context(|| format!("{:?}: attach", self.way))?;
         Ok(())
     }
 
     pub fn forward(&self) -> Result<()> {
-        let mut child = Ended(
-            self.command(&["port-forward", "pod/box", ":8080"])?
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()?,
-        );
-        let out = child.0.stdout.take().context("stdout")?;
-        let seen = read_until(out, Duration::from_secs(20), |seen| seen.contains("->") && seen.contains('\n'))?;
+        let mut forward = Followed::spawn(&mut self.command(&["port-forward", "pod/box", ":8080"])?)?;
+        let seen = forward.until(SOON, |seen| seen.contains("->") && seen.contains('\n'))?;
         let port: u16 = seen
             .split("127.0.0.1:")
             .nth(1)
@@ -152,11 +137,8 @@ impl Kubectl<'_> {
     }
 
     pub fn logs(&self) -> Result<()> {
-        let mut child = Ended(
-            self.command(&["logs", "-f", "--tail=1", "box"])?.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?,
-        );
-        let out = child.0.stdout.take().context("stdout")?;
-        let seen = read_until(out, Duration::from_secs(20), |seen| seen.matches("tick").count() >= 8)?;
+        let mut following = Followed::spawn(&mut self.command(&["logs", "-f", "--tail=1", "box"])?)?;
+        let seen = following.until(SOON, |seen| seen.matches("tick").count() >= 8)?;
         // Followed lines come one by one, none lost, none doubled.
         let ticks: Vec<u64> = seen.lines().filter_map(|l| l.strip_prefix("tick ")?.parse().ok()).collect();
         ensure!(ticks.windows(2).all(|w| w[1] == w[0] + 1), "{ticks:?}");
@@ -167,8 +149,7 @@ impl Kubectl<'_> {
     /// An object applied, applied again, seen by a watch that was there before, and deleted.
     pub fn objects(&self) -> Result<()> {
         let watch = ["get", "configmap", "-w", "-o", "jsonpath={.metadata.name}={.data.k}{\"\\n\"}"];
-        let mut child = Ended(self.command(&watch)?.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?);
-        let out = child.0.stdout.take().context("stdout")?;
+        let mut watch = Followed::spawn(&mut self.command(&watch)?)?;
         for value in ["one", "two"] {
             let object = format!(
                 r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"older"}},"data":{{"k":"{value}"}}}}"#
@@ -176,8 +157,7 @@ impl Kubectl<'_> {
             let made = run(&mut self.command(&["apply", "-f", "-"])?, object.as_bytes())?;
             ensure!(made.status.success(), "{:?}: apply: {made:?}", self.way);
         }
-        read_until(out, Duration::from_secs(20), |seen| seen.contains("older=two"))
-            .with_context(|| format!("{:?}: watch", self.way))?;
+        watch.until(SOON, |seen| seen.contains("older=two")).with_context(|| format!("{:?}: watch", self.way))?;
         text(&mut self.command(&["delete", "configmap", "older"])?)?;
         Ok(())
     }
@@ -185,14 +165,8 @@ impl Kubectl<'_> {
     /// kubectl proxy leaves out the path of the kubeconfig's server unless it is told to append it: without the flag it
     /// asks the hub's own API, as it would any server behind a path.
     fn proxy(&self, world: &World) -> Result<()> {
-        let mut child = Ended(
-            self.command(&["proxy", "--append-server-path", "--port=0"])?
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()?,
-        );
-        let out = child.0.stdout.take().context("stdout")?;
-        let seen = read_until(out, Duration::from_secs(20), |seen| seen.contains('\n'))?;
+        let mut proxy = Followed::spawn(&mut self.command(&["proxy", "--append-server-path", "--port=0"])?)?;
+        let seen = proxy.until(SOON, |seen| seen.contains('\n'))?;
         let address = seen.trim().rsplit(' ').next().context("address")?.to_owned();
         let get = |path: &str| {
             text(Command::new("curl").args(["-sS", "--fail-with-body", &format!("http://{address}{path}")]))
@@ -240,16 +214,11 @@ pub fn all(world: &mut World) -> Result<()> {
     })
 }
 
-/// U09: the machine's other kubectl, two minors or more behind, where there is one.
+/// U09: a kubectl that is older by five minors.
 pub fn older_kubectl(world: &mut World) -> Result<()> {
-    let binary = "/usr/bin/kubectl";
-    if !Path::new(binary).exists() {
-        println!("no second kubectl on this machine: nothing compared");
-        return Ok(());
-    }
     pod(world)?;
     let start = || {
-        let mut command = Command::new(binary);
+        let mut command = Command::new(kubectl_older());
         command.arg("--kubeconfig").arg(world.hub.kubeconfig(ALICE, "edge1")?);
         Ok(command)
     };

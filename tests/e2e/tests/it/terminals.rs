@@ -3,15 +3,13 @@
 
 use crate::{
     nodes::{join, shell_root},
-    streams::Ended,
     world::{ALICE, World},
 };
-use anyhow::{Context, Result, ensure};
-use moorline_e2e::process::{eventually, text};
+use anyhow::{Result, ensure};
+use moorline_e2e::process::{Followed, eventually, text};
 use std::{
-    io::{Read, Write},
+    io::Write,
     process::{ChildStdin, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -19,29 +17,19 @@ const LONG: Duration = Duration::from_secs(30);
 
 /// A program that is typed into, such as util-linux' script, which gives it a terminal.
 pub struct Terminal {
-    script: Ended,
+    script: Followed,
     keys: ChildStdin,
-    shown: Arc<Mutex<String>>,
 }
 
 impl Terminal {
     pub fn begin(mut script: Command) -> Result<Self> {
-        let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-        let (keys, mut out) = (child.stdin.take().context("stdin")?, child.stdout.take().context("stdout")?);
-        let shown: Arc<Mutex<String>> = Arc::default();
-        let seen = Arc::clone(&shown);
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(n @ 1..) = out.read(&mut buffer) {
-                let text = String::from_utf8_lossy(buffer.get(..n).unwrap_or_default());
-                seen.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
-            }
-        });
-        Ok(Self { script: Ended(child), keys, shown })
+        let mut script = Followed::spawn(script.stdin(Stdio::piped()))?;
+        let keys = script.input()?;
+        Ok(Self { script, keys })
     }
 
     pub fn shown(&self) -> String {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.script.shown()
     }
 
     pub fn type_in(&mut self, keys: &str) -> Result<()> {
@@ -51,13 +39,9 @@ impl Terminal {
 
     /// Ends its input, and waits until it has ended over that.
     pub fn end(self) -> Result<()> {
-        let Self { mut script, keys, shown } = self;
+        let Self { mut script, keys } = self;
         drop(keys);
-        eventually("its end", LONG, || {
-            let shown = || shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            ensure!(script.0.try_wait()?.is_some(), "{}", shown());
-            Ok(())
-        })
+        script.ends(LONG).map(drop)
     }
 
     pub fn until(&self, what: &str) -> Result<()> {
